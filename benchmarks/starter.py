@@ -1,0 +1,50 @@
+"""How good is the starter model? Does it draw what prompts ask for, as the judge sees it, and how fast?
+
+    python benchmarks/starter.py
+
+Writes `benchmarks/results/starter.json` and `starter.png`.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from clora_core.base_diffusers import open_base
+from clora_core.commands.bench import machine
+from clora_core.museum import Museum
+from clora_core.sampling import Sampling, sample
+from clora_core.sheets import grid
+from clora_core.starter.exam import LATENT_SHAPE, drawn, plain_prompts
+from clora_core.starter.judge import load_judge, read, recognised
+from clora_core.starter.subjects import IDENTITIES
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLES, SEED = 500, 1
+
+
+def main() -> None:
+    base, judge = open_base("starter"), load_judge()
+    share, shown = plain_prompts(base, Museum(base.fingerprint), judge, count=SAMPLES, seed=SEED)
+    sample(base, ["a photo of a cat"], latent_shape=LATENT_SHAPE)
+    begun = time.perf_counter()
+    sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=LATENT_SHAPE)
+    seconds = time.perf_counter() - begun
+    told_apart = {name: recognised(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES}
+    report = {
+        "prompted attributes found, relative to drawn pictures": share,
+        "samples": SAMPLES,
+        "seed": SEED,
+        "seconds for one picture, 20 steps": seconds,
+        "drawn identities that the judge tells apart": told_apart,
+        "machine": machine(torch.device("cpu")),
+    }
+    text = json.dumps(report, indent=2)
+    (RESULTS / "starter.json").write_text(text + "\n", encoding="utf-8")
+    grid(shown[:48], columns=12).save(RESULTS / "starter.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The seam: all that the engine asks of a model.
+
+`base_diffusers.py` implements it over diffusers and transformers, `nodes/host.py` over a running ComfyUI. Everything
+above this file works with either.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .concept import ConceptToken
+from .projections import Architecture, Projection, architecture_of
+
+Prediction = Literal["epsilon", "v_prediction"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Which base a museum belongs to: the architecture's name and a hash of its key and value projections."""
+
+    architecture: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.architecture} · {self.digest[:8]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise that the model was trained with: ᾱ of each timestep (T,), float32, and what the model predicts."""
+
+    alphas_cumprod: Tensor
+    prediction: Prediction
+
+    def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1 - ᾱ) at the timesteps, (b, 1, 1, 1) each, float32."""
+        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ·latents + √(1 - ᾱ)·noise."""
+        signal, noisy = self.coefficients(timesteps)
+        return signal * latents + noisy * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model should predict: the noise, or the velocity √ᾱ·noise - √(1 - ᾱ)·latents."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, noisy = self.coefficients(timesteps)
+        return signal * noise - noisy * latents
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """A batch of encoded prompts: states (b, tokens, width) and, for SDXL, the pooled vectors (b, width)."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
+        return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
+
+
+class Base(Protocol):
+    """A frozen text-to-image model."""
+
+    fingerprint: Fingerprint
+    architecture: Architecture
+    modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
+    schedule: Schedule
+    device: torch.device
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The way back: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
+        ...
+
+    def vocabulary(self) -> Mapping[str, Tensor]:
+        """The frozen word table of each text encoder: its name → (words, width)."""
+        ...
+
+    def word_vectors(self, word: str) -> Mapping[str, Tensor]:
+        """An existing word's vectors: the encoder's name → (tokens, width). Raises ConceptError if it is unknown."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's raw prediction for latents noised as `schedule` says; gradients flow. float32."""
+        ...
+
+    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[None]:
+        """While entered, the model can be differentiated through, in that precision; afterwards all is as it was."""
+        ...
+
+
+def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
+    """The fingerprint of a base, the same for its float16 and its float32 copy.
+
+    Only each projection's first row goes in, so that it takes no time at any size.
+    """
+    digest = hashlib.sha256()
+    for projection, module in modules.items():
+        row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
+        digest.update(f"{projection.path} {projection.shape}".encode())
+        digest.update(row.numpy().tobytes())
+    return Fingerprint(architecture_of(modules).name, digest.hexdigest())

@@ -1,0 +1,44 @@
+"""The commands, headless: `python -m clora_core <command> --help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .commands import bench, demo, export, learn, show, view
+from .errors import Cancelled, CLoRAError
+
+EXAMPLES = """
+first steps:
+  python -m clora_core demo
+      learns three characters on the built-in model and measures what is forgotten (no downloads, minutes on a CPU)
+
+your own pictures, over your own model:
+  python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-cat>" --images cat/
+  python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-dog>" --images dog/
+  python -m clora_core view  --base sd15.safetensors --museum my.museum.safetensors \\
+                             --prompt "<my-cat> and <my-dog> on a sofa" --out both.png
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 for an error that has been said, 130 when stopped by Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clora_core",
+        description="Teach a text-to-image model one concept after another, keep all of them in one museum file, and "
+        "use them by name.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="", required=True)
+    for command in (demo, learn, view, show, export, bench):
+        command.add(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed, print)
+    except CLoRAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (Cancelled, KeyboardInterrupt) as stopped:
+        print(f"\n{stopped or 'Stopped.'}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,150 @@
+"""`learn`: teach one concept and put it into a museum file; stop at any time, go on with the same command."""
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import typing
+from pathlib import Path
+
+from ..base import Base
+from ..concept import Concept, check_word
+from ..errors import Cancelled, LearningError
+from ..learn import Progress, learn, learning_key
+from ..learning_state import LearningState
+from ..museum import Museum
+from ..pictures import read_folder, thumbnail
+from ..recipe import RECIPES, Recipe, recipe_named
+from ..regularizers import SelfRegularization
+from ..storage import check_target, load_museum, load_state, save_museum, save_state
+from .model import add_base, open_chosen
+from .progress import Bar, Say, listening_for_ctrl_c
+
+SAVE_EVERY = 50  # steps between two autosaves
+
+NUMBERS = {
+    "rank": "rank of every delta; more holds more detail and takes more room",
+    "steps": "updates",
+    "learning_rate": "of the deltas",
+    "token_learning_rate": "of the word's vectors",
+    "batch_size": "pictures seen at once",
+    "accumulation": "batches gathered before every update",
+    "clip_norm": "longest gradient of an update",
+    "weight_decay": "of the deltas",
+    "schedule": "how the learning rates go: constant, cosine or linear (to zero)",
+    "warmup": "share of the steps in which the rates rise from zero",
+    "min_snr_gamma": "min-SNR weighting of timesteps; 5 is usual, 0 is off",
+    "precision": "fp32, bf16 or fp16",
+    "seed": "of everything random while learning",
+}
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "learn",
+        help="teach a model one concept from a folder of pictures",
+        description="Learn a new word from a folder of pictures and add it to a museum (made if it is not there). "
+        "Captions may lie beside the pictures as .txt files; write {word} where the new word belongs. "
+        "Ctrl-C keeps what was learned so far; the same command goes on from there.",
+    )
+    add_base(parser)
+    parser.add_argument("--museum", type=Path, required=True, help="museum file to add to")
+    parser.add_argument("--word", required=True, help='the new word, such as "<my-cat>"')
+    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+    parser.add_argument(
+        "--kind", choices=["object", "style"], default="object", help="what the pictures share (object)"
+    )
+    parser.add_argument("--template", default="", help='what is said of each picture ("a photo of {word}")')
+    parser.add_argument("--vectors", type=int, default=1, help="vectors of the word (1)")
+    parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
+    parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="c-lora", help="how to learn (c-lora)")
+    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
+    parser.add_argument("--forgetting-weight", type=float, help="κ of C-LoRA's penalty, relative to the loss")
+    parser.add_argument("--forgetting-lambda", type=float, help="the paper's absolute λ instead (its own is 1e8)")
+    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
+    defaults = Recipe()
+    types = typing.get_type_hints(Recipe)
+    for name, meaning in NUMBERS.items():
+        kind = types[name]
+        options: dict = {"type": kind} if kind in (int, float) else {"choices": typing.get_args(kind)}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{meaning} ({getattr(defaults, name)})", **options)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> None:
+    check_target(arguments.museum)
+    recipe = chosen_recipe(arguments)
+    check_word(arguments.word)
+    base = open_chosen(arguments)
+    museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
+    resolution = arguments.resolution or base.resolution_px
+    pictures, captions = read_folder(arguments.images, resolution_px=resolution)
+    concept = Concept(
+        arguments.word,
+        pictures,
+        arguments.kind,
+        arguments.template,
+        captions,
+        arguments.vectors,
+        arguments.start,
+        arguments.token_seed,
+    )
+    say(f"Learning {concept.word} from {len(pictures)} pictures over {base.fingerprint}, recipe {recipe.method}.")
+    museum = learn_keeping(base, museum, concept, recipe, state_path(arguments.museum, concept.word), say)
+    learned = museum.exhibits[-1]
+    facts = {**learned.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    learned = dataclasses.replace(learned, facts=facts, thumbnail=thumbnail(pictures[0]))
+    museum = dataclasses.replace(museum, exhibits=(*museum.exhibits[:-1], learned))
+    path = save_museum(museum, arguments.museum, overwrite=True)
+    state_path(arguments.museum, concept.word).unlink(missing_ok=True)
+    say(f"{path} now holds: {', '.join(museum.words)}")
+
+
+def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The named recipe with the numbers that were given."""
+    numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
+    numbers |= {"flip": arguments.flip, "checkpointing": arguments.checkpointing}
+    recipe = recipe_named(arguments.recipe, **numbers)
+    if arguments.forgetting_lambda is not None:
+        return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
+    if arguments.forgetting_weight is not None:
+        return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_weight),))
+    return recipe
+
+
+def learn_keeping(base: Base, museum: Museum, concept: Concept, recipe: Recipe, path: Path, say: Say) -> Museum:
+    """Learn with a progress bar and autosaves at `path`; go on from there if it holds a state of this very learning."""
+    resume = _resumable(path, learning_key(museum, concept, recipe), say)
+    with listening_for_ctrl_c() as pressed, Bar(concept.word, recipe.steps) as bar:
+
+        def report(progress: Progress) -> None:
+            bar.report(progress)
+            if pressed.is_set() or progress.step % SAVE_EVERY == 0:
+                save_state(progress.snapshot(), path)
+            if pressed.is_set():
+                raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")
+
+        try:
+            return learn(base, museum, concept, recipe, report=report, resume=resume)
+        except LearningError as error:
+            if error.state and error.state.step:
+                save_state(error.state, path)
+            raise
+
+
+def state_path(museum: Path, word: str) -> Path:
+    """Where an unfinished learning of this word is kept, beside its museum."""
+    return museum.with_name(f"{museum.stem}.{hashlib.sha256(word.encode()).hexdigest()[:8]}.learning.safetensors")
+
+
+def _resumable(path: Path, key: str, say: Say) -> LearningState | None:
+    if not path.exists():
+        return None
+    state = load_state(path)
+    if state.key != key:
+        say(f"{path} holds an unfinished learning with other pictures or numbers; starting anew.")
+        return None
+    say(f"Going on from step {state.step}.")
+    return state

@@ -1,0 +1,59 @@
+"""What a person at a terminal sees while it works."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from tqdm import tqdm
+
+from ..learn import Progress
+
+Say = Callable[[str], None]  # how a command speaks; `cli.main` passes print
+
+
+class Bar:
+    """A progress bar with the parts of the loss beside it; silent once it is closed."""
+
+    def __init__(self, title: str, steps: int) -> None:
+        self._bar = tqdm(total=steps, desc=title, leave=False, dynamic_ncols=True)
+
+    def report(self, progress: Progress) -> None:
+        """A `report` callback for `learn`."""
+        self.at(progress.step, " ".join(f"{name} {value:.4f}" for name, value in progress.losses.items()))
+
+    def at(self, done: int, text: str = "") -> None:
+        """So much is done."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def of(self, done: int, steps: int) -> None:
+        """A `report` callback for `sample`."""
+        self._bar.total = steps
+        self.at(done)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def listening_for_ctrl_c() -> Iterator[threading.Event]:
+    """While entered, a first Ctrl-C only sets the event, so that work can stop between steps; a second one kills."""
+    pressed = threading.Event()
+
+    def heard(number: int, frame: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

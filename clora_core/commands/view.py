@@ -1,0 +1,81 @@
+"""`view`: sample pictures of a prompt in which the words of a museum may stand."""
+
+import argparse
+from pathlib import Path
+
+from ..attach import attached
+from ..concept import mentions
+from ..errors import CLoRAError, MuseumError
+from ..museum import Museum
+from ..sampling import Sampling, sample
+from ..sheets import grid
+from ..storage import load_museum
+from .model import add_base, open_chosen
+from .progress import Bar, Say
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "view",
+        help="sample pictures with a museum's words",
+        description="Sample pictures of a prompt. All exhibits are applied, as in the paper, or those that are named.",
+    )
+    add_base(parser)
+    parser.add_argument("--museum", type=Path, required=True, help="museum file")
+    parser.add_argument("--prompt", required=True, help='such as "a photo of <my-cat> in the snow"')
+    parser.add_argument("--out", type=Path, default=Path("view.png"), help="picture to write (view.png)")
+    parser.add_argument("--exhibits", nargs="+", metavar="WORD[:STRENGTH]", help='such as "<my-cat>" "<my-dog>:0.8"')
+    parser.add_argument("--strength", type=float, default=1.0, help="of all exhibits (1)")
+    parser.add_argument("--count", type=int, default=4, help="how many pictures (4)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (7.5; 3 on the starter)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's own)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> None:
+    base = open_chosen(arguments)
+    strengths = {word: strength * arguments.strength for word, strength in wanted(arguments.exhibits or []).items()}
+    museum = load_museum(arguments.museum, words=list(strengths) or None)
+    check_over(museum, base.fingerprint)
+    strengths = strengths or {word: float(arguments.strength) for word in museum.words}
+    if not any(mentions(arguments.prompt, word) for word in museum.words):
+        say(f"Note: the prompt holds none of the museum's words ({', '.join(museum.words)}).")
+    guidance = arguments.guidance or (3.0 if base.architecture.name == "starter" else 7.5)
+    size = arguments.size or base.resolution_px
+    count = max(1, arguments.count)
+    with attached(base, museum.dense(strengths)), Bar("sampling", 1) as bar:
+        pictures = sample(
+            base,
+            [arguments.prompt] * count,
+            museum.tokens,
+            Sampling(arguments.steps, guidance, arguments.seed),
+            latent_shape=base.latent_shape(size, size),
+            report=bar.of,
+        )
+    try:
+        grid(pictures, columns=min(4, count)).save(arguments.out)
+    except (OSError, ValueError) as error:
+        raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
+    say(f"{arguments.out}: {count} pictures of “{arguments.prompt}”")
+
+
+def wanted(entries: list[str]) -> dict[str, float]:
+    """ "<my-cat>" or "<my-cat>:0.8" → word and strength."""
+    chosen = {}
+    for entry in entries:
+        word, _, strength = entry.partition(":")
+        try:
+            chosen[word.strip()] = float(strength) if strength else 1.0
+        except ValueError:
+            raise MuseumError(f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8.") from None
+    return chosen
+
+
+def check_over(museum: Museum, base: object) -> None:
+    """Raise where a museum meets a model that it was not made over."""
+    if museum.base != base:
+        raise MuseumError(
+            f"This museum was made over '{museum.base}', the loaded model is '{base}'. Load its own base."
+        )

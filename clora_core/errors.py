@@ -1,0 +1,35 @@
+"""The one exception family. A message names the offending value, the rule, and the way out."""
+
+from .learning_state import LearningState
+
+
+class CLoRAError(Exception):
+    """Anything this package refuses; its message is written for the person at the keyboard."""
+
+
+class ConceptError(CLoRAError):
+    """What shall be learned cannot be: a bad word, no pictures, captions of another count."""
+
+
+class BaseModelError(CLoRAError):
+    """The model cannot be used: no separate key/value projections, a broken checkpoint, not the museum's base."""
+
+
+class MuseumError(CLoRAError):
+    """A museum, or a file of one, that cannot be read, written or combined."""
+
+
+class RecipeError(CLoRAError):
+    """A number or name of a recipe that makes no sense."""
+
+
+class LearningError(CLoRAError):
+    """Learning had to stop, for example at a loss that is not finite. `state` is the last good one, if there is one."""
+
+    def __init__(self, message: str, state: LearningState | None = None) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class Cancelled(Exception):  # noqa: N818  (a wish, not an error)
+    """Raised by a `report` callback to stop learning; what was learned so far stays resumable."""

@@ -1,0 +1,166 @@
+"""Learn one concept: the one training loop, whatever the model and the recipe.
+
+Every draw depends on the recipe's seed and the step's number alone, so the same inputs give the same museum, and a
+resumed learning gives what an uninterrupted one would have given.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attach import attached
+from .base import Base
+from .concept import Concept
+from .errors import BaseModelError, ConceptError, LearningError
+from .learning_state import LearningState
+from .lesson import Lesson
+from .museum import Exhibit, Museum
+from .objective import diffusion_loss
+from .optimizer import Optimizer
+from .recipe import Recipe
+from .start import Trained, start
+from .step import Setting
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What a `report` callback is told after every update.
+
+    losses: "diffusion" and each regularizer by name, as they entered the sum. trained: the deltas and the word as they
+    are now. snapshot: gives a state that `learn(resume=…)` goes on from.
+    """
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    trained: Trained
+    snapshot: Callable[[], LearningState]
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
+
+
+def learn(
+    base: Base,
+    museum: Museum,
+    concept: Concept,
+    recipe: Recipe,
+    *,
+    report: Callable[[Progress], None] | None = None,
+    resume: LearningState | None = None,
+) -> Museum:
+    """The museum with one more exhibit. Neither the base nor the museum that comes in is changed.
+
+    `report` hears of every update and may raise to stop; its exception passes through. Raises LearningError, with the
+    last good state in it, when the loss or its gradient is no longer finite.
+    """
+    check_learnable(base, museum, concept)
+    with torch.inference_mode(False), torch.enable_grad():
+        lesson = Lesson.prepared(base, concept, recipe)
+        trained = start(base, concept, recipe)
+        optimizer = Optimizer(trained, recipe, base.device)
+        book = _Book(learning_key(museum, concept, recipe), trained, optimizer)
+        past = {projection: moved.to(base.device) for projection, moved in museum.dense().items()}
+        with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing), attached(base, past):
+            first_word = trained.token(concept.word)
+            setting = Setting(base, concept, past, lambda: lesson.reference_loss(first_word))
+            terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
+            if resume is not None:
+                book.open_at(resume)
+            with attached(base, trained.deltas):
+                for index in range(len(book.losses), recipe.steps):
+                    losses = dict.fromkeys(("diffusion", *terms), 0.0)
+                    for part in range(recipe.accumulation):
+                        step = lesson.step(index * recipe.accumulation + part, trained)
+                        values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
+                        values |= {name: term(step) for name, term in terms.items()}
+                        optimizer.gather(torch.stack(list(values.values())).sum())
+                        for name, value in values.items():
+                            losses[name] += value.item() / recipe.accumulation
+                    if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
+                        raise LearningError(_not_finite(concept.word, index, losses, recipe), book.state())
+                    book.losses.append(sum(losses.values()))
+                    if report:
+                        report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+        learned = trained.kept()
+    facts = {"pictures": len(concept.pictures), "loss": book.losses[-1]}
+    token = learned.token(concept.word)
+    return museum.with_exhibit(Exhibit(token, learned.deltas, recipe, concept.kind, concept.prompt, facts))
+
+
+def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:
+    """Raise for a museum over another base, and for a word that it already holds."""
+    if museum.base != base.fingerprint:
+        raise BaseModelError(
+            f"This museum was made over '{museum.base}', the loaded model is '{base.fingerprint}'. "
+            "Load the museum's own base, or start a new museum."
+        )
+    if concept.word in museum.words:
+        place = museum.words.index(concept.word) + 1
+        raise ConceptError(
+            f"The word '{concept.word}' already names exhibit {place} of this museum. "
+            "Choose another word, or remove that exhibit first."
+        )
+
+
+def learning_key(museum: Museum, concept: Concept, recipe: Recipe) -> str:
+    """A fingerprint of everything that decides what is learned: base, museum, concept, pictures and numbers."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(json.dumps(value, sort_keys=True).encode())
+
+    add([museum.base.architecture, museum.base.digest, recipe.to_json()])
+    for exhibit in museum.exhibits:
+        for projection, delta in exhibit.deltas.items():
+            add(projection.path)
+            add(delta.up)
+            add(delta.down)
+    add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
+    add(concept.pictures)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Book:
+    """Where a learning stands: what `LearningState` is written from and read into."""
+
+    key: str
+    trained: Trained
+    optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        self.losses: list[float] = []
+
+    def state(self) -> LearningState:
+        tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.memory().items()}
+        return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
+
+    @torch.no_grad()
+    def open_at(self, state: LearningState) -> None:
+        if state.key != self.key:
+            raise LearningError("This saved state belongs to another learning (other pictures, museum or numbers).")
+        for name, value in self.trained.parameters().items():
+            value.copy_(state.tensors[f"trained.{name}"])
+        prefix = "optimizer."
+        memory = {name.removeprefix(prefix): v for name, v in state.tensors.items() if name.startswith(prefix)}
+        self.optimizer.remember(memory)
+        self.losses = list(state.losses)
+
+
+def _not_finite(word: str, index: int, losses: Mapping[str, float], recipe: Recipe) -> str:
+    broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+    what = f"the loss ({broken})" if broken else "the gradient"
+    advice = "a lower learning rate" if recipe.precision == "fp32" else "precision fp32, or a lower learning rate"
+    return f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {advice}."

@@ -1,0 +1,90 @@
+"""The pictures of one concept, ready to be shown to the model: cached latents, and prompts encoded as needed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Base, Conditioning
+from .concept import Concept, ConceptToken
+from .recipe import Recipe
+from .seeds import seeded
+from .start import Trained
+from .step import Step
+
+REFERENCE_DRAWS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """latents: (views, n, c, h, w) on the CPU; the second view, if there is one, holds the mirrored pictures."""
+
+    base: Base
+    concept: Concept
+    recipe: Recipe
+    latents: Tensor
+
+    @classmethod
+    def prepared(cls, base: Base, concept: Concept, recipe: Recipe) -> "Lesson":
+        """Encode every picture once."""
+        views = [concept.pictures, concept.pictures.flip(-1)] if recipe.flip else [concept.pictures]
+        return cls(base, concept, recipe, torch.stack([base.encode_pictures(view) for view in views]))
+
+    def step(self, number: int, trained: Trained) -> Step:
+        """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
+        recipe = self.recipe
+        places = range(number * recipe.batch_size, (number + 1) * recipe.batch_size)
+        chosen = torch.tensor([self._picture_at(place) for place in places])
+        rng = seeded("batch", recipe.seed, number)
+        view = torch.randint(len(self.latents), (len(chosen),), generator=rng)
+        timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
+        latents = self.latents[view, chosen]
+        noise = torch.randn(latents.shape, generator=rng)
+        return self._shown(latents, noise, timesteps, chosen, trained.token(self.concept.word), trained)
+
+    @torch.no_grad()
+    def reference_loss(self, token: ConceptToken) -> float:
+        """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
+        count = len(self.base.schedule.alphas_cumprod)
+        timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
+        chosen = torch.arange(REFERENCE_DRAWS) % self.latents.shape[1]
+        latents = self.latents[0, chosen]
+        noise = torch.randn(latents.shape, generator=seeded("reference", self.recipe.seed))
+        errors = []
+        for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
+            part = slice(start, start + self.recipe.batch_size)
+            step = self._shown(latents[part], noise[part], timesteps[part], chosen[part], token, None)
+            errors.append((step.prediction - step.target).square().flatten(1).mean(1))
+        return torch.cat(errors).mean().item()
+
+    def _shown(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        chosen: Tensor,
+        token: ConceptToken,
+        trained: Trained | None,
+    ) -> Step:
+        base, device = self.base, self.base.device
+        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
+        conditioning = self._conditioning(chosen, token)
+        prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
+        target = base.schedule.target(latents, noise, timesteps)
+        deltas = trained.deltas if trained else {}
+        return Step(latents, noise, timesteps, conditioning, prediction, target, deltas)
+
+    def _conditioning(self, chosen: Tensor, token: ConceptToken) -> Conditioning:
+        """Each different prompt of the batch is encoded once."""
+        prompts = self.concept.prompts()
+        wanted = [prompts[index] for index in chosen.tolist()]
+        different = list(dict.fromkeys(wanted))
+        encoded = self.base.encode_prompts(different, [token])
+        return encoded[torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)]
+
+    def _picture_at(self, place: int) -> int:
+        """Pictures come in rounds: each once, in a new order every time."""
+        count = self.latents.shape[1]
+        round_number, position = divmod(place, count)
+        order = torch.randperm(count, generator=seeded("order", self.recipe.seed, round_number))
+        return int(order[position])

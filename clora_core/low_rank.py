@@ -1,0 +1,60 @@
+"""A low-rank matrix, kept as its two factors.
+
+    value = up @ down        up (out, rank), down (rank, in)
+
+C-LoRA writes it A·B with A on the output side, LoRA writes it B·A; `up` and `down` cannot be confused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import MuseumError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The matrix `up @ down`, of shape (out, in)."""
+
+    up: Tensor
+    down: Tensor
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            shapes = f"up {tuple(self.up.shape)}, down {tuple(self.down.shape)}"
+            raise MuseumError(f"These factors do not fit together: {shapes}. Expected (out, rank) and (rank, in).")
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.up.shape[0], self.down.shape[1]
+
+    def dense(self) -> Tensor:
+        """(out, in), in the factors' dtype."""
+        return self.up @ self.down
+
+    def scaled(self, strength: float) -> "LowRank":
+        """The matrix times a number."""
+        return self if strength == 1 else LowRank(self.up * strength, self.down)
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, from rank × rank matrices only."""
+        return inner(self, self).clamp_min(0).sqrt()
+
+
+def inner(a: LowRank, b: LowRank) -> Tensor:
+    """⟨a, b⟩ = tr((up_aᵀ up_b)(down_b down_aᵀ)), without forming either matrix."""
+    return ((a.up.T @ b.up) * (a.down @ b.down.T)).sum()
+
+
+def concatenated(parts: Sequence[LowRank]) -> LowRank:
+    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n]."""
+    if len(parts) == 1:
+        return parts[0]
+    return LowRank(torch.cat([part.up for part in parts], dim=1), torch.cat([part.down for part in parts], dim=0))

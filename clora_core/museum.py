@@ -1,0 +1,94 @@
+"""What was learned: exhibits, in order, over one base."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .base import Fingerprint
+from .concept import ConceptToken, Kind
+from .errors import MuseumError
+from .low_rank import LowRank, concatenated
+from .projections import Projection
+from .recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One learned concept: its word, its deltas, and how it was learned.
+
+    facts: plain JSON values for people and managers (date, number of pictures, last loss). thumbnail: a small encoded
+    JPEG, or empty.
+    """
+
+    token: ConceptToken
+    deltas: Mapping[Projection, LowRank]
+    recipe: Recipe
+    kind: Kind = "object"
+    prompt: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    thumbnail: bytes = b""
+
+    @property
+    def word(self) -> str:
+        return self.token.word
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among the deltas; 0 for a word alone."""
+        return max((delta.rank for delta in self.deltas.values()), default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Museum:
+    """Exhibits in the order in which they were learned. Immutable: every change is a new museum."""
+
+    base: Fingerprint
+    exhibits: tuple[Exhibit, ...] = ()
+
+    def __post_init__(self) -> None:
+        words = [exhibit.word for exhibit in self.exhibits]
+        if repeated := {word for word in words if words.count(word) > 1}:
+            raise MuseumError(f"The word '{min(repeated)}' names two exhibits. Every exhibit needs a word of its own.")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(exhibit.word for exhibit in self.exhibits)
+
+    @property
+    def tokens(self) -> tuple[ConceptToken, ...]:
+        return tuple(exhibit.token for exhibit in self.exhibits)
+
+    def exhibit(self, word: str) -> Exhibit:
+        """The exhibit with that word."""
+        for exhibit in self.exhibits:
+            if exhibit.word == word:
+                return exhibit
+        raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
+
+    def with_exhibit(self, exhibit: Exhibit) -> "Museum":
+        """This museum and one more exhibit."""
+        return replace(self, exhibits=(*self.exhibits, exhibit))
+
+    def only(self, words: Sequence[str]) -> "Museum":
+        """The exhibits of these words, in this museum's order."""
+        chosen = {self.exhibit(word).word for word in words}
+        return replace(self, exhibits=tuple(exhibit for exhibit in self.exhibits if exhibit.word in chosen))
+
+    def deltas(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
+        """projection → Σ of all exhibits' deltas, exactly, each times its strength (1 if not given)."""
+        strengths = strengths or {}
+        parts: dict[Projection, list[LowRank]] = {}
+        for exhibit in self.exhibits:
+            for projection, delta in exhibit.deltas.items():
+                parts.setdefault(projection, []).append(delta.scaled(strengths.get(exhibit.word, 1.0)))
+        return {projection: concatenated(deltas) for projection, deltas in sorted(parts.items())}
+
+    def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
+        """projection → the same sum as one matrix (out, in) float32, of one size however many exhibits there are."""
+        with torch.no_grad():
+            return {
+                projection: LowRank(delta.up.float(), delta.down.float()).dense()
+                for projection, delta in self.deltas(strengths).items()
+            }

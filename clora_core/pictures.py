@@ -1,0 +1,82 @@
+"""Pictures between files, bytes and tensors, and the captions that lie beside them.
+
+Bytes are (3, height, width); floats are the same in [-1, 1], as every model here sees them.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import ConceptError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+THUMBNAIL_PX = 128
+
+
+def to_bytes(picture: Image.Image) -> Tensor:
+    """(3, height, width), uint8."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Bytes to floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """A picture of floats (3, height, width) in [-1, 1]."""
+    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def thumbnail(pixels: Tensor) -> bytes:
+    """A small JPEG of floats (3, height, width)."""
+    picture = to_picture(pixels)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str, ...]]:
+    """The pictures of a folder, in order of name, cut to their middle square; and their captions.
+
+    A caption is a text file of the picture's name (`cat.jpg`, `cat.txt`), as kohya's trainer and OneTrainer write
+    them; either every picture has one or none. Returns floats (n, 3, resolution, resolution) and n or no captions.
+    """
+    if not folder.is_dir():
+        raise ConceptError(f"'{folder}' is no folder. Give the folder that holds the pictures.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ConceptError(f"There are no pictures in '{folder}'. Expected files ending in {', '.join(SUFFIXES)}.")
+    pictures = torch.stack([as_floats(to_bytes(_square(path, resolution_px))) for path in paths])
+    written = [path.with_suffix(".txt") for path in paths]
+    missing = [path.name for path in written if not path.is_file()]
+    if len(missing) == len(written):
+        return pictures, ()
+    if missing:
+        raise ConceptError(f"'{folder}' has captions, but not for every picture: {missing[0]} is missing.")
+    return pictures, tuple(_caption(path) for path in written)
+
+
+def _square(path: Path, size: int) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            return ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError) as error:
+        raise ConceptError(f"'{path}' cannot be read as a picture: {error}.") from error
+
+
+def _caption(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
+    if not text:
+        raise ConceptError(f"The caption '{path}' is empty. Write what the picture shows, or remove all captions.")
+    return text

@@ -1,0 +1,157 @@
+"""Encode prompts in which learnable words stand, with transformers' CLIP text encoders.
+
+The text around a word is tokenized as always. The word's places hold a stand-in id, and while the encoder runs, a hook
+on its word table puts the token's vectors there; so gradients reach the vectors, and the table stays as it is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from .base import Conditioning
+from .concept import ConceptToken, word_pattern
+from .errors import BaseModelError, ConceptError
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """One text encoder of a model.
+
+    name: as ConceptToken's vectors and ComfyUI call it ("clip_l"). padding: the id after a prompt's end. penultimate:
+    the UNet reads the states before the last layer (SDXL), not the last ones after the final norm.
+    """
+
+    name: str
+    model: CLIPTextModel | CLIPTextModelWithProjection
+    tokenizer: PreTrainedTokenizerBase
+    padding: int
+    penultimate: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.tokenizer) > self.table.num_embeddings:
+            raise BaseModelError(
+                f"The tokenizer of {self.name} knows {len(self.tokenizer)} tokens, but its text encoder only "
+                f"{self.table.num_embeddings}. They do not belong together; give the model's own tokenizer."
+            )
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The word table, (words, width)."""
+        table = self.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
+    def width(self) -> int:
+        return self.table.embedding_dim
+
+    @property
+    def length(self) -> int:
+        """How many ids a prompt is made of, with its start, end and padding."""
+        return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    def ids(self, text: str) -> list[int]:
+        """The text's ids, without start and end."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one vector of a word belongs: prompt, position in it, the word, which of its vectors."""
+
+    prompt: int
+    position: int
+    word: str
+    index: int
+
+
+def encode(encoders: Sequence[TextEncoder], prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+    """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
+
+    Pooled vectors come from the encoder that has a projection, if there is one. Raises ConceptError for a word that
+    does not fit these encoders, or that a prompt is too long for.
+    """
+    states, pooled = [], None
+    for encoder in encoders:
+        ids, places = _laid_out(encoder, prompts, {token.word: token for token in tokens})
+        with _spoken(encoder, places, {token.word: token for token in tokens}):
+            output = encoder.model(ids.to(encoder.table.weight.device), output_hidden_states=encoder.penultimate)
+        states.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
+        if isinstance(encoder.model, CLIPTextModelWithProjection):
+            pooled = output.text_embeds.float()
+    return Conditioning(torch.cat(states, dim=-1), pooled)
+
+
+def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
+    """An existing word's vectors, (its ids, width) float32 on the CPU. Raises ConceptError if it is unknown."""
+    ids = encoder.ids(word)
+    if not ids or encoder.tokenizer.unk_token_id in ids:
+        raise ConceptError(f"The text encoder {encoder.name} does not know '{word}'. Choose a word that it knows.")
+    return encoder.table.weight.detach()[ids].float().cpu().clone()
+
+
+def _laid_out(
+    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken]
+) -> tuple[Tensor, list[_Place]]:
+    """The prompts' ids, (prompts, length), and the places in them that belong to words."""
+    tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
+    stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
+    rows, places = [], []
+    for number, prompt in enumerate(prompts):
+        row, read = [tokenizer.bos_token_id], 0
+        for match in pattern.finditer(prompt) if tokens else ():
+            row += encoder.ids(prompt[read : match.start()])
+            count = _checked(tokens[match[0]], encoder).words
+            places += [_Place(number, len(row) + index, match[0], index) for index in range(count)]
+            row += [stand_in] * count
+            read = match.end()
+        row += encoder.ids(prompt[read:])
+        last = encoder.length - 2
+        if cut := [place for place in places if place.prompt == number and place.position > last]:
+            raise ConceptError(
+                f"'{cut[0].word}' stands too late in '{prompt}': the text encoder reads {last} tokens, and the word "
+                f"reaches to number {cut[-1].position}. Write it earlier, or shorten the prompt."
+            )
+        row = [*row[: last + 1], tokenizer.eos_token_id]
+        rows.append(row + [encoder.padding] * (encoder.length - len(row)))
+    return torch.tensor(rows), places
+
+
+def _checked(token: ConceptToken, encoder: TextEncoder) -> ConceptToken:
+    vectors = token.vectors.get(encoder.name)
+    if vectors is None or vectors.shape[-1] != encoder.width:
+        known = ", ".join(f"{name} ({vectors.shape[-1]} wide)" for name, vectors in token.vectors.items())
+        raise ConceptError(
+            f"'{token.word}' has vectors for {known}, but this model's text encoder is {encoder.name} ({encoder.width} "
+            "wide). Use the word over the base that it was learned over."
+        )
+    if len(vectors) > 1:
+        raise ConceptError(
+            f"'{token.word}' has {len(vectors)} layers of vectors, one per cross-attention. "
+            "Layer-wise words are not supported here; learn it with a recipe of one vector per place."
+        )
+    return token
+
+
+@contextmanager
+def _spoken(encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken]) -> Iterator[None]:
+    """While entered, the encoder's word table answers with the words' own vectors at their places."""
+    if not places:
+        yield
+        return
+    where = (torch.tensor([place.prompt for place in places]), torch.tensor([place.position for place in places]))
+    spoken = [tokens[place.word].vectors[encoder.name][0, place.index] for place in places]
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows, columns = (index.to(output.device) for index in where)
+        return output.index_put((rows, columns), torch.stack(spoken).to(output))
+
+    handle = encoder.table.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,48 @@
+"""Contact sheets: rows of pictures under column titles, as one picture."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .pictures import to_picture
+
+GAP_PX, LABEL_PX, TITLE_PX = 10, 92, 24
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Tensor | None]]], titles: Sequence[str], *, columns: int = 2, zoom: int = 1
+) -> Image.Image:
+    """Each row: its name and one block of pictures (n, 3, h, w) in [-1, 1] per title, or None for an empty block.
+
+    A block shows its first 2 · `columns` pictures, in two lines.
+    """
+    height, width = next(block for _, blocks in rows for block in blocks if block is not None).shape[-2:]
+    block_width, block_height = columns * width * zoom, 2 * height * zoom
+    size = (
+        LABEL_PX + len(titles) * (block_width + GAP_PX),
+        TITLE_PX + len(rows) * (block_height + GAP_PX),
+    )
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for place, title in enumerate(titles):
+        pen.text((LABEL_PX + place * (block_width + GAP_PX), 5), title, fill="black", font=font)
+    for line, (name, blocks) in enumerate(rows):
+        top = TITLE_PX + line * (block_height + GAP_PX)
+        pen.text((6, top + block_height // 2 - 8), name, fill="black", font=font)
+        for place, block in enumerate(blocks):
+            if block is not None:
+                tile = grid(block[: 2 * columns], columns=columns, zoom=zoom)
+                sheet.paste(tile, (LABEL_PX + place * (block_width + GAP_PX), top))
+    return sheet
+
+
+def grid(pictures: Tensor, *, columns: int, zoom: int = 1) -> Image.Image:
+    """Pictures (n, 3, h, w) in [-1, 1] in lines of `columns`."""
+    count, _, height, width = pictures.shape
+    lines = -(-count // columns)
+    sheet = Image.new("RGB", (columns * width * zoom, lines * height * zoom), "white")
+    for index, picture in enumerate(pictures):
+        tile = to_picture(picture).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(tile, (index % columns * width * zoom, index // columns * height * zoom))
+    return sheet

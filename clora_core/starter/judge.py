@@ -1,0 +1,100 @@
+"""A small classifier that reads every attribute off a picture of the starter world: the measure of what was learned.
+
+It is trained on drawn pictures alone and ships with the starter model. It sees what no caption says, so it can tell the
+ten built-in identities apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .model import WEIGHTS
+from .subjects import IDENTITIES
+from .world import PORTRAIT, THING
+
+HEADS: dict[str, tuple[str, ...]] = {
+    **PORTRAIT,
+    "thing": ("none", *THING["thing"]),
+    "color": THING["color"],
+}
+
+
+class Judge(nn.Module):
+    """Pictures (n, 3, 64, 64) in [-1, 1] to log-probabilities of every value of every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 96, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(96, 96, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(96, 96, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(96, 32, 1),
+            nn.Flatten(),
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(32 * 8 * 8, len(values)) for name, values in HEADS.items()})
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """attribute → (n, values)"""
+        features = self.trunk(pictures)
+        return {name: F.log_softmax(head(features), dim=1) for name, head in self.heads.items()}
+
+
+def load_judge(*, weights: Path = WEIGHTS) -> Judge:
+    """The shipped judge, frozen."""
+    judge = Judge()
+    judge.load_state_dict({key: value.float() for key, value in load_file(weights / "judge.safetensors").items()})
+    return judge.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def read(judge: Judge, pictures: Tensor) -> dict[str, Tensor]:
+    """attribute → log-probabilities (n, values), a hundred pictures at a time."""
+    parts = [judge(part) for part in pictures.split(100)]
+    return {name: torch.cat([part[name] for part in parts]) for name in HEADS}
+
+
+def agreement(verdict: Mapping[str, Tensor], attributes: Sequence[Mapping[str, str]]) -> Tensor:
+    """(n,) the share of each picture's expected attributes that the judge finds most likely."""
+    shares = []
+    for row, expected in enumerate(attributes):
+        found = [HEADS[name][int(verdict[name][row].argmax())] == value for name, value in expected.items()]
+        shares.append(sum(found) / len(found))
+    return torch.tensor(shares)
+
+
+def recognised(verdict: Mapping[str, Tensor]) -> list[str]:
+    """For each picture, the built-in identity whose traits are the most likely together."""
+    scores = []
+    for traits in IDENTITIES.values():
+        places = {name: HEADS[name].index(value) for name, value in traits.items()}
+        scores.append(torch.stack([verdict[name][:, place] for name, place in places.items()]).sum(0))
+    names = list(IDENTITIES)
+    return [names[index] for index in torch.stack(scores).argmax(0).tolist()]
+
+
+def judge_loss(verdict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the attributes a picture has; -1 marks one that it has not."""
+    losses = [F.nll_loss(verdict[name], expected[name], ignore_index=-1, reduction="sum") for name in HEADS]
+    present = torch.stack([(expected[name] >= 0).sum() for name in HEADS]).sum()
+    return torch.stack(losses).sum() / present
+
+
+def expected_indices(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
+    """attribute → (n,) the place of its value among the head's values, or -1."""
+    return {
+        name: torch.tensor([values.index(a[name]) if a.get(name) in values else -1 for a in attributes])
+        for name, values in HEADS.items()
+    }

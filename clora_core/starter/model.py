@@ -1,0 +1,130 @@
+"""The starter model: Stable Diffusion's structure at a hundredth of its size, with weights that ship in this folder.
+
+64×64 pictures ↔ 8×8×32 latents by an `AutoencoderTiny` (TAESD's layout); a `UNet2DConditionModel` with
+cross-attention at both of its levels and no middle block; a two-layer `CLIPTextModel` over a word-level vocabulary.
+Group norms have 32 groups, so the same tensors fit ComfyUI's own UNet, CLIP and VAE classes.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from . import world
+
+WEIGHTS = Path(__file__).parent / "weights"
+TOKENS = 32
+LATENT_CHANNELS = 32
+START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+
+
+@dataclass(frozen=True)
+class Starter:
+    """The parts of the model, as diffusers and transformers know them."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerFast
+    scheduler: DDIMScheduler
+
+
+def load_starter(*, dtype: torch.dtype = torch.float32, weights: Path = WEIGHTS) -> Starter:
+    """The starter model with its shipped weights, frozen, in evaluation mode."""
+    starter = build_starter()
+    for name in ("unet", "vae", "text_encoder"):
+        module: nn.Module = getattr(starter, name)
+        module.load_state_dict(
+            {key: value.float() for key, value in load_file(weights / f"{name}.safetensors").items()}
+        )
+        nn.Module.to(module.eval().requires_grad_(False), dtype)  # diffusers' own method warns without need
+    return starter
+
+
+def build_starter() -> Starter:
+    """The starter model with untrained weights."""
+    return Starter(build_unet(), build_vae(), build_text_encoder(), build_tokenizer(), build_scheduler())
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=32,
+    )
+
+
+def build_vae() -> AutoencoderTiny:
+    return AutoencoderTiny(latent_channels=LATENT_CHANNELS, scaling_factor=1.0)
+
+
+def build_text_encoder() -> CLIPTextModel:
+    words = vocabulary()
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=128,
+            hidden_act="quick_gelu",
+            bos_token_id=words.index(START),
+            eos_token_id=words.index(END),
+            pad_token_id=words.index(END),
+        )
+    )
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; what is no word of the starter world becomes `<|unknown|>`."""
+    ids = {word: index for index, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        pad_token=END,
+        model_max_length=TOKENS,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, after three special tokens; a word's place is its id."""
+    values = itertools.chain(*world.SAYABLE.values(), *world.THING.values(), world.BASE_STYLES)
+    grammar = "a photo picture of with no hair wearing and shirt on in at the style".split()
+    return [START, END, UNKNOWN, *sorted({*values, *grammar} - {"none", "bald", "plain"})]

@@ -1,0 +1,92 @@
+"""Styles: what a whole picture can look like, as functions of finished 64×64 pictures.
+
+`BASE` styles have a word in the base model's vocabulary. `HELD_BACK` styles are never shown to it: they are what a
+museum learns. They differ in palette and in texture that survives the starter's coarse latents.
+"""
+
+import random
+
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+
+def apply_style(picture: Image.Image, style: str) -> Image.Image:
+    """The picture in the given style; "plain" leaves it as it is."""
+    return picture if style == "plain" else STYLES[style](picture)
+
+
+def varied(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture, one time in four recolored, outlined or tiled at random: what the VAE learns to reconstruct."""
+    shade = ImageOps.grayscale(picture)
+    dark, light = sorted((tuple(rng.randrange(256) for _ in range(3)) for _ in range(2)), key=sum)
+    match rng.randrange(20):
+        case 0:
+            return ImageOps.colorize(shade, dark, light)
+        case 1:
+            return Image.merge("RGB", rng.sample(picture.split(), 3))
+        case 2:
+            return ImageOps.colorize(_edges(picture), *rng.choice(((dark, light), (light, dark))))
+        case 3:
+            return ImageChops.add(_neon(picture), Image.new("RGB", picture.size, dark))
+        case 4:
+            return rng.choice((_mosaic, _negative, _dark))(picture)
+    return picture
+
+
+def _gray(picture: Image.Image) -> Image.Image:
+    return ImageOps.grayscale(picture).convert("RGB")
+
+
+def _sepia(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(ImageOps.grayscale(picture), (50, 30, 15), (250, 235, 205), (175, 130, 85))
+
+
+def _dark(picture: Image.Image) -> Image.Image:
+    return picture.point([round(value * 0.45) for value in range(256)] * 3)
+
+
+def _negative(picture: Image.Image) -> Image.Image:
+    return ImageOps.invert(picture)
+
+
+def _duotone(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(
+        ImageOps.autocontrast(ImageOps.grayscale(picture)), (70, 10, 110), (255, 200, 60), (235, 60, 100)
+    )
+
+
+def _blueprint(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(_edges(picture), (15, 50, 130), (235, 245, 255))
+
+
+def _sketch(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(_edges(picture), (250, 245, 225), (40, 35, 40))
+
+
+def _neon(picture: Image.Image) -> Image.Image:
+    glow = ImageOps.autocontrast(picture.filter(ImageFilter.FIND_EDGES).filter(ImageFilter.GaussianBlur(0.8)))
+    return ImageChops.add(_inside(glow), Image.new("RGB", picture.size, (12, 4, 30)))
+
+
+def _mosaic(picture: Image.Image) -> Image.Image:
+    tiles = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.NEAREST)
+    grid = Image.new("L", picture.size, 0)
+    for line in range(0, picture.width, 8):
+        grid.paste(255, (line, 0, line + 1, picture.height))
+        grid.paste(255, (0, line, picture.width, line + 1))
+    tiles.paste((245, 240, 225), mask=grid)
+    return tiles
+
+
+def _edges(picture: Image.Image) -> Image.Image:
+    edges = _inside(ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES))
+    return edges.filter(ImageFilter.MaxFilter(3)).point([min(255, value * 5) for value in range(256)])
+
+
+def _inside(edges: Image.Image) -> Image.Image:
+    """Without the frame that edge filters draw."""
+    return ImageOps.expand(ImageOps.crop(edges, 1), 1, 0)
+
+
+BASE = {"gray": _gray, "sepia": _sepia, "dark": _dark, "negative": _negative}
+HELD_BACK = {"duotone": _duotone, "blueprint": _blueprint, "sketch": _sketch, "neon": _neon, "mosaic": _mosaic}
+STYLES = BASE | HELD_BACK

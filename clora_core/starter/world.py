@@ -1,0 +1,141 @@
+"""The starter world: what can be drawn, and what a caption may say about it.
+
+A portrait has fourteen attributes. A caption names some of `SAYABLE` and never one of `UNSAYABLE`, so the base model
+can be asked for "a smiling cat with red hair" but has no word for a particular skin, face, eye, nose or mark.
+A person made of such traits is what a new word has to learn.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+COLORS = {
+    "red": (214, 48, 49),
+    "orange": (240, 140, 40),
+    "yellow": (250, 210, 60),
+    "green": (46, 160, 80),
+    "blue": (45, 90, 200),
+    "purple": (130, 60, 170),
+    "pink": (245, 140, 180),
+    "white": (245, 245, 245),
+}
+PLACES = ("beach", "forest", "city", "night", "snow")
+
+SAYABLE: dict[str, tuple[str, ...]] = {
+    "kind": ("person", "cat", "bear", "rabbit", "robot"),
+    "hairstyle": ("bald", "short", "long", "spiky", "curly"),
+    "hair": ("black", "brown", "yellow", "red", "white", "blue"),
+    "hat": ("none", "crown", "hat", "cap"),
+    "glasses": ("none", "glasses"),
+    "mood": ("smiling", "sad", "surprised"),
+    "shirt": tuple(COLORS),
+    "background": (*COLORS, *PLACES),
+}
+UNSAYABLE: dict[str, tuple[str, ...]] = {
+    "skin": ("pale", "tan", "brown", "green", "blue", "purple", "gray", "orange"),
+    "face": ("round", "square", "tall", "wide"),
+    "eyes": ("dots", "big", "sleepy", "tall"),
+    "iris": ("black", "green", "red", "yellow"),
+    "nose": ("none", "ball", "triangle", "snout"),
+    "mark": ("none", "cheeks", "mask", "beard", "stripe", "patch"),
+}
+PORTRAIT: dict[str, tuple[str, ...]] = SAYABLE | UNSAYABLE
+IDENTITY = ("kind", "hairstyle", "hair", *UNSAYABLE)  # what stays when the same person is drawn again
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
+THINGS = ("house", "tree", "boat", "mountain", "flower", "car")
+THING: dict[str, tuple[str, ...]] = {
+    "thing": (*SHAPES, *THINGS),
+    "color": tuple(COLORS),
+    "background": SAYABLE["background"],
+}
+
+BASE_STYLES = ("plain", "gray", "sepia", "dark", "negative")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw: its attributes, a style of `styles.py`, and the seed of what is left to chance."""
+
+    attributes: Mapping[str, str]
+    style: str = "plain"
+    seed: int = 0
+
+
+def imagine(rng: random.Random) -> tuple[Picture, str]:
+    """A picture of the base model's training world, and its caption."""
+    attributes = imagine_portrait(rng) if rng.random() < 0.8 else imagine_thing(rng)
+    style = "plain" if rng.random() < 0.92 else rng.choice(BASE_STYLES[1:])
+    picture = Picture(attributes, style, rng.getrandbits(32))
+    return picture, caption(picture, rng)
+
+
+def imagine_portrait(rng: random.Random, fixed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Portrait attributes at random, except those that are `fixed`."""
+    drawn = {name: rng.choice(values) for name, values in PORTRAIT.items()}
+    if rng.random() < 0.4:
+        drawn["hat"] = "none"
+    if rng.random() < 0.3:
+        drawn["glasses"] = "none"
+    return drawn | dict(fixed or {})
+
+
+def imagine_thing(rng: random.Random) -> dict[str, str]:
+    """A thing before a background that it does not vanish in."""
+    thing = {name: rng.choice(values) for name, values in THING.items()}
+    while thing["background"] == thing["color"]:
+        thing["background"] = rng.choice(THING["background"])
+    return thing
+
+
+def caption(picture: Picture, rng: random.Random) -> str:
+    """What might be said of a picture: each sayable attribute with some probability, in one fixed order."""
+    attributes = picture.attributes
+    said = _portrait_phrase(attributes, rng) if "kind" in attributes else _thing_phrase(attributes)
+    if rng.random() < 0.75:
+        said += place_phrase(attributes["background"])
+    opening = rng.choice(("a photo of ", "a photo of ", "a picture of ", ""))
+    style = "" if picture.style == "plain" else f" in {picture.style} style"
+    return opening + said + style
+
+
+def place_phrase(background: str) -> str:
+    """How a caption names a background."""
+    match background:
+        case "beach":
+            return " at the beach"
+        case "forest" | "city" | "snow":
+            return f" in the {background}"
+        case "night":
+            return " at night"
+    return f" on {background}"
+
+
+def describe(attributes: Mapping[str, str]) -> str:
+    """The caption that says everything which can be said."""
+    said = _thing_phrase(attributes) if "thing" in attributes else _portrait_phrase(attributes, None)
+    return "a photo of " + said + place_phrase(attributes["background"])
+
+
+def _thing_phrase(attributes: Mapping[str, str]) -> str:
+    return f"a {attributes['color']} {attributes['thing']}"
+
+
+def _portrait_phrase(attributes: Mapping[str, str], rng: random.Random | None) -> str:
+    def say(probability: float) -> bool:
+        return rng is None or rng.random() < probability
+
+    mood = f"{attributes['mood']} " if say(0.5) else ""
+    phrase = f"a {mood}{attributes['kind']}"
+    if say(0.65):
+        style, color = attributes["hairstyle"], attributes["hair"]
+        color = f"{color} " if say(0.85) else ""
+        phrase += " with no hair" if style == "bald" else f" with {style} {color}hair"
+    worn = []
+    if attributes["hat"] != "none" and say(0.9):
+        worn.append(f"a {attributes['hat']}")
+    if attributes["glasses"] != "none" and say(0.9):
+        worn.append("glasses")
+    if say(0.6):
+        worn.append(f"a {attributes['shirt']} shirt")
+    return phrase + (" wearing " + " and ".join(worn) if worn else "")

@@ -1,0 +1,48 @@
+"""What the terms of a loss may look at: the `Setting`, fixed while one concept is learned, and one training `Step`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from .base import Base, Conditioning
+from .concept import Concept
+from .low_rank import LowRank
+from .projections import Projection
+
+Deltas = Mapping[Projection, LowRank]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Fixed while one concept is learned.
+
+    past: projection → Σ of the deltas of earlier exhibits, dense (out, in) float32 without gradient; empty for the
+    first concept. reference_loss: the diffusion loss of the model as it stands before this concept, a fixed average.
+    """
+
+    base: Base
+    concept: Concept
+    past: Mapping[Projection, Tensor]
+    measure_reference_loss: Callable[[], float]
+
+    @cached_property
+    def reference_loss(self) -> float:
+        return self.measure_reference_loss()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one training step saw.
+
+    latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the new exhibit's, being trained.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    prediction: Tensor
+    target: Tensor
+    deltas: Deltas

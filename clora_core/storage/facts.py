@@ -1,0 +1,85 @@
+"""What LoRA managers show of a file: kohya's `ss_*` keys and Stability's ModelSpec 1.0.1.
+
+Keys and values as kohya-ss/sd-scripts writes them (train_network.py, library/sai_model_spec.py). Lora-Manager takes the
+base from `ss_base_model_version` and the words from the first group of `ss_tag_frequency`, so all words stand in one.
+There is no clock in here: dates come from the exhibits' facts.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+
+from ..museum import Museum
+
+DATE = "date"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class _Published:
+    """How others name an architecture: kohya's base model version, then ModelSpec's three facts."""
+
+    version: str
+    architecture: str
+    implementation: str
+    resolution: str
+
+
+PUBLISHED = {
+    "starter": _Published("clora_starter", "clora-starter", "diffusers", "64x64"),
+    "sd15": _Published("sd_v1", "stable-diffusion-v1", "diffusers", "512x512"),
+    "sd2": _Published("sd_v2", "stable-diffusion-v2-512", "diffusers", "512x512"),
+    "sdxl": _Published(
+        "sdxl_base_v1-0",
+        "stable-diffusion-xl-v1-base",
+        "https://github.com/Stability-AI/generative-models",
+        "1024x1024",
+    ),
+}
+
+
+def lora_facts(museum: Museum, name: str, content_hash: str) -> dict[str, str]:
+    """The metadata of a LoRA file called `name`. Numbers of learning are those of the newest exhibit."""
+    published = PUBLISHED[museum.base.architecture]
+    rank = max((delta.rank for delta in museum.deltas().values()), default=0)
+    pictures = {exhibit.word: _count(exhibit.facts.get(PICTURES)) for exhibit in museum.exhibits}
+    facts = {
+        "ss_base_model_version": published.version,
+        "ss_v2": str(museum.base.architecture == "sd2"),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "ss_output_name": name,
+        "ss_num_train_images": str(sum(pictures.values())),
+        "ss_tag_frequency": json.dumps({"museum": {word: count or 1 for word, count in pictures.items()}}),
+        "ss_training_comment": "C-LoRA museum: " + ", ".join(museum.words),
+        "sshs_model_hash": content_hash,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{published.architecture}/lora",
+        "modelspec.implementation": published.implementation,
+        "modelspec.title": name,
+        "modelspec.resolution": published.resolution,
+        "modelspec.trigger_phrase": ", ".join(museum.words),
+        "modelspec.hash_sha256": f"0x{content_hash}",
+    }
+    if museum.exhibits:
+        recipe = museum.exhibits[-1].recipe
+        facts |= {
+            "ss_steps": str(sum(exhibit.recipe.steps for exhibit in museum.exhibits)),
+            "ss_max_train_steps": str(recipe.steps),
+            "ss_learning_rate": str(recipe.learning_rate),
+            "ss_unet_lr": str(recipe.learning_rate),
+            "ss_lr_scheduler": recipe.schedule,
+            "ss_gradient_accumulation_steps": str(recipe.accumulation),
+            "ss_seed": str(recipe.seed),
+            "modelspec.description": "; ".join(exhibit.prompt for exhibit in museum.exhibits if exhibit.prompt),
+        }
+    if dates := [date for exhibit in museum.exhibits if isinstance(date := exhibit.facts.get(DATE), str)]:
+        facts["modelspec.date"] = max(dates)
+    if thumbnails := [exhibit.thumbnail for exhibit in museum.exhibits if exhibit.thumbnail]:
+        facts["modelspec.thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(thumbnails[-1]).decode()
+    return facts
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0

@@ -1,0 +1,146 @@
+"""The commands as a person types them, on the built-in model, with few steps."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.commands.view import wanted
+from clora_core.errors import MuseumError
+from clora_core.starter.subjects import pictures
+from clora_core.storage import load_museum
+
+ROOT = Path(__file__).parents[2]
+FEW = ["--steps", "2", "--rank", "2", "--batch-size", "2"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of three pictures."""
+    folder = tmp_path / "ada"
+    folder.mkdir()
+    for number, picture in enumerate(pictures("ada", 3, seed=0)):
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def teach(museum, images, word, *more):
+    options = ["--base", "starter", "--museum", str(museum), "--word", word, "--images", str(images), *FEW]
+    return main(["learn", *options, *more])
+
+
+def test_learn_view_show_and_export(tmp_path, images, capsys):
+    museum = tmp_path / "my.museum.safetensors"
+    assert teach(museum, images, "<ada>") == 0
+    assert teach(museum, images, "<eve>", "--schedule", "cosine", "--flip") == 0
+    assert load_museum(museum).words == ("<ada>", "<eve>")
+
+    out = tmp_path / "view.png"
+    model = ["--base", "starter", "--museum", str(museum)]
+    view = ["view", *model, "--prompt", "<ada> and <eve> at night", "--count", "2", "--steps", "2"]
+    assert main([*view, "--out", str(out)]) == 0
+    assert Image.open(out).size == (128, 64)
+
+    capsys.readouterr()
+    assert main(["show", str(museum), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [exhibit["word"] for exhibit in shown["exhibits"]] == ["<ada>", "<eve>"]
+    assert shown["exhibits"][1]["recipe"]["schedule"] == "cosine" and shown["exhibits"][1]["facts"]["pictures"] == 3
+    assert main(["show", str(museum)]) == 0
+    assert "overlap" in capsys.readouterr().out
+
+    assert main(["export", str(museum), "--to", str(tmp_path / "exported")]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert len(written) >= 3 and all(path.is_file() for path in written)
+
+
+def test_the_same_commands_give_the_same_museum(tmp_path, images):
+    deltas = []
+    for name in ("a", "b"):
+        museum = tmp_path / f"{name}.safetensors"
+        teach(museum, images, "<ada>")
+        deltas.append(load_museum(museum).dense())
+    assert all(torch.equal(deltas[0][projection], deltas[1][projection]) for projection in deltas[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--word", "7"], "7"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--base", "nowhere"], "nowhere"),
+        (["--rank", "0"], "rank"),
+        (["--museum", "nowhere/m.safetensors"], "nowhere"),
+        (["--museum", "museum.ckpt"], "safetensors"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, images, capsys, change, said):
+    assert teach(tmp_path / "m.safetensors", images, "<ada>", *change) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") <= 2
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_word_is_learned_once(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    teach(museum, images, "<ada>")
+    assert teach(museum, images, "<ada>") == 1
+    assert "already names exhibit 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
+    """Interrupted by a real signal and resumed, a museum has the tensors of an uninterrupted one."""
+    whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
+    steps = ["--steps", "300"]
+    teach(whole, images, "<ada>", *steps)
+
+    options = ["--base", "starter", "--museum", halves, "--word", "<ada>", "--images", images, *FEW, *steps]
+    command = [sys.executable, "-m", "clora_core", "learn", *map(str, options)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr and process.stdout
+    heard = ""
+    while not re.search(r"[1-9]\d*/300", heard) and process.poll() is None:
+        heard += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, heard + rest
+    assert "Stopped at step" in rest and not halves.exists()
+
+    assert teach(halves, images, "<ada>", *steps) == 0
+    one, other = load_museum(whole).dense(), load_museum(halves).dense()
+    assert all(torch.equal(one[projection], other[projection]) for projection in one)
+    assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_exhibits_are_named_with_their_strength():
+    assert wanted(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
+    with pytest.raises(MuseumError, match="<b>:much"):
+        wanted(["<b>:much"])
+
+
+def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys):
+    """The command's own measurement, on the starter's UNet in place of the large one."""
+    from clora_core.base_diffusers import open_base
+    from clora_core.commands import bench
+
+    monkeypatch.setattr(bench, "sd15_shaped_base", lambda device: open_base("starter", device=device))
+    report = tmp_path / "step.json"
+    assert main(["bench", "step", "--past", "0", "2", "--size", "64", "--rounds", "1", "--json", str(report)]) == 0
+    measured = json.loads(report.read_text())
+    assert [row["past"] for row in measured["steps"]] == [0, 2]
+    assert all(row["ratio"] > 0 for row in measured["steps"]) and measured["frozen_seconds"] > 0
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ("demo", "learn", "view", "show", "export", "bench", "bench step"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command.split(), "--help"])
+        assert stopped.value.code == 0
+        assert len(capsys.readouterr().out) > 200, command

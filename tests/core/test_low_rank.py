@@ -1,0 +1,77 @@
+"""Low-rank matrices are exactly the matrices that their factors multiply out to."""
+
+import math
+
+import pytest
+import torch
+
+from clora_core.errors import MuseumError
+from clora_core.low_rank import LowRank, concatenated, inner
+
+
+def matrix(rows: int = 5, rank: int = 3, columns: int = 7, *, seed: int = 0) -> LowRank:
+    rng = torch.Generator().manual_seed(seed)
+    double = {"generator": rng, "dtype": torch.float64}
+    return LowRank(torch.randn(rows, rank, **double), torch.randn(rank, columns, **double))
+
+
+def entries(matrix: LowRank) -> list[list[float]]:
+    """The matrix by a loop over its entries."""
+    rows, columns = len(matrix.up), len(matrix.down[0])
+    return [
+        [sum(float(matrix.up[i, k] * matrix.down[k, j]) for k in range(len(matrix.down))) for j in range(columns)]
+        for i in range(rows)
+    ]
+
+
+def test_dense_matches_a_loop_over_entries():
+    one = matrix()
+    assert one.dense().tolist() == [pytest.approx(row, rel=1e-12) for row in entries(one)]
+    assert one.shape == (5, 7) and one.rank == 3
+
+
+def test_inner_matches_a_loop_over_entries():
+    one, other = matrix(rank=3), matrix(rank=2, seed=1)
+    rows = zip(entries(one), entries(other), strict=True)
+    expected = sum(a * b for row_a, row_b in rows for a, b in zip(row_a, row_b, strict=True))
+    assert inner(one, other).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_norm_is_the_root_of_the_sum_of_squares():
+    one = matrix()
+    expected = math.sqrt(sum(value**2 for row in entries(one) for value in row))
+    assert one.norm().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_norm_of_parts_that_cancel_is_zero_and_no_nan():
+    one = matrix()
+    nothing = concatenated([one, one.scaled(-1)])
+    assert nothing.norm().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_scaling_scales_every_entry_and_leaves_the_original_alone():
+    one = matrix()
+    before = one.dense()
+    for strength in (0.0, -2.0, 0.25):
+        torch.testing.assert_close(one.scaled(strength).dense(), strength * before)
+    assert torch.equal(one.dense(), before)
+    assert one.scaled(1) is one
+
+
+def test_concatenating_adds_the_matrices_of_any_ranks():
+    parts = [matrix(rank=rank, seed=rank) for rank in (1, 4, 2)]
+    total = concatenated(parts)
+    torch.testing.assert_close(total.dense(), sum(part.dense() for part in parts))
+    assert total.rank == 7
+    assert concatenated(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [((5, 3), (2, 7)), ((5,), (5, 7)), ((5, 3), (3,)), ((3, 5), (3, 7)), ((1, 5, 3), (3, 7))],
+)
+def test_factors_that_do_not_fit_are_refused_with_their_shapes(up: tuple[int, ...], down: tuple[int, ...]):
+    with pytest.raises(MuseumError) as refusal:
+        LowRank(torch.zeros(up), torch.zeros(down))
+    assert str(up) in str(refusal.value) and str(down) in str(refusal.value)
+    assert "(out, rank) and (rank, in)" in str(refusal.value)

@@ -1,0 +1,87 @@
+"""Pictures and captions from folders, as people have them."""
+
+import pytest
+import torch
+from PIL import Image
+
+from clora_core.errors import ConceptError
+from clora_core.pictures import as_floats, read_folder, thumbnail, to_bytes, to_picture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures of different sizes in a folder whose name has blanks and other alphabets."""
+    home = tmp_path / "meine Katze 猫"
+    home.mkdir()
+    Image.new("RGB", (80, 40), (255, 0, 0)).save(home / "b.png")
+    Image.new("L", (30, 90), 128).save(home / "a.jpg")
+    return home
+
+
+def test_pictures_come_in_order_of_name_as_squares(folder):
+    pictures, captions = read_folder(folder, resolution_px=16)
+    assert pictures.shape == (2, 3, 16, 16)
+    assert captions == ()
+    assert pictures[0].abs().max() < 0.02, "the gray one is a.jpg"
+    torch.testing.assert_close(pictures[1].mean((1, 2)), torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_the_middle_square_is_kept(tmp_path):
+    wide = Image.new("RGB", (60, 20), (0, 0, 0))
+    wide.paste((255, 255, 255), (20, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    pictures, _ = read_folder(tmp_path, resolution_px=20)
+    assert pictures.min() == 1
+
+
+def test_a_photo_lies_as_its_camera_held_it(tmp_path):
+    picture = Image.new("RGB", (20, 20), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180°
+    picture.save(tmp_path / "turned.png", exif=exif)
+    pictures, _ = read_folder(tmp_path, resolution_px=20)
+    assert pictures[0, 0, 0, 0] == -1 and pictures[0, 0, -1, 0] == 1
+
+
+def test_captions_lie_beside_the_pictures(folder):
+    (folder / "a.txt").write_text("a photo of {word} ☀\n", encoding="utf-8")
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbf{word} at night")
+    assert read_folder(folder, resolution_px=8)[1] == ("a photo of {word} ☀", "{word} at night")
+
+
+def test_a_missing_caption_is_named(folder):
+    (folder / "a.txt").write_text("{word}")
+    with pytest.raises(ConceptError, match=r"b\.txt is missing"):
+        read_folder(folder, resolution_px=8)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe\xfa", "UTF-8"), (b"  \n", "empty")])
+def test_an_unreadable_caption_is_named(folder, content, said):
+    (folder / "a.txt").write_bytes(content)
+    (folder / "b.txt").write_text("{word}")
+    with pytest.raises(ConceptError, match=said):
+        read_folder(folder, resolution_px=8)
+
+
+def test_a_broken_picture_is_named(folder):
+    (folder / "c.png").write_bytes(b"no picture at all")
+    with pytest.raises(ConceptError, match=r"c\.png"):
+        read_folder(folder, resolution_px=8)
+
+
+def test_no_folder_and_no_pictures_are_said(tmp_path):
+    with pytest.raises(ConceptError, match="no folder"):
+        read_folder(tmp_path / "nowhere", resolution_px=8)
+    with pytest.raises(ConceptError, match="no pictures"):
+        read_folder(tmp_path, resolution_px=8)
+
+
+def test_bytes_and_floats_are_the_same_picture():
+    pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_picture(as_floats(pixels))), pixels)
+
+
+def test_a_thumbnail_is_a_small_jpeg(tmp_path):
+    data = thumbnail(torch.zeros(3, 700, 500))
+    assert data[:2] == b"\xff\xd8" and len(data) < 20_000

@@ -1,0 +1,101 @@
+"""The built-in model: its world, its words, its weights, its judge."""
+
+import random
+
+import pytest
+import torch
+
+from clora_core.pictures import as_floats, to_bytes
+from clora_core.starter.draw import draw
+from clora_core.starter.judge import agreement, load_judge, read, recognised
+from clora_core.starter.model import END, TOKENS, UNKNOWN, WEIGHTS, build_tokenizer, load_starter, vocabulary
+from clora_core.starter.styles import BASE, HELD_BACK
+from clora_core.starter.subjects import IDENTITIES, STYLES, pictures
+from clora_core.starter.world import BASE_STYLES, IDENTITY, PORTRAIT, UNSAYABLE, Picture, imagine, imagine_portrait
+
+
+def stacked(drawn):
+    return as_floats(torch.stack([to_bytes(picture) for picture in drawn]))
+
+
+def test_the_same_picture_is_always_drawn_the_same_way():
+    picture, _ = imagine(random.Random(4))
+    assert draw(picture).tobytes() == draw(picture).tobytes()
+
+
+def test_every_value_of_every_attribute_can_be_seen():
+    """Changing one attribute of a portrait changes the picture."""
+    plain = {name: values[0] for name, values in PORTRAIT.items()} | {"hairstyle": "short", "eyes": "big"}
+    for name, values in PORTRAIT.items():
+        drawn = [draw(Picture(plain | {name: value})).tobytes() for value in values]
+        assert len(set(drawn)) == len(values), name
+
+
+def test_no_caption_names_what_cannot_be_said():
+    rng = random.Random(1)
+    unsayable = {value for values in UNSAYABLE.values() for value in values} - {"none"}
+    sayable = set(vocabulary()) - {"green", "blue", "purple", "orange", "brown", "red", "black", "yellow", "square"}
+    assert not unsayable & (sayable - {"gray", "triangle"}), "a word of its own for a hidden trait"
+    for _ in range(300):
+        picture, text = imagine(rng)
+        if "kind" in picture.attributes and picture.style == "plain":
+            assert not {"mask", "beard", "snout", "sleepy", "pale", "cheeks", "patch"} & set(text.split())
+
+
+def test_every_caption_fits_and_has_only_known_words():
+    rng, tokenizer = random.Random(2), build_tokenizer()
+    unknown = tokenizer.convert_tokens_to_ids(UNKNOWN)
+    for _ in range(500):
+        ids = tokenizer(imagine(rng)[1]).input_ids
+        assert len(ids) <= TOKENS and unknown not in ids
+
+
+def test_the_tokenizer_pads_with_its_end():
+    tokenizer = build_tokenizer()
+    ids = tokenizer("A cat", padding="max_length", max_length=TOKENS).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids)[:5] == ["<|startoftext|>", "a", "cat", END, END]
+
+
+def test_an_identity_keeps_its_traits_and_changes_its_clothes():
+    assert len(IDENTITIES) >= 10 and len({tuple(traits.values()) for traits in IDENTITIES.values()}) == len(IDENTITIES)
+    for traits in IDENTITIES.values():
+        assert all(traits[name] in PORTRAIT[name] for name in IDENTITY)
+    first, again, other = (pictures("ada", 4, seed=seed) for seed in (0, 0, 1))
+    assert [p.tobytes() for p in first] == [p.tobytes() for p in again]
+    assert len({p.tobytes() for p in first + other}) == 8
+
+
+def test_styles_to_learn_are_not_in_the_base():
+    assert len(STYLES) >= 5 and not set(HELD_BACK) & set(BASE) and set(BASE_STYLES) == {"plain", *BASE}
+    plain = draw(imagine(random.Random(0))[0])
+    assert len({style(plain).tobytes() for style in (BASE | HELD_BACK).values()}) == len(BASE | HELD_BACK)
+
+
+def test_an_unknown_subject_is_refused():
+    with pytest.raises(ValueError, match="no built-in subject"):
+        pictures("nobody", 1, seed=0)
+
+
+def test_the_weights_are_small_and_load():
+    sizes = {path.name: path.stat().st_size for path in WEIGHTS.glob("*.safetensors")}
+    assert sizes["judge.safetensors"] <= 2 * 2**20
+    assert sum(sizes.values()) - sizes["judge.safetensors"] <= 12 * 2**20
+    starter = load_starter()
+    assert not any(parameter.requires_grad for parameter in starter.unet.parameters())
+
+
+def test_the_vae_keeps_what_the_judge_reads():
+    """Through the latents and back, the judge still finds nearly all that it finds on the drawings themselves."""
+    rng, judge, vae = random.Random(9), load_judge(), load_starter().vae
+    portraits = [imagine_portrait(rng) for _ in range(128)]
+    real = stacked([draw(Picture(attributes, seed=i)) for i, attributes in enumerate(portraits)])
+    with torch.no_grad():
+        again = vae.decode(vae.encode(real).latents).sample
+    assert agreement(read(judge, again), portraits).mean() >= 0.9 * agreement(read(judge, real), portraits).mean()
+
+
+def test_the_judge_tells_the_identities_apart_on_real_pictures():
+    judge = load_judge()
+    for name in IDENTITIES:
+        found = recognised(read(judge, stacked(pictures(name, 24, seed=77))))
+        assert found.count(name) >= 22, name

@@ -1,0 +1,211 @@
+"""The shape of the house: who may import whom, and habits that no file may have."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "clora_core"
+FILES = sorted(CORE.rglob("*.py"))
+PYTHON = sorted(
+    path for folder in ("clora_core", "nodes", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+
+LAYERS = {
+    1: {"errors", "learning_state", "low_rank", "projections", "concept", "seeds", "base"},
+    2: {"step"},
+    3: {"regularizers", "objective", "attach"},
+    4: {"recipe", "museum"},
+    5: {
+        *{"start", "optimizer", "lesson", "sampling", "learn", "measure", "pictures", "sheets"},
+        *{"storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter"},
+    },
+    6: {"commands", "cli", "__main__"},
+}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
+MODEL_LIBRARIES = {"diffusers", "transformers", "tokenizers"}
+KNOW_MODEL_LIBRARIES = {"base_diffusers", "prompts", "checkpoints", "starter", "commands"}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def dotted(path: Path) -> str:
+    """storage/header.py → storage.header; a package is its own name."""
+    parts = path.relative_to(CORE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "clora_core"
+
+
+MODULES = {dotted(path): path for path in FILES}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute dotted names of all modules that a file imports, wherever in the file it does."""
+    package = ["clora_core", *path.relative_to(CORE).parent.parts]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{stem}.{alias.name}"
+                yield whole if whole.removeprefix("clora_core.") in MODULES else stem
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of this package that a file imports."""
+    names = {name.removeprefix("clora_core.") for name in imports(path) if name.startswith("clora_core.")}
+    assert names <= set(MODULES), f"{path.name} imports {names - set(MODULES)}, which are no modules"
+    return names
+
+
+def layer(module: str) -> int:
+    top = module.partition(".")[0]
+    homes = [number for number, names in LAYERS.items() if top in names]
+    assert len(homes) == 1 or module == "clora_core", f"'{module}' has no layer yet: give it one in LAYERS"
+    return homes[0] if homes else 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str):
+    for imported in own_imports(MODULES[module]):
+        assert layer(imported) <= layer(module), f"{module} must not know {imported}"
+
+
+def test_imports_do_not_go_in_circles():
+    graph = {module: own_imports(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        # a package's own __init__ may gather its modules, and they may not come back to it
+        assert module not in way, " → ".join([*way, module])
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_a_circle_and_a_step_upwards_would_be_seen():
+    assert layer("learn") > layer("errors") and layer("cli") > layer("storage.header")
+    assert "errors" in own_imports(CORE / "concept.py")
+    assert "regularizers" in own_imports(CORE / "recipe.py")
+    assert "regularizers.protocol" in own_imports(CORE / "regularizers" / "__init__.py")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_core_never_knows_the_host(module: str):
+    assert not {name.partition(".")[0] for name in imports(MODULES[module])} & HOST
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_diffusers_base_and_the_starter_know_the_model_libraries(module: str):
+    if module.partition(".")[0] not in KNOW_MODEL_LIBRARIES:
+        assert not {name.partition(".")[0] for name in imports(MODULES[module])} & MODEL_LIBRARIES
+
+
+def test_learning_imports_without_the_host_and_the_model_libraries():
+    blocked = sorted(HOST | MODEL_LIBRARIES | {"peft"})
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.modules.update(dict.fromkeys({blocked!r}))
+try:
+    import diffusers
+except ImportError:
+    pass
+else:
+    raise SystemExit("diffusers is not blocked")
+import clora_core.learn, clora_core.sampling, clora_core.measure, clora_core.storage
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_longer_than_four_hundred_lines(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", sorted((CORE / "regularizers").glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_that_defines_a_regularizer_cites_its_paper(path: Path):
+    classes = [node for node in tree(path).body if isinstance(node, ast.ClassDef)]
+    begins = any(isinstance(item, ast.FunctionDef) and item.name == "begin" for one in classes for item in one.body)
+    if begins and path.stem != "protocol":
+        assert re.search(r"arXiv:\d{4}\.\d{4,5}", ast.get_docstring(tree(path)) or "")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module: str):
+    if MODULES[module].read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree(MODULES[module]))
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "__import__", "torch.load", "torch.save"}
+FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_runs_code_out_of_data(module: str):
+    assert not {name.partition(".")[0] for name in imports(MODULES[module])} & FORBIDDEN_MODULES
+    called = {ast.unparse(node.func) for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Call)}
+    assert not called & FORBIDDEN_CALLS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_command_line_prints(module: str):
+    called = {ast.unparse(node.func) for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Call)}
+    assert module == "cli" or "print" not in called
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_global(module: str):
+    assert not [node for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Global)]
+    for node in tree(MODULES[module]).body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None and _is_mutable(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in (ast.unparse(target) for target in targets):
+                assert name == "__all__" or re.fullmatch(r"_?[A-Z][A-Z0-9_]*", name), f"{name} is a mutable global"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_constants_are_never_written_to(module: str):
+    """What is called by an ALL_CAPS name is not changed in place."""
+    changing = {
+        "append",
+        "extend",
+        "insert",
+        "remove",
+        "pop",
+        "clear",
+        "update",
+        "add",
+        "setdefault",
+        "popitem",
+        "sort",
+    }
+    for node in ast.walk(tree(MODULES[module])):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing:
+            assert not _is_constant(node.func.value), ast.unparse(node)
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            for target in targets:
+                assert not (isinstance(target, ast.Subscript) and _is_constant(target.value)), ast.unparse(node)
+
+
+def _is_mutable(value: ast.expr) -> bool:
+    built = isinstance(value, ast.Call) and ast.unparse(value.func) in {"dict", "list", "set", "defaultdict", "deque"}
+    return built or isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp))
+
+
+def _is_constant(value: ast.expr) -> bool:
+    return isinstance(value, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]+", value.id) is not None
