@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=9_000)
     parser.add_argument("--unet-pictures", type=int, default=48_000)
     parser.add_argument("--judge-steps", type=int, default=1200)
-    parser.add_argument("--further", action="store_true", help="start the UNet from the weights in --out, on new pictures")
+    parser.add_argument("--further", action="store_true", help="train the UNet in --out further, on new pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
