@@ -30,7 +30,8 @@ from ..prompts import TextEncoder
 from ..recipe import Recipe, recipe_named
 from ..seeds import seeded
 from ..start import start
-from ..starter.model import build_scheduler, build_tokenizer, vocabulary
+from ..starter.layout import vocabulary
+from ..starter.model import build_scheduler, build_tokenizer
 from .progress import Say
 
 

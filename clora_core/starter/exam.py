@@ -13,7 +13,7 @@ from ..pictures import as_floats, to_bytes
 from ..sampling import Sampling, sample
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
-from .model import LATENT_CHANNELS
+from .layout import LATENT_CHANNELS
 from .subjects import IDENTITIES, pictures
 from .world import IDENTITY, SAYABLE, Picture, describe, imagine_portrait, imagine_thing
 

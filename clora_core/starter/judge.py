@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .model import WEIGHTS
+from .layout import WEIGHTS
 from .subjects import IDENTITIES
 from .world import PORTRAIT, THING
 

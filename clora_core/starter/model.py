@@ -5,7 +5,6 @@ cross-attention at both of its levels and no middle block; a two-layer `CLIPText
 Group norms have 32 groups, so the same tensors fit ComfyUI's own UNet, CLIP and VAE classes.
 """
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from . import world
-
-WEIGHTS = Path(__file__).parent / "weights"
-TOKENS = 32
-LATENT_CHANNELS = 32
-START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+from .layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocabulary
 
 
 @dataclass(frozen=True)
@@ -121,10 +115,3 @@ def build_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
     )
-
-
-def vocabulary() -> list[str]:
-    """Every word that a caption can hold, after three special tokens; a word's place is its id."""
-    values = itertools.chain(*world.SAYABLE.values(), *world.THING.values(), world.BASE_STYLES)
-    grammar = "a photo picture of with no hair wearing and shirt on in at the style".split()
-    return [START, END, UNKNOWN, *sorted({*values, *grammar} - {"none", "bald", "plain"})]

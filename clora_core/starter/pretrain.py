@@ -24,7 +24,8 @@ from ..pictures import as_floats, to_bytes
 from ..seeds import seeded
 from .draw import draw
 from .judge import Judge, expected_indices, judge_loss
-from .model import TOKENS, WEIGHTS, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from .layout import TOKENS, WEIGHTS
+from .model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 from .styles import varied
 from .training import built_with_seed, save_half, train
 from .world import imagine

@@ -13,14 +13,8 @@ from clora_core.museum import Museum
 from clora_core.projections import Projection
 from clora_core.recipe import Recipe
 from clora_core.regularizers import SelfRegularization
-from clora_core.starter.model import (
-    LATENT_CHANNELS,
-    Starter,
-    build_scheduler,
-    build_text_encoder,
-    build_tokenizer,
-    build_vae,
-)
+from clora_core.starter.layout import LATENT_CHANNELS
+from clora_core.starter.model import Starter, build_scheduler, build_text_encoder, build_tokenizer, build_vae
 from clora_core.step import Setting, Step
 
 LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)

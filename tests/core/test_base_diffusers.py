@@ -9,7 +9,8 @@ from clora_core.base import Conditioning
 from clora_core.base_diffusers import DiffusersBase
 from clora_core.errors import BaseModelError, ConceptError
 from clora_core.low_rank import LowRank
-from clora_core.starter.model import TOKENS, build_starter
+from clora_core.starter.layout import TOKENS
+from clora_core.starter.model import build_starter
 
 from .families import FAMILIES, LENGTH
 from .saved_models import Saved, opened, prediction_of, random, same, saved_model, word_like

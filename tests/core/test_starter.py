@@ -8,7 +8,8 @@ import torch
 from clora_core.pictures import as_floats, to_bytes
 from clora_core.starter.draw import draw
 from clora_core.starter.judge import agreement, load_judge, read, recognised
-from clora_core.starter.model import END, TOKENS, UNKNOWN, WEIGHTS, build_tokenizer, load_starter, vocabulary
+from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS, vocabulary
+from clora_core.starter.model import build_tokenizer, load_starter
 from clora_core.starter.styles import BASE, HELD_BACK
 from clora_core.starter.subjects import IDENTITIES, STYLES, pictures
 from clora_core.starter.world import BASE_STYLES, IDENTITY, PORTRAIT, UNSAYABLE, Picture, imagine, imagine_portrait
