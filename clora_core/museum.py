@@ -92,3 +92,15 @@ class Museum:
                 projection: LowRank(delta.up.float(), delta.down.float()).dense()
                 for projection, delta in self.deltas(strengths).items()
             }
+
+
+def wanted(entries: Sequence[str]) -> dict[str, float]:
+    """Exhibits as a person names them, "<my-cat>" or "<my-cat>:0.8" → word and strength."""
+    chosen = {}
+    for entry in entries:
+        word, _, strength = entry.partition(":")
+        try:
+            chosen[word.strip()] = float(strength) if strength else 1.0
+        except ValueError:
+            raise MuseumError(f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8.") from None
+    return chosen

@@ -22,7 +22,7 @@ class Sampling:
     """How pictures are sampled. Picture i of a call depends on `seed` and i alone."""
 
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 5.0
     seed: int = 0
     batch_size: int = 16
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..attach import attached
 from ..concept import mentions
 from ..errors import CLoRAError, MuseumError
-from ..museum import Museum
+from ..museum import Museum, wanted
 from ..sampling import Sampling, sample
 from ..sheets import grid
 from ..storage import load_museum
@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="of all exhibits (1)")
     parser.add_argument("--count", type=int, default=4, help="how many pictures (4)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (7.5; 3 on the starter)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (7.5; 5 on the starter)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's own)")
     parser.set_defaults(run=run)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     strengths = strengths or {word: float(arguments.strength) for word in museum.words}
     if not any(mentions(arguments.prompt, word) for word in museum.words):
         say(f"Note: the prompt holds none of the museum's words ({', '.join(museum.words)}).")
-    guidance = arguments.guidance or (3.0 if base.architecture.name == "starter" else 7.5)
+    guidance = arguments.guidance or (5.0 if base.architecture.name == "starter" else 7.5)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
     with attached(base, museum.dense(strengths)), Bar("sampling", 1) as bar:
@@ -59,18 +59,6 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
     say(f"{arguments.out}: {count} pictures of “{arguments.prompt}”")
-
-
-def wanted(entries: list[str]) -> dict[str, float]:
-    """ "<my-cat>" or "<my-cat>:0.8" → word and strength."""
-    chosen = {}
-    for entry in entries:
-        word, _, strength = entry.partition(":")
-        try:
-            chosen[word.strip()] = float(strength) if strength else 1.0
-        except ValueError:
-            raise MuseumError(f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8.") from None
-    return chosen
 
 
 def check_over(museum: Museum, base: object) -> None:

@@ -75,4 +75,5 @@ def _said(attributes: dict[str, str]) -> dict[str, str]:
     if "thing" in attributes:
         return attributes
     unsaid = {"hair"} if attributes["hairstyle"] == "bald" else set()
+    unsaid |= {"mark"} if attributes["mark"] == "none" else set()
     return {name: attributes[name] for name in SAYABLE if name not in unsaid}

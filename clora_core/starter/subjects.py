@@ -8,21 +8,21 @@ from .draw import draw
 from .styles import HELD_BACK
 from .world import IDENTITY, Picture, imagine, imagine_portrait
 
-# Ten that are easy to take for one another: each shares most of its traits with several others.
+# Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
 IDENTITIES: dict[str, dict[str, str]] = {
     name: dict(zip(IDENTITY, traits.split(), strict=True))
     for name, traits in {
         #        kind   hairstyle hair  skin   face   eyes   iris   nose     mark
         "ada": "person long   yellow blue   round  big    green  ball     mask",
-        "bo": "person  short  black  green  wide   sleepy red    triangle none",
-        "cleo": "cat   spiky  red    gray   round  tall   yellow none     stripe",
-        "dex": "robot  bald   black  orange square big    red    none     patch",
-        "eve": "person curly  white  brown  tall   big    yellow ball     cheeks",
-        "finn": "bear  short  yellow purple wide   dots   black  snout    mask",
-        "gus": "person bald   brown  tan    square sleepy green  ball     beard",
-        "hana": "rabbit long  blue   pale   round  tall   red    triangle cheeks",
-        "ivo": "person spiky  blue   green  tall   big    red    snout    stripe",
-        "juno": "cat   curly  brown  purple wide   sleepy green  triangle patch",
+        "bo": "person  short  black  green  round  sleepy green  ball     none",
+        "cleo": "person spiky red    green  round  big    green  none     stripe",
+        "dex": "robot  bald   black  orange square big    red    none     cheeks",
+        "eve": "robot  curly  white  orange tall   big    yellow ball     cheeks",
+        "finn": "robot short  white  orange square dots   yellow snout    cheeks",
+        "gus": "bear   long   blue   tan    wide   sleepy black  triangle beard",
+        "hana": "bear  long   blue   pale   wide   tall   red    triangle patch",
+        "ivo": "bear   spiky  blue   tan    tall   tall   black  triangle stripe",
+        "juno": "rabbit curly blue   pale   wide   sleepy red    triangle stripe",
     }.items()
 }
 STYLES = tuple(HELD_BACK)

@@ -1,8 +1,8 @@
 """The starter world: what can be drawn, and what a caption may say about it.
 
 A portrait has fourteen attributes. A caption names some of `SAYABLE` and never one of `UNSAYABLE`, so the base model
-can be asked for "a smiling cat with red hair" but has no word for a particular skin, face, eye, nose or mark.
-A person made of such traits is what a new word has to learn.
+can be asked for "a smiling wide green cat with red hair" but has no word for particular eyes or noses, nor for anybody
+who has all these traits together. Such a person is what a new word has to learn.
 """
 
 import random
@@ -21,7 +21,7 @@ COLORS = {
 }
 PLACES = ("beach", "forest", "city", "night", "snow")
 
-SAYABLE: dict[str, tuple[str, ...]] = {
+PORTRAIT: dict[str, tuple[str, ...]] = {
     "kind": ("person", "cat", "bear", "rabbit", "robot"),
     "hairstyle": ("bald", "short", "long", "spiky", "curly"),
     "hair": ("black", "brown", "yellow", "red", "white", "blue"),
@@ -30,8 +30,6 @@ SAYABLE: dict[str, tuple[str, ...]] = {
     "mood": ("smiling", "sad", "surprised"),
     "shirt": tuple(COLORS),
     "background": (*COLORS, *PLACES),
-}
-UNSAYABLE: dict[str, tuple[str, ...]] = {
     "skin": ("pale", "tan", "brown", "green", "blue", "purple", "gray", "orange"),
     "face": ("round", "square", "tall", "wide"),
     "eyes": ("dots", "big", "sleepy", "tall"),
@@ -39,15 +37,16 @@ UNSAYABLE: dict[str, tuple[str, ...]] = {
     "nose": ("none", "ball", "triangle", "snout"),
     "mark": ("none", "cheeks", "mask", "beard", "stripe", "patch"),
 }
-PORTRAIT: dict[str, tuple[str, ...]] = SAYABLE | UNSAYABLE
-IDENTITY = ("kind", "hairstyle", "hair", *UNSAYABLE)  # what stays when the same person is drawn again
+UNSAYABLE = ("eyes", "iris", "nose")
+SAYABLE = {name: values for name, values in PORTRAIT.items() if name not in UNSAYABLE}
+IDENTITY = ("kind", "hairstyle", "hair", "skin", "face", "eyes", "iris", "nose", "mark")  # stays in every picture
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
 THINGS = ("house", "tree", "boat", "mountain", "flower", "car")
 THING: dict[str, tuple[str, ...]] = {
     "thing": (*SHAPES, *THINGS),
     "color": tuple(COLORS),
-    "background": SAYABLE["background"],
+    "background": PORTRAIT["background"],
 }
 
 BASE_STYLES = ("plain", "gray", "sepia", "dark", "negative")
@@ -125,12 +124,16 @@ def _portrait_phrase(attributes: Mapping[str, str], rng: random.Random | None) -
     def say(probability: float) -> bool:
         return rng is None or rng.random() < probability
 
-    mood = f"{attributes['mood']} " if say(0.5) else ""
-    phrase = f"a {mood}{attributes['kind']}"
+    def named(name: str, probability: float) -> str:
+        return f"{attributes[name]} " if say(probability) else ""
+
+    phrase = f"a {named('mood', 0.5)}{named('face', 0.5)}{named('skin', 0.6)}{attributes['kind']}"
+    features = []
     if say(0.65):
-        style, color = attributes["hairstyle"], attributes["hair"]
-        color = f"{color} " if say(0.85) else ""
-        phrase += " with no hair" if style == "bald" else f" with {style} {color}hair"
+        bald = attributes["hairstyle"] == "bald"
+        features.append("no hair" if bald else f"{attributes['hairstyle']} {named('hair', 0.85)}hair")
+    if attributes["mark"] != "none" and say(0.7):
+        features.append("cheeks" if attributes["mark"] == "cheeks" else f"a {attributes['mark']}")
     worn = []
     if attributes["hat"] != "none" and say(0.9):
         worn.append(f"a {attributes['hat']}")
@@ -138,4 +141,8 @@ def _portrait_phrase(attributes: Mapping[str, str], rng: random.Random | None) -
         worn.append("glasses")
     if say(0.6):
         worn.append(f"a {attributes['shirt']} shirt")
-    return phrase + (" wearing " + " and ".join(worn) if worn else "")
+    return phrase + _joined(" with ", features) + _joined(" wearing ", worn)
+
+
+def _joined(opening: str, parts: list[str]) -> str:
+    return opening + " and ".join(parts) if parts else ""

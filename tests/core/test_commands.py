@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from clora_core.cli import main
-from clora_core.commands.view import wanted
 from clora_core.errors import MuseumError
+from clora_core.museum import wanted
 from clora_core.starter.subjects import pictures
 from clora_core.storage import load_museum
 

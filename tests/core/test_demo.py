@@ -23,13 +23,15 @@ def demo(tmp_path_factory) -> tuple[Path, dict]:
 
 def test_each_character_is_learned(demo):
     _, report = demo
-    assert learned(report["alignment"]) >= 0.5, "chance is 0.1"
+    assert learned(report["alignment"]) >= 0.85, "chance is 0.1"
+    assert learned(report["attributes"]) >= 0.65
 
 
-def test_the_comparison_forgets_so_that_there_is_something_to_prevent(demo):
+def test_little_is_forgotten_and_without_the_regularizer_much(demo):
     _, report = demo
     assert report["forgetting"] == pytest.approx(forgetting(report["alignment"]))
-    assert report["comparison"]["forgetting"] >= 0.15
+    assert report["comparison"]["forgetting"] >= 0.15, "else there is nothing to prevent"
+    assert report["forgetting"] <= min(0.1, report["comparison"]["forgetting"] / 3)
 
 
 def test_the_report_is_the_agreed_one(demo):

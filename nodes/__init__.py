@@ -1,0 +1,32 @@
+"""Thin ComfyUI nodes over the engine. Only `host/` knows ComfyUI's own modules.
+
+A new node is one class in the file of its topic, and one line here. Node files import the engine inside `execute`, so
+that it costs nothing when ComfyUI starts.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .concept_token import ConceptToken
+from .host.folders import register_museums
+from .museum_files import LoadMuseum, SaveMuseum
+from .recipe import LearningRecipe
+from .starter import StarterModel, StarterPictures
+from .train_step import TrainStep
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptToken,
+    TrainStep,
+    LoadMuseum,
+    SaveMuseum,
+    LearningRecipe,
+    StarterModel,
+    StarterPictures,
+)
+
+
+class Extension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_museums()
+        return list(NODES)

@@ -1,0 +1,34 @@
+"""What travels from Concept Token to Train Step: a concept that still lacks its pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..clora_core.concept import TEMPLATES, Concept, Kind
+
+
+@dataclass(frozen=True)
+class ConceptDraft:
+    """A Concept without pictures and captions. Refuses what no Concept could be, with the engine's own sentences."""
+
+    word: str
+    kind: Kind = "object"
+    template: str = ""
+    vectors: int = 1
+    start: str = ""
+    token_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.with_pictures(torch.zeros(1, 3, 1, 1))
+
+    @property
+    def prompt(self) -> str:
+        """The template with the word filled in."""
+        return (self.template or TEMPLATES[self.kind]).replace("{word}", self.word)
+
+    def with_pictures(self, pictures: Tensor, captions: tuple[str, ...] = ()) -> Concept:
+        """The concept, with pictures (n, 3, h, w) in [-1, 1] and one caption for each, or none."""
+        return Concept(
+            self.word, pictures, self.kind, self.template, captions, self.vectors, self.start, self.token_seed
+        )

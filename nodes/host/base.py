@@ -1,0 +1,202 @@
+"""A base over a running ComfyUI: its MODEL, CLIP and VAE, seen as the engine sees every model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
+from torch import Tensor, nn
+
+from ...clora_core.base import Conditioning, Precision, Prediction, Schedule
+from ...clora_core.concept import ConceptToken
+from ...clora_core.errors import BaseModelError
+from ...clora_core.projections import Architecture, Projection, architecture_of, find_projections
+from .differentiable import differentiable, ordinary_tensors, plain_attention
+from .model import ModelPatcher, fingerprint_of, schedule_of, unet_of
+from .text import encode, word_vectors
+from .view import base_beneath
+from .words import CLIP, encoders, table, widths
+
+VAE = comfy.sd.VAE
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RESOLUTIONS_PX: Mapping[tuple[str, Prediction], int] = {  # 512 for all others
+    ("starter", "v_prediction"): 64,
+    ("sd2", "v_prediction"): 768,
+    ("sdxl", "epsilon"): 1024,
+    ("sdxl", "v_prediction"): 1024,
+}
+PICTURES_AT_ONCE = 4
+EVERYTHING = 10**20  # bytes asked for, so that ComfyUI makes room by unloading all other models
+
+
+class HostBase:
+    """ComfyUI's models as one frozen `Base`. What is patched onto them belongs to the base, but for a museum.
+
+    The three are used as they are and left as they were: nothing of them is changed but while `learning` is entered.
+    Call `learn` over it within `ordinary_tensors()`. Long calls raise ComfyUI's InterruptProcessingException when the
+    user interrupts.
+    """
+
+    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
+        model, clip = base_beneath(model, clip)
+        self.modules: Mapping[Projection, nn.Module] = find_projections(unet_of(model))
+        self.architecture: Architecture = architecture_of(self.modules)
+        self.schedule: Schedule = schedule_of(model)
+        self.fingerprint = fingerprint_of(model)
+        self.device: torch.device = model.load_device
+        self.model, self.clip, self.vae = model, clip, vae
+        self._check()
+        self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
+        self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
+        self._prepared = False
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a side of a latent stands for."""
+        return int(self._vae().spacial_compression_encode())
+
+    @property
+    def resolution_px(self) -> int:
+        """The side of the pictures that models of this kind are trained on."""
+        return RESOLUTIONS_PX.get((self.architecture.name, self.schedule.prediction), 512)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, h', w') of the latents of pictures of that size in pixels."""
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise BaseModelError(
+                f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
+                f"{self.factor}."
+            )
+        return int(self.model.model.latent_format.latent_channels), height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
+        self.latent_shape(*pictures.shape[-2:])
+        latents = []
+        with self._resting():
+            for part in pictures.split(PICTURES_AT_ONCE):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                encoded = self._vae().encode((part.float() / 2 + 0.5).movedim(1, -1))
+                latents.append(self.model.model.process_latent_in(encoded.float()).cpu())
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The way back: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
+        pictures = []
+        with self._resting():
+            for part in latents.split(PICTURES_AT_ONCE):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                decoded = self._vae().decode(self.model.model.process_latent_out(part.float()))
+                pictures.append(decoded.float().cpu().movedim(-1, 1) * 2 - 1)
+        return torch.cat(pictures).clamp(-1, 1)
+
+    def vocabulary(self) -> dict[str, Tensor]:
+        """The frozen word table of each text encoder: its name → (words, width)."""
+        return {name: table(encoder).weight.detach() for name, encoder in encoders(self.clip).items()}
+
+    def word_vectors(self, word: str) -> dict[str, Tensor]:
+        """An existing word's vectors: the encoder's name → (tokens, width). Raises ConceptError if it is unknown."""
+        return word_vectors(self.clip, word)
+
+    def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32, on `device`."""
+        self._ready()
+        encoded = encode(self.clip, prompts, tokens)
+        pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
+        return Conditioning(encoded.states.to(self.device), pooled)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's raw prediction for latents noised as `schedule` says, float32; gradients flow while learning."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._ready(int(self.model.memory_required(noisy.shape)))
+        model = self.model.model
+        dtype = self._learning[0] if self._learning else model.manual_cast_dtype or model.get_dtype()
+        options = copy_nested_dicts(self.model.model_options["transformer_options"])
+        merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
+        if self._learning:
+            options["optimized_attention_override"] = plain_attention
+        latents = noisy.to(self.device, dtype)
+        return unet_of(self.model)(
+            latents,
+            timesteps.to(self.device).float(),
+            context=conditioning.states.to(self.device, dtype),
+            y=self._added(latents, conditioning),
+            control=None,
+            transformer_options=options,
+        ).float()
+
+    @contextmanager
+    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[None]:
+        """While entered, gradients flow and `predict` computes in that precision, with checkpoints if wished.
+
+        All of the UNet and the text encoder is loaded, at the cost of every other model. With checkpointing a backward
+        pass runs parts of the model again, so it must come before any hook is taken off.
+        """
+        before, self._learning = self._learning, (DTYPES[precision], checkpointing)
+        try:
+            with ordinary_tensors(), self._resting():
+                self._ready()
+                yield
+        finally:
+            self._learning = before
+            comfy.model_management.soft_empty_cache()
+
+    def _ready(self, memory_required: int = 0) -> None:
+        """Load the models, with room for so many bytes; while learning, once, completely, and made differentiable."""
+        models = [self.model, self.clip.patcher]
+        if self._learning is None:
+            comfy.model_management.load_models_gpu(models, memory_required=memory_required)
+        elif not self._prepared:
+            comfy.model_management.load_models_gpu(models, memory_required=EVERYTHING, force_full_load=True)
+            dtype, checkpointing = self._learning
+            self._changes.callback(setattr, self, "_prepared", False)
+            self._prepared = True
+            unet, text = unet_of(self.model), self.clip.cond_stage_model
+            self._changes.enter_context(differentiable(unet, text, dtype=dtype, checkpointing=checkpointing))
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """Before and after, the models are as ComfyUI knows them, so that it may move them for the sake of others."""
+        self._changes.close()
+        try:
+            yield
+        finally:
+            self._changes.close()
+
+    def _added(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
+        """What SDXL is told besides, (b, channels): pooled text, and the picture's size, uncropped. Else nothing."""
+        height, width = (side * 8 for side in latents.shape[-2:])
+        pooled = conditioning.pooled
+        if len(self.architecture.encoders) > 1 and pooled is None:
+            raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
+        added = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
+        return None if added is None else added.to(latents)
+
+    def _vae(self) -> VAE:
+        if self.vae is None:
+            raise BaseModelError("Pictures cannot be read without a VAE. Connect the VAE that belongs to this model.")
+        return self.vae
+
+    def _check(self) -> None:
+        found = widths(self.clip)
+        if found != dict(self.architecture.encoders):
+            raise BaseModelError(
+                f"The text encoders (name: width) are {found}; a model of architecture {self.architecture.name} has "
+                f"{dict(self.architecture.encoders)}. Connect the CLIP that belongs to this model."
+            )
+        channels = int(self.model.model.model_config.unet_config["in_channels"])
+        latents = int(self.model.model.latent_format.latent_channels)
+        if latents != channels:
+            raise BaseModelError(
+                f"The UNet reads {channels} channels, but its latents have {latents}: an inpainting or "
+                "image-conditioned variant. Use the text-to-image model that it comes from."
+            )
+        if self.vae is not None and self.vae.latent_channels != latents:
+            raise BaseModelError(
+                f"The VAE makes latents of {self.vae.latent_channels} channels, but the model's have {latents}. "
+                "Connect the VAE that belongs to this model."
+            )

@@ -1,0 +1,37 @@
+"""How much memory a training step takes, said before it starts."""
+
+from collections.abc import Mapping
+
+import comfy.model_management
+
+from ...clora_core.recipe import Recipe
+from .base import HostBase
+
+# Bytes that a backward pass keeps per latent pixel and picture in 16 bits, where only the keys' and values' deltas
+# and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 1.80 GiB, SDXL at 1024 px 10.42 GiB.
+KEPT: Mapping[str, int] = {"starter": 20_000, "sd15": 472_000, "sd2": 472_000, "sdxl": 683_000}
+CHECKPOINTED = 0.25  # the share that is still kept with checkpointing; counted on the starter
+
+
+def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
+    """About what a step with pictures of that size in pixels takes, besides the models themselves."""
+    _, rows, columns = base.latent_shape(height, width)
+    kept = KEPT[base.architecture.name] * rows * columns * recipe.batch_size
+    trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.modules)
+    dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.modules)
+    wide = 2 if recipe.precision == "fp32" else 1
+    # parameters, gradients and AdamW's two moments; the museum so far, as one dense matrix per projection
+    return round(kept * wide * (CHECKPOINTED if recipe.checkpointing else 1)) + 4 * trained + dense
+
+
+def said(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
+    """The estimate, beside what is free, in words."""
+    needed = step_bytes(base, recipe, height, width)
+    free = comfy.model_management.get_free_memory(base.device)
+    text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_named(needed)} beside the models"
+    advice = " · a smaller batch or checkpointing (C-LoRA Recipe) takes less" if needed > free else ""
+    return f"{text}; {_named(free)} are free now{advice}"
+
+
+def _named(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,92 @@
+"""What a loaded ComfyUI model is made of, whatever is patched onto it at the moment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...clora_core.base import Fingerprint, Prediction, Schedule, fingerprint
+from ...clora_core.errors import BaseModelError
+from ...clora_core.projections import Projection, find_projections
+
+ModelPatcher = comfy.model_patcher.ModelPatcher
+PREFIX = "diffusion_model."
+
+
+def check_supported(model: ModelPatcher) -> None:
+    """Raise BaseModelError, with the model's class and the reason, for a model that C-LoRA cannot learn over."""
+    find_projections(unet_of(model))
+    schedule_of(model)
+
+
+def unet_of(model: ModelPatcher) -> nn.Module:
+    """The network that predicts; shared by all clones of the model."""
+    return model.model.diffusion_model
+
+
+def projection_paths(model: ModelPatcher) -> dict[Projection, str]:
+    """projection → its module's path inside the UNet, as ComfyUI names it."""
+    unet = unet_of(model)
+    paths = {module: path for path, module in unet.named_modules()}
+    return {projection: paths[module] for projection, module in find_projections(unet).items()}
+
+
+def fingerprint_of(model: ModelPatcher) -> Fingerprint:
+    """The fingerprint of the model's own weights; museums and other LoRAs that are merged just now do not change it."""
+    own = {projection: _Own(own_weight(model, path)) for projection, path in projection_paths(model).items()}
+    return fingerprint(own)
+
+
+def own_weight(model: ModelPatcher, path: str) -> Tensor:
+    """The weight of a UNet's module as it was loaded, in the dtype that it is stored in.
+
+    ComfyUI merges patches into the shared weights and keeps what was there before in a backup that all clones share.
+    """
+    key = f"{PREFIX}{path}.weight"
+    if key in model.hook_backup:
+        weight: Tensor = model.hook_backup[key][0]
+    elif key in model.backup:
+        weight = model.backup[key].weight
+    else:
+        weight = comfy.utils.get_attr(model.model, key)
+    return weight.detach()
+
+
+def schedule_of(model: ModelPatcher) -> Schedule:
+    """The noise schedule that the model samples by, or what the user chose instead (by a "ModelSampling…" node).
+
+    Raises BaseModelError for what is no schedule of discrete timesteps with predictions of epsilon or velocity.
+    """
+    sampling: Any = model.get_model_object("model_sampling")
+    kind, discrete = type(sampling), comfy.model_sampling.ModelSamplingDiscrete
+    predictions: Mapping[object, Prediction] = {
+        comfy.model_sampling.EPS.calculate_denoised: "epsilon",
+        comfy.model_sampling.V_PREDICTION.calculate_denoised: "v_prediction",
+    }
+    prediction = predictions.get(getattr(kind, "calculate_denoised", None))
+    if (
+        prediction is None
+        or not isinstance(sampling, discrete)
+        or kind.timestep is not discrete.timestep
+        or kind.calculate_input is not comfy.model_sampling.EPS.calculate_input
+        or sampling.sigma_data != 1
+    ):
+        bases = ", ".join(base.__name__ for base in kind.__bases__)
+        raise BaseModelError(
+            f"{type(model.model).__name__} samples by {bases}. Only models that predict epsilon or v_prediction over "
+            "discrete timesteps can be learned over; take off what changes its sampling, or use another model."
+        )
+    variances = sampling.sigmas.detach().to("cpu", torch.float64).square()
+    return Schedule((1 / (1 + variances)).float(), prediction)
+
+
+class _Own(nn.Module):
+    """A module of nothing but a weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)

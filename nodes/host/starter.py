@@ -1,0 +1,196 @@
+"""The built-in small model in ComfyUI's own classes, with the weights that ship with this pack.
+
+The weights are kept as diffusers and transformers name them (`clora_core/starter/model.py`); the same tensors fit
+ComfyUI's UNet, CLIP and TAESD once they are renamed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_model
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...clora_core.starter.layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocabulary
+from .base import VAE
+from .model import ModelPatcher
+from .words import CLIP
+
+WIDTH = 128
+SPECIAL = (START, END, UNKNOWN)
+WORDS = re.compile("|".join([*map(re.escape, SPECIAL), r"\w+", r"[^\w\s]+"]))
+
+
+def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
+    """The starter model as ComfyUI's nodes take any other: MODEL, CLIP and VAE, all float32."""
+    return load_model(), load_clip(), load_vae()
+
+
+def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
+    offload = comfy.model_management.unet_offload_device()
+    config = StarterConfig(UNET)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, device=offload)
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    _fill(model.diffusion_model, {names[name]: tensor for name, tensor in _tensors(weights, "unet").items()})
+    return ModelPatcher(model.eval(), comfy.model_management.get_torch_device(), offload)
+
+
+def load_clip(weights: Path = WEIGHTS) -> CLIP:
+    target = comfy.supported_models_base.ClipTarget(StarterTokenizer, StarterText)
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32})
+    tensors = {_text_name(name): tensor for name, tensor in _tensors(weights, "text_encoder").items()}
+    projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class has one; this model's UNet reads none
+    _fill(clip.cond_stage_model.clip_l.transformer, tensors | projection)
+    return clip
+
+
+def load_vae(weights: Path = WEIGHTS) -> VAE:
+    tensors = {_vae_name(name): tensor for name, tensor in _tensors(weights, "vae").items()}
+    scale = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    return VAE(sd=tensors | scale, dtype=torch.float32)
+
+
+class StarterLatents(comfy.latent_formats.LatentFormat):
+    """Latents of 32 channels, so that an Empty Latent Image gets as many."""
+
+    latent_channels = LATENT_CHANNELS
+    scale_factor = 1.0
+
+
+class StarterConfig(comfy.supported_models_base.BASE):
+    """Stable Diffusion's schedule, with predictions of the velocity."""
+
+    unet_config: Mapping[str, Any] = {}
+    unet_extra_config: Mapping[str, Any] = {"num_heads": 4, "num_head_channels": -1}
+    latent_format = StarterLatents
+    memory_usage_factor = 1.0
+
+    def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.V_PREDICTION
+
+    def inpaint_model(self) -> bool:
+        """ComfyUI takes a UNet that reads more than four channels for one; this one's latents have as many."""
+        return False
+
+
+UNET: Mapping[str, Any] = {
+    "image_size": 8,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": -2,  # no middle block
+    "context_dim": WIDTH,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "use_temporal_attention": False,
+    "adm_in_channels": None,
+    "legacy": False,
+}
+
+
+class WordLevel:
+    """One token a word, as transformers' tokenizers answer; what is no word of the starter's world is unknown to it."""
+
+    def __init__(self) -> None:
+        self.vocab = {word: index for index, word in enumerate(vocabulary())}
+        self.unk_token_id = self.vocab[UNKNOWN]
+
+    @classmethod
+    def from_pretrained(cls, path: str, **options: Any) -> "WordLevel":
+        """Called by ComfyUI's tokenizer with a path that means nothing here."""
+        return cls()
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        ids = [self._id(word) for word in WORDS.findall(text)]
+        return {"input_ids": [self.vocab[START], *ids, self.vocab[END]]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.vocab)
+
+    def _id(self, word: str) -> int:
+        return self.vocab.get(word if word in SPECIAL else word.lower(), self.unk_token_id)
+
+
+class StarterWords(comfy.sd1_clip.SDTokenizer):
+    """ComfyUI's tokenizer over the starter's words: 32 tokens a prompt, padded with the end."""
+
+    def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
+        super().__init__(
+            max_length=TOKENS,
+            embedding_directory=embedding_directory,
+            embedding_size=WIDTH,
+            tokenizer_class=WordLevel,
+            tokenizer_data=dict(tokenizer_data),
+        )
+
+
+class StarterTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
+        super().__init__(embedding_directory, dict(tokenizer_data), tokenizer=StarterWords)
+
+
+class StarterEncoder(comfy.sd1_clip.SDClipModel):
+    """A CLIP text encoder of two layers with the starter's own word table."""
+
+    def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
+        ids = {word: index for index, word in enumerate(vocabulary())}
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=TOKENS,
+            textmodel_json_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 4 * WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": TOKENS,
+                "hidden_act": "quick_gelu",
+                "eos_token_id": ids[END],
+            },
+            special_tokens={"start": ids[START], "end": ids[END], "pad": ids[END]},
+            return_projected_pooled=False,
+            model_options=model_options or {},
+        )
+        table = self.operations.Embedding(len(ids), WIDTH, device=device, dtype=dtype)
+        self.transformer.set_input_embeddings(table.requires_grad_(False))
+
+
+class StarterText(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=StarterEncoder)
+
+
+def _text_name(name: str) -> str:
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+def _vae_name(name: str) -> str:
+    """diffusers' AutoencoderTiny begins its decoder with a clamp that it does not count as a layer; TAESD counts it."""
+    side, _, layer, rest = name.split(".", 3)
+    return f"taesd_{side}.{int(layer) + (side == 'decoder')}.{rest}"
+
+
+def _tensors(weights: Path, part: str) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(weights / f"{part}.safetensors").items()}
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """All of the tensors, and nothing besides: ComfyUI leaves what it is not given uninitialized."""
+    module.load_state_dict(dict(tensors), strict=True)

@@ -1,0 +1,64 @@
+"""Encode prompts through ComfyUI's own text encoders as the engine asks for it: gradients reach the words' vectors.
+
+Rows are laid out as `clora_core.prompts` does it: no weights, cut at the encoder's length, one row per prompt.
+"""
+
+from collections.abc import Sequence
+
+import comfy.sd1_clip
+import torch
+from torch import Tensor
+
+from ...clora_core.base import Conditioning
+from ...clora_core.concept import ConceptToken
+from ...clora_core.errors import ConceptError
+from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths
+
+
+def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+    """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
+
+    The CLIP must be loaded. Words it knows already may stand in the prompts too.
+    """
+    for token in tokens:
+        check_fits(token, widths(clip))
+    words = {**known_words(clip), **{token.word: token for token in tokens}}
+    model = clip.cond_stage_model
+    model.reset_clip_options()
+    if clip.layer_idx is not None:
+        model.set_clip_options({"layer": clip.layer_idx})
+    states, pooled = [], None
+    for name, encoder in encoders(clip).items():
+        tokenizer = tokenizers(clip)[name]
+        pieces = speaking(name, tokenizer, words).pieces
+        encoded = encoder.encode([_row(tokenizer, pieces(prompt), prompt) for prompt in prompts])
+        states.append(encoded[0].float())
+        pooled = encoded[1]
+    pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
+    return Conditioning(torch.cat(states, dim=-1), pooled.float() if pools else None)
+
+
+def word_vectors(clip: CLIP, word: str) -> dict[str, Tensor]:
+    """An existing word's vectors, encoder → (its ids, width), float32 on the CPU. Raises ConceptError for others."""
+    vectors = {}
+    for name, encoder in encoders(clip).items():
+        tokenizer = tokenizers(clip)[name]
+        pieces = speaking(name, tokenizer, known_words(clip)).pieces(word)
+        ids = [piece for piece in pieces if isinstance(piece, int)]
+        if not pieces or getattr(tokenizer.tokenizer, "unk_token_id", None) in ids:
+            raise ConceptError(f"The text encoder {name} does not know '{word}'. Choose a word that it knows.")
+        rows = [table(encoder).weight[piece] if isinstance(piece, int) else piece for piece in pieces]
+        vectors[name] = torch.stack([row.detach().float().cpu() for row in rows])
+    return vectors
+
+
+def _row(tokenizer: comfy.sd1_clip.SDTokenizer, pieces: Sequence[Piece], prompt: str) -> list[Piece]:
+    """Start, the prompt's pieces as far as they fit, end, padding."""
+    room = tokenizer.max_length - 2
+    if any(isinstance(piece, Tensor) for piece in pieces[room:]):
+        raise ConceptError(
+            f"A learned word stands too late in '{prompt}': the text encoder reads {room} tokens. Write it earlier, or "
+            "shorten the prompt."
+        )
+    row = [tokenizer.start_token, *pieces[:room], tokenizer.end_token]
+    return row + [tokenizer.pad_token] * (tokenizer.max_length - len(row))

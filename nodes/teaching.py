@@ -1,0 +1,157 @@
+"""Teach one concept inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
+
+import dataclasses
+import datetime
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..clora_core.attach import attached
+from ..clora_core.concept import Concept, ConceptToken
+from ..clora_core.learn import Progress, check_learnable, learn, learning_key
+from ..clora_core.museum import Museum
+from ..clora_core.pictures import thumbnail, to_picture
+from ..clora_core.recipe import Recipe
+from ..clora_core.sampling import Sampling, sample
+from .draft import ConceptDraft
+from .host.base import VAE, HostBase
+from .host.differentiable import ordinary_tensors
+from .host.folders import results_folder
+from .host.identity import identity
+from .host.memory import said
+from .host.model import ModelPatcher
+from .host.progress import Bar, check_interrupted, say
+from .host.view import base_beneath, view, viewed
+from .host.words import CLIP
+from .pictures import from_images, in_8_bits, to_images
+from .results import Result, Store
+
+SAVE_EVERY = 50  # steps between two autosaves
+SHOWN_AREA_PX, SHOWN_MOST = 512 * 512, 4  # at the end, as many pictures are sampled as this area has room for
+LABELS = {"self_regularization": "forgetting"}  # what the parts of a loss are called on the node
+SIDE_PX = 64  # sides of pictures become multiples of this: every VAE and UNet here can halve them often enough
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    images: Tensor,
+    draft: ConceptDraft,
+    recipe: Recipe,
+    museum: Museum | None = None,
+    captions: str | Sequence[str] = "",
+    preview_every: int = 0,
+) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
+    """What a Train Step returns: the model and the CLIP that show the new museum, the museum, its losses, pictures.
+
+    museum: what was taught so far; None is what the model shows, or nothing yet.
+    """
+    with ordinary_tensors():
+        so_far = museum or viewed(model)
+        bare_model, bare_clip = base_beneath(model, clip, so_far)
+        base = HostBase(bare_model, bare_clip, vae)
+        pictures = from_images(images, multiple=SIDE_PX, resolution_px=base.resolution_px)
+        base.latent_shape(*pictures.shape[-2:])
+        concept = draft.with_pictures(pictures, _lines(captions))
+        so_far = so_far or Museum(base.fingerprint)
+        check_learnable(base, so_far, concept)
+        key = f"{learning_key(so_far, concept, recipe)} {identity(bare_model, bare_clip, vae)}"
+        result = taught(base, so_far, concept, recipe, Store(results_folder()), _digest(key), preview_every)
+        new = so_far.with_exhibit(result.exhibit)
+    return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
+
+
+def taught(
+    base: HostBase, museum: Museum, concept: Concept, recipe: Recipe, store: Store, key: str, preview_every: int = 0
+) -> Result:
+    """What came out of learning the concept. What is in the store is taken from there, whole or to go on from.
+
+    key: of everything that decides what is learned. preview_every: a picture every so many steps, 0 for none; nothing
+    of what is learned depends on it.
+    """
+    if result := store.result(key):
+        Bar(recipe.steps).at(recipe.steps)
+        say(f"{concept.word} was learned before, with the same pictures and numbers")
+        return result
+    learned, losses = _learned(base, museum, concept, recipe, store, key, preview_every)
+    exhibit = learned.exhibits[-1]
+    facts = {**exhibit.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    exhibit = dataclasses.replace(exhibit, facts=facts, thumbnail=thumbnail(concept.pictures[0]))
+    height, width = concept.pictures.shape[-2:]
+    count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
+    with attached(base, learned.dense()):
+        pictures = _sampled(base, [concept.prompt] * count, learned.tokens, height, width)
+    result = Result(exhibit, losses, in_8_bits(pictures))
+    store.keep(key, museum.base, result)
+    return result
+
+
+def _learned(
+    base: HostBase, museum: Museum, concept: Concept, recipe: Recipe, store: Store, key: str, preview_every: int
+) -> tuple[Museum, tuple[float, ...]]:
+    """The museum after learning, and the loss of every step. However it is stopped, its state is kept."""
+    bar = Bar(recipe.steps)
+    resume = store.state(key)
+    losses = list(resume.losses) if resume else []
+    begun, begun_at = time.monotonic(), len(losses)
+    height, width = concept.pictures.shape[-2:]
+    last: Progress | None = None
+    begin = f"teaching {concept.word} with {len(concept.pictures)} pictures · {said(base, recipe, height, width)}"
+    log.info("C-LoRA: %s", begin)
+    say(begin if resume is None else f"going on from step {resume.step} · {begin}")
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        last = progress
+        losses.append(progress.loss)
+        if progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
+            store.keep_state(key, progress.snapshot())
+        left = (time.monotonic() - begun) / (progress.step - begun_at) * (progress.steps - progress.step)
+        say(described(progress, left))
+        picture = None
+        if preview_every and progress.step % preview_every == 0:
+            tokens = [*museum.tokens, progress.trained.token(concept.word)]
+            picture = to_picture(_sampled(base, [concept.prompt], tokens, height, width)[0])
+        bar.at(progress.step, picture)
+
+    try:
+        return learn(base, museum, concept, recipe, report=report, resume=resume), tuple(losses)
+    except BaseException:
+        if last:
+            store.keep_state(key, last.snapshot())
+        raise
+
+
+def described(progress: Progress, seconds_left: float) -> str:
+    """ "step 120/400 · loss 0.081 · forgetting 0.002 · 41 s left" """
+    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.3f}"]
+    parts += [
+        f"{LABELS.get(name, name.replace('_', ' '))} {value:.3f}"
+        for name, value in progress.losses.items()
+        if name != "diffusion"
+    ]
+    seconds = round(seconds_left)
+    return " · ".join([*parts, f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left"])
+
+
+def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
+    """Pictures (n, 3, height, width) in [-1, 1], sampled through the seam."""
+    guidance = 3.0 if base.architecture.name == "starter" else 7.5
+    sampling = Sampling(guidance=guidance)
+    shape = base.latent_shape(height, width)
+    return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
+
+
+def _lines(captions: str | Sequence[str]) -> tuple[str, ...]:
+    lines = captions.splitlines() if isinstance(captions, str) else captions
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""Tests against a real ComfyUI. Without one they are skipped, and say why.
+
+Those in test_http_*.py share a server that is started for them; all others have ComfyUI and the pack in this process.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from .finding import find_host, import_host
+from .server import Server
+
+HOST = find_host()
+
+
+def _missing() -> str:
+    """Why ComfyUI cannot be had in this process, or nothing."""
+    if HOST is None:
+        return "no ComfyUI: set COMFYUI_PATH, or link this repository into its custom_nodes"
+    try:
+        import_host(HOST)
+    except ImportError as error:
+        return f"this Python cannot import the ComfyUI in {HOST} ({error}); run the tests with ComfyUI's own Python"
+    return ""
+
+
+MISSING = _missing()
+
+
+class _Skipped(pytest.Module):
+    """A file of tests that cannot even be imported here."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        raise pytest.skip.Exception(MISSING, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if MISSING:
+        return _Skipped.from_parent(parent, path=module_path)
+    return None
+
+
+@pytest.fixture(autouse=True)
+def _as_nodes_run() -> Iterator[None]:
+    """ComfyUI runs nodes under inference mode; so do these tests, or half of what can go wrong would not."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ComfyUI started from its own main.py, for all tests over HTTP."""
+    assert HOST is not None
+    server = Server(HOST, tmp_path_factory.mktemp("comfyui"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

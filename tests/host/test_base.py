@@ -1,0 +1,221 @@
+"""The base over ComfyUI: the engine learns over it what it learns over diffusers, whatever the model is stored in."""
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_sampling
+import comfy.supported_models
+import pytest
+import torch
+from clora_pack.clora_core.base_diffusers import open_base
+from clora_pack.clora_core.concept import ConceptToken
+from clora_pack.clora_core.errors import BaseModelError, ConceptError
+from clora_pack.clora_core.learn import Progress, learn
+from clora_pack.clora_core.museum import Museum
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.model import check_supported
+from clora_pack.nodes.host.starter import load_starter
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .models import FAMILIES, concept, denoised, learned, noisiest, ordinary, recipe, small_models
+
+
+def close(one: Tensor, other: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_the_same_learning_gives_the_same_losses_and_deltas_as_over_diffusers():
+    found = []
+    with ordinary():
+        theirs = open_base("starter")
+    for base in (HostBase(*load_starter()), theirs):
+        museum, first = learned(base, Museum(base.fingerprint), "<one>", steps=5)
+        museum, second = learned(base, museum, "<two>", seed=1, steps=8)
+        found.append((museum, [*first, *second]))
+    (ours, our_losses), (expected, expected_losses) = found
+    assert our_losses == pytest.approx(expected_losses, rel=1e-5)
+    for one, other in zip(ours.exhibits, expected.exhibits, strict=True):
+        close(one.token.vectors["clip_l"], other.token.vectors["clip_l"], 1e-4)
+        for projection, delta in one.deltas.items():
+            whole = other.deltas[projection].dense()
+            # Adam divides by the gradient's size, so roundings grow: diffusers differs from itself by 1e-3 where its
+            # schedule is off by 1e-7
+            assert (delta.dense() - whole).norm() < 1e-2 * whole.norm()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def models(request: pytest.FixtureRequest):
+    with torch.inference_mode():
+        return small_models(request.param)
+
+
+def gradients(base: HostBase, *, checkpointing: bool = False) -> dict[str, Tensor]:
+    """Of everything that the second step of a learning trains, by name; the first leaves `down` where it is."""
+    found: dict[str, Tensor] = {}
+
+    def report(progress: Progress) -> None:
+        found.update({name: value.detach().clone() for name, value in progress.trained.parameters().items()})
+        if progress.step == 1:
+            started.update(found)
+
+    started: dict[str, Tensor] = {}
+    with ordinary():
+        learn(base, Museum(base.fingerprint), concept(), recipe(steps=2, checkpointing=checkpointing), report=report)
+    return {name: value - started[name] for name, value in found.items()}
+
+
+def test_everything_is_trained_in_every_family(models):
+    base = HostBase(*models)
+    moved = gradients(base)
+    assert len(base.modules) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.architecture.name]
+    assert len(moved) == 2 * len(base.modules) + len(base.architecture.encoders)
+    for name, value in moved.items():
+        assert value.isfinite().all() and value.abs().max() > 0, name
+    for name, value in gradients(base, checkpointing=True).items():
+        close(value, moved[name], 1e-5)
+
+
+def test_it_encodes_and_predicts_as_the_stock_nodes_do(models):
+    model, clip, _ = models
+    base = HostBase(*models)
+    prompt = "a photo of a cat, in the snow"
+    conditioning = base.encode_prompts([prompt], [])
+    states, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
+    close(conditioning.states, states, 1e-6)
+    if conditioning.pooled is not None:
+        close(conditioning.pooled, pooled, 1e-6)
+    sampling = model.get_model_object("model_sampling")
+    sigma, scaled = noisiest(model)
+    both = conditioning[torch.tensor([0, 0])]
+    raw = base.predict(sampling.calculate_input(sigma, scaled), torch.tensor([999, 999]), both)
+    expected = denoised(model, states, pooled)
+    close(sampling.calculate_denoised(sigma, raw, scaled), expected, 1e-4)
+
+
+@pytest.mark.parametrize("clip_skip", [-1, -2])
+def test_the_layer_that_the_user_chose_is_read(clip_skip: int):
+    model, clip, vae = small_models("sd15")
+    clip = clip.clone()
+    clip.clip_layer(clip_skip)
+    states = HostBase(model, clip, vae).encode_prompts(["a photo"], []).states
+    close(states, clip.encode("a photo"), 1e-6)
+
+
+def test_float8_products_without_a_backward_pass_are_refused(monkeypatch: pytest.MonkeyPatch):
+    base = HostBase(*small_models("sd15", scaled=True))
+    assert learned(base, Museum(base.fingerprint), "<one>")[1]
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device: True)
+    with pytest.raises(BaseModelError, match=r"multiplies in float8 .* no backward pass"):
+        learned(base, Museum(base.fingerprint), "<one>")
+    assert torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_that_is_stored_coarsely_can_be_learned_over(stored: torch.dtype, precision: str):
+    base = HostBase(*small_models("sd15", stored, torch.float32))
+    with ordinary():
+        museum, losses = learned(base, Museum(base.fingerprint), "<one>", precision=precision)
+    assert torch.tensor(losses).isfinite().all()
+    for delta in museum.exhibits[0].deltas.values():
+        assert delta.up.abs().max() > 0 and delta.dense().isfinite().all()
+
+
+def test_attention_without_a_backward_pass_is_put_aside(monkeypatch: pytest.MonkeyPatch):
+    base = HostBase(*small_models("sd15"))
+    _, expected = learned(base, Museum(base.fingerprint), "<one>")
+    kernel = comfy.ldm.modules.attention.attention_pytorch
+
+    @comfy.ldm.modules.attention.wrap_attn
+    def sampling_only(q: Tensor, k: Tensor, v: Tensor, *inputs: object, **options: object) -> Tensor:
+        return kernel(q.detach(), k.detach(), v.detach(), *inputs, **options)
+
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", sampling_only)
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention_masked", sampling_only)
+    _, found = learned(base, Museum(base.fingerprint), "<one>")
+    assert found == expected
+
+
+def test_the_fingerprint_is_that_of_the_models_own_weights():
+    model, clip, vae = load_starter()
+    expected = HostBase(model, clip, vae).fingerprint
+    patched = model.clone()
+    keys = [key for key in model.model_state_dict() if "attn2.to_k.weight" in key]
+    patched.add_patches({key: ("diff", (torch.ones(()).expand(model.model_state_dict()[key].shape),)) for key in keys})
+    changed = HostBase(patched, clip, vae)
+    assert changed.fingerprint == expected
+    noisy = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = changed.predict(noisy, torch.tensor([500]), changed.encode_prompts(["a photo"], []))
+    assert HostBase(model, clip, vae).fingerprint == expected  # while the patches are merged
+    assert HostBase(patched, clip, vae).fingerprint == expected
+    plain = HostBase(model, clip, vae)
+    assert not plain.predict(noisy, torch.tensor([500]), plain.encode_prompts(["a photo"], [])).equal(before)
+
+
+def test_a_users_choice_of_sampling_is_the_schedule():
+    model, clip, vae = load_starter()
+
+    class Epsilon(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    chosen = model.clone()
+    chosen.add_object_patch("model_sampling", Epsilon(model.model.model_config, zsnr=True))
+    schedule = HostBase(chosen, clip, vae).schedule
+    assert schedule.prediction == "epsilon"
+    assert schedule.alphas_cumprod[-1] < 1e-6 < HostBase(model, clip, vae).schedule.alphas_cumprod[-1]
+
+    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    chosen.add_object_patch("model_sampling", Flow(model.model.model_config))
+    with pytest.raises(BaseModelError, match="samples by ModelSamplingDiscreteFlow, CONST"):
+        HostBase(chosen, clip, vae)
+
+
+def test_words_that_do_not_fit_are_refused():
+    base = HostBase(*load_starter())
+    wide = ConceptToken("<one>", {"clip_l": torch.zeros(1, 1, 768)})
+    with pytest.raises(ConceptError, match=r"'<one>' has vectors for clip_l \(768 wide\), .* clip_l \(128 wide\)"):
+        base.encode_prompts(["a <one>"], [wide])
+    fitting = ConceptToken("<one>", {"clip_l": torch.zeros(1, 1, 128)})
+    with pytest.raises(ConceptError, match="stands too late"):
+        base.encode_prompts(["red " * 30 + "<one>"], [fitting])
+
+
+def test_the_wrong_text_encoder_and_the_wrong_vae_are_refused(models):
+    model, clip, vae = load_starter()
+    with pytest.raises(BaseModelError, match="text encoders"):
+        HostBase(model, models[1], vae)
+    with pytest.raises(BaseModelError, match="VAE makes latents of 4 channels, but the model's have 32"):
+        HostBase(model, clip, models[2])
+    with pytest.raises(BaseModelError, match="without a VAE"):
+        HostBase(model, clip).encode_pictures(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_model_of_joint_attention_is_refused_by_name():
+    config = comfy.supported_models.Flux(
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": 768,
+            "context_in_dim": 4096,
+            "hidden_size": 128,
+            "mlp_ratio": 4.0,
+            "num_heads": 4,
+            "depth": 1,
+            "depth_single_blocks": 1,
+            "axes_dim": [8, 12, 12],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": False,
+        }
+    )
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    flux = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
+    with pytest.raises(BaseModelError, match=r"found in Flux\. .* joint attention"):
+        check_supported(flux)
+    with pytest.raises(BaseModelError, match=r"found in Flux\. .* joint attention"):
+        HostBase(flux, load_starter()[1])

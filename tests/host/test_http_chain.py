@@ -1,0 +1,145 @@
+"""The chain over HTTP, in a ComfyUI started from its own main.py, with stock nodes around it."""
+
+import re
+import shutil
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from .events import Events
+from .prompts import chain, concept, loaded, node, shown, starter
+from .server import Server
+
+PROMPT = "a photo of <ada> and (<bo>:1.2), <ada>!"
+
+
+def saved_chain(count: int, name: str, **numbers):
+    """A chain whose museum is saved, and stock nodes that sample two of its words."""
+    prompt = chain(count, **numbers)
+    last = f"train{count}"
+    prompt["save"] = node("CLoRA_SaveMuseum", museum=[last, 2], name=name, overwrite=False)
+    return prompt | shown(PROMPT, [last, 0], [last, 1])
+
+
+def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: Server):
+    run = server.run(saved_chain(3, "three"))
+    assert run.succeeded, run.error
+    path = server.folder / "models/loras/museums/three.museum.safetensors"
+    assert run.history["outputs"]["save"]["text"] == [f"{path} now holds: <ada>, <bo>, <cleo>"]
+    again = server.run(loaded("three", PROMPT))
+    assert again.succeeded, again.error
+    assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))
+    assert "load" in server.run(loaded("three", PROMPT + " again")).cached
+    without = server.run(starter() | shown(PROMPT, ["starter", 0], ["starter", 1]))
+    assert not np.array_equal(server.pictures(without, "show"), server.pictures(run, "show"))
+
+
+def test_a_fourth_train_step_trains_only_the_fourth(server: Server):
+    server.run(saved_chain(3, "three"))
+    before = server.results
+    run = server.run(saved_chain(4, "four"))
+    assert run.succeeded, run.error
+    assert {"train1", "train2", "train3"} <= run.cached and "train4" not in run.cached
+    assert len(server.results) == len(before) + 1 and before.items() <= server.results.items()
+
+
+def test_results_survive_another_workflow_and_a_restart(server: Server):
+    first = server.run(saved_chain(2, "two"))
+    before = server.results
+    server.run(starter() | shown("a cat", ["starter", 0], ["starter", 1]))  # ComfyUI forgets what was cached
+    server.restart()
+    again = server.run(saved_chain(2, "two"))
+    assert again.succeeded, again.error
+    assert "train1" not in again.cached and "train2" not in again.cached
+    assert server.results == before
+    assert "holds this museum already" in again.history["outputs"]["save"]["text"][0]
+    assert np.array_equal(server.pictures(again, "show"), server.pictures(first, "show"))
+
+
+def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server):
+    steps, name = 40, "interrupted"
+    before = server.results
+    whole = server.run(saved_chain(1, name, steps=steps, training_seed=7))
+    assert whole.succeeded, whole.error
+    (kept,) = [server.results_folder / name for name in server.results if name not in before]
+    expected = load_file(kept)
+    kept.unlink()
+
+    watched = saved_chain(1, name, steps=steps, training_seed=7, preview_every=20)  # another node, the same learning
+    with Events(server.address) as events:
+        prompt_id = server.queue(watched)
+        events.wait_for(lambda told: any(step >= 3 for step in told.steps("train1")))
+        server.post("/interrupt")
+        run = server.finished(prompt_id)
+        reached = max(events.steps("train1"))
+    assert run.error == "interrupted"
+    assert reached < steps
+    (state,) = [file for file in server.results if file.endswith("state.safetensors")]
+
+    with Events(server.address) as events:
+        resumed = server.run(watched)
+        events.wait_for(lambda told: max(told.steps("train1"), default=0) == steps)
+        told = [text for where, text in events.texts if where == "train1"]
+        assert events.previews > 0
+    assert resumed.succeeded, resumed.error
+    assert min(step for step in events.steps("train1")) > 3
+    assert re.match(r"going on from step \d+ · teaching <ada> .* takes about \d+ MiB beside the models", told[0])
+    assert re.fullmatch(r"step 40/40 · loss \d\.\d{3} · forgetting 0\.000 · 0 s left", told[-1]), told[-1]
+    assert state not in server.results
+    found = load_file(kept)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert np.array_equal(server.pictures(resumed, "show"), server.pictures(whole, "show"))
+
+
+def test_two_queued_prompts_do_not_disturb_one_another(server: Server):
+    prompts = [saved_chain(1, f"queued{seed}", training_seed=seed) for seed in (11, 12)]
+    runs = [server.finished(id) for id in [server.queue(prompt) for prompt in prompts]]
+    assert all(run.succeeded for run in runs), [run.error for run in runs]
+    together = [server.pictures(run, "show") for run in runs]
+    server.stop()
+    shutil.rmtree(server.results_folder)
+    shutil.rmtree(server.folder / "models/loras/museums")
+    server.start()
+    alone = [server.pictures(server.run(prompt), "show") for prompt in reversed(prompts)][::-1]
+    assert np.array_equal(np.stack(together), np.stack(alone))
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_the_loss_is_plotted_by_the_stock_node(server: Server):
+    prompt = chain(1) | {"plot": node("LossGraphNode", loss=["train1", 3], filename_prefix="loss")}
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    assert len(np.unique(server.pictures(run, "plot").reshape(-1, 3), axis=0)) > 2
+
+
+def test_a_stock_lora_loader_shows_the_saved_museum(server: Server):
+    assert server.run(saved_chain(2, "stock", learning_rate=2e-2)).succeeded
+    plain = "a photo of a cat"
+    ours = server.pictures(server.run(loaded("stock", plain)), "show")
+    prompt = starter() | shown(plain, ["lora", 0], ["lora", 1])
+    prompt["lora"] = node(
+        "LoraLoader",
+        model=["starter", 0],
+        clip=["starter", 1],
+        lora_name="museums/stock.museum.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    stock = server.pictures(run, "show")
+    base = server.pictures(server.run(starter() | shown(plain, ["starter", 0], ["starter", 1])), "show")
+    assert np.abs(stock.astype(int) - ours).max() <= 1
+    assert np.abs(base.astype(int) - ours).mean() > 1
+
+
+def test_a_word_that_is_taken_is_refused_in_a_sentence(server: Server):
+    prompt = chain(2)
+    prompt["concept2"] = concept("<ada>")
+    prompt["save"] = node("CLoRA_SaveMuseum", museum=["train2", 2], name="never", overwrite=False)
+    run = server.run(prompt)
+    assert not run.succeeded
+    assert run.error.startswith("The word '<ada>' already names exhibit 1 of this museum. Choose another word")
+    assert not (server.folder / "models/loras/museums/never.museum.safetensors").exists()

@@ -1,0 +1,90 @@
+"""The pack as ComfyUI lists it: nodes, help pages, translations, examples."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from .finding import ROOT
+from .server import Server
+from .workflow import as_prompt
+
+IDS = (
+    *("CLoRA_ConceptToken", "CLoRA_TrainStep", "CLoRA_LoadMuseum", "CLoRA_SaveMuseum", "CLoRA_Recipe"),
+    *("CLoRA_StarterModel", "CLoRA_StarterPictures"),
+)
+
+
+@pytest.fixture(scope="module")
+def listed(server: Server):
+    """What ComfyUI tells its frontend of the pack's nodes."""
+    return {name: entry for name, entry in server.get("/object_info").items() if name.startswith("CLoRA_")}
+
+
+def test_all_nodes_are_listed_and_no_others(listed):
+    assert set(listed) == set(IDS)
+
+
+def explained(node) -> dict[str, dict]:
+    """The options of every input that people see."""
+    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    return {id: options for id, (_, options) in inputs.items()}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_everything_of_a_node_is_explained(listed, name: str):
+    node = listed[name]
+    assert node["category"] == "C-LoRA" and node["display_name"] and len(node["description"]) > 20
+    for id, options in explained(node).items():
+        assert len(options.get("tooltip", "")) > 15, id
+    assert all(tooltip for tooltip in node["output_tooltips"])
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_no_widget_changes_by_itself(listed, name: str):
+    """The frontend gives a new number to whatever is called seed, and everything would be learned anew."""
+    for id, options in explained(listed[name]).items():
+        assert id not in ("seed", "noise_seed") and not options.get("control_after_generate")
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_every_node_has_a_help_page(server: Server, name: str):
+    assert server.read(f"/extensions/C-LoRA/docs/{name}.md").decode().startswith("# ")
+
+
+def test_the_start_costs_little_and_goes_well(server: Server):
+    log = server.log.read_text(errors="replace")
+    seconds, failed = re.findall(r"([\d.]+) seconds( \(IMPORT FAILED\))?: \S*custom_nodes/C-LoRA", log)[0]
+    assert not failed and float(seconds) <= 0.5, log  # said to a tenth, on a machine that is busy
+
+
+def test_translations_are_served(server: Server):
+    translations = server.get("/i18n")
+    for language in ("en", "zh", "ja"):
+        assert set(IDS) <= set(translations[language]["nodeDefs"])
+
+
+def test_example_workflows_are_offered(server: Server):
+    offered = server.get("/workflow_templates")["C-LoRA"]
+    assert set(offered) == {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
+
+
+def test_the_examples_run_one_after_the_other(server: Server):
+    definitions = server.get("/object_info")
+    shown = []
+    for name in ("three-concepts", "load-a-museum"):
+        workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        prompt = as_prompt(workflow, definitions)
+        for node in prompt.values():
+            inputs = node["inputs"]
+            if node["class_type"] == "CLoRA_TrainStep":
+                inputs |= {"steps": 3, "batch_size": 4, "preview_every": 0}
+            if node["class_type"] == "KSampler":
+                inputs["steps"] = 2
+        run = server.run(prompt)
+        assert run.succeeded, run.error
+        saving = [id for id, node in prompt.items() if node["class_type"] == "SaveImage"]
+        shown.append(np.stack([server.pictures(run, id) for id in saving]))
+    assert shown[0].shape == (3, 4, 64, 64, 3)
+    assert np.array_equal(*shown)

@@ -1,0 +1,321 @@
+"""The nodes in this process, over real models in ComfyUI's own classes."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+from clora_pack import comfy_entrypoint
+from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError, MuseumError
+from clora_pack.clora_core.museum import Museum
+from clora_pack.nodes.host import folders, memory
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.identity import identity
+from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import same_museum, view
+from comfy.weight_adapter import LoRAAdapter
+
+from .models import FAMILIES, Models, ordinary, random_museum, recipe, small_models
+
+FEW = {"steps": 4, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "forgetting_weight": 1.0, "training_seed": 0}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict[str, Any]:
+    """The pack's nodes by id, as ComfyUI is given them."""
+    extension = asyncio.run(comfy_entrypoint())
+    listed = asyncio.run(extension.get_node_list())
+    return {node.GET_SCHEMA().node_id: node for node in listed}
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Results and museums of each test are its own."""
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
+    yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def starter() -> Models:
+    with torch.inference_mode():
+        return load_starter()
+
+
+def images(count: int = 4, side: int = 64) -> torch.Tensor:
+    return torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(0))
+
+
+def concept(nodes: dict[str, Any], word: str = "<one>", **changes: Any) -> Any:
+    given = {"kind": "object", "template": "a photo of {word}", "vectors": 1, "start": "", "token_seed": 0}
+    return nodes["CLoRA_ConceptToken"].execute(word, **(given | changes)).args[0]
+
+
+def train(nodes: dict[str, Any], models: Models, word: str = "<one>", **changes: Any) -> tuple:
+    given = {"images": images(), "concept": concept(nodes, word), **FEW}
+    model, clip, vae = models
+    return nodes["CLoRA_TrainStep"].execute(**{"model": model, "clip": clip, "vae": vae} | given | changes).args
+
+
+def result_files() -> list[str]:
+    return sorted(path.name.split(".")[1] for path in folders.results_folder().glob("*"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_teaches_in_every_family(nodes: dict[str, Any], family: str):
+    model, clip, museum, loss, preview = train(nodes, small_models(family), steps=2, rank=1)
+    assert museum.words == ("<one>",) and len(loss["loss"]) == 2
+    assert preview.shape == (4, 64, 64, 3) and preview.isfinite().all()
+    (tokens,) = {len(rows) for rows in clip.tokenize("a photo of <one>").values()}
+    assert tokens == 1
+    assert model is not None and museum.exhibits[0].thumbnail.startswith(b"\xff\xd8")
+
+
+def test_previews_change_nothing_of_what_is_learned(nodes: dict[str, Any], starter: Models):
+    without = train(nodes, starter)
+    for file in folders.results_folder().iterdir():
+        file.unlink()
+    watched = train(nodes, starter, preview_every=1)
+    assert without[3] == watched[3]
+    assert same_museum(without[2], watched[2]) and torch.equal(without[4], watched[4])
+
+
+@pytest.mark.parametrize("failure", [comfy.model_management.InterruptProcessingException, RuntimeError])
+def test_a_step_that_was_stopped_goes_on_to_the_same_result(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
+):
+    whole = train(nodes, starter, training_seed=3)
+    for file in folders.results_folder().iterdir():
+        file.unlink()
+    predict, calls = HostBase.predict, iter(range(1000))
+
+    def stopped(self: HostBase, *inputs: Any) -> torch.Tensor:
+        if next(calls) == 2:
+            raise failure("in the middle of the third step")
+        return predict(self, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostBase, "predict", stopped)
+        with pytest.raises(failure):
+            train(nodes, starter, training_seed=3)
+    assert result_files() == ["state"]
+    resumed = train(nodes, starter, training_seed=3)
+    assert result_files() == ["result"]
+    assert resumed[3] == whole[3] and same_museum(resumed[2], whole[2])
+
+
+def test_the_same_step_again_comes_from_the_disk(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
+):
+    first = train(nodes, starter)
+    with monkeypatch.context() as patch:
+        patch.setattr(HostBase, "predict", None)  # nothing may be computed
+        again = train(nodes, load_starter())
+    assert again[3] == first[3] and torch.equal(again[4], first[4])
+    assert same_museum(again[2], first[2]) and again[2].exhibits[0].facts == first[2].exhibits[0].facts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training_seed": 1},
+        {"images": images(5)},
+        {"captions": "\n".join(["a {word}"] * 4)},
+        {"forgetting_weight": 2.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_goes_in_makes_it_another_learning(nodes: dict[str, Any], starter: Models, change: dict[str, Any]):
+    train(nodes, starter, steps=1)
+    train(nodes, starter, steps=1, **change)
+    assert result_files() == ["result", "result"]
+
+
+def test_a_chain_goes_on_from_the_model_or_from_the_base(nodes: dict[str, Any], starter: Models):
+    model, clip, museum, _, _ = train(nodes, starter, "<one>")
+    from_model = train(nodes, (model, clip, starter[2]), "<two>")
+    from_both = train(nodes, (model, clip, starter[2]), "<two>", museum=museum)
+    from_base = train(nodes, starter, "<two>", museum=museum)
+    assert from_model[2].words == ("<one>", "<two>")
+    assert same_museum(from_model[2], from_both[2]) and same_museum(from_model[2], from_base[2])
+    assert result_files() == ["result", "result"]
+
+
+def test_numbers_on_the_step_win_over_the_recipe_and_the_rest_is_the_recipes(nodes: dict[str, Any], starter: Models):
+    numbers = {"token_learning_rate": 0.03, "accumulation": 2, "clip_norm": 0.5, "schedule": "cosine", "flip": True}
+    (given,) = nodes["CLoRA_Recipe"].execute("c-lora", **numbers).args
+    used = train(nodes, starter, recipe=given, forgetting_weight=7.0, training_seed=5)[2].exhibits[0].recipe
+    assert (used.steps, used.learning_rate, used.rank, used.batch_size, used.seed) == (4, 1e-2, 2, 2, 5)
+    assert used.regularizers[0].weight == 7.0
+    assert {name: getattr(used, name) for name in numbers} == numbers
+
+
+def test_captions_are_what_is_said_of_the_pictures(nodes: dict[str, Any], starter: Models):
+    text = "\n".join(f"a {{word}} at the {place}" for place in ("beach", "forest", "city", "snow"))
+    as_text = train(nodes, starter, captions=text + "\n")
+    as_list = train(nodes, starter, captions=text.splitlines())
+    plain = train(nodes, starter)
+    assert as_text[3] == as_list[3] != plain[3]
+
+
+def test_a_museum_is_saved_and_some_of_it_is_loaded(nodes: dict[str, Any], starter: Models, own_folders: Path):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>", "<three>")
+    save, load = nodes["CLoRA_SaveMuseum"].execute, nodes["CLoRA_LoadMuseum"].execute
+    save(museum, "people/mine", False)
+    assert folders.museum_names() == ["people/mine.museum.safetensors"]
+    name, (model, clip, _) = folders.museum_names()[0], starter
+    all_of_it = load(model, clip, name, "", 1.0).args
+    assert same_museum(all_of_it[2], museum)
+    some = load(model, clip, name, "<three>\n<one>: 0.5\n", 2.0).args
+    assert some[2].words == ("<one>", "<three>")
+    expected, _ = view(model, clip, museum.only(["<one>", "<three>"]), {"<one>": 1.0, "<three>": 2.0})
+    for key, ((_, adapter, *_),) in some[0].patches.items():
+        assert torch.equal(
+            adapter.weights[0] @ adapter.weights[1], expected.patches[key][0][1].weights[0] @ adapter.weights[1]
+        )
+    connected = load(model, clip, "", "<two>", 1.0, museum).args
+    assert connected[2].words == ("<two>",)
+
+
+def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save = nodes["CLoRA_SaveMuseum"].execute
+    save(museum, "mine", False)
+    assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
+    with pytest.raises(MuseumError, match="exists already"):
+        save(museum.only(["<one>"]), "mine", False)
+    assert "now holds: <one>" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    assert folders.museum_names() == ["mine.museum.bak.safetensors", "mine.museum.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b"])
+def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, own_folders: Path, name: str):
+    museum = random_museum(HostBase(*starter), "<one>")
+    with pytest.raises(MuseumError):
+        nodes["CLoRA_SaveMuseum"].execute(museum, name, True)
+    assert not list(own_folders.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
+def test_a_museum_that_is_not_there_is_said(nodes: dict[str, Any], starter: Models, name: str):
+    with pytest.raises(MuseumError, match="There is no museum"):
+        nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], name, "", 1.0)
+
+
+def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
+    save(museum, "mine", False)
+    before = load.fingerprint_inputs("mine.museum.safetensors")
+    assert before == load.fingerprint_inputs("mine.museum.safetensors")
+    save(museum.only(["<two>"]), "mine", True)
+    assert before != load.fingerprint_inputs("mine.museum.safetensors")
+
+
+WRONG = {
+    "captions of another count": (ConceptError, {"captions": "a {word}\nthe {word}"}, "4 pictures but 2 captions"),
+    "a caption without the word": (ConceptError, {"captions": "\n".join("abcd")}, "does not mention"),
+    "no pictures": (ConceptError, {"images": torch.zeros(0, 64, 64, 3)}, "no pictures"),
+    "pictures of nothing": (ConceptError, {"images": torch.full((4, 64, 64, 3), torch.nan)}, "not finite"),
+    "no VAE": (BaseModelError, {"vae": None}, "VAE"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_gets_a_sentence_and_nothing_is_kept(nodes: dict[str, Any], starter: Models, what: str):
+    kind, change, sentence = WRONG[what]
+    with pytest.raises(kind, match=sentence):
+        train(nodes, starter, **change)
+    assert result_files() == []
+
+
+def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
+):
+    predict, calls = HostBase.predict, iter(range(1000))
+
+    def broken(self: HostBase, *inputs: Any) -> torch.Tensor:
+        return predict(self, *inputs) * (torch.inf if next(calls) == 2 else 1)
+
+    monkeypatch.setattr(HostBase, "predict", broken)
+    with pytest.raises(LearningError, match="finite"):
+        train(nodes, starter)
+    assert result_files() == ["state"]
+
+
+@pytest.mark.parametrize("word", ["", " ", "12", "-3.5", "my cat", "cat)", "a:b", "embedding,cat"])
+def test_a_word_that_no_prompt_could_hold_is_refused(nodes: dict[str, Any], word: str):
+    with pytest.raises(ConceptError):
+        concept(nodes, word)
+
+
+def test_a_museum_of_another_base_is_refused(nodes: dict[str, Any], starter: Models):
+    other = random_museum(HostBase(*small_models("sd15")), "<one>")
+    with pytest.raises(CLoRAError, match="was made over"):
+        train(nodes, starter, "<two>", museum=other)
+    with pytest.raises(CLoRAError, match="was made over"):
+        nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], "", "", 1.0, other)
+
+
+def test_a_model_that_shows_another_museum_is_refused(nodes: dict[str, Any], starter: Models):
+    base = HostBase(*starter)
+    shown = view(*starter[:2], random_museum(base, "<one>"))
+    with pytest.raises(BaseModelError, match="another museum"):
+        train(nodes, (*shown, starter[2]), "<two>", museum=random_museum(base, "<other>"))
+
+
+def test_a_template_of_a_style_is_a_styles(nodes: dict[str, Any]):
+    assert concept(nodes, kind="style").prompt == "a picture in the style of <one>"
+    assert concept(nodes, kind="style", template="art like {word}").prompt == "art like <one>"
+    assert concept(nodes).prompt == "a photo of <one>"
+
+
+def test_an_unknown_subject_is_said(nodes: dict[str, Any]):
+    with pytest.raises(ConceptError, match="no built-in subject 'zoe'"):
+        nodes["CLoRA_StarterPictures"].execute("zoe", 1, 0)
+
+
+def test_models_of_one_fingerprint_are_told_apart(starter: Models):
+    model, clip, vae = starter
+    mine = identity(model, clip, vae)
+    assert mine == identity(*load_starter())
+    key = next(name for name in model.model.state_dict() if name.endswith("attn1.to_k.weight"))
+    rows, columns = model.model.state_dict()[key].shape
+    lora = model.clone()
+    lora.add_patches({key: LoRAAdapter(set(), (torch.ones(rows, 1), torch.ones(1, columns), None, None, None, None))})
+    weaker = model.clone()
+    weaker.add_patches({key: lora.patches[key][0][1]}, 0.5)
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    found = [identity(lora, clip, vae), identity(weaker, clip, vae), identity(model, skipped, vae)]
+    assert len({mine, *found}) == 4
+
+
+def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
+    model, clip, vae = starter
+    mine = identity(model, clip, vae)
+    shown, _ = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>", size=0.5))
+    comfy.model_management.load_models_gpu([shown])
+    assert shown.backup
+    assert identity(model, clip, vae) == mine
+    shown.detach()
+
+
+def test_the_estimate_grows_with_what_is_asked_for(starter: Models):
+    base = HostBase(*small_models("sd15"))
+    small = memory.step_bytes(base, recipe(batch_size=1), 512, 512)
+    assert 3.5 * 2**30 < small < 3.8 * 2**30  # 1.80 GiB in 16 bits, measured on the real UNet's shape
+    assert memory.step_bytes(base, recipe(batch_size=4), 512, 512) > 3.9 * small
+    assert memory.step_bytes(base, recipe(checkpointing=True), 512, 512) < small
+    assert "GiB beside the models" in memory.said(base, recipe(batch_size=4), 512, 512)
+
+
+def test_a_new_museum_begins_where_there_is_none(nodes: dict[str, Any], starter: Models):
+    with ordinary():
+        empty = Museum(HostBase(*starter).fingerprint)
+    given, absent = train(nodes, starter, museum=empty), train(nodes, starter)
+    assert same_museum(given[2], absent[2]) and len(result_files()) == 1

@@ -1,0 +1,214 @@
+"""A model that views a museum predicts what the engine predicts with the museum attached, however it is stored."""
+
+import dataclasses
+import gc
+import weakref
+
+import comfy.model_management
+import pytest
+import torch
+from clora_pack.clora_core.attach import attached
+from clora_pack.clora_core.base import Fingerprint
+from clora_pack.clora_core.base_diffusers import open_base
+from clora_pack.clora_core.errors import BaseModelError, MuseumError
+from clora_pack.clora_core.low_rank import LowRank
+from clora_pack.clora_core.museum import Museum
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import base_beneath, same_museum, view, viewed
+from clora_pack.nodes.host.words import known_words
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .models import Models, denoised, learned, noisiest, ordinary, random_museum, small_models
+
+STORED = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, "scaled"]
+STRENGTHS = {"<one>": 0.5, "<two>": -1.5}
+
+
+def states_of(base: HostBase) -> Tensor:
+    return base.encode_prompts(["a photo of a cat"], []).states.clone()
+
+
+def stored(dtype: torch.dtype | str) -> Models:
+    if dtype == "scaled":
+        return small_models("sd15", scaled=True)
+    return small_models("sd15", dtype, None if dtype == torch.float32 else torch.float32)
+
+
+@pytest.mark.parametrize("size", [0.3, 1e-3], ids=["large", "small"])
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+def test_what_is_shown_is_what_the_engine_attaches(dtype: torch.dtype | str, size: float):
+    model, clip, vae = stored(dtype)
+    base = HostBase(model, clip, vae)
+    museum = random_museum(base, "<one>", "<two>", "<three>", size=size)
+    states = states_of(base)
+    before = denoised(model, states)
+    with attached(base, museum.deltas(STRENGTHS)):
+        expected = denoised(model, states)
+    shown, _ = view(model, clip, museum, STRENGTHS)
+    found = denoised(shown, states)
+    moved = (expected - before).norm()
+    assert moved > 0
+    # merged into float16, a delta of a thousandth of its weight is rounded by a fifth of itself (2⁻¹¹ of the weight)
+    assert (found - expected).norm() < {torch.float16: 0.3 if size < 0.1 else 1e-2}.get(dtype, 1e-3) * moved
+    assert denoised(model, states).equal(before)
+    assert denoised(shown.clone(), states).equal(found)
+
+
+def test_a_view_of_the_starter_is_the_one_over_diffusers():
+    with ordinary():
+        theirs = open_base("starter")
+    model, clip, vae = load_starter()
+    ours = HostBase(model, clip, vae)
+    museum = random_museum(ours, "<one>", "<two>", size=0.3)
+    shown, speaking = view(model, clip, museum)
+    states = speaking.encode_from_tokens(speaking.tokenize("a photo of <one> and <two>"))
+    conditioning = theirs.encode_prompts(["a photo of <one> and <two>"] * 2, museum.tokens)
+    torch.testing.assert_close(states, conditioning.states[:1], rtol=0, atol=1e-5)
+    sampling = model.get_model_object("model_sampling")
+    sigma, scaled = noisiest(model)
+    with attached(theirs, museum.deltas()):
+        velocity = theirs.predict(sampling.calculate_input(sigma, scaled), torch.tensor([999, 999]), conditioning)
+    expected = sampling.calculate_denoised(sigma, velocity, scaled)
+    torch.testing.assert_close(denoised(shown, states), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_loading_in_part_loses_nothing(dtype: torch.dtype):
+    model, clip, vae = stored(dtype)
+    base = HostBase(model, clip, vae)
+    shown, _ = view(model, clip, random_museum(base, "<one>", size=0.3))
+    states = states_of(base)
+    whole = denoised(shown, states)
+    comfy.model_management.unload_all_models()
+    shown.patch_model(shown.load_device, lowvram_model_memory=1000)
+    assert shown.model.model_lowvram
+    options = {"wrappers": shown.wrappers}
+    sigma, scaled = noisiest(shown)
+    states = states.expand(2, -1, -1)
+    found = shown.model.apply_model(scaled, sigma.expand(2), c_crossattn=states, transformer_options=options)
+    shown.detach()
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
+def test_a_view_is_recognised_extended_and_taken_off(dtype: torch.dtype):
+    model, clip, vae = stored(dtype)
+    base = HostBase(model, clip, vae)
+    states, two = states_of(base), random_museum(base, "<one>", "<two>", size=0.3)
+    one = two.only(["<one>"])
+    before, expected = denoised(model, states), denoised(view(model, clip, two)[0], states)
+    assert viewed(model) is None
+    shown, speaking = view(model, clip, one)
+    assert viewed(shown) is one and viewed(shown.clone()) is one
+    assert view(shown, speaking, one)[0] is shown
+    again, more = view(shown.clone(), speaking, two)
+    assert denoised(again, states).equal(expected)
+    assert set(known_words(more)) == {"<one>", "<two>"}
+    beneath, plain = base_beneath(again, more)
+    assert viewed(beneath) is None and known_words(plain) == {}
+    assert denoised(beneath, states).equal(before)
+    assert denoised(model, states).equal(before)
+
+
+def test_another_museum_is_refused():
+    model, clip, vae = load_starter()
+    base = HostBase(model, clip, vae)
+    shown, speaking = view(model, clip, random_museum(base, "<one>"))
+    other = random_museum(base, "<two>")
+    with pytest.raises(BaseModelError, match=r"views another museum \(<one>\) than the one connected \(<two>\)"):
+        view(shown, speaking, other)
+    with pytest.raises(BaseModelError, match="views another museum"):
+        base_beneath(shown, speaking, other)
+
+
+def test_what_others_put_on_the_model_stays_on():
+    model, clip, vae = load_starter()
+    base = HostBase(model, clip, vae)
+    states, museum = states_of(base), random_museum(base, "<one>", size=0.3)
+    key = next(key for key in model.model_state_dict() if "attn2.to_v.weight" in key)
+    change = {key: ("diff", (0.1 * torch.ones_like(model.model_state_dict()[key]),))}
+    patched = model.clone()
+    patched.add_patches(change)
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "other", lambda forward, *a, **k: forward(*a, **k) * 1.1)
+    expected, both = denoised(patched, states), denoised(view(patched, clip, museum)[0], states)
+    shown, speaking = view(model, clip, museum)
+    shown.add_patches(change)
+    shown.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "other", lambda forward, *a, **k: forward(*a, **k) * 1.1)
+    torch.testing.assert_close(denoised(shown, states), both, rtol=0, atol=1e-5)
+    torch.testing.assert_close(denoised(base_beneath(shown, speaking)[0], states), expected, rtol=0, atol=1e-5)
+
+
+def test_learning_goes_on_over_a_model_that_views_the_museum():
+    model, clip, vae = load_starter()
+    base = HostBase(model, clip, vae)
+    museum, _ = learned(base, Museum(base.fingerprint), "<one>")
+    expected, losses = learned(base, museum, "<two>")
+    shown, speaking = view(model, clip, museum)
+    denoised(shown, states_of(base))  # merged now
+    over = HostBase(shown, speaking, vae)
+    assert over.fingerprint == base.fingerprint
+    found, again = learned(over, museum, "<two>")
+    assert again == losses and same_museum(found, expected)
+
+
+def test_museums_are_the_same_by_content():
+    base = HostBase(*load_starter())
+    museum = random_museum(base, "<one>", "<two>")
+    assert same_museum(museum, random_museum(base, "<one>", "<two>"))
+    assert not same_museum(museum, museum.only(["<one>"])) and not same_museum(museum.only(["<one>"]), museum)
+    assert not same_museum(museum, random_museum(base, "<one>", "<two>", size=0.06))
+    assert not same_museum(museum, dataclasses.replace(museum, base=Fingerprint("starter", "other")))
+    assert same_museum(Museum(base.fingerprint), Museum(base.fingerprint))
+
+
+def test_a_museum_that_does_not_fit_is_refused_whole():
+    model, clip, vae = load_starter()
+    base = HostBase(model, clip, vae)
+    museum = random_museum(base, "<one>")
+    with pytest.raises(BaseModelError, match="This museum was made over 'sd15 · 4a1c"):
+        view(model, clip, dataclasses.replace(museum, base=Fingerprint("sd15", "4a1c0000")))
+    exhibit = museum.exhibits[0]
+    projection, delta = next(iter(exhibit.deltas.items()))
+
+    def with_delta(deltas: dict) -> Museum:
+        return dataclasses.replace(museum, exhibits=(dataclasses.replace(exhibit, deltas=deltas),))
+
+    narrow = LowRank(delta.up, delta.down[:, :-1])
+    with pytest.raises(MuseumError, match=rf"delta of '{projection.path}' has shape"):
+        view(model, clip, with_delta({**exhibit.deltas, projection: narrow}))
+    for changed in (
+        dataclasses.replace(projection, path="down_blocks.9.attentions.0.transformer_blocks.0.attn2.to_k"),
+        dataclasses.replace(projection, shape=(1, 2)),
+    ):
+        with pytest.raises(BaseModelError, match="has no projection"):
+            view(model, clip, with_delta({**exhibit.deltas, changed: delta}))
+    with pytest.raises(MuseumError, match="There is no '<two>'"):
+        view(model, clip, museum, {"<two>": 1.0})
+    assert viewed(model) is None and not model.patches
+
+
+def test_a_museum_of_a_published_base_can_be_viewed_on_its_float8_copy():
+    museum = random_museum(HostBase(*stored(torch.float32)), "<one>", size=0.3)
+    model, clip, _ = stored(torch.float8_e4m3fn)
+    shown, _ = view(model, clip, museum)
+    states = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(3))
+    assert not denoised(shown, states).equal(denoised(model, states))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
+def test_nothing_holds_on_to_a_view(dtype: torch.dtype):
+    model, clip, vae = stored(dtype)
+    base = HostBase(model, clip, vae)
+    shown, _ = view(model, clip, random_museum(base, "<one>"))
+    denoised(shown, states_of(base))
+    gc.disable()
+    try:
+        gone = weakref.ref(shown)
+        del shown
+        assert gone() is None
+    finally:
+        gc.enable()
+    hooks = [hook for module in model.model.modules() for hook in module._forward_hooks]
+    assert not hooks

@@ -1,0 +1,58 @@
+"""The nodes' schemas, read off their sources, since they can be built inside ComfyUI only."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .bare import ROOT
+
+NODES = ROOT / "nodes"
+
+
+@dataclass(frozen=True)
+class Socket:
+    """An input or output. options: what else its line says, as source."""
+
+    id: str
+    kind: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What `described(…)` is called with in a node's `define_schema`."""
+
+    name: str  # of the class
+    id: str
+    display_name: str
+    description: str
+    search_aliases: tuple[str, ...]
+    inputs: tuple[Socket, ...]
+    outputs: tuple[Socket, ...]
+
+
+def schemas() -> dict[str, Schema]:
+    """Every schema by its id."""
+    found = [schema for path in sorted(NODES.glob("*.py")) for schema in _in_file(path)]
+    return {schema.id: schema for schema in found}
+
+
+def _in_file(path: Path) -> Iterator[Schema]:
+    for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(kind, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in kind.bases):
+            (call,) = (
+                node for node in ast.walk(kind) if isinstance(node, ast.Call) and ast.unparse(node.func) == "described"
+            )
+            options = {keyword.arg: keyword.value for keyword in call.keywords}
+            id, display_name, description = (ast.literal_eval(argument) for argument in call.args)
+            aliases = tuple(ast.literal_eval(options["search_aliases"]))
+            sockets = (tuple(_sockets(options.get(name))) for name in ("inputs", "outputs"))
+            yield Schema(kind.name, id, display_name, description, aliases, *sockets)
+
+
+def _sockets(listed: ast.expr | None) -> Iterator[Socket]:
+    for call in listed.elts if isinstance(listed, ast.List) else ():
+        assert isinstance(call, ast.Call)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
+        yield Socket(ast.literal_eval(call.args[0]), ast.unparse(call.func).rpartition(".")[0], options)

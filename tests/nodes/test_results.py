@@ -1,0 +1,111 @@
+"""The store of learned results: what goes in comes out, and it stays within its limit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from clora_bare.clora_core.base import Fingerprint
+from clora_bare.clora_core.concept import ConceptToken
+from clora_bare.clora_core.learning_state import LearningState
+from clora_bare.clora_core.low_rank import LowRank
+from clora_bare.clora_core.museum import Exhibit
+from clora_bare.clora_core.projections import Projection
+from clora_bare.clora_core.recipe import Recipe
+from clora_bare.nodes.pictures import in_8_bits
+from clora_bare.nodes.results import Result, Store
+
+BASE = Fingerprint("starter", "0" * 64)
+PROJECTION = Projection("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def made(seed: int = 0) -> Result:
+    rng = torch.Generator().manual_seed(seed)
+    delta = LowRank(torch.randn(64, 2, generator=rng), torch.randn(2, 128, generator=rng))
+    token = ConceptToken("<cat>", {"clip_l": torch.randn(1, 1, 128, generator=rng)})
+    facts = {"pictures": 3, "date": "2026-01-02T03:04:05+00:00"}
+    exhibit = Exhibit(token, {PROJECTION: delta}, Recipe(), "object", "a photo of <cat>", facts, b"jpeg")
+    pictures = in_8_bits(torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1)
+    return Result(exhibit, (0.5, 0.25, 0.125), pictures)
+
+
+def state(step: int = 1) -> LearningState:
+    return LearningState(A, step, {"trained.x": torch.arange(4.0)}, (0.5,) * step)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "not yet there")
+
+
+def test_nothing_is_found_where_nothing_was_kept(store: Store):
+    assert store.result(A) is None and store.state(A) is None
+
+
+def test_a_result_comes_back_as_it_was(store: Store):
+    result = made()
+    store.keep(A, BASE, result)
+    found = store.result(A)
+    assert found is not None and store.result(B) is None
+    assert found.losses == result.losses
+    assert torch.equal(found.pictures, result.pictures)
+    assert found.exhibit.facts == result.exhibit.facts and found.exhibit.thumbnail == b"jpeg"
+    assert found.exhibit.recipe == result.exhibit.recipe and found.exhibit.word == "<cat>"
+    assert torch.equal(found.exhibit.deltas[PROJECTION].up, result.exhibit.deltas[PROJECTION].up)
+    assert torch.equal(found.exhibit.token.vectors["clip_l"], result.exhibit.token.vectors["clip_l"])
+
+
+def test_a_state_comes_back_and_goes_when_the_learning_is_done(store: Store):
+    store.keep_state(A, state(1))
+    store.keep_state(A, state(2))
+    found = store.state(A)
+    assert found is not None and found.step == 2 and torch.equal(found.tensors["trained.x"], torch.arange(4.0))
+    store.keep(A, BASE, made())
+    assert store.state(A) is None and len(list(store.folder.iterdir())) == 1
+
+
+def test_over_its_limit_the_longest_unused_go_first(store: Store):
+    for age, key in enumerate((A, B, C)):
+        store.keep(key, BASE, made(age))
+        os.utime(store.folder / f"{key}.result.safetensors", (1000 + age, 1000 + age))
+    size = max(path.stat().st_size for path in store.folder.iterdir())
+    assert store.result(A) is not None  # used now, so B is the oldest
+    small = Store(store.folder, limit_bytes=3 * size)
+    small.keep("d" * 64, BASE, made(4))
+    assert small.result(B) is None
+    assert all(small.result(key) is not None for key in (A, C, "d" * 64))
+
+
+def test_what_was_just_kept_stays_even_in_a_store_that_is_too_small(store: Store):
+    tiny = Store(store.folder, limit_bytes=1)
+    tiny.keep(A, BASE, made())
+    assert tiny.result(A) is not None
+    tiny.keep(B, BASE, made())
+    assert tiny.result(A) is None and tiny.result(B) is not None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 4000])
+def test_a_damaged_file_is_removed_and_said(store: Store, caplog: pytest.LogCaptureFixture, damage):
+    store.keep(A, BASE, made())
+    (path,) = store.folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert store.result(A) is None
+    assert not path.exists() and "learned anew" in caplog.text
+
+
+def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
+    from clora_bare.clora_core.museum import Museum
+    from clora_bare.clora_core.storage import save_museum
+
+    store.folder.mkdir()
+    save_museum(Museum(BASE, (made().exhibit,)), store.folder / f"{A}.result.safetensors")
+    assert store.result(A) is None and "losses or pictures are missing" in caplog.text
+
+
+def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").write_text("in the way")
+    blocked = Store(tmp_path / "file" / "results")
+    blocked.keep(A, BASE, made())
+    blocked.keep_state(A, state())
+    assert caplog.text.count("cannot be kept") == 2
