@@ -142,7 +142,7 @@ def described(progress: Progress, seconds_left: float) -> str:
 
 def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
     """Pictures (n, 3, height, width) in [-1, 1], sampled through the seam."""
-    guidance = 3.0 if base.architecture.name == "starter" else 7.5
+    guidance = 5.0 if base.architecture.name == "starter" else 7.5
     sampling = Sampling(guidance=guidance)
     shape = base.latent_shape(height, width)
     return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())

@@ -47,7 +47,7 @@ class TrainStep(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     tooltip="How far each update moves the model. Higher is faster and less steady. The built-in "
-                    "starter model takes 0.004.",
+                    "starter model takes 0.006.",
                 ),
                 io.Int.Input(
                     "rank",
