@@ -15,7 +15,7 @@ from ..clora_core.learn import Progress, check_learnable, learn, learning_key
 from ..clora_core.museum import Museum
 from ..clora_core.pictures import thumbnail, to_picture
 from ..clora_core.recipe import Recipe
-from ..clora_core.sampling import Sampling, sample
+from ..clora_core.sampling import Sampling, sample, usual_guidance
 from .draft import ConceptDraft
 from .host.base import VAE, HostBase
 from .host.differentiable import ordinary_tensors
@@ -142,8 +142,7 @@ def described(progress: Progress, seconds_left: float) -> str:
 
 def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
     """Pictures (n, 3, height, width) in [-1, 1], sampled through the seam."""
-    guidance = 5.0 if base.architecture.name == "starter" else 7.5
-    sampling = Sampling(guidance=guidance)
+    sampling = Sampling(guidance=usual_guidance(base))
     shape = base.latent_shape(height, width)
     return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
 

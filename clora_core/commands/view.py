@@ -7,7 +7,7 @@ from ..attach import attached
 from ..concept import mentions
 from ..errors import CLoRAError, MuseumError
 from ..museum import Museum, wanted
-from ..sampling import Sampling, sample
+from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
 from ..storage import load_museum
 from .model import add_base, open_chosen
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     strengths = strengths or {word: float(arguments.strength) for word in museum.words}
     if not any(mentions(arguments.prompt, word) for word in museum.words):
         say(f"Note: the prompt holds none of the museum's words ({', '.join(museum.words)}).")
-    guidance = arguments.guidance or (5.0 if base.architecture.name == "starter" else 7.5)
+    guidance = arguments.guidance or usual_guidance(base)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
     with attached(base, museum.dense(strengths)), Bar("sampling", 1) as bar:
