@@ -16,7 +16,7 @@ from torch import Tensor
 from .attach import attached
 from .base import Base
 from .concept import Concept
-from .errors import BaseModelError, ConceptError, LearningError
+from .errors import ConceptError, LearningError
 from .learning_state import LearningState
 from .lesson import Lesson
 from .museum import Exhibit, Museum
@@ -96,11 +96,7 @@ def learn(
 
 def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:
     """Raise for a museum over another base, and for a word that it already holds."""
-    if museum.base != base.fingerprint:
-        raise BaseModelError(
-            f"This museum was made over '{museum.base}', the loaded model is '{base.fingerprint}'. "
-            "Load the museum's own base, or start a new museum."
-        )
+    museum.check_over(base.fingerprint)
     if concept.word in museum.words:
         place = museum.words.index(concept.word) + 1
         raise ConceptError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import Fingerprint
 from .concept import ConceptToken, Kind
-from .errors import MuseumError
+from .errors import BaseModelError, MuseumError
 from .low_rank import LowRank, concatenated
 from .projections import Projection
 from .recipe import Recipe
@@ -59,6 +59,14 @@ class Museum:
     @property
     def tokens(self) -> tuple[ConceptToken, ...]:
         return tuple(exhibit.token for exhibit in self.exhibits)
+
+    def check_over(self, base: Fingerprint) -> None:
+        """Raise BaseModelError unless this museum was made over that base."""
+        if self.base != base:
+            raise BaseModelError(
+                f"This museum was made over '{self.base}', the loaded model is '{base}'. "
+                "Load the museum's own base, or start a new museum."
+            )
 
     def exhibit(self, word: str) -> Exhibit:
         """The exhibit with that word."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..attach import attached
 from ..concept import mentions
-from ..errors import CLoRAError, MuseumError
-from ..museum import Museum, wanted
+from ..errors import CLoRAError
+from ..museum import wanted
 from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
 from ..storage import load_museum
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     strengths = {word: strength * arguments.strength for word, strength in wanted(arguments.exhibits or []).items()}
     museum = load_museum(arguments.museum, words=list(strengths) or None)
-    check_over(museum, base.fingerprint)
+    museum.check_over(base.fingerprint)
     strengths = strengths or {word: float(arguments.strength) for word in museum.words}
     if not any(mentions(arguments.prompt, word) for word in museum.words):
         say(f"Note: the prompt holds none of the museum's words ({', '.join(museum.words)}).")
@@ -59,11 +59,3 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
     say(f"{arguments.out}: {count} pictures of “{arguments.prompt}”")
-
-
-def check_over(museum: Museum, base: object) -> None:
-    """Raise where a museum meets a model that it was not made over."""
-    if museum.base != base:
-        raise MuseumError(
-            f"This museum was made over '{museum.base}', the loaded model is '{base}'. Load its own base."
-        )

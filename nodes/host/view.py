@@ -150,11 +150,8 @@ def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float])
     """path in the UNet → the stacked delta. Raises BaseModelError where museum and model do not belong together."""
     paths, base = projection_paths(model), fingerprint_of(model)
     exact = all(own_weight(model, path).dtype in EXACT for path in paths.values())
-    if museum.base != base and (exact or museum.base.architecture != base.architecture):
-        raise BaseModelError(
-            f"This museum was made over '{museum.base}', the loaded model is '{base}'. "
-            "Load the museum's own base, or start a new museum."
-        )
+    if exact or museum.base.architecture != base.architecture:
+        museum.check_over(base)
     deltas: dict[str, LowRank] = {}
     for projection, delta in museum.deltas(strengths).items():
         if projection not in paths:
