@@ -147,8 +147,8 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
     save_museum(one, path)
     rng = random.Random(0)
     seen = set()
-    for kills in range(200):  # how long it takes to write both depends on the machine
-        if kills >= 20 and len(seen) == 2:
+    for kills in range(200):
+        if kills >= 20 and len(seen) == 2:  # how long it takes to write both depends on the machine
             break
         turns = (one, other) if kills % 2 else (other, one)
         victim = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(path, *turns))
@@ -168,6 +168,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
 
 
 def _save_for_ever(path: Path, *museums: Museum) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a parallel operation would wait for them for ever
     while True:
         for each in museums:
             save_museum(each, path, overwrite=True)
