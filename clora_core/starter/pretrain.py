@@ -39,10 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     parser.add_argument("--stages", nargs="+", default=["vae", "unet", "judge"], choices=["vae", "unet", "judge"])
     parser.add_argument("--vae-steps", type=int, default=2200)
-    parser.add_argument("--unet-steps", type=int, default=9_000)
-    parser.add_argument("--unet-pictures", type=int, default=48_000)
+    parser.add_argument("--unet-steps", type=int, default=10_000)
+    parser.add_argument("--unet-pictures", type=int, default=60_000)
     parser.add_argument("--judge-steps", type=int, default=1200)
-    parser.add_argument("--further", action="store_true", help="train the UNet in --out further, on new pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -51,8 +50,8 @@ def main() -> None:
     if "vae" in arguments.stages:
         train_vae(arguments.work, arguments.out, steps=arguments.vae_steps, device=device)
     if "unet" in arguments.stages:
-        world = encoded_world(arguments.work, arguments.out, arguments.unet_pictures, arguments.further, device=device)
-        train_unet(world, arguments.work, arguments.out, arguments.unet_steps, arguments.further, device=device)
+        world = encoded_world(arguments.work, arguments.out, count=arguments.unet_pictures, device=device)
+        train_unet(world, arguments.work, arguments.out, steps=arguments.unet_steps, device=device)
     if "judge" in arguments.stages:
         train_judge(arguments.work, arguments.out, steps=arguments.judge_steps, device=device)
 
@@ -124,16 +123,11 @@ def balance_latents(vae: nn.Module, x: Tensor) -> None:
     first.bias.add_(constant)
 
 
-def train_unet(
-    world: tuple[Tensor, Tensor], work: Path, out: Path, steps: int, further: bool, *, device: torch.device
-) -> None:
+def train_unet(world: tuple[Tensor, Tensor], work: Path, out: Path, *, steps: int, device: torch.device) -> None:
     """Velocity prediction over the scaled-linear schedule, 10 % of captions dropped, words learned with the UNet."""
     latents, captions = world
     schedule = build_scheduler()
     model = built_with_seed(lambda: nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder()}), seed=3)
-    if further:
-        for name, part in model.items():
-            part.load_state_dict({key: value.float() for key, value in load_file(out / f"{name}.safetensors").items()})
     model.to(device)
     empty = tokenize([""])[0]
 
@@ -156,15 +150,13 @@ def train_unet(
     train(model, loss, checkpoint, steps=steps, lr=1.2e-3, decay_from=0.6, ema=0.999, on_checkpoint=save)
 
 
-def encoded_world(
-    work: Path, weights: Path, count: int, further: bool, *, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def encoded_world(work: Path, weights: Path, *, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Latents (n, 32, 8, 8) half and token ids (n, 32) of the training world, made once."""
     path = work / "latents.safetensors"
     if not path.exists():
         vae = build_vae().to(device, memory_format=torch.channels_last).eval()
         vae.load_state_dict({key: value.float() for key, value in load_file(weights / "vae.safetensors").items()})
-        rng = random.Random(4 if further else 3)
+        rng = random.Random(3)
         latents, captions = [], []
         for _ in tqdm(range(count // 48), "latents"):
             pictures, texts = zip(*(imagine(rng) for _ in range(48)), strict=True)
