@@ -120,7 +120,7 @@ def learning_key(museum: Museum, concept: Concept, recipe: Recipe) -> str:
     for exhibit in museum.exhibits:
         for projection, delta in exhibit.deltas.items():
             add(projection.path)
-            add(delta.up)
+            add(delta.scaled(exhibit.strength).up)
             add(delta.down)
     add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
     add(concept.pictures)

@@ -58,3 +58,21 @@ def concatenated(parts: Sequence[LowRank]) -> LowRank:
     if len(parts) == 1:
         return parts[0]
     return LowRank(torch.cat([part.up for part in parts], dim=1), torch.cat([part.down for part in parts], dim=0))
+
+
+def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest matrix of at most that rank, and ‖whole - nearest‖_F (Eckart and Young 1936); `whole` if it fits.
+
+    The singular values of up @ down are those of R_up R_downᵀ, with up = Q_up R_up and downᵀ = Q_down R_down, so the
+    matrix is never formed. float64 within; the nearest one has the dtype of `whole`.
+    """
+    if whole.rank <= rank:
+        return whole, 0.0
+    q_up, r_up = torch.linalg.qr(whole.up.double())
+    q_down, r_down = torch.linalg.qr(whole.down.double().T)
+    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    shares = values[:rank].sqrt()
+    up = q_up @ left[:, :rank] * shares
+    down = shares[:, None] * right[:rank] @ q_down.T
+    lost = values[rank:].square().sum().sqrt().item()
+    return LowRank(up.to(whole.up.dtype), down.to(whole.down.dtype)), lost

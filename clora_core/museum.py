@@ -13,13 +13,16 @@ from .low_rank import LowRank, concatenated
 from .projections import Projection
 from .recipe import Recipe
 
+STRENGTH_LIMIT = 100
+
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
     """One learned concept: its word, its deltas, and how it was learned.
 
     facts: plain JSON values for people and managers (date, number of pictures, last loss). thumbnail: a small encoded
-    JPEG, or empty.
+    JPEG, or empty. strength: what its deltas are multiplied by wherever the museum is shown or learned upon; the deltas
+    themselves stay as they were learned.
     """
 
     token: ConceptToken
@@ -29,6 +32,14 @@ class Exhibit:
     prompt: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     thumbnail: bytes = b""
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not abs(self.strength) <= STRENGTH_LIMIT:
+            raise MuseumError(
+                f"The strength of '{self.word}' is {self.strength}; it must be between -{STRENGTH_LIMIT} and "
+                f"{STRENGTH_LIMIT}. 1 shows it as it was learned."
+            )
 
     @property
     def word(self) -> str:
@@ -38,6 +49,19 @@ class Exhibit:
     def rank(self) -> int:
         """The largest rank among the deltas; 0 for a word alone."""
         return max((delta.rank for delta in self.deltas.values()), default=0)
+
+    def same_as(self, other: "Exhibit") -> bool:
+        """Whether both show the same: one word, one strength, and bit-equal numbers."""
+        if self is other:
+            return True
+        if (self.word, self.strength) != (other.word, other.strength):
+            return False
+        if set(self.deltas) != set(other.deltas) or set(self.token.vectors) != set(other.token.vectors):
+            return False
+        pairs = [(self.token.vectors[name], other.token.vectors[name]) for name in self.token.vectors]
+        for projection, delta in self.deltas.items():
+            pairs += [(delta.up, other.deltas[projection].up), (delta.down, other.deltas[projection].down)]
+        return all(one.shape == theirs.shape and torch.equal(one.cpu(), theirs.cpu()) for one, theirs in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +109,25 @@ class Museum:
         return replace(self, exhibits=tuple(exhibit for exhibit in self.exhibits if exhibit.word in chosen))
 
     def deltas(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
-        """projection → Σ of all exhibits' deltas, exactly, each times its strength (1 if not given)."""
-        strengths = strengths or {}
-        parts: dict[Projection, list[LowRank]] = {}
-        for exhibit in self.exhibits:
-            for projection, delta in exhibit.deltas.items():
-                parts.setdefault(projection, []).append(delta.scaled(strengths.get(exhibit.word, 1.0)))
-        return {projection: concatenated(deltas) for projection, deltas in sorted(parts.items())}
+        """projection → Σ of all exhibits' deltas, exactly, each times its own strength and the given one (or 1)."""
+        return {projection: concatenated(parts) for projection, parts in self._parts(strengths or {}).items()}
 
+    @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
         """projection → the same sum as one matrix (out, in) float32, of one size however many exhibits there are."""
-        with torch.no_grad():
-            return {
-                projection: LowRank(delta.up.float(), delta.down.float()).dense()
-                for projection, delta in self.deltas(strengths).items()
-            }
+        matrices = {}
+        for projection, parts in self._parts(strengths or {}).items():
+            delta = concatenated(parts)
+            matrices[projection] = LowRank(delta.up.float(), delta.down.float()).dense()
+        return matrices
+
+    def _parts(self, strengths: Mapping[str, float]) -> dict[Projection, list[LowRank]]:
+        parts: dict[Projection, list[LowRank]] = {}
+        for exhibit in self.exhibits:
+            strength = exhibit.strength * strengths.get(exhibit.word, 1.0)
+            for projection, delta in exhibit.deltas.items():
+                parts.setdefault(projection, []).append(delta.scaled(strength))
+        return dict(sorted(parts.items()))
 
 
 def wanted(entries: Sequence[str]) -> dict[str, float]:

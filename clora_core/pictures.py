@@ -14,6 +14,8 @@ from torch import Tensor
 from .errors import ConceptError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+PIXELS_LIMIT = 64_000_000  # of one picture file; more is no photograph but a file that shall fill the memory
 THUMBNAIL_PX = 128
 
 
@@ -35,11 +37,12 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 def thumbnail(pixels: Tensor) -> bytes:
     """A small JPEG of floats (3, height, width)."""
-    picture = to_picture(pixels)
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    return _small_jpeg(to_picture(pixels))
+
+
+def thumbnail_of(path: Path) -> bytes:
+    """A small JPEG of a picture file."""
+    return _small_jpeg(_upright(path))
 
 
 def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str, ...]]:
@@ -63,12 +66,28 @@ def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str,
     return pictures, tuple(_caption(path) for path in written)
 
 
+def _small_jpeg(picture: Image.Image) -> bytes:
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _square(path: Path, size: int) -> Image.Image:
+    return ImageOps.fit(_upright(path), (size, size), Image.Resampling.LANCZOS)
+
+
+def _upright(path: Path) -> Image.Image:
+    """The picture in RGB, as its camera was held."""
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            return ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError) as error:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > PIXELS_LIMIT:
+                raise ConceptError(
+                    f"'{path}' has {picture.width}×{picture.height} pixels; at most {PIXELS_LIMIT} are read. Make it "
+                    "smaller."
+                )
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise ConceptError(f"'{path}' cannot be read as a picture: {error}.") from error
 
 

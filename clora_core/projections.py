@@ -32,6 +32,9 @@ class Projection:
     role: Role
     shape: tuple[int, int]
 
+    def __hash__(self) -> int:
+        return hash(self.path)  # a large museum looks projections up many thousand times
+
 
 @dataclass(frozen=True)
 class Architecture:

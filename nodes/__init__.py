@@ -7,6 +7,7 @@ that it costs nothing when ComfyUI starts.
 from comfy_api.latest import ComfyExtension, io
 
 from .concept_token import ConceptToken
+from .edit_museum import EditMuseum
 from .host.folders import register_museums
 from .museum_files import LoadMuseum, SaveMuseum
 from .recipe import LearningRecipe
@@ -18,6 +19,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TrainStep,
     LoadMuseum,
     SaveMuseum,
+    EditMuseum,
     LearningRecipe,
     StarterModel,
     StarterPictures,

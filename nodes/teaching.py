@@ -5,7 +5,10 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -61,8 +64,10 @@ def train(
         concept = draft.with_pictures(pictures, _lines(captions))
         so_far = so_far or Museum(base.fingerprint)
         check_learnable(base, so_far, concept)
-        key = f"{learning_key(so_far, concept, recipe)} {identity(bare_model, bare_clip, vae)}"
-        result = taught(base, so_far, concept, recipe, Store(results_folder()), _digest(key), preview_every)
+        models = identity(bare_model, bare_clip, vae)
+        key = _digest(f"{learning_key(so_far, concept, recipe)} {models}")
+        with _store(lasting=models is not None) as store:
+            result = taught(base, so_far, concept, recipe, store, key, preview_every)
         new = so_far.with_exhibit(result.exhibit)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
@@ -90,6 +95,17 @@ def taught(
     result = Result(exhibit, losses, in_8_bits(pictures))
     store.keep(key, museum.base, result)
     return result
+
+
+@contextmanager
+def _store(*, lasting: bool) -> Iterator[Store]:
+    """Where results are kept: on disk, or only until this step ends, since the next one could not be told from it."""
+    if lasting:
+        yield Store(results_folder())
+    else:
+        with TemporaryDirectory() as folder:
+            yield Store(Path(folder))
+        say("what is put on this model cannot be read, so nothing is kept: the same step again learns anew")
 
 
 def _learned(

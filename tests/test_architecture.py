@@ -22,7 +22,7 @@ LAYERS = {
     3: {"regularizers", "objective", "attach"},
     4: {"recipe", "museum"},
     5: {
-        *{"start", "optimizer", "lesson", "sampling", "learn", "measure", "pictures", "sheets"},
+        *{"start", "optimizer", "lesson", "sampling", "learn", "measure", "editing", "pictures", "sheets"},
         *{"storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter"},
     },
     6: {"commands", "cli", "__main__"},

@@ -12,18 +12,36 @@ def add(commands: argparse._SubParsersAction) -> None:
         "export",
         help="an ordinary LoRA and embedding files",
         description="Write a museum, or some of its exhibits, as a plain LoRA (kohya's keys) and one embedding file a "
-        "word, for ComfyUI, A1111, Forge, InvokeAI and diffusers.",
+        "word, for ComfyUI, A1111, Forge, InvokeAI and diffusers. Each exhibit is written at its own strength.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
     parser.add_argument("--to", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--exhibits", nargs="+", metavar="WORD", help="only these (all)")
+    parser.add_argument("--exhibits", nargs="+", metavar="WORD", help="only these (all that other programs can show)")
     parser.add_argument("--separate", action="store_true", help="one LoRA per exhibit instead of one for all")
+    parser.add_argument("--rank", type=int, help="the most that is kept of each projection's rank, by SVD (all of it)")
     parser.add_argument("--for-diffusers", action="store_true", help="without bundled words, which diffusers refuses")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names; old ones stay as .bak")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
-    arguments.to.mkdir(parents=True, exist_ok=True)
     museum = load_museum(arguments.museum, words=arguments.exhibits)
-    for path in export(museum, arguments.to, separate=arguments.separate, for_diffusers=arguments.for_diffusers):
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    exported = export(
+        museum,
+        arguments.to,
+        words=arguments.exhibits,
+        separate=arguments.separate,
+        rank=arguments.rank,
+        overwrite=arguments.overwrite,
+        for_diffusers=arguments.for_diffusers,
+    )
+    for path in exported.files:
         say(str(path))
+    for path, lost in exported.lost.items():
+        say(
+            f"{path.name} has rank {arguments.rank} at most. That loses {lost.total:.2%} (‖Δ - nearest‖ / ‖Δ‖), "
+            f"at worst {lost.worst:.2%} on {lost.worst_path}."
+        )
+    for why in exported.left_out.values():
+        say(f"Left out: {why}")

@@ -16,7 +16,7 @@ from ..museum import Museum
 from ..pictures import read_folder, thumbnail
 from ..recipe import RECIPES, Recipe, recipe_named
 from ..regularizers import SelfRegularization
-from ..storage import check_target, load_museum, load_state, save_museum, save_state
+from ..storage import append_exhibit, check_target, load_museum, load_state, read_header, save_museum, save_state
 from .model import add_base, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 
@@ -96,10 +96,12 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     learned = museum.exhibits[-1]
     facts = {**learned.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
     learned = dataclasses.replace(learned, facts=facts, thumbnail=thumbnail(pictures[0]))
-    museum = dataclasses.replace(museum, exhibits=(*museum.exhibits[:-1], learned))
-    path = save_museum(museum, arguments.museum, overwrite=True)
+    if arguments.museum.exists():  # to the file as it is by now: others may have added to it meanwhile
+        path = append_exhibit(learned, arguments.museum, base=museum.base)
+    else:
+        path = save_museum(dataclasses.replace(museum, exhibits=(*museum.exhibits[:-1], learned)), arguments.museum)
     state_path(arguments.museum, concept.word).unlink(missing_ok=True)
-    say(f"{path} now holds: {', '.join(museum.words)}")
+    say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
 
 def chosen_recipe(arguments: argparse.Namespace) -> Recipe:

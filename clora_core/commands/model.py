@@ -10,9 +10,9 @@ from ..base_diffusers import DiffusersBase, open_base
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_base(parser: argparse.ArgumentParser) -> None:
+def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--base and what belongs to it."""
-    parser.add_argument("--base", required=True, help="'starter', a diffusers folder, or a .safetensors checkpoint")
+    parser.add_argument("--base", required=required, help="'starter', a diffusers folder, or a .safetensors checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's tokenizer, for a checkpoint without network")
     parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], help="what an SD2 checkpoint predicts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             "kind": exhibit.kind,
             "prompt": exhibit.prompt,
             "rank": exhibit.rank,
+            "strength": exhibit.strength,
             "norm": size(exhibit),
             "recipe": exhibit.recipe.to_json(),
             "facts": dict(exhibit.facts),
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     for place, (exhibit, learned) in enumerate(zip(exhibits, museum.exhibits, strict=True)):
         recipe = learned.recipe
         say(f"{place + 1:3}. {exhibit['word']}  ({exhibit['kind']}, “{exhibit['prompt']}”)")
-        say(f"     {recipe.method}, rank {exhibit['rank']}, {recipe.steps} steps; norm {exhibit['norm']:.3g}")
+        shown = "" if learned.strength == 1 else f"; shown at strength {learned.strength:g}"
+        say(f"     {recipe.method}, rank {exhibit['rank']}, {recipe.steps} steps; norm {exhibit['norm']:.3g}{shown}")
         facts = ", ".join(f"{name} {value}" for name, value in learned.facts.items())
         say(f"     {facts}" if facts else "     no facts were kept")
     if len(exhibits) > 1:

@@ -6,10 +6,10 @@ from pathlib import Path
 from ..attach import attached
 from ..concept import mentions
 from ..errors import CLoRAError
-from ..museum import wanted
+from ..museum import Museum, wanted
 from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
-from ..storage import load_museum
+from ..storage import load_view, read_header
 from .model import add_base, open_chosen
 from .progress import Bar, Say
 
@@ -36,16 +36,17 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
-    strengths = {word: strength * arguments.strength for word, strength in wanted(arguments.exhibits or []).items()}
-    museum = load_museum(arguments.museum, words=list(strengths) or None)
-    museum.check_over(base.fingerprint)
-    strengths = strengths or {word: float(arguments.strength) for word in museum.words}
-    if not any(mentions(arguments.prompt, word) for word in museum.words):
-        say(f"Note: the prompt holds none of the museum's words ({', '.join(museum.words)}).")
+    header = read_header(arguments.museum)
+    Museum(header.base).check_over(base.fingerprint)
+    chosen = wanted(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
+    museum = load_view(arguments.museum, {word: strength * arguments.strength for word, strength in chosen.items()})
+    if not any(mentions(arguments.prompt, token.word) for token in museum.tokens):
+        words = ", ".join(token.word for token in museum.tokens)
+        say(f"Note: the prompt holds none of the museum's words ({words}).")
     guidance = arguments.guidance or usual_guidance(base)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
-    with attached(base, museum.dense(strengths)), Bar("sampling", 1) as bar:
+    with attached(base, museum.deltas), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * count,

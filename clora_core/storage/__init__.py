@@ -1,21 +1,32 @@
-"""The museum file, what ordinary loaders read instead of it, and the saved state of an unfinished learning."""
+"""The museum file, plain files of other programs, written and read, and the saved state of an unfinished learning."""
 
 from .checkpoint import load_state, save_state
-from .export import export, export_embeddings, export_lora
+from .export import Exported, export, export_embeddings, export_lora
 from .files import check_target
-from .header import ExhibitHeader, Header
-from .museum_file import load_museum, read_header, save_museum
+from .header import ExhibitHeader, Header, Stored
+from .importing import OrdinaryLora, imported, read_embedding, read_lora
+from .museum_file import View, load_museum, load_view, read_header
+from .saving import append_exhibit, save_museum
 
 __all__ = [
     "ExhibitHeader",
+    "Exported",
     "Header",
+    "OrdinaryLora",
+    "Stored",
+    "View",
+    "append_exhibit",
     "check_target",
     "export",
     "export_embeddings",
     "export_lora",
+    "imported",
     "load_museum",
     "load_state",
+    "load_view",
+    "read_embedding",
     "read_header",
+    "read_lora",
     "save_museum",
     "save_state",
 ]

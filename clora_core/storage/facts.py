@@ -9,7 +9,8 @@ import base64
 import json
 from dataclasses import dataclass
 
-from ..museum import Museum
+from .header import Header
+from .layout import total_ranks
 
 DATE = "date"
 PICTURES = "pictures"
@@ -38,45 +39,45 @@ PUBLISHED = {
 }
 
 
-def lora_facts(museum: Museum, name: str, content_hash: str) -> dict[str, str]:
+def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
     """The metadata of a LoRA file called `name`. Numbers of learning are those of the newest exhibit."""
-    published = PUBLISHED[museum.base.architecture]
-    rank = max((delta.rank for delta in museum.deltas().values()), default=0)
-    pictures = {exhibit.word: _count(exhibit.facts.get(PICTURES)) for exhibit in museum.exhibits}
+    published = PUBLISHED[header.base.architecture]
+    rank = max(total_ranks(header).values(), default=0)
+    pictures = {exhibit.word: _count(exhibit.facts.get(PICTURES)) for exhibit in header.exhibits}
     facts = {
         "ss_base_model_version": published.version,
-        "ss_v2": str(museum.base.architecture == "sd2"),
+        "ss_v2": str(header.base.architecture == "sd2"),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "ss_output_name": name,
         "ss_num_train_images": str(sum(pictures.values())),
         "ss_tag_frequency": json.dumps({"museum": {word: count or 1 for word, count in pictures.items()}}),
-        "ss_training_comment": "C-LoRA museum: " + ", ".join(museum.words),
+        "ss_training_comment": "C-LoRA museum: " + ", ".join(header.words),
         "sshs_model_hash": content_hash,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{published.architecture}/lora",
         "modelspec.implementation": published.implementation,
         "modelspec.title": name,
         "modelspec.resolution": published.resolution,
-        "modelspec.trigger_phrase": ", ".join(museum.words),
+        "modelspec.trigger_phrase": ", ".join(header.words),
         "modelspec.hash_sha256": f"0x{content_hash}",
     }
-    if museum.exhibits:
-        recipe = museum.exhibits[-1].recipe
+    if header.exhibits:
+        recipe = header.exhibits[-1].recipe
         facts |= {
-            "ss_steps": str(sum(exhibit.recipe.steps for exhibit in museum.exhibits)),
+            "ss_steps": str(sum(exhibit.recipe.steps for exhibit in header.exhibits)),
             "ss_max_train_steps": str(recipe.steps),
             "ss_learning_rate": str(recipe.learning_rate),
             "ss_unet_lr": str(recipe.learning_rate),
             "ss_lr_scheduler": recipe.schedule,
             "ss_gradient_accumulation_steps": str(recipe.accumulation),
             "ss_seed": str(recipe.seed),
-            "modelspec.description": "; ".join(exhibit.prompt for exhibit in museum.exhibits if exhibit.prompt),
+            "modelspec.description": "; ".join(exhibit.prompt for exhibit in header.exhibits if exhibit.prompt),
         }
-    if dates := [date for exhibit in museum.exhibits if isinstance(date := exhibit.facts.get(DATE), str)]:
+    if dates := [date for exhibit in header.exhibits if isinstance(date := exhibit.facts.get(DATE), str)]:
         facts["modelspec.date"] = max(dates)
-    if thumbnails := [exhibit.thumbnail for exhibit in museum.exhibits if exhibit.thumbnail]:
+    if thumbnails := [exhibit.thumbnail for exhibit in header.exhibits if exhibit.thumbnail]:
         facts["modelspec.thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(thumbnails[-1]).decode()
     return facts
 

@@ -7,11 +7,13 @@ museum shall give the same bytes.
 
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -21,12 +23,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CLoRAError, MuseumError
+from .joined import Joined, parts
 from .json_values import unprintable
 
 Existing = Literal["refuse", "keep beside", "replace"]
 
 SUFFIX = ".safetensors"
 HEADER_LIMIT = 64 * 1024 * 1024  # bytes
+ENTRIES_LIMIT = 1_000_000  # commas in the header
+MESSAGE_LIMIT = 600  # characters
+OPENINGS = 100  # tries to open a file that is replaced at just that moment
+DEVICE_NAME = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # on Windows, in every folder
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -48,28 +55,40 @@ def errors_about(path: Path) -> Iterator[None]:
     try:
         yield
     except CLoRAError as error:
-        raise MuseumError(f"{path.name}: {error}") from error
+        raise MuseumError(f"{path.name}: {_short(error)}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         where = f"{path.name}: {reason} (in '{path.parent}')"
         raise MuseumError(f"{where}. Check the disk and your permissions.") from error
     except SafetensorError as error:
-        raise MuseumError(f"{path.name} is no whole safetensors file ({error}).") from error
+        raise MuseumError(f"{path.name} is no whole safetensors file ({_short(error)}).") from error
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise MuseumError(f"{path.name} cannot be used ({type(error).__name__}: {error}).") from error
+        raise MuseumError(f"{path.name} cannot be used ({type(error).__name__}: {_short(error)}).") from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
-    """The file, once its header is known to be of a sane size."""
+    """The file as it is now, whatever takes its name meanwhile, once its header is known to be of a sane size."""
     if not path.is_file():
         raise MuseumError(f"There is no such file in '{path.parent}'.")
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > HEADER_LIMIT:
-        raise MuseumError(f"Its header claims {size} bytes; at most {HEADER_LIMIT} are read. Is it a safetensors file?")
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with _opened_whole(path) as file:
         yield file
+
+
+def _opened_whole(path: Path) -> safe_open:
+    """safetensors opens a file twice, for the header and for the data; both must be of the same one."""
+    for _ in range(OPENINGS):
+        known = _identity(path)
+        _check_size(path)
+        try:
+            whole = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, RuntimeError, OSError):
+            if _identity(path) == known:
+                raise
+        else:
+            if _identity(path) == known:
+                return whole
+    raise MuseumError("It is being replaced again and again. Load it when nothing writes it.")
 
 
 def read_metadata(file: safe_open, kind: str, version: str) -> Mapping[str, str]:
@@ -84,7 +103,14 @@ def read_metadata(file: safe_open, kind: str, version: str) -> Mapping[str, str]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, existing: Existing) -> None:
-    """Write the file so that its name stands, at every moment, for a whole file: the old one or the new one.
+    """Write the file so that its name stands, at every moment, for a whole file: the old one or the new one."""
+    with replacing(path, existing) as file:
+        dump(file, tensors, lambda _: metadata)
+
+
+@contextmanager
+def replacing(path: Path, existing: Existing) -> Iterator[BinaryIO]:
+    """A new file that takes the name when the block is left without an error, and is gone otherwise.
 
     existing: what happens to a file of that name. "keep beside" renames it to `<name>.bak.safetensors`, in the place of
     an older one.
@@ -92,13 +118,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     _check_target(path)
     if existing == "refuse" and path.exists():
         raise _taken()
-    header = _header(tensors, metadata)
     path = path.resolve()  # a link stays a link
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            _write_data(file, tensors)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if existing == "refuse":
@@ -111,6 +135,32 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def dump(file: BinaryIO, tensors: Mapping[str, Tensor | Joined], metadata: Callable[[str], Mapping[str, str]]) -> None:
+    """The bytes of a safetensors file. metadata: what it holds, given the `content_hash` of the tensors.
+
+    The tensors are gone through once, and the header is written last; its length does not depend on the hash.
+    """
+    digest = hashlib.sha256()
+    file.seek(8 + len(_header(tensors, metadata(digest.hexdigest()))))
+    for name in _order(tensors):
+        for part in parts(tensors[name]):
+            check_finite({name: part})
+            digest.update(data := _bytes(part))
+            file.write(data)
+    header = _header(tensors, metadata(digest.hexdigest()))
+    file.seek(0)
+    file.write(len(header).to_bytes(8, "little") + header)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise MuseumError for the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            least, greatest = tensor.aminmax()  # both are NaN where one number is
+            if not (math.isfinite(least.item()) and math.isfinite(greatest.item())):
+                raise MuseumError(f"'{name}' holds values that are not finite numbers.")
 
 
 def check_target(path: Path | str) -> None:
@@ -135,18 +185,45 @@ def backup_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.bak{SUFFIX}")
 
 
+def _short(error: Exception) -> str:
+    """Its message, of which a broken file may have written the most."""
+    message = str(error)
+    return message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a header whose parsing alone would take much time or memory."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > HEADER_LIMIT:
+            found = f"Its header claims {size} bytes; at most {HEADER_LIMIT} are read."
+            raise MuseumError(f"{found} Is it a safetensors file?")
+        if (entries := file.read(size).count(b",")) > ENTRIES_LIMIT:
+            raise MuseumError(f"Its header has about {entries} entries; at most {ENTRIES_LIMIT} are read.")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one for another file of that name."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _check_target(path: Path) -> None:
     if path.suffix != SUFFIX:
         raise MuseumError(f"The name must end in '{SUFFIX}'.")
     if odd := unprintable(path.name):
         raise MuseumError(f"The name {path.name!r} holds {odd!r}, which is no printable character. Choose another.")
+    if DEVICE_NAME.fullmatch(path.name):
+        raise MuseumError(
+            "Windows keeps this name for a device, so the file could not be copied there. Choose another."
+        )
     if not path.parent.is_dir():
         raise MuseumError(f"There is no folder '{path.parent}'. Create it first, or choose another.")
     if path.is_dir():
         raise MuseumError("A folder has this name. Choose another.")
 
 
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Mapping[str, Tensor | Joined], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     if "__metadata__" in tensors:
         raise MuseumError("No tensor can be called '__metadata__'.")
@@ -155,24 +232,21 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         tensor = tensors[name]
         if tensor.dtype not in DTYPE_NAMES:
             raise MuseumError(f"'{name}' has dtype {tensor.dtype}, which the file cannot hold.")
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         entries[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     if len(header) > HEADER_LIMIT - 8:
         raise MuseumError(
             f"The header would take {len(header)} bytes; at most {HEADER_LIMIT} are read. Make the thumbnails smaller."
         )
+    if (count := header.count(b",")) > ENTRIES_LIMIT:
+        raise MuseumError(f"The header would have about {count} entries; at most {ENTRIES_LIMIT} are read. Save parts.")
     return header + b" " * (-len(header) % 8)
 
 
-def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+def _order(tensors: Mapping[str, Tensor | Joined]) -> list[str]:
     """Wide numbers first, so that each tensor is aligned to its own."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-
-def _write_data(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
-    for name in _order(tensors):
-        file.write(_bytes(tensors[name]))
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -7,7 +7,7 @@ whoever holds a Header holds one that the format allows.
 import base64
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from ..base import Fingerprint
@@ -17,11 +17,12 @@ from ..museum import Exhibit, Museum
 from ..projections import DIFFUSERS_PATH, Architecture, Projection, Role, architecture_named, lora_key
 from ..recipe import Recipe
 from ..regularizers import REGULARIZERS
-from .json_values import check_types, fields, listed, mapping, parsed, text, unprintable, whole, written
+from .json_values import check_types, fields, listed, mapping, number, parsed, text, unprintable, whole, written
 
 Stored = Literal["float32", "float16", "bfloat16"]
 
 EXHIBITS_LIMIT = 4096
+PROJECTIONS_LIMIT = 1024
 THUMBNAIL_LIMIT = 256 * 1024  # characters of base64
 
 HEADER_FIELDS = ("base", "dtype", "projections", "exhibits")
@@ -44,6 +45,7 @@ class ExhibitHeader:
     layers: int
     words: int
     thumbnail: bytes
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Header:
         architecture = self.architecture
         if self.dtype not in get_args(Stored):
             raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
+        if len(self.projections) > PROJECTIONS_LIMIT:
+            raise MuseumError(f"A museum is over at most {PROJECTIONS_LIMIT} projections, not {len(self.projections)}.")
         for projection in self.projections:
             _check_projection(projection, architecture)
         _check_unique([lora_key(projection, architecture) for projection in self.projections], "projection")
@@ -67,7 +71,7 @@ class Header:
         _check_unique(self.words, "word")
         for exhibit in self.exhibits:
             _check_exhibit(exhibit, self.projections)
-        moved = {projection for exhibit in self.exhibits for projection in exhibit.ranks}
+        moved = set().union(*(exhibit.ranks for exhibit in self.exhibits))
         if idle := [projection.path for projection in self.projections if projection not in moved]:
             raise MuseumError(f"No exhibit moves the projection '{idle[0]}'.")
 
@@ -78,6 +82,11 @@ class Header:
     @property
     def words(self) -> tuple[str, ...]:
         return tuple(exhibit.word for exhibit in self.exhibits)
+
+    def followed_by(self, other: "Header") -> "Header":
+        """This museum with the other's exhibits after its own."""
+        projections = sorted({*self.projections, *other.projections})
+        return replace(self, projections=tuple(projections), exhibits=(*self.exhibits, *other.exhibits))
 
 
 def header_of(museum: Museum, dtype: Stored = "float32") -> Header:
@@ -109,12 +118,12 @@ def header_from_json(source: str) -> Header:
     name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
     projections = tuple(_projection(entry) for entry in listed(values["projections"], "The list of projections"))
     exhibits = listed(values["exhibits"], "The list of exhibits")
-    encoders = sorted(architecture_named(name).encoders)
+    read = _Exhibits(projections, sorted(architecture_named(name).encoders))
     return Header(
         Fingerprint(name, digest),
         cast(Stored, text(values["dtype"], "The dtype")),
         projections,
-        tuple(_exhibit(entry, projections, encoders, f"Exhibit {n}") for n, entry in enumerate(exhibits, 1)),
+        tuple(read.exhibit(entry, f"Exhibit {number}") for number, entry in enumerate(exhibits, 1)),
     )
 
 
@@ -129,11 +138,12 @@ def _header_of(exhibit: Exhibit) -> ExhibitHeader:
         next(iter(exhibit.token.vectors.values())).shape[0],
         exhibit.token.words,
         exhibit.thumbnail,
+        exhibit.strength,
     )
 
 
 def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object]:
-    """rank: one number where the exhibit has it on every projection of the file, else path → rank."""
+    """rank: one number where the exhibit has it on every projection of the file, else path → rank. No strength is 1."""
     ranks = {p.path: exhibit.ranks[p] for p in header.projections if p in exhibit.ranks}
     everywhere = len(ranks) == len(header.projections) and len(set(ranks.values())) == 1
     return {
@@ -147,26 +157,51 @@ def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object
         "words": exhibit.words,
         "encoders": sorted(header.architecture.encoders),
         "thumbnail": base64.b64encode(exhibit.thumbnail).decode(),
+        **({} if exhibit.strength == 1 else {"strength": exhibit.strength}),
     }
 
 
-def _exhibit(entry: object, projections: tuple[Projection, ...], encoders: list[str], what: str) -> ExhibitHeader:
-    values = fields(entry, EXHIBIT_FIELDS, what)
-    if values["encoders"] != encoders:
-        raise MuseumError(f"{what}: its vectors are for {values['encoders']!r:.60}; this architecture has {encoders}.")
-    facts = mapping(values["facts"], f"{what}: facts")
-    written(facts, f"{what}: facts")
-    return ExhibitHeader(
-        text(values["word"], f"{what}: word"),
-        cast(Kind, text(values["kind"], f"{what}: kind")),
-        text(values["prompt"], f"{what}: prompt"),
-        _recipe(values["recipe"], f"{what}: recipe"),
-        facts,
-        _ranks(values["rank"], projections, f"{what}: rank"),
-        whole(values["layers"], f"{what}: layers", least=1),
-        whole(values["words"], f"{what}: words", least=1),
-        _thumbnail(text(values["thumbnail"], f"{what}: thumbnail"), what),
-    )
+class _Exhibits:
+    """Reads exhibits; what many of them have in common is read once, so that a thousand are read in milliseconds."""
+
+    def __init__(self, projections: tuple[Projection, ...], encoders: list[str]) -> None:
+        self.projections = projections
+        self.encoders = encoders
+        self.recipes: dict[str, Recipe] = {}
+        self.everywhere: dict[int, Mapping[Projection, int]] = {}
+
+    def exhibit(self, entry: object, what: str) -> ExhibitHeader:
+        values = fields({"strength": 1, **mapping(entry, what)}, (*EXHIBIT_FIELDS, "strength"), what)
+        if (found := values["encoders"]) != self.encoders:
+            raise MuseumError(f"{what}: its vectors are for {found!r:.60}; this architecture has {self.encoders}.")
+        facts = mapping(values["facts"], f"{what}: facts")
+        written(facts, f"{what}: facts")
+        return ExhibitHeader(
+            text(values["word"], f"{what}: word"),
+            cast(Kind, text(values["kind"], f"{what}: kind")),
+            text(values["prompt"], f"{what}: prompt"),
+            self.recipe(values["recipe"], f"{what}: recipe"),
+            facts,
+            self.ranks(values["rank"], f"{what}: rank"),
+            whole(values["layers"], f"{what}: layers", least=1),
+            whole(values["words"], f"{what}: words", least=1),
+            _thumbnail(text(values["thumbnail"], f"{what}: thumbnail"), what),
+            number(values["strength"], f"{what}: strength"),
+        )
+
+    def recipe(self, value: object, what: str) -> Recipe:
+        source = repr(value)  # tells 1 from 1.0 and true
+        if source not in self.recipes:
+            self.recipes[source] = _recipe(value, what)
+        return self.recipes[source]
+
+    def ranks(self, value: object, what: str) -> Mapping[Projection, int]:
+        if isinstance(value, dict):
+            return _ranks(value, self.projections, what)
+        rank = whole(value, what, least=1)
+        if rank not in self.everywhere:
+            self.everywhere[rank] = dict.fromkeys(self.projections, rank)
+        return self.everywhere[rank]
 
 
 def _projection(entry: object) -> Projection:
@@ -177,10 +212,7 @@ def _projection(entry: object) -> Projection:
     raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
 
 
-def _ranks(value: object, projections: tuple[Projection, ...], what: str) -> dict[Projection, int]:
-    if not isinstance(value, dict):
-        rank = whole(value, what, least=1)
-        return dict.fromkeys(projections, rank)
+def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], what: str) -> dict[Projection, int]:
     paths = {projection.path: projection for projection in projections}
     if unknown := [path for path in value if path not in paths]:
         raise MuseumError(f"{what} names a projection that the file does not have: '{unknown[0]:.100}'.")
@@ -227,7 +259,7 @@ def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) 
     if exhibit.kind not in TEMPLATES:
         kinds = ", ".join(TEMPLATES)
         raise MuseumError(f"The kind of '{exhibit.word}' is '{exhibit.kind:.60}'; it must be one of {kinds}.")
-    if any(rank < 1 for rank in exhibit.ranks.values()):
+    if min(exhibit.ranks.values(), default=1) < 1:
         raise MuseumError(f"'{exhibit.word}' has a delta of rank 0. Leave that projection out.")
     if 4 * ((len(exhibit.thumbnail) + 2) // 3) > THUMBNAIL_LIMIT:
         raise MuseumError(

@@ -5,17 +5,21 @@
 
 import json
 import math
+import reprlib
 import unicodedata
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from ..errors import MuseumError
+
+COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def written(value: object, what: str) -> str:
     """The value as compact JSON, the same text for the same value."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = COMPACT.encode(value)
         text.encode()  # refuses halves of characters, which no file can hold
         return text
     except (TypeError, ValueError, RecursionError) as error:
@@ -34,6 +38,8 @@ def parsed(text: str, what: str) -> object:
 def fields(value: object, names: Collection[str], what: str) -> Mapping[str, object]:
     """A JSON object with exactly these keys."""
     entries = mapping(value, what)
+    if entries.keys() == frozenset(names):
+        return entries
     if missing := sorted(set(names) - set(entries)):
         raise MuseumError(f"{what} has no '{missing[0]}'.")
     if unknown := sorted(set(entries) - set(names)):
@@ -56,7 +62,8 @@ def listed(value: object, what: str) -> list[object]:
 def text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise _unexpected(value, "a text", what)
-    written(value, what)
+    if not value.isascii():
+        written(value, what)
     return value
 
 
@@ -76,18 +83,27 @@ def number(value: object, what: str) -> float:
 
 def unprintable(name: str) -> str:
     """The first control character, or half of a character, in a name; "" if there is none."""
+    if name.isprintable():
+        return ""
     return next((character for character in name if unicodedata.category(character) in ("Cc", "Cs")), "")
 
 
 def check_types(kind: type, values: Mapping[str, object], what: str) -> None:
     """Every value that names an int, float, bool or str field of the dataclass `kind` has that field's type."""
-    hints = get_type_hints(kind)
+    expected_types = _types(kind)
     for name, value in values.items():
-        expected = type(get_args(hint)[0]) if get_origin(hint := hints.get(name)) is Literal else hint
+        expected = expected_types.get(name)
         if expected is float:
             number(value, f"{what}: {name}")
         elif expected in (int, bool, str) and type(value) is not expected:
             raise _unexpected(value, f"of type {getattr(expected, '__name__', expected)}", f"{what}: {name}")
+
+
+@cache
+def _types(kind: type) -> Mapping[str, object]:
+    """Field → its type, that of its first choice for a Literal."""
+    hints = get_type_hints(kind).items()
+    return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in hints}
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -105,7 +121,7 @@ def _finite(digits: str) -> float:
 
 
 def _unexpected(value: object, expected: str, what: str) -> MuseumError:
-    return MuseumError(f"{what} is {_short(repr(value))}; it must be {expected}.")
+    return MuseumError(f"{what} is {_short(reprlib.repr(value))}; it must be {expected}.")
 
 
 def _short(shown: str) -> str:

@@ -1,90 +1,98 @@
-"""A museum in one file, which is also an ordinary LoRA. `layout.py` says where its tensors stand."""
+"""A museum in one file, which is also an ordinary LoRA: reading it. `layout.py` says where its tensors stand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..base import Fingerprint
 from ..concept import ConceptToken
 from ..errors import MuseumError
 from ..low_rank import LowRank
 from ..museum import Exhibit, Museum
 from ..projections import Projection
-from .facts import lora_facts
-from .files import DTYPE_NAMES, content_hash, errors_about, opened, read_metadata, write
-from .header import ExhibitHeader, Header, Stored, header_from_json, header_of, header_to_json
-from .layout import check_finite, factor_keys, factors, rank_rows, shapes, total_ranks, vector_keys, vectors
+from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
+from .header import ExhibitHeader, Header, Stored, header_from_json
+from .layout import factor_keys, own_up_key, rank_rows, rank_scales, shapes, total_ranks, vector_keys
 
 FORMAT = "clora-museum"
 VERSION = "1"
 DTYPES: dict[Stored, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def save_museum(museum: Museum, path: Path | str, *, overwrite: bool = False, dtype: Stored = "float32") -> Path:
-    """Write the museum and say where. The same museum under the same name gives the same bytes.
+RANKS_AT_ONCE = 1024  # read and multiplied at a time, where only the sum is wanted
 
-    overwrite: whether a file of that name may be replaced; it is then kept as `<name>.bak.safetensors`. dtype: how the
-    tensors are stored; float16 and bfloat16 halve the file and round the numbers.
-    """
-    path = Path(path)
-    with errors_about(path):
-        header = header_of(museum, dtype)
-        tensors = factors(museum, header.architecture, DTYPES[dtype])
-        for exhibit in museum.exhibits:
-            tensors |= vectors(exhibit, header.architecture, DTYPES[dtype])
-        check_finite(tensors)
-        metadata = lora_facts(museum, path.stem, content_hash(tensors))
-        metadata |= {"clora.format": FORMAT, "clora.version": VERSION, "clora.museum": header_to_json(header)}
-        write(path, tensors, metadata, existing="keep beside" if overwrite else "refuse")
-    return path
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A museum as it is shown: its words, and one matrix (out, in) float32 per projection, however many it holds."""
+
+    base: Fingerprint
+    tokens: tuple[ConceptToken, ...]
+    deltas: Mapping[Projection, Tensor]
 
 
 def load_museum(path: Path | str, *, words: Sequence[str] | None = None) -> Museum:
     """The museum in the file, float32 on the CPU; with `words`, only these exhibits, and only their rows are read."""
     path = Path(path)
     with errors_about(path), opened(path) as file:
-        header = _checked_header(file)
-        if words is not None and (unknown := [word for word in words if word not in header.words]):
-            known = ", ".join(header.words) or "nothing yet"
-            raise MuseumError(f"There is no '{unknown[0]:.80}' in this museum. It holds: {known}.")
-        _check_alphas(file, header)
-        rows = rank_rows(header)
-        wanted = set(header.words if words is None else words)
-        exhibits = (_read(file, header, e, rows[e.word]) for e in header.exhibits if e.word in wanted)
-        return Museum(header.base, tuple(exhibits))
+        header = checked_header(file)
+        chosen = _chosen(header, words)
+        check_alphas(file, header)
+        deltas = _deltas(file, header, chosen)
+        return Museum(header.base, tuple(_exhibit(file, header, told, deltas[told.word]) for told in chosen))
+
+
+@torch.no_grad()
+def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) -> View:
+    """What `load_museum` and `Museum.dense` give together, in the memory of the matrices alone.
+
+    strengths: which exhibits are shown, each at its own strength times this number; None shows all.
+    """
+    path = Path(path)
+    with errors_about(path), opened(path) as file:
+        header = checked_header(file)
+        chosen = _chosen(header, None if strengths is None else list(strengths))
+        check_alphas(file, header)
+        scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
+        tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
+        deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
+        return View(header.base, tokens, deltas)
 
 
 def read_header(path: Path | str) -> Header:
     """What is in the file, without reading its tensors."""
     path = Path(path)
     with errors_about(path), opened(path) as file:
-        return _checked_header(file)
+        return checked_header(file)
 
 
-def _checked_header(file: safe_open) -> Header:
+def checked_header(file: safe_open) -> Header:
     """The header, once the file's tensors are known to be exactly those that it speaks of."""
     metadata = read_metadata(file, FORMAT, VERSION)
     if "clora.museum" not in metadata:
         raise MuseumError("Its metadata has no 'clora.museum'.")
     header = header_from_json(metadata["clora.museum"])
-    expected, found = shapes(header), set(file.keys())
-    if missing := sorted(set(expected) - found):
-        raise MuseumError(f"The tensor '{missing[0]}' is missing.")
-    if unknown := sorted(found - set(expected)):
-        raise MuseumError(f"There is a tensor '{unknown[0]:.100}' of which the header does not speak.")
     stored = DTYPE_NAMES[DTYPES[header.dtype]]
-    for name, shape in expected.items():
+    found = set(file.keys())
+    for name, shape in shapes(header):  # one by one, since a lying header may speak of millions
+        if name not in found:
+            raise MuseumError(f"The tensor '{name}' is missing.")
+        found.remove(name)
         tensor = file.get_slice(name)
         if tuple(tensor.get_shape()) != shape:
             raise MuseumError(f"'{name}' has shape {tuple(tensor.get_shape())}; by the header it must be {shape}.")
         if tensor.get_dtype() != (dtype := "F32" if name.endswith(".alpha") and not shape else stored):
             raise MuseumError(f"'{name}' has dtype {tensor.get_dtype()}; by the header it must be {dtype}.")
+    if found:
+        raise MuseumError(f"There is a tensor '{min(found):.100}' of which the header does not speak.")
     return header
 
 
-def _check_alphas(file: safe_open, header: Header) -> None:
+def check_alphas(file: safe_open, header: Header) -> None:
     """alpha is the rank, so that ordinary loaders scale by one, as this one does."""
     for projection, rank in total_ranks(header).items():
         _, _, name = factor_keys(projection, header.architecture)
@@ -92,22 +100,80 @@ def _check_alphas(file: safe_open, header: Header) -> None:
             raise MuseumError(f"'{name}' is {alpha}; it must be the rank, {rank}.")
 
 
-def _read(file: safe_open, header: Header, exhibit: ExhibitHeader, rows: dict[Projection, slice]) -> Exhibit:
-    tensors: dict[str, Tensor] = {}
-    deltas: dict[Projection, LowRank] = {}
-    for projection, own in rows.items():
+def _chosen(header: Header, words: Iterable[str] | None) -> list[ExhibitHeader]:
+    """The exhibits of these words, or all, in the museum's order."""
+    wanted = set(header.words if words is None else words)
+    if unknown := sorted(wanted - set(header.words)):
+        known = ", ".join(header.words[:20]) or "nothing yet"
+        more = f" and {len(header.words) - 20} more" if len(header.words) > 20 else ""
+        raise MuseumError(f"There is no '{unknown[0]:.80}' in this museum. It holds: {known}{more}.")
+    return [exhibit for exhibit in header.exhibits if exhibit.word in wanted]
+
+
+def _exhibit(file: safe_open, header: Header, told: ExhibitHeader, deltas: Mapping[Projection, LowRank]) -> Exhibit:
+    token = _token(file, header, told)
+    return Exhibit(token, deltas, told.recipe, told.kind, told.prompt, told.facts, told.thumbnail, told.strength)
+
+
+def _deltas(file: safe_open, header: Header, chosen: Sequence[ExhibitHeader]) -> dict[str, dict[Projection, LowRank]]:
+    """word → its deltas. Only their rows are read; those that stand next to each other in the file are read at once."""
+    rows = rank_rows(header, {exhibit.word for exhibit in chosen})
+    deltas: dict[str, dict[Projection, LowRank]] = {exhibit.word: {} for exhibit in chosen}
+    for projection in header.projections:
         up, down, _ = factor_keys(projection, header.architecture)
-        tensors |= {up: _owned(file.get_slice(up)[:, own]), down: _owned(file.get_slice(down)[own])}
-        deltas[projection] = LowRank(tensors[up], tensors[down])
-    word_vectors: dict[str, Tensor] = {}
-    for encoder, key in vector_keys(exhibit.word, exhibit.layers, header.architecture).items():
-        tensors[key] = _owned(file.get_slice(key)[:])
-        word_vectors[encoder] = tensors[key] if exhibit.layers > 1 else tensors[key][None]
-    check_finite(tensors)
-    token = ConceptToken(exhibit.word, word_vectors)
-    return Exhibit(token, deltas, exhibit.recipe, exhibit.kind, exhibit.prompt, exhibit.facts, exhibit.thumbnail)
+        for run in _adjoining([(e, rows[e.word][projection]) for e in chosen if projection in e.ranks]):
+            whole = slice(run[0][1].start, run[-1][1].stop)
+            factors = _factors(file, up, whole, down, whole)
+            ranks = [own.stop - own.start for _, own in run]
+            parts = zip(factors.up.split(ranks, dim=1), factors.down.split(ranks), strict=True)
+            for (exhibit, _), (own_up, own_down) in zip(run, parts, strict=True):
+                if exhibit.strength != 1:
+                    key = own_up_key(exhibit.word, projection, header.architecture)
+                    own_up = _owned(key, file.get_slice(key)[:])
+                deltas[exhibit.word][projection] = LowRank(_alone(own_up), _alone(own_down))
+    return deltas
 
 
-def _owned(rows: Tensor) -> Tensor:
+def _adjoining(rows: Sequence[tuple[ExhibitHeader, slice]]) -> list[list[tuple[ExhibitHeader, slice]]]:
+    """The exhibits in runs whose rows follow each other without a gap."""
+    runs: list[list[tuple[ExhibitHeader, slice]]] = []
+    for exhibit, own in rows:
+        if runs and runs[-1][-1][1].stop == own.start:
+            runs[-1].append((exhibit, own))
+        else:
+            runs.append([(exhibit, own)])
+    return runs
+
+
+def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptToken:
+    keys = vector_keys(exhibit.word, exhibit.layers, header.architecture)
+    vectors = {encoder: _owned(key, file.get_slice(key)[:]) for encoder, key in keys.items()}
+    return ConceptToken(exhibit.word, vectors if exhibit.layers > 1 else {name: v[None] for name, v in vectors.items()})
+
+
+def _summed(file: safe_open, header: Header, projection: Projection, scale: Tensor) -> Tensor:
+    """Σ over the rank rows of scale · up · down, some rows at a time."""
+    up, down, _ = factor_keys(projection, header.architecture)
+    total = torch.zeros(projection.shape)
+    for start in range(0, len(scale), RANKS_AT_ONCE):
+        rows = slice(start, min(start + RANKS_AT_ONCE, len(scale)))
+        if scale[rows].any():
+            part = _factors(file, up, rows, down, rows)
+            total.addmm_(part.up * scale[rows], part.down)
+    return total
+
+
+def _factors(file: safe_open, up: str, columns: slice, down: str, rows: slice) -> LowRank:
+    return LowRank(_owned(up, file.get_slice(up)[:, columns]), _owned(down, file.get_slice(down)[rows]))
+
+
+def _owned(name: str, rows: Tensor) -> Tensor:
     """A copy in memory: the file may be replaced while the museum is in use."""
-    return rows.to(torch.float32, copy=True).contiguous()
+    copy = rows.to(torch.float32, copy=True).contiguous()
+    check_finite({name: copy})
+    return copy
+
+
+def _alone(part: Tensor) -> Tensor:
+    """A copy that does not keep the rest of the tensor in memory."""
+    return part.clone(memory_format=torch.contiguous_format)

@@ -15,6 +15,7 @@ from ...clora_core.errors import BaseModelError
 from ...clora_core.projections import Architecture, Projection, architecture_of, find_projections
 from .differentiable import differentiable, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, schedule_of, unet_of
+from .resident import resident_clip, resident_model
 from .text import encode, word_vectors
 from .view import base_beneath
 from .words import CLIP, encoders, table, widths
@@ -41,6 +42,7 @@ class HostBase:
 
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
         model, clip = base_beneath(model, clip)
+        model, clip = resident_model(model), resident_clip(clip)
         self.modules: Mapping[Projection, nn.Module] = find_projections(unet_of(model))
         self.architecture: Architecture = architecture_of(self.modules)
         self.schedule: Schedule = schedule_of(model)

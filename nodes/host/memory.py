@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 
 import comfy.model_management
+import torch
+from torch import nn
 
 from ...clora_core.recipe import Recipe
-from .base import HostBase
+from .base import DTYPES, HostBase
+from .model import unet_of
 
 # Bytes that a backward pass keeps per latent pixel and picture in 16 bits, where only the keys' and values' deltas
 # and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 1.80 GiB, SDXL at 1024 px 10.42 GiB.
@@ -20,8 +23,11 @@ def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.modules)
     dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.modules)
     wide = 2 if recipe.precision == "fp32" else 1
+    share = CHECKPOINTED if recipe.checkpointing else 1
+    copied = share * _copied(unet_of(base.model), DTYPES[recipe.precision])
+    copied += _copied(base.clip.cond_stage_model, torch.float32)  # which ComfyUI's text encoders always compute in
     # parameters, gradients and AdamW's two moments; the museum so far, as one dense matrix per projection
-    return round(kept * wide * (CHECKPOINTED if recipe.checkpointing else 1)) + 4 * trained + dense
+    return round(kept * wide * share + copied) + 4 * trained + dense
 
 
 def said(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
@@ -31,6 +37,12 @@ def said(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
     text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_named(needed)} beside the models"
     advice = " · a smaller batch or checkpointing (C-LoRA Recipe) takes less" if needed > free else ""
     return f"{text}; {_named(free)} are free now{advice}"
+
+
+def _copied(network: nn.Module, computed: torch.dtype) -> int:
+    """Bytes of the weights that are stored in another dtype: a backward pass keeps a copy of each in this one."""
+    weights = (module.weight for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
+    return sum(weight.numel() * computed.itemsize for weight in weights if weight.dtype != computed)
 
 
 def _named(size: float) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.low_rank import LowRank
-from ...clora_core.museum import Exhibit, Museum
+from ...clora_core.museum import Museum
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths
 from .words import CLIP, with_words, without_words
 
@@ -178,19 +178,8 @@ def _continues(museum: Museum, earlier: Museum) -> bool:
     return (
         museum.base == earlier.base
         and len(begun) == len(earlier.exhibits)
-        and all(_same_exhibit(a, b) for a, b in zip(begun, earlier.exhibits, strict=True))
+        and all(a.same_as(b) for a, b in zip(begun, earlier.exhibits, strict=True))
     )
-
-
-def _same_exhibit(a: Exhibit, b: Exhibit) -> bool:
-    if a is b:
-        return True
-    if a.word != b.word or set(a.deltas) != set(b.deltas) or set(a.token.vectors) != set(b.token.vectors):
-        return False
-    pairs = [(a.token.vectors[name], b.token.vectors[name]) for name in a.token.vectors]
-    for projection, delta in a.deltas.items():
-        pairs += [(delta.up, b.deltas[projection].up), (delta.down, b.deltas[projection].down)]
-    return all(one.shape == other.shape and torch.equal(one.cpu(), other.cpu()) for one, other in pairs)
 
 
 def _named(museum: Museum) -> str:

@@ -82,7 +82,8 @@ def assert_same(one: Museum, other: Museum) -> None:
     assert one.words == other.words
     for ours, theirs in zip(one.exhibits, other.exhibits, strict=True):
         assert (ours.recipe, ours.kind, ours.prompt) == (theirs.recipe, theirs.kind, theirs.prompt)
-        assert (dict(ours.facts), ours.thumbnail) == (dict(theirs.facts), theirs.thumbnail)
+        assert dict(ours.facts) == dict(theirs.facts)
+        assert (ours.thumbnail, ours.strength) == (theirs.thumbnail, theirs.strength)
         assert set(ours.deltas) == set(theirs.deltas)
         for projection, delta in ours.deltas.items():
             assert torch.equal(delta.up, theirs.deltas[projection].up)

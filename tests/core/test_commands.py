@@ -139,7 +139,7 @@ def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys)
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("demo", "learn", "view", "show", "export", "bench", "bench step"):
+    for command in ("demo", "learn", "view", "show", "edit", "import", "export", "bench", "bench step"):
         with pytest.raises(SystemExit) as stopped:
             main([*command.split(), "--help"])
         assert stopped.value.code == 0

@@ -7,12 +7,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.museum import Museum
 from clora_core.projections import find_projections
 from clora_core.storage import export, export_embeddings, export_lora, save_museum
 from clora_core.storage.export import file_stems
 
+from .families import small_pipeline
 from .museums import exhibit, museum, projections
 
 diffusers = pytest.importorskip("diffusers")
@@ -149,8 +151,22 @@ def test_sdxl_embedding_files_hold_both_encoders(tmp_path):
             assert torch.equal(tensors[encoder], vectors[0])
 
 
+def test_transformers_learns_the_words_from_sdxl_embedding_files(tmp_path):
+    """As diffusers' page on textual inversion tells: each encoder is given its own tensor of the file."""
+    pipeline, whole = small_pipeline("sdxl"), museum("sdxl")
+    for path, shown in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
+        tensors = load_file(path)
+        for name, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            encoder, tokenizer = getattr(pipeline, f"text_encoder{suffix}"), getattr(pipeline, f"tokenizer{suffix}")
+            given = {shown.word: tensors[name]}
+            pipeline.load_textual_inversion(given, token=shown.word, text_encoder=encoder, tokenizer=tokenizer)
+            tokens = [shown.word, *(f"{shown.word}_{index}" for index in range(1, shown.token.words))]
+            rows = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(tokens)]
+            assert torch.equal(rows, shown.token.vectors[name][0])
+
+
 def test_export_writes_what_it_says(tmp_path):
-    files = export(museum(), tmp_path / "out")
+    files = export(museum(), tmp_path / "out").files
     assert [str(path.relative_to(tmp_path / "out").as_posix()) for path in files] == [
         "loras/museum.safetensors",
         "embeddings/my-cat.safetensors",
@@ -163,7 +179,7 @@ def test_export_writes_what_it_says(tmp_path):
 
 
 def test_export_of_single_exhibits_holds_only_their_deltas(tmp_path):
-    files = export(museum(), tmp_path, words=["<my-cat>", "<ink>"], separate=True)
+    files = export(museum(), tmp_path, words=["<my-cat>", "<ink>"], separate=True).files
     assert [path.name for path in files] == ["my-cat.safetensors", "ink.safetensors"] * 2
     ink = museum().exhibit("<ink>")
     tensors = load_file(files[1])
@@ -183,16 +199,110 @@ def test_export_overwrites_nothing_and_begins_nothing_it_cannot_finish(tmp_path)
     assert (tmp_path / "embeddings" / "lonely.bak.safetensors").read_bytes() == b"precious"
 
 
+def test_a_word_alone_gets_no_lora(tmp_path):
+    files = export(museum(), tmp_path, separate=True, for_diffusers=True).files
+    assert [path.stem for path in files if path.parent.name == "loras"] == ["my-cat", "ink", "bär"]
+    lonely = museum().only(["lonely"])
+    assert [path.name for path in export(lonely, tmp_path / "word").files] == ["lonely.safetensors"]
+
+
+def matrices(path) -> dict[str, torch.Tensor]:
+    """What each projection's key of a LoRA file adds to it, in float64."""
+    tensors = {name: tensor.double() for name, tensor in load_file(path).items()}
+    stems = [name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")]
+    return {
+        stem: tensors[f"{stem}.alpha"]
+        / tensors[f"{stem}.lora_down.weight"].shape[0]
+        * (tensors[f"{stem}.lora_up.weight"] @ tensors[f"{stem}.lora_down.weight"])
+        for stem in stems
+    }
+
+
+@pytest.mark.parametrize("rank", [1, 5, 9])
+def test_a_lower_rank_loses_the_least_that_it_can_and_says_how_much(rank, tmp_path):
+    export_lora(museum(), tmp_path / "whole.safetensors")
+    lost = export_lora(museum(), tmp_path / "small.safetensors", rank=rank)
+    whole, small = matrices(tmp_path / "whole.safetensors"), matrices(tmp_path / "small.safetensors")
+    squares = {}
+    for stem, matrix in whole.items():
+        values = torch.linalg.svdvals(matrix)
+        squares[stem] = (values[rank:].square().sum().item(), values.square().sum().item())
+        assert torch.linalg.matrix_rank(small[stem]) <= rank
+        assert (matrix - small[stem]).square().sum().item() == pytest.approx(squares[stem][0], rel=1e-3, abs=1e-4)
+    shares = [(least / size) ** 0.5 for least, size in squares.values()]
+    total = (sum(least for least, _ in squares.values()) / sum(size for _, size in squares.values())) ** 0.5
+    assert lost.total == pytest.approx(total, rel=1e-4)
+    assert lost.worst == pytest.approx(max(shares), rel=1e-4)
+    worst = list(squares)[shares.index(max(shares))]
+    assert worst == "lora_unet_" + lost.worst_path.replace(".", "_")
+    with safe_open(tmp_path / "small.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_network_dim"] == str(rank)
+
+
+def test_a_rank_that_suffices_loses_nothing_at_all(tmp_path):
+    export_lora(museum(), tmp_path / "whole.safetensors")
+    lost = export_lora(museum(), tmp_path / "same.safetensors", rank=12)
+    assert (lost.total, lost.worst) == (0, 0)
+    whole, same = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "same.safetensors")
+    assert set(whole) == set(same) and all(torch.equal(whole[name], same[name]) for name in whole)
+
+
+def test_diffusers_reads_an_approximation(tmp_path):
+    unet = small_unet("sd15")
+    whole = museum_for(unet, "sd15", even=False)
+    lost = export_lora(whole, tmp_path / "small.safetensors", rank=3, for_diffusers=True)
+    moved = moved_by_diffusers(unet, str(tmp_path / "small.safetensors"), "sd15")
+    error = sum((change - added_up(whole, path)).square().sum().item() for path, change in moved.items())
+    size = sum(added_up(whole, path).square().sum().item() for path in moved)
+    assert lost.total == pytest.approx((error / size) ** 0.5, rel=1e-3)
+
+
+def test_each_lora_says_its_own_loss(tmp_path):
+    exported = export(museum(), tmp_path, rank=3, separate=True)
+    losses = {path.stem: lost.total for path, lost in exported.lost.items()}
+    assert set(losses) == {"my-cat", "ink", "bär"}
+    assert losses["ink"] == 0 and 0 < losses["my-cat"] < 1
+    assert losses["bär"] == export_lora(museum().only(["<bär>"]), tmp_path / "a.safetensors", rank=3).total
+
+
+def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
+    layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
+    exported = export(layered, tmp_path / "all")
+    plain = export(museum(), tmp_path / "plain")
+    assert set(exported.left_out) == {"<deep>"} and "16 embeddings, one per layer" in exported.left_out["<deep>"]
+    assert [path.name for path in exported.files] == [path.name for path in plain.files]
+    for one, other in zip(exported.files, plain.files, strict=True):
+        ours, theirs = load_file(one), load_file(other)
+        assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(MuseumError, match=r"nothing to export.*one per layer"):
+        export(layered.only(["<deep>"]), tmp_path / "none")
+
+
+def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsys):
+    layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
+    save_museum(layered, tmp_path / "zoo.safetensors")
+    command = ["export", str(tmp_path / "zoo.safetensors"), "--to", str(tmp_path / "out"), "--rank", "2"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    lost = export(museum(), tmp_path / "again", rank=2).lost[tmp_path / "again" / "loras" / "museum.safetensors"]
+    assert f"loses {lost.total:.2%}" in told and f"worst {lost.worst:.2%} on {lost.worst_path}" in told
+    assert "Left out: '<deep>'" in told and "my-cat.safetensors" in told
+    assert main(command) == 1
+    assert main([*command, "--overwrite"]) == 0
+
+
 def test_export_says_what_it_cannot_do(tmp_path):
     layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     for attempt, rule in (
-        (lambda: export(layered, tmp_path), "<deep>.*one per layer"),
+        (lambda: export(layered, tmp_path, words=["<ink>", "<deep>"]), "<deep>.*one per layer"),
+        (lambda: export(museum(), tmp_path, rank=0), "rank is 0"),
         (lambda: export_embeddings(layered, tmp_path), "<deep>.*one per layer"),
         (lambda: export_lora(layered, tmp_path / "a.safetensors"), "<deep>.*one per layer"),
         (lambda: export(museum(), tmp_path, words=[]), "nothing to export"),
         (lambda: export(museum(), tmp_path, words=["<dog>"]), "<dog>"),
         (lambda: export(museum(), tmp_path / "no" / "where"), "where"),
         (lambda: export_lora(Museum(museum().base), tmp_path / "a.safetensors"), "nothing to export"),
+        (lambda: export_lora(museum().only(["lonely"]), tmp_path / "a.safetensors"), "nothing to export"),
     ):
         with pytest.raises(MuseumError, match=rule):
             attempt()

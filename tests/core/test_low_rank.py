@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clora_core.errors import MuseumError
-from clora_core.low_rank import LowRank, concatenated, inner
+from clora_core.low_rank import LowRank, concatenated, inner, truncated
 
 
 def matrix(rows: int = 5, rank: int = 3, columns: int = 7, *, seed: int = 0) -> LowRank:
@@ -75,3 +75,21 @@ def test_factors_that_do_not_fit_are_refused_with_their_shapes(up: tuple[int, ..
         LowRank(torch.zeros(up), torch.zeros(down))
     assert str(up) in str(refusal.value) and str(down) in str(refusal.value)
     assert "(out, rank) and (rank, in)" in str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (5, 40), (9, 9)])
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_the_truncated_matrix_is_the_nearest_of_its_rank(shape, rank):
+    """Against the singular values of the dense matrix; also where there are more ranks than rows."""
+    rng = torch.Generator().manual_seed(rank)
+    whole = LowRank(torch.randn(shape[0], 8, generator=rng), torch.randn(8, shape[1], generator=rng))
+    nearest, lost = truncated(whole, rank)
+    least = torch.linalg.svdvals(whole.dense().double())[rank:].norm().item()
+    assert nearest.rank <= rank and nearest.up.dtype == torch.float32
+    assert lost == pytest.approx(least, rel=1e-5, abs=1e-5)
+    assert (whole.dense() - nearest.dense()).norm().item() == pytest.approx(least, rel=1e-4, abs=1e-4)
+
+
+def test_a_matrix_of_that_rank_is_its_own_truncation():
+    whole = LowRank(torch.randn(4, 2), torch.randn(2, 5))
+    assert truncated(whole, 2) == (whole, 0.0)

@@ -1,11 +1,15 @@
 """Pictures and captions from folders, as people have them."""
 
+import io
+import struct
+import zlib
+
 import pytest
 import torch
 from PIL import Image
 
 from clora_core.errors import ConceptError
-from clora_core.pictures import as_floats, read_folder, thumbnail, to_bytes, to_picture
+from clora_core.pictures import PIXELS_LIMIT, as_floats, read_folder, thumbnail, thumbnail_of, to_bytes, to_picture
 
 
 @pytest.fixture
@@ -85,3 +89,29 @@ def test_bytes_and_floats_are_the_same_picture():
 def test_a_thumbnail_is_a_small_jpeg(tmp_path):
     data = thumbnail(torch.zeros(3, 700, 500))
     assert data[:2] == b"\xff\xd8" and len(data) < 20_000
+
+
+def test_a_thumbnail_of_a_file_is_what_it_shows(folder):
+    small = Image.open(io.BytesIO(thumbnail_of(folder / "b.png")))
+    assert (small.format, small.size) == ("JPEG", (80, 40))
+    Image.new("RGBA", (1000, 500), (0, 0, 255, 40)).save(folder / "large.webp")
+    assert Image.open(io.BytesIO(thumbnail_of(folder / "large.webp"))).size == (128, 64)
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_unread(tmp_path):
+    """A PNG of a few bytes that claims more pixels than are read, and one that claims as many as its format can."""
+    for side, rule in ((PIXELS_LIMIT // 10_000 + 1, f"at most {PIXELS_LIMIT}"), (2**31 - 1, "cannot be read|at most")):
+        ihdr = b"IHDR" + struct.pack(">IIBBBBB", 10_000, side, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT5\xaf\x06\x1e")
+        with pytest.raises(ConceptError, match=rule):
+            thumbnail_of(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"]
+)
+def test_what_is_no_picture_of_a_known_kind_is_refused(content, tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(content)
+    with pytest.raises(ConceptError, match="cannot be read as a picture"):
+        thumbnail_of(tmp_path / "cat.jpg")

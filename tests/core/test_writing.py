@@ -1,12 +1,7 @@
 """Writing a museum: whole or not at all, and nothing that was there is lost."""
 
-import multiprocessing
 import os
-import random
-import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +11,7 @@ from clora_core.errors import MuseumError
 from clora_core.low_rank import LowRank
 from clora_core.museum import Museum
 from clora_core.projections import Projection
-from clora_core.storage import load_museum, save_museum
+from clora_core.storage import append_exhibit, load_museum, save_museum
 from clora_core.storage.files import backup_of
 
 from .museums import assert_same, exhibit, museum, projections
@@ -93,6 +88,8 @@ def test_a_link_stays_a_link(tmp_path):
         ("a\udcffb.safetensors", "no printable character"),
         ("x" * 300 + ".safetensors", "too long"),
         ("folder.safetensors", "folder has this name"),
+        ("NUL.safetensors", "Windows keeps this name"),
+        ("com1.museum.safetensors", "Windows keeps this name"),
         ("", "must end in"),
     ],
 )
@@ -103,12 +100,19 @@ def test_odd_names_are_refused(name, rule, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_may_not_be_written_is_said(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(MuseumError, match="permissions"):
-        save_museum(museum(), tmp_path / "a.safetensors")
-    tmp_path.chmod(0o700)
+@pytest.mark.parametrize(
+    "name",
+    ["木の博物館", "кот", "قطة", "😀 my cat's", "a;b$(c)`d`", "-rf", "null", "Ä" * 60, "sub/../up", ".hidden", "a.b.c"],
+)
+def test_names_of_any_alphabet_work(name, tmp_path):
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / f"{name}.safetensors"
+    save_museum(museum().only(["<ink>"]), path)
+    append_exhibit(museum().exhibits[2], path, base=museum().base)
+    assert_same(museum().only(["<ink>", "<bär>"]), load_museum(path))
+    assert load_museum(backup_of(path)).words == ("<ink>",)
+    (tmp_path / "sub").rmdir()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
@@ -137,38 +141,3 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
         with pytest.raises(MuseumError, match=rule):
             save_museum(Museum(base, (kept,)), tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="kills a forked process")
-def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
-    path = tmp_path / "a.safetensors"
-    one = museum()
-    other = Museum(one.base, tuple(exhibit(f"<w{i}>", projections("sd15"), seed=i, ranks=(16,)) for i in range(6)))
-    save_museum(one, path)
-    rng = random.Random(0)
-    seen = set()
-    for kills in range(200):
-        if kills >= 20 and len(seen) == 2:  # how long it takes to write both depends on the machine
-            break
-        turns = (one, other) if kills % 2 else (other, one)
-        victim = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(path, *turns))
-        victim.start()
-        time.sleep(rng.uniform(0.005, 0.15) * (1 + kills / 20))
-        os.kill(victim.pid or 0, signal.SIGKILL)
-        victim.join()
-        for kept in (path, backup_of(path)):
-            if kept.exists():
-                loaded = load_museum(kept)
-                assert_same(one if loaded.words == one.words else other, loaded)
-                seen.add(loaded.words)
-        assert path.exists()
-    assert seen == {one.words, other.words}
-    names = {p.name for p in tmp_path.iterdir()} - {path.name, backup_of(path).name}
-    assert all(name.startswith(".clora-") and name.endswith(".tmp") for name in names)
-
-
-def _save_for_ever(path: Path, *museums: Museum) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a parallel operation would wait for them for ever
-    while True:
-        for each in museums:
-            save_museum(each, path, overwrite=True)

@@ -49,6 +49,16 @@ def _as_nodes_run() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What Train Steps keep on disk is this test's own, in this folder."""
+    import folder_paths
+    from clora_pack.nodes.host.folders import results_folder
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+    return results_folder()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A ComfyUI started from its own main.py, for all tests over HTTP."""

@@ -161,6 +161,12 @@ def pictures(count: int, side: int = 64, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def stock(node: type, **inputs: Any) -> Any:
+    """The first output of one of ComfyUI's own nodes, in whichever of its two ways the node is written."""
+    found = getattr(node(), node.FUNCTION)(**inputs)
+    return (found if isinstance(found, tuple) else found.args)[0]
+
+
 def concept(word: str = "<one>", *, seed: int = 0, **more: Any) -> Concept:
     return Concept(word, pictures(4, seed=seed), **more)
 

@@ -115,7 +115,7 @@ class Server:
         assert "prompt_id" in answer and not answer.get("node_errors"), answer
         return answer["prompt_id"]
 
-    def finished(self, prompt_id: str) -> Run:
+    def finished(self, prompt_id: str, seconds: float = RUN_S) -> Run:
         """Wait for a queued prompt."""
         histories: list[Mapping[str, Any]] = []
 
@@ -124,11 +124,11 @@ class Server:
                 histories.append(found[prompt_id])
             return bool(histories)
 
-        self.wait_for(done, RUN_S, f"prompt {prompt_id} does not end")
+        self.wait_for(done, seconds, f"prompt {prompt_id} does not end")
         return Run(prompt_id, histories[0])
 
-    def run(self, prompt: Prompt) -> Run:
-        return self.finished(self.queue(prompt))
+    def run(self, prompt: Prompt, seconds: float = RUN_S) -> Run:
+        return self.finished(self.queue(prompt), seconds)
 
     def pictures(self, run: Run, node: str) -> np.ndarray:
         """What a SaveImage or PreviewImage node showed, (n, h, w, 3) uint8."""

@@ -219,3 +219,36 @@ def test_a_model_of_joint_attention_is_refused_by_name():
         check_supported(flux)
     with pytest.raises(BaseModelError, match=r"found in Flux\. .* joint attention"):
         HostBase(flux, load_starter()[1])
+
+
+class Paged(ModelPatcher):
+    """Stands in for the patcher that newer ComfyUIs use on NVIDIA's devices; no such device is asked for here."""
+
+    loaded_whole: ModelPatcher | None = None
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def get_non_dynamic_delegate(self) -> ModelPatcher:
+        if self.loaded_whole is None:
+            raise RuntimeError("cached_patcher_init is not initialized")
+        return self.loaded_whole
+
+
+def paged(patcher: ModelPatcher, whole: ModelPatcher | None) -> ModelPatcher:
+    stand_in = Paged(patcher.model, patcher.load_device, patcher.offload_device)
+    stand_in.loaded_whole = whole
+    return stand_in
+
+
+def test_weights_that_are_paged_are_loaded_as_a_whole():
+    (model, clip, vae), (whole, whole_clip, _) = load_starter(), load_starter()
+    expected = HostBase(whole, whole_clip, vae)
+    clip = clip.clone()
+    clip.patcher = paged(clip.patcher, whole_clip.patcher)
+    base = HostBase(paged(model, whole), clip, vae)
+    assert base.model is whole and base.clip.cond_stage_model is whole_clip.cond_stage_model
+    _, losses = learned(base, Museum(base.fingerprint), "<one>")
+    assert losses == learned(expected, Museum(expected.fingerprint), "<one>")[1]
+    with pytest.raises(BaseModelError, match=r"BaseModel cannot be held in memory as a whole .*--disable-dynamic-vram"):
+        HostBase(paged(model, None), clip, vae)

@@ -1,8 +1,10 @@
 """However a learning ends, the host's models are as they were."""
 
 import gc
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -11,8 +13,12 @@ import pytest
 import torch
 from clora_pack.clora_core.learn import Progress, learn
 from clora_pack.clora_core.museum import Museum
+from clora_pack.nodes.draft import ConceptDraft
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import same_museum
+from clora_pack.nodes.teaching import train
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .models import Models, concept, learned, ordinary, pictures, recipe, small_models
@@ -54,6 +60,13 @@ def bits(models: Models) -> list[bytes]:
     return [tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors]
 
 
+def in_part(model: ModelPatcher) -> None:
+    """Load it as on a device that has room for little of it."""
+    comfy.model_management.unload_all_models()
+    model.patch_model(model.load_device, lowvram_model_memory=1000)
+    assert model.model.model_lowvram
+
+
 class UnforeseenError(Exception):
     """Something unforeseen."""
 
@@ -70,16 +83,20 @@ def at(step: int, act: Callable[[Progress], None]) -> Callable[[Progress], None]
     return lambda progress: act(progress) if progress.step == step else None
 
 
-class OutOfMemory:
-    """A hook that runs out of memory, as the device would, at its n-th call."""
+def run_out() -> None:
+    raise torch.OutOfMemoryError("out of memory")
 
-    def __init__(self, call: int) -> None:
-        self.left = call
+
+class AtCall:
+    """A hook that does something at its n-th call."""
+
+    def __init__(self, call: int, act: Callable[[], object]) -> None:
+        self.left, self.act = call, act
 
     def __call__(self, *inputs: Any) -> None:
         self.left -= 1
         if self.left == 0:
-            raise torch.OutOfMemoryError("out of memory")
+            self.act()
 
 
 @pytest.fixture(scope="module", params=["starter", "sdxl", "fp8"])
@@ -135,7 +152,7 @@ def test_running_out_of_memory_leaves_nothing(models: Models, where: str, call: 
     before = sampled(models)
     left = traces(models)
     base = HostBase(*models)
-    handle = models[0].model.get_submodule(where).register_forward_pre_hook(OutOfMemory(call))
+    handle = models[0].model.get_submodule(where).register_forward_pre_hook(AtCall(call, run_out))
     try:
         with ordinary(), pytest.raises(torch.OutOfMemoryError):
             learn(base, Museum(base.fingerprint), concept(), recipe(steps=8))
@@ -190,15 +207,93 @@ def test_pictures_may_be_decoded_in_the_middle_without_changing_what_is_learned(
     assert found[0] == found[1]
 
 
+def test_what_the_host_unloads_in_the_middle_is_loaded_completely_again():
+    """As it does to make room for the VAE when a preview is decoded."""
+    found = []
+    for make_room in (False, True):
+        models = load_starter()
+        base, losses = HostBase(*models), []
+
+        def report(progress: Progress, base: HostBase = base, room: bool = make_room, losses: list = losses) -> None:
+            losses.append(progress.loss)
+            base.decode_latents(torch.zeros(1, *base.latent_shape(64, 64)))
+            if room:
+                in_part(base.model)
+
+        with ordinary():
+            learn(base, Museum(base.fingerprint), concept(), recipe(), report=report)
+        found.append(losses)
+    assert found[0] == found[1]
+
+
 def test_a_model_that_was_loaded_in_part_is_loaded_completely():
     models = load_starter()
     expected = learned(HostBase(*models), Museum(HostBase(*models).fingerprint), "<one>")[1]
     before = sampled(models)
     model = models[0]
-    comfy.model_management.unload_all_models()
-    model.patch_model(model.load_device, lowvram_model_memory=1000)
-    assert model.model.model_lowvram
+    in_part(model)
     base = HostBase(*models)
     assert learned(base, Museum(base.fingerprint), "<one>")[1] == expected
     assert not model.model.model_lowvram
     assert sampled(models).equal(before)
+
+
+def train_step(models: Models) -> tuple[list[float], Museum]:
+    """A Train Step of four steps that shows a preview every two: its losses, and the museum."""
+    images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    _, _, museum, loss, _ = train(*models, images, ConceptDraft("<one>"), recipe(), preview_every=2)
+    return loss["loss"], museum
+
+
+CANCEL, UNET = comfy.model_management.interrupt_current_processing, "diffusion_model"
+BESIDE: dict[str, tuple[int, str, int, Callable[[], object], list[str]]] = {
+    # model or VAE, its part, the call of it that things happen at, what happens, what is on disk then
+    "cancelled while pictures are read": (2, "taesd_encoder", 1, CANCEL, []),
+    "cancelled while a preview is sampled": (0, UNET, 7, CANCEL, ["state"]),
+    "cancelled while a preview is decoded": (2, "taesd_decoder", 1, CANCEL, ["state"]),
+    "cancelled while the result is sampled": (0, UNET, 50, CANCEL, ["state"]),
+    "out of memory in a preview": (0, UNET, 7, run_out, ["state"]),
+}
+
+
+@pytest.mark.parametrize("ending", BESIDE)
+def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(own_results: Path, ending: str):
+    models = load_starter()
+    index, part, call, act, kept = BESIDE[ending]
+    before, left = sampled(models), traces(models)
+    handle = networks(models)[index].get_submodule(part).register_forward_pre_hook(AtCall(call, act))
+    with pytest.raises((comfy.model_management.InterruptProcessingException, torch.OutOfMemoryError)):
+        train_step(models)
+    handle.remove()
+    assert [file.name.split(".")[1] for file in own_results.glob("*")] == kept
+    assert traces(models) == left
+    assert sampled(models).equal(before)
+    resumed = train_step(models)
+    shutil.rmtree(own_results)
+    whole = train_step(models)
+    assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
+
+
+def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
+    """The host and other nodes draw from torch's own generator, and count on the number of threads."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state, threads = torch.get_rng_state(), torch.get_num_threads()
+        found.append(train_step(load_starter()))
+        assert torch.get_rng_state().equal(state) and torch.get_num_threads() == threads
+        shutil.rmtree(own_results)
+    assert found[0][0] == found[1][0] and same_museum(found[0][1], found[1][1])
+
+
+def test_nothing_holds_on_to_a_base():
+    """ComfyUI says "potential memory leak" of a model that is not gone with the last node that used it."""
+    base = HostBase(*load_starter())
+    learned(base, Museum(base.fingerprint), "<one>")
+    gone = weakref.ref(base), weakref.ref(base.model)
+    gc.disable()
+    try:
+        del base
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()

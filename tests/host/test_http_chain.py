@@ -8,18 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from .events import Events
-from .prompts import chain, concept, loaded, node, shown, starter
+from .prompts import PROMPT, chain, concept, loaded, node, saved_chain, shown, starter
 from .server import Server
-
-PROMPT = "a photo of <ada> and (<bo>:1.2), <ada>!"
-
-
-def saved_chain(count: int, name: str, **numbers):
-    """A chain whose museum is saved, and stock nodes that sample two of its words."""
-    prompt = chain(count, **numbers)
-    last = f"train{count}"
-    prompt["save"] = node("CLoRA_SaveMuseum", museum=[last, 2], name=name, overwrite=False)
-    return prompt | shown(PROMPT, [last, 0], [last, 1])
 
 
 def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: Server):
@@ -27,11 +17,11 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     assert run.succeeded, run.error
     path = server.folder / "models/loras/museums/three.museum.safetensors"
     assert run.history["outputs"]["save"]["text"] == [f"{path} now holds: <ada>, <bo>, <cleo>"]
-    again = server.run(loaded("three", PROMPT))
+    again = server.run(loaded("three"))
     assert again.succeeded, again.error
     assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))
     assert "load" in server.run(loaded("three", PROMPT + " again")).cached
-    without = server.run(starter() | shown(PROMPT, ["starter", 0], ["starter", 1]))
+    without = server.run(starter() | shown(PROMPT, ["base", 0], ["base", 1]))
     assert not np.array_equal(server.pictures(without, "show"), server.pictures(run, "show"))
 
 
@@ -47,7 +37,7 @@ def test_a_fourth_train_step_trains_only_the_fourth(server: Server):
 def test_results_survive_another_workflow_and_a_restart(server: Server):
     first = server.run(saved_chain(2, "two"))
     before = server.results
-    server.run(starter() | shown("a cat", ["starter", 0], ["starter", 1]))  # ComfyUI forgets what was cached
+    server.run(starter() | shown("a cat", ["base", 0], ["base", 1]))  # ComfyUI forgets what was cached
     server.restart()
     again = server.run(saved_chain(2, "two"))
     assert again.succeeded, again.error
@@ -121,8 +111,8 @@ def test_a_stock_lora_loader_shows_the_saved_museum(server: Server):
     prompt = starter() | shown(plain, ["lora", 0], ["lora", 1])
     prompt["lora"] = node(
         "LoraLoader",
-        model=["starter", 0],
-        clip=["starter", 1],
+        model=["base", 0],
+        clip=["base", 1],
         lora_name="museums/stock.museum.safetensors",
         strength_model=1.0,
         strength_clip=1.0,
@@ -130,7 +120,7 @@ def test_a_stock_lora_loader_shows_the_saved_museum(server: Server):
     run = server.run(prompt)
     assert run.succeeded, run.error
     stock = server.pictures(run, "show")
-    base = server.pictures(server.run(starter() | shown(plain, ["starter", 0], ["starter", 1])), "show")
+    base = server.pictures(server.run(starter() | shown(plain, ["base", 0], ["base", 1])), "show")
     assert np.abs(stock.astype(int) - ours).max() <= 1
     assert np.abs(base.astype(int) - ours).mean() > 1
 

@@ -15,6 +15,7 @@ INPUTS = {  # for ever: saved workflows name them
     "training_seed preview_every museum recipe captions",
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
     "CLoRA_SaveMuseum": "museum name overwrite",
+    "CLoRA_EditMuseum": "museum edits other images",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing",
     "CLoRA_StarterModel": "",
@@ -25,6 +26,7 @@ OUTPUTS = {
     "CLoRA_TrainStep": "model clip museum loss preview",
     "CLoRA_LoadMuseum": "model clip museum",
     "CLoRA_SaveMuseum": "",
+    "CLoRA_EditMuseum": "museum",
     "CLoRA_Recipe": "recipe",
     "CLoRA_StarterModel": "model clip vae",
     "CLoRA_StarterPictures": "images",

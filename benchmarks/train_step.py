@@ -1,0 +1,140 @@
+"""What does a training step cost inside ComfyUI, as a multiple of the same step over diffusers?
+
+    python benchmarks/train_step.py [starter] [sd15]        with ComfyUI's own Python, and diffusers in it
+
+Both sides run the engine's own `learn`, in turns, in one process: on the starter, and on a checkpoint file of SD1.5's
+real size with random weights, which each side opens with its own loader (12 GiB of memory). Their losses must agree,
+so that both did the same. Writes `benchmarks/results/train_step.json`.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.host.finding import find_host, import_host
+
+RESULT = Path(__file__).parent / "results" / "train_step.json"
+RANK, BATCH_SIZE, EXHIBITS_BEFORE = 16, 1, 1
+REAL = (1, 2, 4, 4)  # SD1.5's channels at each resolution, in multiples of 320
+Clocks = tuple[float, float]  # seconds, and seconds of processor time, which count no waiting for other programs
+
+
+@dataclass(frozen=True)
+class Amount:
+    """steps: of a turn. The first holds the preparation and does not count."""
+
+    size_px: int
+    turns: int
+    steps: int
+
+
+AMOUNTS = {"starter": Amount(64, 8, 12), "sd15": Amount(256, 4, 3)}
+
+
+def main(names: list[str]) -> None:
+    host = find_host()
+    if host is None:
+        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    import_host(host)
+    from clora_pack.nodes.host.differentiable import ordinary_tensors
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with ordinary_tensors():
+        found = {name: measured(name, host) for name in names}
+    settings = {"rank": RANK, "batch_size": BATCH_SIZE, "exhibits before": EXHIBITS_BEFORE}
+    report = {"machine": {**machine(), "load before": load}, "settings": settings, "models": found}
+    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print("\nmodel      clock             ComfyUI   diffusers   ratio")
+    for name, model in found.items():
+        for clock, row in model["medians"].items():
+            print(f"{name:10s} {clock:15s} {row['comfyui']:9.3f}   {row['diffusers']:9.3f}   {row['ratio']:5.3f}")
+
+
+def measured(name: str, host: Path) -> dict[str, Any]:
+    """The median of both sides' steps by both clocks, and the ratio of these."""
+    amount = AMOUNTS[name]
+    sides = starters() if name == "starter" else checkpoints(host)
+    times: dict[str, list[Clocks]] = {side: [] for side in sides}
+    losses: dict[str, list[float]] = {}
+    for number in range(amount.turns):
+        for side in sorted(sides, reverse=number % 2 == 1):
+            clocks, losses[side] = turn(sides[side], amount)
+            times[side] += [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(clocks)]
+    apart = max(abs(ours / theirs - 1) for ours, theirs in zip(losses["comfyui"], losses["diffusers"], strict=True))
+    assert apart < 1e-3, f"The two sides did not do the same; their losses are {losses}."
+    medians = {}
+    for index, clock in enumerate(("seconds", "CPU seconds")):
+        row = {side: statistics.median(step[index] for step in steps) for side, steps in times.items()}
+        medians[clock] = {**row, "ratio": row["comfyui"] / row["diffusers"]}
+    return {**asdict(amount), "losses differ by": apart, "medians": medians}
+
+
+def turn(base: Any, amount: Amount) -> tuple[list[Clocks], list[float]]:
+    """A few steps of a real learning: the clocks after every step, and the losses."""
+    from clora_pack.clora_core.commands.bench import random_museum
+    from clora_pack.clora_core.concept import Concept
+    from clora_pack.clora_core.learn import Progress, learn
+    from clora_pack.clora_core.recipe import recipe_named
+    from clora_pack.clora_core.seeds import seeded
+
+    clocks: list[Clocks] = []
+    losses: list[float] = []
+
+    def report(progress: Progress) -> None:
+        clocks.append((time.perf_counter(), time.process_time()))
+        losses.append(progress.loss)
+
+    pictures = torch.rand(2, 3, amount.size_px, amount.size_px, generator=seeded("train step")) * 2 - 1
+    recipe = recipe_named("c-lora", rank=RANK, batch_size=BATCH_SIZE, steps=amount.steps)
+    learn(base, random_museum(base, EXHIBITS_BEFORE, RANK), Concept("<bench>", pictures), recipe, report=report)
+    return clocks, losses
+
+
+def starters() -> Mapping[str, Any]:
+    """The starter on both sides."""
+    from clora_pack.clora_core.base_diffusers import open_base
+    from clora_pack.nodes.host.base import HostBase
+    from clora_pack.nodes.host.starter import load_starter
+
+    return {"comfyui": HostBase(*load_starter()), "diffusers": open_base("starter")}
+
+
+def checkpoints(host: Path) -> Mapping[str, Any]:
+    """A checkpoint file of SD1.5's real size, opened by ComfyUI's loader and by diffusers."""
+    from clora_pack.clora_core.base_diffusers import open_base
+    from clora_pack.nodes.host.base import HostBase
+
+    from tests.host.checkpoints import open_checkpoint, write_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.safetensors"
+        write_checkpoint("sd15", path, REAL)
+        ours = HostBase(*open_checkpoint(path))
+        theirs = open_base(path, tokenizer=host / "comfy" / "sd1_tokenizer")
+    assert ours.fingerprint == theirs.fingerprint
+    return {"comfyui": ours, "diffusers": theirs}
+
+
+def machine() -> dict[str, object]:
+    """What it was measured on, and with which versions."""
+    import comfyui_version
+    import diffusers
+    from clora_pack.clora_core.commands.bench import machine
+
+    versions = {"comfyui": comfyui_version.__version__, "diffusers": diffusers.__version__}
+    return {**machine(torch.device("cpu")), "cores": os.cpu_count(), **versions}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(AMOUNTS))

@@ -1,0 +1,86 @@
+"""Write a museum to its file: anew, or with one exhibit more than it holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from ..base import Fingerprint
+from ..museum import Exhibit, Museum
+from ..projections import Projection
+from .facts import lora_facts
+from .files import dump, errors_about, opened, replacing
+from .header import Header, Stored, header_of, header_to_json
+from .joined import Joined, Rows
+from .layout import factor_keys, joined_factors, own_ups, shapes, stored, vectors
+from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, checked_header
+
+
+def save_museum(museum: Museum, path: Path | str, *, overwrite: bool = False, dtype: Stored = "float32") -> Path:
+    """Write the museum and say where. The same museum under the same name gives the same bytes.
+
+    overwrite: whether a file of that name may be replaced; it is then kept as `<name>.bak.safetensors`. dtype: how the
+    tensors are stored; float16 and bfloat16 halve the file and round the numbers.
+    """
+    path = Path(path)
+    with errors_about(path), replacing(path, "keep beside" if overwrite else "refuse") as new:
+        header = header_of(museum, dtype)
+        tensors = joined_factors(_pieces(museum, dtype), header, DTYPES[dtype])
+        for exhibit in museum.exhibits:
+            tensors |= _of_one(exhibit, header)
+        _dump(new, path, header, tensors)
+    return path
+
+
+def append_exhibit(exhibit: Exhibit, path: Path | str, *, base: Fingerprint) -> Path:
+    """Add an exhibit, learned over that base, to the museum in the file; the old file is kept beside it.
+
+    The new file has the bytes that `save_museum` writes for the whole museum, in the dtype of the old one, but only
+    some megabytes are in memory at a time. A word that the museum holds already, and another base, are refused.
+    """
+    path = Path(path)
+    with errors_about(path), replacing(path, "keep beside") as new:
+        _dump_with(exhibit, base, path, new)
+    return path
+
+
+def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, Rows]]]:
+    """projection → the factors of every exhibit that moves it, `up` times the exhibit's strength."""
+    pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
+    for exhibit in museum.exhibits:
+        for projection, delta in exhibit.deltas.items():
+            shown = delta.scaled(exhibit.strength)
+            up, down = (stored(factor, DTYPES[dtype], projection.path) for factor in (shown.up, shown.down))
+            pieces.setdefault(projection, []).append((up, down))
+    return pieces
+
+
+def _of_one(exhibit: Exhibit, header: Header) -> dict[str, Tensor]:
+    """What stands in the file for this exhibit alone."""
+    dtype = DTYPES[header.dtype]
+    return vectors(exhibit, header.architecture, dtype) | own_ups(exhibit, header.architecture, dtype)
+
+
+def _dump(file: BinaryIO, path: Path, header: Header, tensors: Mapping[str, Tensor | Joined]) -> None:
+    ours = {"clora.format": FORMAT, "clora.version": VERSION, "clora.museum": header_to_json(header)}
+    dump(file, tensors, lambda content_hash: lora_facts(header, path.stem, content_hash) | ours)
+
+
+def _dump_with(exhibit: Exhibit, base: Fingerprint, path: Path, new: BinaryIO) -> None:
+    """The museum of the file with the exhibit. A function of its own: nothing may hold the file when it is replaced."""
+    with opened(path) as file:
+        old = checked_header(file)
+        check_alphas(file, old)
+        addition = Museum(base, (exhibit,))
+        addition.check_over(old.base)
+        header = old.followed_by(header_of(addition, old.dtype))
+        dtype = DTYPES[old.dtype]
+        pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
+        for projection in old.projections:
+            up, down, _ = factor_keys(projection, old.architecture)
+            pieces[projection] = [(file.get_slice(up), file.get_slice(down))]
+        for projection, own in _pieces(addition, old.dtype).items():
+            pieces.setdefault(projection, []).extend(own)
+        kept = {name: Joined([file.get_slice(name)], "below", shape, dtype) for name, shape in shapes(old)}
+        _dump(new, path, header, kept | joined_factors(pieces, header, dtype) | _of_one(exhibit, header))

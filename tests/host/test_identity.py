@@ -1,0 +1,153 @@
+"""A result is taken from the store only for the same models with the same things put on them."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import pytest
+import torch
+from clora_pack.nodes.draft import ConceptDraft
+from clora_pack.nodes.host import folders
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.identity import identity
+from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import base_beneath, view
+from clora_pack.nodes.teaching import train
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import LoRAAdapter
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_tomesd import TomePatchModel
+from torch import Tensor
+
+from .models import Models, random_museum, recipe, stock
+
+pytestmark = pytest.mark.usefixtures("own_results")
+FREE = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
+TILES = {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}
+STOCK = [
+    (FreeU, FREE, {"s2": 0.21}),
+    (FreeU_V2, FREE, {"b1": 1.0}),
+    (HyperTile, TILES, {"scale_depth": True}),
+    (TomePatchModel, {"ratio": 0.3}, {"ratio": 0.31}),
+]
+
+
+@pytest.fixture(scope="module")
+def starter() -> Models:
+    with torch.inference_mode():
+        return load_starter()
+
+
+def patched(model: ModelPatcher, patch: Callable) -> ModelPatcher:
+    clone = model.clone()
+    clone.set_model_output_block_patch(patch)
+    return clone
+
+
+def scaled(by: object) -> Callable:
+    return lambda h, skip, options: (h * (by if isinstance(by, float) else 1.0), skip)
+
+
+def taught(model: ModelPatcher, clip: Any, vae: Any) -> list[float]:
+    """The loss of every step of a Train Step; its results are this test's own."""
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    return train(model, clip, vae, images, ConceptDraft("<one>"), recipe(steps=2))[3]["loss"]
+
+
+def results() -> int:
+    return len(list(folders.results_folder().glob("*.result.safetensors")))
+
+
+def test_models_of_one_fingerprint_are_told_apart(starter: Models):
+    model, clip, vae = starter
+    mine = identity(model, clip, vae)
+    assert mine == identity(*load_starter())
+    key = next(name for name in model.model.state_dict() if name.endswith("attn1.to_k.weight"))
+    rows, columns = model.model.state_dict()[key].shape
+    lora = model.clone()
+    lora.add_patches({key: LoRAAdapter(set(), (torch.ones(rows, 1), torch.ones(1, columns), None, None, None, None))})
+    weaker = model.clone()
+    weaker.add_patches({key: lora.patches[key][0][1]}, 0.5)
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    found = [identity(lora, clip, vae), identity(weaker, clip, vae), identity(model, skipped, vae)]
+    assert len({mine, *found}) == 4
+
+
+def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
+    model, clip, vae = starter
+    mine = identity(model, clip, vae)
+    shown, _ = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>", size=0.5))
+    comfy.model_management.load_models_gpu([shown])
+    assert shown.backup
+    assert identity(model, clip, vae) == mine
+    shown.detach()
+
+
+def test_a_model_whose_museum_is_taken_off_is_the_one_beneath(starter: Models):
+    model, clip, vae = starter
+    shown, speaking = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>"))
+    assert identity(shown, clip, vae) != identity(model, clip, vae) != identity(model, speaking, vae)
+    assert identity(*base_beneath(shown, speaking), vae) == identity(model, clip, vae)
+
+
+@pytest.mark.parametrize(("node", "given", "changes"), STOCK, ids=lambda value: getattr(value, "__name__", ""))
+def test_two_settings_of_a_stock_node_are_two_models(starter: Models, node: type, given: dict, changes: dict):
+    model, clip, vae = starter
+    found = [identity(stock(node, model=model, **given | change), clip, vae) for change in ({}, changes, {})]
+    assert found[0] == found[2] and None not in found
+    assert len({identity(model, clip, vae), *found}) == 3
+
+
+def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Models):
+    model, clip, vae = starter
+    one, other = (stock(FreeU, model=model, **FREE | changes) for changes in ({}, {"b2": 1.4}))
+    losses = [taught(one, clip, vae), taught(other, clip, vae), taught(one, clip, vae)]
+    assert losses[0] == losses[2] != losses[1]
+    assert results() == 2
+
+
+UNLIKE = {
+    "numbers": (scaled(1.0), scaled(1.1)),
+    "tensors": (scaled(torch.zeros(99)), scaled(torch.eye(99)[7])),
+    "code": (lambda h, skip, options: (h, skip), lambda h, skip, options: (h, skip * 2)),
+    "arguments": (partial(print, 1), partial(print, 2)),
+    "objects": (SimpleNamespace(a=[{1}]).__eq__, SimpleNamespace(a=[{2}]).__eq__),
+    "files": (Path("a").exists, Path("b").exists),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_functions_are_told_apart_by_what_they_hold_on_to(starter: Models, kind: str):
+    model, clip, vae = starter
+    found = [identity(patched(model, patch), clip, vae) for patch in UNLIKE[kind]]
+    assert len({identity(model, clip, vae), *found} - {None}) == 3
+
+
+def test_functions_that_hold_on_to_themselves_are_read(starter: Models):
+    model, clip, vae = starter
+
+    def endless(by: float) -> Callable:
+        def patch(h: Tensor, skip: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+            return (patch and h * by), skip
+
+        return patch
+
+    found = [identity(patched(model, endless(by)), clip, vae) for by in (1.0, 1.1, 1.0)]
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("hidden", [threading.Lock(), (one for one in [1])], ids=["lock", "generator"])
+def test_where_a_patch_cannot_be_read_nothing_is_kept_and_that_is_said(
+    starter: Models, hidden: object, caplog: pytest.LogCaptureFixture
+):
+    model, clip, vae = starter
+    unread = patched(model, scaled(hidden))
+    assert taught(unread, clip, vae) == taught(unread, clip, vae)
+    assert results() == 0
+    assert "cannot be told from other settings" in caplog.text
