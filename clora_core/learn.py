@@ -19,7 +19,7 @@ from .concept import Concept
 from .errors import ConceptError, LearningError
 from .learning_state import LearningState
 from .lesson import Lesson
-from .museum import Exhibit, Museum
+from .museum import Exhibit, Museum, gate_of
 from .objective import diffusion_loss
 from .optimizer import Optimizer
 from .recipe import Recipe
@@ -69,11 +69,14 @@ def learn(
         past = {projection: moved.to(base.device) for projection, moved in museum.dense().items()}
         with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing), attached(base, past):
             first_word = trained.token(concept.word)
-            setting = Setting(base, concept, past, lambda: lesson.reference_loss(first_word))
+            old_prompts = [exhibit.prompt or exhibit.word for exhibit in museum.exhibits]
+            setting = Setting(
+                base, concept, past, old_prompts, museum.tokens, lambda: lesson.reference_loss(first_word)
+            )
             terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
             if resume is not None:
                 book.open_at(resume)
-            with attached(base, trained.deltas):
+            with attached(base, trained.deltas, gate_of(concept.word, recipe.applied)):
                 for index in range(len(book.losses), recipe.steps):
                     losses = dict.fromkeys(("diffusion", *terms), 0.0)
                     for part in range(recipe.accumulation):

@@ -1,17 +1,19 @@
 """What was learned: exhibits, in order, over one base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from .base import Fingerprint
+from .attach import Gate, attached
+from .base import Base, Fingerprint
 from .concept import ConceptToken, Kind
 from .errors import BaseModelError, MuseumError
 from .low_rank import LowRank, concatenated
 from .projections import Projection
-from .recipe import Recipe
+from .recipe import Applied, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,11 @@ class Exhibit:
     @property
     def word(self) -> str:
         return self.token.word
+
+    @property
+    def gate(self) -> Gate | None:
+        """Where its deltas act; None is everywhere."""
+        return gate_of(self.word, self.recipe.applied)
 
     @property
     def rank(self) -> int:
@@ -89,6 +96,8 @@ class Museum:
         strengths = strengths or {}
         parts: dict[Projection, list[LowRank]] = {}
         for exhibit in self.exhibits:
+            if exhibit.gate:
+                continue
             for projection, delta in exhibit.deltas.items():
                 parts.setdefault(projection, []).append(delta.scaled(strengths.get(exhibit.word, 1.0)))
         return {projection: concatenated(deltas) for projection, deltas in sorted(parts.items())}
@@ -100,6 +109,24 @@ class Museum:
                 projection: LowRank(delta.up.float(), delta.down.float()).dense()
                 for projection, delta in self.deltas(strengths).items()
             }
+
+
+def gate_of(word: str, applied: Applied) -> Gate | None:
+    """The gate of a delta that is applied so; None is everywhere."""
+    return None if applied == "everywhere" else Gate(word, onwards=applied == "from its word on")
+
+
+@contextmanager
+def shown(base: Base, museum: Museum, strengths: Mapping[str, float] | None = None) -> Iterator[None]:
+    """While entered, the base shows the museum, each exhibit at its strength (1 if not given) and at its places."""
+    with ExitStack() as views:
+        views.enter_context(attached(base, museum.dense(strengths)))
+        for exhibit in museum.exhibits:
+            if exhibit.gate:
+                strength = (strengths or {}).get(exhibit.word, 1.0)
+                deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
+                views.enter_context(attached(base, deltas, exhibit.gate))
+        yield
 
 
 def wanted(entries: Sequence[str]) -> dict[str, float]:

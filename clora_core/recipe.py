@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from .base import Precision
 from .errors import RecipeError
-from .regularizers import REGULARIZERS, Regularizer, SelfRegularization
+from .regularizers import REGULARIZERS, ContextPreservation, Regularizer, SelfRegularization
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
+Applied = Literal["everywhere", "at its word", "from its word on"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Recipe:
 
     learning_rate is for the deltas, token_learning_rate for the word. batch_size pictures are seen at once, and
     `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
-    timesteps alike. The regularizers' weights are their own.
+    timesteps alike. applied: at which places of a prompt the deltas act. The regularizers' weights are their own.
     """
 
     method: str = "c-lora"
     regularizers: tuple[Regularizer, ...] = ()
+    applied: Applied = "everywhere"
     rank: int = 16
     steps: int = 400
     learning_rate: float = 5e-4
@@ -55,6 +57,7 @@ class Recipe:
         _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         _require(self.schedule in (known := get_args(LearningRateSchedule)), "schedule", self.schedule, _one_of(known))
         _require(self.precision in (known := get_args(Precision)), "precision", self.precision, _one_of(known))
+        _require(self.applied in (known := get_args(Applied)), "applied", self.applied, _one_of(known))
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "each named once")
 
@@ -117,6 +120,8 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    "preservation": Recipe("preservation", (ContextPreservation(),)),
+    "word-gated": Recipe("word-gated", applied="at its word"),
     "sequential": Recipe("sequential"),
 }
 

@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..attach import attached
 from ..concept import mentions
 from ..errors import CLoRAError
-from ..museum import wanted
+from ..museum import shown, wanted
 from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
 from ..storage import load_museum
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     guidance = arguments.guidance or usual_guidance(base)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
-    with attached(base, museum.dense(strengths)), Bar("sampling", 1) as bar:
+    with shown(base, museum, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * count,

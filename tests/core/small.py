@@ -123,7 +123,7 @@ def same_bits(one: Museum, other: Museum) -> bool:
 
 def setting_with(past: dict[Projection, Tensor], *, reference_loss: float = 1.0, base: Base | None = None) -> Setting:
     """A setting of which nothing but the past and the reference loss is looked at."""
-    return Setting(base, small_concept(), past, lambda: reference_loss)
+    return Setting(base, small_concept(), past, (), (), lambda: reference_loss)
 
 
 def step_with(deltas: dict[Projection, LowRank]) -> Step:

@@ -168,7 +168,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
 
 
 def _save_for_ever(path: Path, *museums: Museum) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a parallel operation would wait for them for ever
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork; waiting for them would never end
     while True:
         for each in museums:
             save_museum(each, path, overwrite=True)
