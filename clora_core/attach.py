@@ -36,13 +36,32 @@ class Gate:
         return x * places[..., None].to(x)
 
 
+class Attachment:
+    """Deltas that are attached, which may be left out for a while."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """While entered, the base answers as if these deltas were not attached."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
+
+
 @contextmanager
-def attached(base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None) -> Iterator[None]:
+def attached(
+    base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
+) -> Iterator[Attachment]:
     """While entered, every given projection of the base answers with its delta added: a LowRank, or a matrix (out, in).
 
     Nothing of the model is changed but its modules' hooks, which come off in any case. Blocks may be nested; their
     deltas add up.
     """
+    attachment = Attachment()
     with ExitStack() as handles:
         for projection, delta in deltas.items():
             module = base.modules.get(projection)
@@ -50,17 +69,17 @@ def attached(base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Ga
                 raise BaseModelError(
                     f"{base.fingerprint} has no projection '{projection.path}' of shape {projection.shape}."
                 )
-            handle = module.register_forward_hook(_adding(base, delta, gate))
+            handle = module.register_forward_hook(_adding(base, delta, gate, attachment))
             handles.callback(handle.remove)
-        yield
+        yield attachment
 
 
-def _adding(base: Base, delta: LowRank | Tensor, gate: Gate | None):
+def _adding(base: Base, delta: LowRank | Tensor, gate: Gate | None, attachment: Attachment):
     placed: dict[object, Tensor] = {}  # a dense delta is moved and cast once, not at every step
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = gate.opened(base, inputs[0]) if gate else inputs[0]
-        if x is None:
+        if x is None or not attachment.on:
             return output
         if isinstance(delta, LowRank):
             moved = F.linear(F.linear(x, delta.down.to(x)), delta.up.to(x))

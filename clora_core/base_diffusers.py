@@ -132,13 +132,10 @@ class DiffusersBase:
         dtype = self.unet.dtype
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
-        before, self.answering = self.answering, conditioning
-        try:
-            with autocast:
-                added = self._added(inputs[0], conditioning)
-                (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
-        finally:
-            self.answering = before
+        self.answering = conditioning
+        with autocast:
+            added = self._added(inputs[0], conditioning)
+            (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
         return prediction.float()
 
     @contextmanager

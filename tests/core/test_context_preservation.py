@@ -1,5 +1,7 @@
 """Context preservation counts how far keys and values of other prompts move, and keeps them where they were."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from .small import museum_of, random_deltas, short, small_concept, step_with
 
 def setting_of(base: Base, museum: Museum) -> Setting:
     prompts = [exhibit.prompt for exhibit in museum.exhibits]
-    return Setting(base, small_concept("<new>"), museum.dense(), prompts, museum.tokens, lambda: 1.0)
+    return Setting(base, small_concept("<new>"), museum.dense(), prompts, museum.tokens, nullcontext, lambda: 1.0)
 
 
 def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
