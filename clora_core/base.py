@@ -7,7 +7,7 @@ above this file works with either.
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -58,13 +58,19 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A batch of encoded prompts: states (b, tokens, width) and, for SDXL, the pooled vectors (b, width)."""
+    """A batch of encoded prompts.
+
+    states: (b, tokens, width). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
+    prompts, where it does, (b, tokens) bool.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
-        return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return Conditioning(self.states[rows], pooled, {word: places[rows] for word, places in self.places.items()})
 
 
 class Base(Protocol):
@@ -75,6 +81,8 @@ class Base(Protocol):
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
+    answering: Conditioning | None  # what `predict` was last called with
+    captions: Sequence[str]  # everyday prompts in words that the model knows; what it shows for them should stay
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""

@@ -9,11 +9,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from .base import Conditioning, Precision, Prediction, Schedule, fingerprint
+from .captions import everyday_captions
 from .checkpoints import Parts, open_parts
 from .concept import ConceptToken
 from .errors import BaseModelError
 from .projections import Projection, architecture_of, find_projections
 from .prompts import TextEncoder, encode, word_vectors
+from .starter import world
 from .starter.model import Starter, load_starter
 
 AUTOCAST: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +55,8 @@ class DiffusersBase:
         self._check(parts)
         self.fingerprint = fingerprint(self.modules)
         self.schedule: Schedule = parts.schedule
+        starter = self.architecture.name == "starter"
+        self.captions = world.everyday_captions() if starter else everyday_captions()
         self.device = torch.device(device)
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
         for model in self._models:
@@ -60,6 +64,7 @@ class DiffusersBase:
             nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
             model.eval().requires_grad_(False)
         self._compute: torch.dtype | None = None
+        self.answering: Conditioning | None = None
 
     @classmethod
     def from_starter(
@@ -127,6 +132,7 @@ class DiffusersBase:
         dtype = self.unet.dtype
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
+        self.answering = conditioning
         with autocast:
             added = self._added(inputs[0], conditioning)
             (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)

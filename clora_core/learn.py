@@ -19,7 +19,7 @@ from .concept import Concept
 from .errors import ConceptError, LearningError
 from .learning_state import LearningState
 from .lesson import Lesson
-from .museum import Exhibit, Museum
+from .museum import Exhibit, Museum, gate_of
 from .objective import diffusion_loss
 from .optimizer import Optimizer
 from .recipe import Recipe
@@ -67,27 +67,40 @@ def learn(
         optimizer = Optimizer(trained, recipe, base.device)
         book = _Book(learning_key(museum, concept, recipe), trained, optimizer)
         past = {projection: moved.to(base.device) for projection, moved in museum.dense().items()}
-        with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing), attached(base, past):
+        with (
+            base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing),
+            attached(base, past),
+            attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
+        ):
             first_word = trained.token(concept.word)
-            setting = Setting(base, concept, past, lambda: lesson.reference_loss(first_word))
-            terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
+            old_prompts = [exhibit.prompt or exhibit.word for exhibit in museum.exhibits]
+            setting = Setting(
+                base,
+                concept,
+                past,
+                old_prompts,
+                museum.tokens,
+                new.left_out,
+                lambda: lesson.reference_loss(first_word),
+            )
+            with new.left_out():
+                terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
             if resume is not None:
                 book.open_at(resume)
-            with attached(base, trained.deltas):
-                for index in range(len(book.losses), recipe.steps):
-                    losses = dict.fromkeys(("diffusion", *terms), 0.0)
-                    for part in range(recipe.accumulation):
-                        step = lesson.step(index * recipe.accumulation + part, trained)
-                        values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
-                        values |= {name: term(step) for name, term in terms.items()}
-                        optimizer.gather(torch.stack(list(values.values())).sum())
-                        for name, value in values.items():
-                            losses[name] += value.item() / recipe.accumulation
-                    if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
-                        raise LearningError(_not_finite(concept.word, index, losses, recipe), book.state())
-                    book.losses.append(sum(losses.values()))
-                    if report:
-                        report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+            for index in range(len(book.losses), recipe.steps):
+                losses = dict.fromkeys(("diffusion", *terms), 0.0)
+                for part in range(recipe.accumulation):
+                    step = lesson.step(index * recipe.accumulation + part, trained)
+                    values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
+                    values |= {name: term(step) for name, term in terms.items()}
+                    optimizer.gather(torch.stack(list(values.values())).sum())
+                    for name, value in values.items():
+                        losses[name] += value.item() / recipe.accumulation
+                if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
+                    raise LearningError(_not_finite(concept.word, index, losses, recipe), book.state())
+                book.losses.append(sum(losses.values()))
+                if report:
+                    report(Progress(index + 1, recipe.steps, losses, trained, book.state))
         learned = trained.kept()
     facts = {"pictures": len(concept.pictures), "loss": book.losses[-1]}
     token = learned.token(concept.word)
@@ -118,6 +131,9 @@ def learning_key(museum: Museum, concept: Concept, recipe: Recipe) -> str:
 
     add([museum.base.architecture, museum.base.digest, recipe.to_json()])
     for exhibit in museum.exhibits:
+        add([exhibit.word, exhibit.prompt])
+        for vectors in exhibit.token.vectors.values():
+            add(vectors)
         for projection, delta in exhibit.deltas.items():
             add(projection.path)
             add(delta.scaled(exhibit.strength).up)

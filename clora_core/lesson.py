@@ -40,7 +40,7 @@ class Lesson:
         timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
         latents = self.latents[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
-        return self._shown(latents, noise, timesteps, chosen, trained.token(self.concept.word), trained)
+        return self._shown(number, latents, noise, timesteps, chosen, trained.token(self.concept.word), trained)
 
     @torch.no_grad()
     def reference_loss(self, token: ConceptToken) -> float:
@@ -53,12 +53,13 @@ class Lesson:
         errors = []
         for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
-            step = self._shown(latents[part], noise[part], timesteps[part], chosen[part], token, None)
+            step = self._shown(0, latents[part], noise[part], timesteps[part], chosen[part], token, None)
             errors.append((step.prediction - step.target).square().flatten(1).mean(1))
         return torch.cat(errors).mean().item()
 
     def _shown(
         self,
+        number: int,
         latents: Tensor,
         noise: Tensor,
         timesteps: Tensor,
@@ -72,7 +73,7 @@ class Lesson:
         prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
         target = base.schedule.target(latents, noise, timesteps)
         deltas = trained.deltas if trained else {}
-        return Step(latents, noise, timesteps, conditioning, prediction, target, deltas)
+        return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
 
     def _conditioning(self, chosen: Tensor, token: ConceptToken) -> Conditioning:
         """Each different prompt of the batch is encoded once."""

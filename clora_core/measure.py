@@ -31,6 +31,49 @@ def forgetting(alignment: Matrix) -> float:
     return _mean([_known(alignment[place][place]) - _known(last[place]) for place in range(len(last) - 1)])
 
 
+def worst_drop(alignment: Matrix) -> float:
+    """Mean over all but the last concept of its best a_ij before the end, minus a_Nj.
+
+    As Chaudhry et al. 2018 count it, arXiv:1801.10112.
+    """
+    count = len(alignment)
+    best = [max(_known(alignment[after][place]) for after in range(place, count - 1)) for place in range(count - 1)]
+    return _mean([value - _known(alignment[-1][place]) for place, value in enumerate(best)])
+
+
+def drop_per_step(alignment: Matrix) -> float:
+    """Mean over every step from the second, of the mean over concepts known before it, of a_t-1,j - a_tj.
+
+    As the CODA-Prompt benchmark counts it (arXiv:2211.13218), which C-LoRA's authors use for classification.
+    """
+    steps = range(1, len(alignment))
+    return _mean([_mean(_losses_between(alignment[step - 1], alignment[step], step)) for step in steps])
+
+
+def backward_transfer(alignment: Matrix) -> float:
+    """Mean over all but the last concept of a_Nj - a_jj: `forgetting` with the opposite sign."""
+    return -forgetting(alignment)
+
+
+def kernel_distance(x: Tensor, y: Tensor) -> float:
+    """MMD² of two sets of features, (m, d) and (n, d), by the unbiased estimator; it may be below zero.
+
+    k(a, b) = (a·b/d + 1)³, the kernel of KID (Bińkowski et al. 2018, arXiv:1801.01401) and, as far as we know, of
+    C-LoRA's A_mmd and F_mmd. Use at least 64 of each. Raises ValueError for fewer than two.
+    """
+    m, n = len(x), len(y)
+    if min(m, n) < 2:
+        raise ValueError(f"a distance between sets needs two of each, not {m} and {n}")
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() @ b.double().T / x.shape[1] + 1) ** 3
+
+    def apart(kernels: Tensor, count: int) -> Tensor:
+        return (kernels.sum() - kernels.diagonal().sum()) / (count * (count - 1))
+
+    return float(apart(kernel(x, x), m) + apart(kernel(y, y), n) - 2 * kernel(x, y).mean())
+
+
 def overlap_matrix(museum: Museum) -> Tensor:
     """(n, n), float32: between exhibits i and j the cosine of |Δ_i| and |Δ_j| over all entries of all projections.
 
@@ -57,6 +100,10 @@ def _moved(exhibit: Exhibit, projection: Projection) -> Tensor:
     if delta is None:
         return torch.zeros(projection.shape)
     return LowRank(delta.up.float(), delta.down.float()).dense().abs()
+
+
+def _losses_between(before: Sequence[float | None], after: Sequence[float | None], known: int) -> list[float]:
+    return [_known(before[place]) - _known(after[place]) for place in range(known)]
 
 
 def _known(value: float | None) -> float:

@@ -1,17 +1,19 @@
 """What was learned: exhibits, in order, over one base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from .base import Fingerprint
+from .attach import Gate, attached
+from .base import Base, Fingerprint
 from .concept import ConceptToken, Kind
 from .errors import BaseModelError, MuseumError
 from .low_rank import LowRank, concatenated
 from .projections import Projection
-from .recipe import Recipe
+from .recipe import Applied, Recipe
 
 STRENGTH_LIMIT = 100
 
@@ -44,6 +46,11 @@ class Exhibit:
     @property
     def word(self) -> str:
         return self.token.word
+
+    @property
+    def gate(self) -> Gate | None:
+        """Where its deltas act; None is everywhere."""
+        return gate_of(self.word, self.recipe.applied)
 
     @property
     def rank(self) -> int:
@@ -92,6 +99,11 @@ class Museum:
                 "Load the museum's own base, or start a new museum."
             )
 
+    @property
+    def gated(self) -> tuple[Exhibit, ...]:
+        """The exhibits that act at their words' places only; they are no part of `deltas` and `dense`."""
+        return tuple(exhibit for exhibit in self.exhibits if exhibit.gate)
+
     def exhibit(self, word: str) -> Exhibit:
         """The exhibit with that word."""
         for exhibit in self.exhibits:
@@ -109,7 +121,7 @@ class Museum:
         return replace(self, exhibits=tuple(exhibit for exhibit in self.exhibits if exhibit.word in chosen))
 
     def deltas(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
-        """projection → Σ of all exhibits' deltas, exactly, each times its own strength and the given one (or 1)."""
+        """projection → Σ of the deltas applied everywhere, exactly, each at its own strength times the given (or 1)."""
         return {projection: concatenated(parts) for projection, parts in self._parts(strengths or {}).items()}
 
     @torch.no_grad()
@@ -124,10 +136,38 @@ class Museum:
     def _parts(self, strengths: Mapping[str, float]) -> dict[Projection, list[LowRank]]:
         parts: dict[Projection, list[LowRank]] = {}
         for exhibit in self.exhibits:
+            if exhibit.gate:
+                continue
             strength = exhibit.strength * strengths.get(exhibit.word, 1.0)
             for projection, delta in exhibit.deltas.items():
                 parts.setdefault(projection, []).append(delta.scaled(strength))
         return dict(sorted(parts.items()))
+
+
+def gate_of(word: str, applied: Applied) -> Gate | None:
+    """The gate of a delta that is applied so; None is everywhere."""
+    return None if applied == "everywhere" else Gate(word, onwards=applied == "from its word on")
+
+
+@contextmanager
+def shown(
+    base: Base,
+    everywhere: Mapping[Projection, Tensor],
+    gated: Sequence[Exhibit] = (),
+    strengths: Mapping[str, float] | None = None,
+) -> Iterator[None]:
+    """While entered, the base shows a museum.
+
+    everywhere: the sum of what is applied everywhere, as `Museum.dense` gives it. gated: the exhibits that act at their
+    words' places, each at its own strength times the given one (1 if not given).
+    """
+    with ExitStack() as views:
+        views.enter_context(attached(base, everywhere))
+        for exhibit in gated:
+            strength = exhibit.strength * (strengths or {}).get(exhibit.word, 1.0)
+            deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
+            views.enter_context(attached(base, deltas, exhibit.gate))
+        yield
 
 
 def wanted(entries: Sequence[str]) -> dict[str, float]:

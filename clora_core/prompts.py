@@ -75,15 +75,16 @@ def encode(encoders: Sequence[TextEncoder], prompts: Sequence[str], tokens: Sequ
     Pooled vectors come from the encoder that has a projection, if there is one. Raises ConceptError for a word that
     does not fit these encoders, or that a prompt is too long for.
     """
-    states, pooled = [], None
+    states, pooled, masks = [], None, {}
     for encoder in encoders:
         ids, places = _laid_out(encoder, prompts, {token.word: token for token in tokens})
+        masks = masks or _masks(places, ids.shape, encoder.table.weight.device)
         with _spoken(encoder, places, {token.word: token for token in tokens}):
             output = encoder.model(ids.to(encoder.table.weight.device), output_hidden_states=encoder.penultimate)
         states.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
         if isinstance(encoder.model, CLIPTextModelWithProjection):
             pooled = output.text_embeds.float()
-    return Conditioning(torch.cat(states, dim=-1), pooled)
+    return Conditioning(torch.cat(states, dim=-1), pooled, masks)
 
 
 def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
@@ -119,6 +120,15 @@ def _laid_out(
         row = [*row[: last + 1], tokenizer.eos_token_id]
         rows.append(row + [encoder.padding] * (encoder.length - len(row)))
     return torch.tensor(rows), places
+
+
+def _masks(places: Sequence[_Place], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
+    """word → where it stands, bool; the same for all encoders of a model, which read the same tokens."""
+    masks: dict[str, Tensor] = {}
+    for place in places:
+        mask = masks.setdefault(place.word, torch.zeros(shape, dtype=torch.bool))
+        mask[place.prompt, place.position] = True
+    return {word: mask.to(device) for word, mask in masks.items()}
 
 
 def _checked(token: ConceptToken, encoder: TextEncoder) -> ConceptToken:

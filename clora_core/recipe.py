@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from .base import Precision
 from .errors import RecipeError
-from .regularizers import REGULARIZERS, Regularizer, SelfRegularization
+from .regularizers import REGULARIZERS, ContextPreservation, Distillation, Regularizer, SelfRegularization
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
+Applied = Literal["everywhere", "at its word", "from its word on"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Recipe:
 
     learning_rate is for the deltas, token_learning_rate for the word. batch_size pictures are seen at once, and
     `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
-    timesteps alike. The regularizers' weights are their own.
+    timesteps alike. applied: at which places of a prompt the deltas act. The regularizers' weights are their own.
     """
 
     method: str = "c-lora"
     regularizers: tuple[Regularizer, ...] = ()
+    applied: Applied = "everywhere"
     rank: int = 16
     steps: int = 400
     learning_rate: float = 5e-4
@@ -41,7 +43,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "batch_size", "accumulation"):
+        _require(_is_whole(self.rank) and self.rank >= 0, "rank", self.rank, "a whole number; 0 is the word alone")
+        for name in ("steps", "batch_size", "accumulation"):
             _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
         for name in ("learning_rate", "token_learning_rate", "clip_norm"):
             _require(_is_number(value := getattr(self, name)) and 0 < value < math.inf, name, value, "above 0")
@@ -55,6 +58,9 @@ class Recipe:
         _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         _require(self.schedule in (known := get_args(LearningRateSchedule)), "schedule", self.schedule, _one_of(known))
         _require(self.precision in (known := get_args(Precision)), "precision", self.precision, _one_of(known))
+        _require(self.applied in (known := get_args(Applied)), "applied", self.applied, _one_of(known))
+        alone = self.applied == "everywhere" or not any(isinstance(r, Distillation) for r in self.regularizers)
+        _require(alone, "applied", self.applied, "everywhere with distillation: gated deltas move no old prompt")
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "each named once")
 
@@ -117,6 +123,10 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    "preservation": Recipe("preservation", (ContextPreservation(),)),
+    "lwf": Recipe("lwf", (Distillation(),)),
+    "textual-inversion": Recipe("textual-inversion", rank=0),
+    "word-gated": Recipe("word-gated", applied="at its word"),
     "sequential": Recipe("sequential"),
 }
 

@@ -44,13 +44,13 @@ class Trained:
 
 
 def start(base: Base, concept: Concept, recipe: Recipe) -> Trained:
-    """Zero deltas and the word's first vectors; the same for the same base, concept and seeds.
+    """Zero deltas (none for rank 0) and the word's first vectors; the same for the same base, concept and seeds.
 
     `up` is zero, so the first step sees the model as it is; `down` is uniform in ±1/√in, as peft and Mix-of-Show start
     it (the paper does not say).
     """
     deltas = {}
-    for projection in base.modules:
+    for projection in base.modules if recipe.rank else ():
         rows, columns = projection.shape
         rng = seeded("down", recipe.seed, concept.word, projection.path)
         down = (torch.rand(recipe.rank, columns, generator=rng) * 2 - 1) / math.sqrt(columns)

@@ -1,13 +1,14 @@
 """What the terms of a loss may look at: the `Setting`, fixed while one concept is learned, and one training `Step`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
 from .base import Base, Conditioning
-from .concept import Concept
+from .concept import Concept, ConceptToken
 from .low_rank import LowRank
 from .projections import Projection
 
@@ -19,12 +20,17 @@ class Setting:
     """Fixed while one concept is learned.
 
     past: projection → Σ of the deltas of earlier exhibits, dense (out, in) float32 without gradient; empty for the
-    first concept. reference_loss: the diffusion loss of the model as it stands before this concept, a fixed average.
+    first concept. old_prompts, old_words: what earlier exhibits were learned with, one of each an exhibit. as_before:
+    while entered, the model answers without the new exhibit's deltas. reference_loss: the diffusion loss of the model
+    as it stands before this concept, a fixed average.
     """
 
     base: Base
     concept: Concept
     past: Mapping[Projection, Tensor]
+    old_prompts: Sequence[str]
+    old_words: Sequence[ConceptToken]
+    as_before: Callable[[], AbstractContextManager[None]]
     measure_reference_loss: Callable[[], float]
 
     @cached_property
@@ -36,9 +42,11 @@ class Setting:
 class Step:
     """What one training step saw.
 
-    latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the new exhibit's, being trained.
+    number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the
+    new exhibit's, being trained.
     """
 
+    number: int
     latents: Tensor
     noise: Tensor
     timesteps: Tensor

@@ -12,10 +12,9 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from ..clora_core.attach import attached
 from ..clora_core.concept import Concept, ConceptToken
 from ..clora_core.learn import Progress, check_learnable, learn, learning_key
-from ..clora_core.museum import Museum
+from ..clora_core.museum import Museum, shown
 from ..clora_core.pictures import thumbnail, to_picture
 from ..clora_core.recipe import Recipe
 from ..clora_core.sampling import Sampling, sample, usual_guidance
@@ -90,7 +89,7 @@ def taught(
     exhibit = dataclasses.replace(exhibit, facts=facts, thumbnail=thumbnail(concept.pictures[0]))
     height, width = concept.pictures.shape[-2:]
     count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
-    with attached(base, learned.dense()):
+    with shown(base, learned.dense(), learned.gated):
         pictures = _sampled(base, [concept.prompt] * count, learned.tokens, height, width)
     result = Result(exhibit, losses, in_8_bits(pictures))
     store.keep(key, museum.base, result)

@@ -17,7 +17,7 @@ PYTHON = sorted(
 )
 
 LAYERS = {
-    1: {"errors", "learning_state", "low_rank", "projections", "concept", "seeds", "base"},
+    1: {"errors", "learning_state", "low_rank", "projections", "concept", "captions", "seeds", "base"},
     2: {"step"},
     3: {"regularizers", "objective", "attach"},
     4: {"recipe", "museum"},

@@ -32,12 +32,14 @@ from ..seeds import seeded
 from ..start import start
 from ..starter.layout import vocabulary
 from ..starter.model import build_scheduler, build_tokenizer
+from . import bench_forgetting
 from .progress import Say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="measure speed", description=__doc__)
     kinds = parser.add_subparsers(title="what to measure", metavar="", required=True)
+    bench_forgetting.add(kinds)
     step = kinds.add_parser(
         "step",
         help="a training step against the frozen forward and backward pass",

@@ -1,53 +1,28 @@
 """`demo`: the whole job on the built-in model. Learn concepts one after another, look at all of them each time."""
 
 import argparse
-import dataclasses
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from ..base import Base
 from ..base_diffusers import open_base
-from ..concept import Concept
 from ..errors import RecipeError
-from ..learn import learn
+from ..learn import Progress
 from ..measure import forgetting, kept, learned
 from ..museum import Museum
-from ..recipe import RECIPES, Recipe, recipe_named
-from ..regularizers import SelfRegularization
+from ..recipe import RECIPES, Recipe
 from ..sheets import contact_sheet
-from ..starter.exam import Sight, drawn, look, plain_prompts
+from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
+from ..starter.exam import Sight, drawn, plain_prompts
 from ..starter.judge import Judge, load_judge
 from ..storage import save_museum
 from .progress import Bar, Say
 
 CONCEPTS = ("ada", "bo", "cleo", "eve", "finn", "gus", "hana", "ivo", "juno", "dex")
-PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
-
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """One recipe's way through the sequence: what was seen of concept j after learning concept i, j ≤ i."""
-
-    museum: Museum
-    sights: list[list[Sight]]
-    plain: float
-    seconds: float
-
-    @property
-    def alignment(self) -> list[list[float | None]]:
-        return self._matrix([[sight.alignment for sight in row] for row in self.sights])
-
-    @property
-    def attributes(self) -> list[list[float | None]]:
-        return self._matrix([[sight.attributes for sight in row] for row in self.sights])
-
-    def _matrix(self, rows: list[list[float]]) -> list[list[float | None]]:
-        return [[*row, *[None] * (len(rows) - len(row))] for row in rows]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -77,7 +52,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
-    courses = {recipe.method: take_course(base, judge, subjects, recipe, say)}
+    courses = {recipe.method: _taught(base, judge, subjects, recipe, say)}
     course = courses[recipe.method]
     museum = save_museum(course.museum, out / "museum.safetensors", overwrite=True)
     report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
@@ -85,7 +60,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.no_comparison and recipe.method != "sequential":
         say("\nThe same again without the regularizer (recipe sequential), for comparison.\n")
         rival = starter_recipe("sequential", seed=arguments.seed)
-        courses["sequential"] = take_course(base, judge, subjects, rival, say)
+        courses["sequential"] = _taught(base, judge, subjects, rival, say)
         report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": rival.to_json()}
     say("\n" + _table(courses, before))
     files = [museum, save_sheet(courses, subjects, out / "demo.png")]
@@ -98,42 +73,19 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f'Use it in a prompt:       python -m clora_core view --base starter --museum {museum} --prompt "{prompt}"')
 
 
-def starter_recipe(method: str, *, seed: int = 0) -> Recipe:
-    """The numbers that the starter model learns well with; README says how they were found."""
-    recipe = recipe_named(
-        method,
-        rank=4,
-        steps=400,
-        learning_rate=6e-3,
-        token_learning_rate=5e-2,
-        batch_size=16,
-        schedule="cosine",
-        seed=seed,
-    )
-    if method != "c-lora":
-        return recipe
-    return dataclasses.replace(recipe, regularizers=(SelfRegularization(weight=3.0),))
+def _taught(base: Base, judge: Judge, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
+    """Take the course before the eyes of the person at the terminal."""
 
+    @contextmanager
+    def watched(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
+        with Bar(title, steps) as bar:
+            yield bar.report
 
-def take_course(base: Base, judge: Judge, subjects: tuple[str, ...], recipe: Recipe, say: Say) -> Course:
-    """Learn every subject in turn; after each, look at all that were learned so far."""
-    museum = Museum(base.fingerprint)
-    sights: list[list[Sight]] = []
-    begun = time.monotonic()
-    for name in subjects:
-        concept = Concept(f"<{name}>", drawn(name, PICTURES, seed=recipe.seed), vectors=VECTORS)
-        with Bar(f"learning <{name}>", recipe.steps) as bar:
-            museum = learn(base, museum, concept, recipe, report=bar.report)
-        seen = [
-            look(base, museum, judge, known, word=f"<{known}>", count=LOOKS) for known in subjects[: len(sights) + 1]
-        ]
-        sights.append(seen)
-        say(
-            "  recognised: "
-            + "  ".join(f"<{k}> {sight.alignment:.0%}" for k, sight in zip(subjects, seen, strict=False))
-        )
-    seconds = time.monotonic() - begun
-    return Course(museum, sights, plain_prompts(base, museum, judge, count=PLAIN)[0], seconds)
+    def looked(seen: Sequence[Sight]) -> None:
+        shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, seen, strict=False)]
+        say("  recognised: " + "  ".join(shares))
+
+    return take_course(base, judge, subjects, recipe, watched=watched, looked=looked)
 
 
 def save_sheet(courses: Mapping[str, Course], subjects: Sequence[str], path: Path) -> Path:

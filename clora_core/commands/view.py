@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..attach import attached
 from ..concept import mentions
 from ..errors import CLoRAError
-from ..museum import Museum, wanted
+from ..museum import Museum, shown, wanted
 from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
 from ..storage import load_view, read_header
@@ -46,7 +45,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     guidance = arguments.guidance or usual_guidance(base)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
-    with attached(base, museum.deltas), Bar("sampling", 1) as bar:
+    with shown(base, museum.deltas), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * count,

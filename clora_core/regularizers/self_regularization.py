@@ -72,8 +72,9 @@ class SelfRegularization:
 
         def term(step: Step) -> Tensor:
             total = step.latents.new_zeros((), dtype=torch.float32)
-            for projection, moved in past.items():
-                delta = step.deltas[projection]
+            for projection, delta in step.deltas.items():
+                if (moved := past.get(projection)) is None:
+                    continue
                 total = total + LowRankOverlap.apply(moved, delta.up, delta.down)
             return weight * total
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attach import attached
 from ..base import Base
-from ..museum import Museum
+from ..museum import Museum, shown
 from ..pictures import as_floats, to_bytes
 from ..sampling import Sampling, sample
 from .draw import draw
@@ -41,25 +40,25 @@ def drawn(subject: str, count: int, *, seed: int) -> Tensor:
 def look(base: Base, museum: Museum, judge: Judge, identity: str, *, word: str, count: int, seed: int = 0) -> Sight:
     """Sample "a photo of <word>" under the whole museum and let the judge look at it."""
     prompt = f"a photo of {word}"
-    with attached(base, museum.dense()):
-        shown = sample(base, [prompt] * count, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
-    verdict = read(judge, shown)
+    with shown(base, museum.dense(), museum.gated):
+        sampled = sample(base, [prompt] * count, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
+    verdict = read(judge, sampled)
     traits = {name: IDENTITIES[identity][name] for name in IDENTITY}
     real = agreement(read(judge, drawn(identity, 64, seed=10_000)), [traits] * 64).mean().item()
     found = agreement(verdict, [traits] * count).mean().item()
     taken_for = recognised(verdict)
-    return Sight(taken_for.count(identity) / count, found / real, shown)
+    return Sight(taken_for.count(identity) / count, found / real, sampled)
 
 
 def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
     """How often prompts without any new word get what they ask for, relative to drawn pictures; and their pictures."""
     asked = plain_requests(count, seed=seed)
     prompts, expected = [prompt for prompt, _ in asked], [_said(attributes) for _, attributes in asked]
-    with attached(base, museum.dense()):
-        shown = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
+    with shown(base, museum.dense(), museum.gated):
+        sampled = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
     real = [draw(Picture(attributes, seed=number)) for number, (_, attributes) in enumerate(asked)]
     ceiling = agreement(read(judge, as_floats(torch.stack([to_bytes(picture) for picture in real]))), expected).mean()
-    return (agreement(read(judge, shown), expected).mean() / ceiling).item(), shown
+    return (agreement(read(judge, sampled), expected).mean() / ceiling).item(), sampled
 
 
 def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]:

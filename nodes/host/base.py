@@ -10,9 +10,11 @@ from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
 from torch import Tensor, nn
 
 from ...clora_core.base import Conditioning, Precision, Prediction, Schedule
+from ...clora_core.captions import everyday_captions
 from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import BaseModelError
 from ...clora_core.projections import Architecture, Projection, architecture_of, find_projections
+from ...clora_core.starter import world
 from .differentiable import differentiable, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, schedule_of, unet_of
 from .resident import resident_clip, resident_model
@@ -50,6 +52,9 @@ class HostBase:
         self.device: torch.device = model.load_device
         self.model, self.clip, self.vae = model, clip, vae
         self._check()
+        starter = self.architecture.name == "starter"
+        self.captions = world.everyday_captions() if starter else everyday_captions()
+        self.answering: Conditioning | None = None
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
         self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
         self._prepared = False
@@ -109,7 +114,8 @@ class HostBase:
         self._ready()
         encoded = encode(self.clip, prompts, tokens)
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
-        return Conditioning(encoded.states.to(self.device), pooled)
+        stand = {word: mask.to(self.device) for word, mask in encoded.places.items()}
+        return Conditioning(encoded.states.to(self.device), pooled, stand)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction for latents noised as `schedule` says, float32; gradients flow while learning."""
@@ -121,6 +127,7 @@ class HostBase:
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
         if self._learning:
             options["optimized_attention_override"] = plain_attention
+        self.answering = conditioning
         latents = noisy.to(self.device, dtype)
         return unet_of(self.model)(
             latents,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...clora_core.base import Conditioning
 from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import ConceptError
+from .gates import places
 from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths
 
 
@@ -27,15 +28,17 @@ def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -
     model.reset_clip_options()
     if clip.layer_idx is not None:
         model.set_clip_options({"layer": clip.layer_idx})
-    states, pooled = [], None
+    states, pooled, stand = [], None, {}
     for name, encoder in encoders(clip).items():
         tokenizer = tokenizers(clip)[name]
         pieces = speaking(name, tokenizer, words).pieces
-        encoded = encoder.encode([_row(tokenizer, pieces(prompt), prompt) for prompt in prompts])
+        rows = [_row(tokenizer, pieces(prompt), prompt) for prompt in prompts]
+        stand = stand or places(rows)
+        encoded = encoder.encode(rows)
         states.append(encoded[0].float())
         pooled = encoded[1]
     pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
-    return Conditioning(torch.cat(states, dim=-1), pooled.float() if pools else None)
+    return Conditioning(torch.cat(states, dim=-1), pooled.float() if pools else None, stand)
 
 
 def word_vectors(clip: CLIP, word: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@
 Where the weights are stored in float32 or float16, all exhibits are one low-rank patch per weight, which ComfyUI merges
 when it loads the model; a sampling step then costs what it always did. Where they are stored more coarsely (bfloat16,
 float8, quantized) rounding the sum would eat small deltas, so they stay beside the weights and are added to their
-outputs while the UNet runs.
+outputs while the UNet runs. Exhibits applied at their word only are never merged: `gates.py`.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.low_rank import LowRank
-from ...clora_core.museum import Museum
+from ...clora_core.museum import Exhibit, Museum
+from ...clora_core.projections import Projection
+from .adding import Adding
+from .gates import Gated, put_gates, take_gates
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths
 from .words import CLIP, with_words, without_words
 
@@ -53,9 +55,11 @@ def view(
     if lost := set(patches) - set(model.add_patches(patches)):
         raise BaseModelError(f"ComfyUI did not take the patch of '{min(lost)}', so the museum would not be whole.")
     if beside := {path: delta for path, delta in deltas.items() if path not in merged}:
-        running = _Beside({path: _Adding(delta) for path, delta in beside.items()})
+        running = _Beside({path: Adding(delta) for path, delta in beside.items()})
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, running)
         model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, running.forget)
+    if gated := [exhibit for exhibit in museum.exhibits if exhibit.gate]:
+        put_gates(model, [_gated(model, exhibit, strengths.get(exhibit.word, 1.0)) for exhibit in gated])
     model.set_attachments(KEY, _View(museum, strengths, patches))
     return model, with_words(clip, museum.tokens)
 
@@ -87,6 +91,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
     base.add_patches({})  # so that ComfyUI sees that the patches are not what they were
     base.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     base.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+    take_gates(base)
     base.remove_attachments(KEY)
     return base, without_words(clip, seen.museum.words)
 
@@ -105,28 +110,10 @@ class _View:
     patches: Mapping[str, LoRAAdapter]
 
 
-class _Adding:
-    """A forward hook that adds a delta to a projection's output."""
-
-    def __init__(self, delta: LowRank) -> None:
-        rows, columns = delta.shape
-        cheaper = delta.rank * (rows + columns) < rows * columns
-        self.factors = (delta.down, delta.up) if cheaper else (delta.up.float() @ delta.down.float(),)
-        self.placed: tuple[Tensor, ...] = ()
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        moved = inputs[0]
-        if not self.placed or (self.placed[0].device, self.placed[0].dtype) != (moved.device, moved.dtype):
-            self.placed = tuple(factor.to(moved) for factor in self.factors)
-        for factor in self.placed:
-            moved = F.linear(moved, factor)
-        return output + moved.to(output.dtype)
-
-
 class _Beside:
     """A wrapper around the UNet's forward: while it runs, and no longer, the projections have hooks."""
 
-    def __init__(self, hooks: Mapping[str, _Adding]) -> None:
+    def __init__(self, hooks: Mapping[str, Adding]) -> None:
         self.hooks = hooks
 
     def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
@@ -139,7 +126,7 @@ class _Beside:
     def forget(self, *ignored: Any) -> None:
         """Give back the memory on the device; ComfyUI calls this when it takes the model off it."""
         for hook in self.hooks.values():
-            hook.placed = ()
+            hook.forget()
 
 
 def _view_of(model: ModelPatcher) -> _View | None:
@@ -152,8 +139,20 @@ def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float])
     exact = all(own_weight(model, path).dtype in EXACT for path in paths.values())
     if exact or museum.base.architecture != base.architecture:
         museum.check_over(base)
+    return _by_path(museum.deltas(strengths), paths)
+
+
+def _gated(model: ModelPatcher, exhibit: Exhibit, strength: float) -> Gated:
+    assert exhibit.gate
+    strength = exhibit.strength * strength
+    deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
+    by_path = _by_path(deltas, projection_paths(model))
+    return Gated(exhibit.gate, {path: Adding(delta) for path, delta in by_path.items()})
+
+
+def _by_path(given: Mapping[Projection, LowRank], paths: Mapping[Projection, str]) -> dict[str, LowRank]:
     deltas: dict[str, LowRank] = {}
-    for projection, delta in museum.deltas(strengths).items():
+    for projection, delta in given.items():
         if projection not in paths:
             raise BaseModelError(
                 f"The loaded model has no projection '{projection.path}' of shape {projection.shape}, which the museum "

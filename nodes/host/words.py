@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...clora_core.concept import ConceptToken, word_pattern
 from ...clora_core.errors import BaseModelError, ConceptError
+from .gates import marked, telling_places
 
 CLIP = comfy.sd.CLIP
 Piece = int | Tensor  # an id, or the vector (width,) that stands for a learned word
@@ -115,7 +116,7 @@ class Speaking:
         read = 0
         for match in word_pattern(list(self.tokens)).finditer(text) if self.tokens else ():
             pieces += self._ids(text[read : match.start()], **options)
-            pieces += self.tokens[match[0]].vectors[self.name][0].unbind()
+            pieces += [marked(vector, match[0]) for vector in self.tokens[match[0]].vectors[self.name][0].unbind()]
             read = match.end()
         return pieces + self._ids(text[read:], **options)
 
@@ -143,7 +144,7 @@ def _speaking(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
         part = copy.copy(tokenizer)
         part.tokenizer = speaking(name, tokenizer, tokens)
         setattr(clone.tokenizer, name, part)
-    return clone
+    return telling_places(clone)
 
 
 def _listed(found: Mapping[str, int]) -> str:

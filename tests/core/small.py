@@ -1,5 +1,7 @@
 """Small things to learn with: a starter model of few channels with untrained weights, concepts of random pictures."""
 
+from contextlib import nullcontext
+
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
@@ -123,11 +125,11 @@ def same_bits(one: Museum, other: Museum) -> bool:
 
 def setting_with(past: dict[Projection, Tensor], *, reference_loss: float = 1.0, base: Base | None = None) -> Setting:
     """A setting of which nothing but the past and the reference loss is looked at."""
-    return Setting(base, small_concept(), past, lambda: reference_loss)
+    return Setting(base, small_concept(), past, (), (), nullcontext, lambda: reference_loss)
 
 
 def step_with(deltas: dict[Projection, LowRank]) -> Step:
     """A step of which nothing but the deltas is looked at."""
     latents = torch.zeros(1, 1, 1, 1)
     nothing = Conditioning(torch.zeros(1, 1, 1))
-    return Step(latents, latents, torch.zeros(1, dtype=torch.long), nothing, latents, latents, deltas)
+    return Step(0, latents, latents, torch.zeros(1, dtype=torch.long), nothing, latents, latents, deltas)

@@ -6,7 +6,17 @@ import torch
 from clora_core.base import Fingerprint
 from clora_core.concept import ConceptToken
 from clora_core.low_rank import LowRank
-from clora_core.measure import forgetting, kept, learned, overlap_matrix, size
+from clora_core.measure import (
+    backward_transfer,
+    drop_per_step,
+    forgetting,
+    kept,
+    kernel_distance,
+    learned,
+    overlap_matrix,
+    size,
+    worst_drop,
+)
 from clora_core.museum import Exhibit, Museum
 from clora_core.projections import Projection
 from clora_core.recipe import Recipe
@@ -32,6 +42,50 @@ def test_three_concepts_by_hand():
     assert learned(alignment) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
     assert kept(alignment) == pytest.approx((0.5 + 0.9 + 0.6) / 3)
     assert forgetting(alignment) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
+
+
+def test_other_ways_of_counting_by_hand():
+    alignment = [[0.9, None, None], [1.0, 0.8, None], [0.5, 0.9, 0.6]]
+    assert worst_drop(alignment) == pytest.approx(((1.0 - 0.5) + (0.8 - 0.9)) / 2)
+    assert drop_per_step(alignment) == pytest.approx(((0.9 - 1.0) + ((1.0 - 0.5) + (0.8 - 0.9)) / 2) / 2)
+    assert backward_transfer(alignment) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
+    assert worst_drop([[0.4]]) == drop_per_step([[0.4]]) == backward_transfer([[0.4]]) == 0
+
+
+def features(count: int, *, seed: int, shift: float = 0.0) -> torch.Tensor:
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_the_kernel_distance_matches_loops_over_pairs():
+    x, y = features(7, seed=0), features(5, seed=1, shift=0.5)
+
+    def k(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (sum(p * q for p, q in zip(a.tolist(), b.tolist(), strict=True)) / 8 + 1) ** 3
+
+    within_x = sum(k(x[i], x[j]) for i in range(7) for j in range(7) if i != j) / (7 * 6)
+    within_y = sum(k(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / (5 * 4)
+    between = sum(k(a, b) for a in x for b in y) / (7 * 5)
+    assert kernel_distance(x, y) == pytest.approx(within_x + within_y - 2 * between, rel=1e-5)
+
+
+def test_the_kernel_distance_is_that_of_torchmetrics():
+    peer = pytest.importorskip("torchmetrics.image.kid", reason="torchmetrics is not installed")
+    x, y = features(64, seed=0), features(64, seed=1, shift=0.3)
+    assert kernel_distance(x, y) == pytest.approx(peer.poly_mmd(x, y).item(), rel=1e-4)
+
+
+def test_the_kernel_distance_is_unbiased_and_grows_with_the_difference():
+    same = [kernel_distance(features(64, seed=2 * i), features(64, seed=2 * i + 1)) for i in range(200)]
+    mean, deviation = torch.tensor(same).mean().item(), torch.tensor(same).std().item()
+    assert abs(mean) < 4 * deviation / 200**0.5
+    assert min(same) < 0, "an unbiased estimate of nothing is below zero about half of the time"
+    apart = [kernel_distance(features(64, seed=1), features(64, seed=2, shift=by)) for by in (0.2, 0.5, 1.0)]
+    assert apart == sorted(apart) and apart[0] > mean
+
+
+def test_a_single_feature_has_no_distance():
+    with pytest.raises(ValueError, match="1 and 5"):
+        kernel_distance(features(1, seed=0), features(5, seed=0))
 
 
 def test_one_concept_forgets_nothing():

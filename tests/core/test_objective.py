@@ -25,7 +25,7 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 def step(prediction: torch.Tensor, target: torch.Tensor) -> Step:
     nothing = torch.zeros_like(target)
-    return Step(nothing, nothing, TIMESTEPS, Conditioning(torch.zeros(6, 1, 1)), prediction, target, {})
+    return Step(0, nothing, nothing, TIMESTEPS, Conditioning(torch.zeros(6, 1, 1)), prediction, target, {})
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

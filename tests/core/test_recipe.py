@@ -4,11 +4,14 @@ import dataclasses
 import inspect
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from clora_core.attach import attached
 from clora_core.base import Base
+from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.lesson import Lesson
 from clora_core.low_rank import LowRank
@@ -21,7 +24,8 @@ from .small import random_deltas, short, small_concept
 
 NAN, INF = float("nan"), float("inf")
 BAD = {
-    "rank": [0, -1, 1.5, True, "4", None],
+    "applied": ["", "nowhere", 1, None],
+    "rank": [-1, 1.5, True, "4", None],
     "steps": [0, -1, 10.0, "10"],
     "batch_size": [0, -1, 0.5, False],
     "accumulation": [0, -1, 1.0],
@@ -160,9 +164,13 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
     past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
     lesson = Lesson.prepared(base, concept, recipe)
     trained = moved(start(base, concept, recipe))
-    with base.learning(precision="fp32", checkpointing=False):
+    old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
+    with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
         token = trained.token(concept.word)
-        term = kind().begin(Setting(base, concept, past, lambda: lesson.reference_loss(token)))
+        setting = Setting(
+            base, concept, past, ["a photo of <old>"], [old], new.left_out, lambda: lesson.reference_loss(token)
+        )
+        term = kind().begin(setting)
         value = term(lesson.step(0, trained))
         assert value.shape == () and value.dtype == torch.float32
         assert 0 <= value.item() < INF
@@ -179,7 +187,9 @@ def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], bas
     lesson = Lesson.prepared(base, concept, recipe)
     trained = start(base, concept, recipe)
     with base.learning(precision="fp32", checkpointing=False):
-        term = kind().begin(Setting(base, concept, {}, lambda: lesson.reference_loss(trained.token(concept.word))))
+        token = trained.token(concept.word)
+        setting = Setting(base, concept, {}, (), (), nullcontext, lambda: lesson.reference_loss(token))
+        term = kind().begin(setting)
         assert 0 <= term(lesson.step(0, trained)).item() < INF
 
 

@@ -26,6 +26,22 @@ from torch import Tensor
 from .conftest import HOST
 from .models import FAMILIES, denoised, recipe, small_models
 
+# the published UNets' blocks: Load LoRA finds its way by them (wrongly, where levels differ in their number of blocks)
+SD = {
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}
+XL = {
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "transformer_depth_middle": 10,
+}
+PROJECTIONS = {"sd15": 32, "sd2": 32, "sdxl": 140}
+
 STOCK = "a photo of embedding:my-cat and (embedding:ink:1.2), embedding:bär in the snow"
 OURS = "a photo of <my-cat> and (<ink>:1.2), <bär> in the snow"
 
@@ -49,6 +65,13 @@ def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for kind, (folder, endings) in kinds.items():
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([folder], endings))
     yield tmp_path
+
+
+@pytest.fixture(autouse=True)
+def real_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of few channels, but of all the blocks of the published ones."""
+    for family, (kind, changes) in FAMILIES.items():
+        monkeypatch.setitem(FAMILIES, family, (kind, {**changes, **(XL if family == "sdxl" else SD)}))
 
 
 def random_museum(base: HostBase) -> Museum:
@@ -102,7 +125,7 @@ def test_load_lora_gives_the_weights_of_our_view(family: str, dtype: torch.dtype
     left = {record.getMessage().removeprefix("lora key not loaded: ") for record in caplog.records}
     assert left and all(name.startswith(("bundle_emb.", "clora.up.<bär>.")) for name in left)
     theirs, ours = weights(loaded), weights(view(model, clip, load_museum(path))[0])
-    assert set(theirs) == set(ours) == set(dense)
+    assert set(theirs) == set(ours) == set(dense) and len(dense) == PROJECTIONS[family]
     # merged in float32 and rounded once: to float32, or to float16's 2⁻¹¹
     tolerance = {torch.float32: 1e-6, torch.float16: 2**-10}[dtype]
     for projection, weight in theirs.items():

@@ -1,0 +1,138 @@
+"""Deltas that act at their own word's places only, inside ComfyUI, with stock nodes on both sides.
+
+CLIP says where learned words stand in a prompt; that travels in the conditioning's dictionary under `PLACES`. The
+model hands it to the UNet beside the text states, and while the UNet runs, each projection adds a gated delta at the
+places of its word. Nothing is merged into weights, and a prompt without the word takes the base model's own path, bit
+for bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.conds import CONDCrossAttn
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor, nn
+
+from ...clora_core.attach import Gate
+from .adding import Adding
+from .model import ModelPatcher
+
+PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool; to the UNet: (b, tokens, gates), 1 where open
+KEY = "clora.gates"
+Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (id or vector, weight)
+
+
+def marked(vector: Tensor, word: str) -> Tensor:
+    """A word's vector that will still know its word where it stands in a row of ids."""
+    vector.clora_word = word  # type: ignore[attr-defined]
+    return vector
+
+
+def places(rows: Sequence[Sequence[int | Tensor]]) -> dict[str, Tensor]:
+    """word → where it stands in rows of ids and vectors, all of one length, (rows, length) bool."""
+    names = [[getattr(piece, "clora_word", None) for piece in row] for row in rows]
+    words = sorted({name for row in names for name in row if name})
+    return {word: torch.tensor([[name == word for name in row] for row in names]) for word in words}
+
+
+def telling_places(clip: Any) -> Any:
+    """The CLIP, a clone that may be changed, now also saying where learned words stand."""
+    before = clip.patcher.get_model_object("encode_token_weights")
+    if not isinstance(before, _Telling):
+        clip.patcher.add_object_patch("encode_token_weights", _Telling(before))
+    return clip
+
+
+class _Telling:
+    """The text encoder's own method, with the places among what it returns besides states and pooled vectors."""
+
+    def __init__(self, encode: Any) -> None:
+        self.encode = encode
+
+    def __call__(self, pairs: Pairs) -> tuple[Any, ...]:
+        states, pooled, *more = self.encode(pairs)
+        rows = next(iter(pairs.values()), ())  # all encoders of a model read the same words at the same places
+        found = places([[pair[0] for pair in row] for row in rows])
+        side_by_side = {word: mask.flatten()[None] for word, mask in found.items()}  # as their states are joined
+        return states, pooled, {**(more[0] if more else {}), PLACES: side_by_side}
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """One exhibit's deltas by path in the UNet, and where they act."""
+
+    gate: Gate
+    deltas: Mapping[str, Adding]
+
+
+def put_gates(model: ModelPatcher, exhibits: Sequence[Gated]) -> None:
+    """Let the model, a clone that may be changed, add these deltas at their words' places."""
+    model.add_object_patch("extra_conds", _Hearing(model.get_model_object("extra_conds"), [e.gate for e in exhibits]))
+    running = _Gates(exhibits)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, running)
+    model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, running.forget)
+
+
+def take_gates(model: ModelPatcher) -> None:
+    """Undo `put_gates` on a clone that may be changed."""
+    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    model.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+    hearing = model.object_patches.get("extra_conds")
+    if isinstance(hearing, _Hearing):
+        model.object_patches["extra_conds"] = hearing.conds
+
+
+class _Hearing:
+    """The model's own method that says what the UNet is given, with the gates' places besides."""
+
+    def __init__(self, conds: Any, gates: Sequence[Gate]) -> None:
+        self.conds, self.gates = conds, gates
+
+    def __call__(self, **options: Any) -> dict[str, Any]:
+        given = self.conds(**options)
+        if (states := options.get("cross_attn")) is not None:
+            opened = torch.stack([_opened(options.get(PLACES) or {}, g, states.shape[1]) for g in self.gates], dim=-1)
+            given[PLACES] = CONDCrossAttn(opened.to(states).expand(states.shape[0], -1, -1))
+        return given
+
+
+def _opened(known: Mapping[str, Tensor], gate: Gate, tokens: int) -> Tensor:
+    """(1, tokens) bool. Conditionings that were joined are longer than what is known: closed there."""
+    found = known.get(gate.word, torch.zeros(1, 0, dtype=torch.bool))[:, :tokens].cpu()
+    found = torch.nn.functional.pad(found, (0, tokens - found.shape[1]))
+    return found.cumsum(1) > 0 if gate.onwards else found
+
+
+class _Gates:
+    """A wrapper around the UNet's forward: while it runs, and no longer, gated projections have hooks."""
+
+    def __init__(self, exhibits: Sequence[Gated]) -> None:
+        self.exhibits = exhibits
+
+    def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
+        opened = options.pop(PLACES, None)
+        with ExitStack() as handles:
+            for number, exhibit in enumerate(self.exhibits if opened is not None else ()):
+                mask = opened[..., number, None]
+                if not mask.any():
+                    continue
+                for path, adding in exhibit.deltas.items():
+                    module: nn.Module = unet_forward.class_obj.get_submodule(path)
+                    handles.callback(module.register_forward_hook(_through(mask, adding)).remove)
+            return unet_forward(*inputs, **options)
+
+    def forget(self, *ignored: Any) -> None:
+        """Give back the memory on the device; ComfyUI calls this when it takes the model off it."""
+        for exhibit in self.exhibits:
+            for adding in exhibit.deltas.values():
+                adding.forget()
+
+
+def _through(mask: Tensor, adding: Adding):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return adding(module, (inputs[0] * mask.to(inputs[0]),), output)
+
+    return hook

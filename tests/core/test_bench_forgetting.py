@@ -1,0 +1,43 @@
+"""The benchmark of forgetting runs every recipe, goes on where it stopped, and averages what it measured."""
+
+import json
+import math
+
+import pytest
+
+from clora_core.cli import main
+from clora_core.commands.bench_forgetting import COLUMNS, table_of
+from clora_core.recipe import RECIPES
+
+
+def test_a_quick_run_of_every_recipe_and_no_run_twice(tmp_path, capsys):
+    command = ["bench", "forgetting", "--quick", "--out", str(tmp_path)]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "forgetting.json").read_text())
+    assert [result["method"] for result in results] == sorted(RECIPES)
+    for result in results:
+        assert [[value is None for value in row] for row in result["alignment"]] == [[False, True], [False, False]]
+        assert all(math.isfinite(result[name]) for name in COLUMNS)
+        if result["recipe"]["applied"] != "everywhere" or result["recipe"]["rank"] == 0:
+            assert result["base_damage"] == 0, "no prompt without the word can change"
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(kept) == 2 * len(RECIPES), "a file of numbers and a sheet each"
+    assert main(command) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert (tmp_path / "forgetting.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_the_table_gives_means_and_their_intervals():
+    results = [{"method": "one", **dict.fromkeys(COLUMNS, value)} for value in (0.2, 0.4, 0.6)]
+    results.append({"method": "other", **dict.fromkeys(COLUMNS, 0.5)})
+    lines = table_of(results).splitlines()
+    half = 1.96 * 0.2 / 3**0.5
+    assert lines[2].startswith(f"| one | 0.4 ± {half:.2g} |") and lines[2].endswith("| 3 |")
+    assert lines[3].startswith("| other | 0.5 |") and lines[3].endswith("| 1 |")
+
+
+@pytest.mark.parametrize("method", sorted(RECIPES))
+def test_help_names_every_recipe(method: str, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "forgetting", "--help"])
+    assert method in capsys.readouterr().out

@@ -1,0 +1,63 @@
+"""Distillation holds the model to what it said for old words before the new concept."""
+
+import pytest
+import torch
+
+from clora_core.attach import attached
+from clora_core.base import Base
+from clora_core.errors import RecipeError
+from clora_core.learn import learn
+from clora_core.lesson import Lesson
+from clora_core.museum import shown
+from clora_core.recipe import Recipe
+from clora_core.regularizers import Distillation
+from clora_core.start import start
+from clora_core.step import Setting
+
+from .small import museum_of, random_deltas, short, small_concept
+
+PROMPT = "a photo of <old>"
+
+
+def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_new_deltas(base: Base):
+    museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short()
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe)
+    deltas = random_deltas(base)
+    with base.learning(precision="fp32", checkpointing=False), attached(base, museum.dense()):
+        step = lesson.step(0, trained)
+        noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)
+        conditioning = base.encode_prompts([PROMPT] * len(noisy), museum.tokens)
+        before = base.predict(noisy, step.timesteps, conditioning).detach()
+        with attached(base, deltas) as new:
+            after = base.predict(noisy, step.timesteps, conditioning).detach()
+            setting = Setting(base, concept, museum.dense(), [PROMPT], museum.tokens, new.left_out, lambda: 1.0)
+            value = Distillation(2.0).begin(setting)(step)
+            assert torch.equal(base.predict(noisy, step.timesteps, conditioning), after), "the deltas are back"
+    assert value.item() == pytest.approx(2 * (after - before).square().mean().item(), rel=1e-5)
+
+
+def test_learning_with_it_moves_old_answers_less(base: Base):
+    museum = museum_of(base, "<old>")
+    concept = small_concept("<new>", seed=4)
+    latents = torch.randn(4, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([100, 300, 500, 700])
+
+    def answers(of):
+        with torch.no_grad(), shown(base, of.dense(), of.gated):
+            return base.predict(latents, times, base.encode_prompts([PROMPT] * 4, of.tokens))
+
+    def moved_by(weight: float) -> float:
+        after = learn(base, museum, concept, short(Distillation(weight), steps=10, clip_norm=100.0))
+        return (answers(after) - answers(museum)).square().mean().item()
+
+    assert moved_by(100.0) < 0.3 * moved_by(0.0)
+
+
+def test_gated_deltas_and_distillation_do_not_go_together():
+    with pytest.raises(RecipeError, match="gated deltas move no old prompt"):
+        Recipe(regularizers=(Distillation(),), applied="at its word")
+
+
+def test_a_weight_below_zero_is_refused():
+    with pytest.raises(RecipeError, match="-1"):
+        Distillation(-1.0)
