@@ -131,6 +131,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def guarding(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with the weights of its regularizers times this factor; for C-LoRA, whose own is 1, that is its κ."""
+    regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)  # type: ignore[type-var]
+    return dataclasses.replace(recipe, regularizers=regularizers)
+
+
 def recipe_named(method: str, **numbers: object) -> Recipe:
     """A recipe by the name of its method, with some of its numbers replaced."""
     if method not in RECIPES:

@@ -1,13 +1,11 @@
 """C-LoRA Recipe: the numbers of learning that one seldom touches."""
 
-import dataclasses
 from typing import get_args
 
 from comfy_api.latest import io
 
 from ..clora_core.base import Precision
-from ..clora_core.recipe import RECIPES, LearningRateSchedule, Recipe, recipe_named
-from ..clora_core.regularizers import SelfRegularization
+from ..clora_core.recipe import RECIPES, LearningRateSchedule, recipe_named
 from .sockets import RECIPE, described
 
 DEFAULT = RECIPES["c-lora"]
@@ -29,8 +27,10 @@ class LearningRecipe(io.ComfyNode):
                     "method",
                     options=list(RECIPES),
                     default=DEFAULT.method,
-                    tooltip="c-lora: keep off the weights that earlier concepts moved. sequential: the same without "
-                    "that, for comparison; it ignores the forgetting weight.",
+                    tooltip="c-lora: keep off the weights that earlier concepts moved, as published. preservation: "
+                    "leave other prompts' keys and values where they are. word-gated: act at the word only; nothing "
+                    "else can change. lwf: answer old words as before, at twice the time. textual-inversion: the word "
+                    "alone. sequential: no protection, for comparison.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",
@@ -109,12 +109,3 @@ class LearningRecipe(io.ComfyNode):
     @classmethod
     def execute(cls, method: str, **numbers: float | str | bool) -> io.NodeOutput:
         return io.NodeOutput(recipe_named(method, **numbers))
-
-
-def with_forgetting_weight(recipe: Recipe, weight: float) -> Recipe:
-    """The recipe with that κ in its self-regularization, if it has one."""
-    regularizers = tuple(
-        SelfRegularization(weight) if isinstance(regularizer, SelfRegularization) else regularizer
-        for regularizer in recipe.regularizers
-    )
-    return dataclasses.replace(recipe, regularizers=regularizers)

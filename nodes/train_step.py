@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.recipe import RECIPES
-from .recipe import with_forgetting_weight
+from ..clora_core.recipe import RECIPES, guarding
 from .sockets import CONCEPT, MUSEUM, RECIPE, SEED_MAX, described
 
 DEFAULT = RECIPES["c-lora"]
@@ -69,8 +68,8 @@ class TrainStep(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
-                    tooltip="How strongly the new concept keeps off what earlier ones changed, relative to the loss. "
-                    "More forgets less, and may learn less; 0 is off. Without effect on the first concept.",
+                    tooltip="How strongly earlier concepts are protected, times the recipe's own weight. More forgets "
+                    "less, and may learn less; 0 is off. With c-lora it has no effect on the first concept.",
                 ),
                 io.Int.Input(
                     "training_seed",
@@ -129,6 +128,8 @@ class TrainStep(io.ComfyNode):
     ) -> io.NodeOutput:
         from .teaching import train
 
-        recipe = with_forgetting_weight(recipe or DEFAULT, forgetting_weight)
+        recipe = guarding(recipe or DEFAULT, forgetting_weight)
+        if recipe.rank == 0:  # a recipe of words alone stays one
+            numbers["rank"] = 0
         recipe = dataclasses.replace(recipe, **numbers, seed=training_seed)
         return io.NodeOutput(*train(model, clip, vae, images, concept, recipe, museum, captions, preview_every))

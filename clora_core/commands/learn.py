@@ -14,7 +14,7 @@ from ..learn import Progress, learn, learning_key
 from ..learning_state import LearningState
 from ..museum import Museum
 from ..pictures import read_folder, thumbnail
-from ..recipe import RECIPES, Recipe, recipe_named
+from ..recipe import RECIPES, Recipe, guarding, recipe_named
 from ..regularizers import SelfRegularization
 from ..storage import append_exhibit, check_target, load_museum, load_state, read_header, save_museum, save_state
 from .model import add_base, open_chosen
@@ -60,7 +60,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="c-lora", help="how to learn (c-lora)")
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
-    parser.add_argument("--forgetting-weight", type=float, help="κ of C-LoRA's penalty, relative to the loss")
+    parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1; C-LoRA's κ)")
     parser.add_argument("--forgetting-lambda", type=float, help="the paper's absolute λ instead (its own is 1e8)")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
@@ -111,9 +111,7 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
     recipe = recipe_named(arguments.recipe, **numbers)
     if arguments.forgetting_lambda is not None:
         return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
-    if arguments.forgetting_weight is not None:
-        return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_weight),))
-    return recipe
+    return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
 
 def learn_keeping(base: Base, museum: Museum, concept: Concept, recipe: Recipe, path: Path, say: Say) -> Museum:

@@ -59,7 +59,7 @@ def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
 class ContextPreservation:
     """The equation above with its weight: 1 makes moving every key and value by its own size cost 1."""
 
-    weight: float = 30.0
+    weight: float = 5.0
     name: ClassVar[str] = "context_preservation"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,11 @@ class Regularizer(Protocol):
 
     name: ClassVar[str]  # key in loss reports, in the saved recipe and in the user interface
 
+    @property
+    def weight(self) -> float:
+        """How much the term counts; 0 is off."""
+        ...
+
     def begin(self, setting: Setting) -> Term:
         """What stays fixed while one concept is learned is computed here, once."""
         ...

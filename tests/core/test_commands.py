@@ -76,7 +76,7 @@ def test_the_same_commands_give_the_same_museum(tmp_path, images):
         (["--word", "7"], "7"),
         (["--images", "nowhere"], "nowhere"),
         (["--base", "nowhere"], "nowhere"),
-        (["--rank", "0"], "rank"),
+        (["--rank", "-1"], "rank"),
         (["--museum", "nowhere/m.safetensors"], "nowhere"),
         (["--museum", "museum.ckpt"], "safetensors"),
     ],
