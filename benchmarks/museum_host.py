@@ -1,0 +1,242 @@
+"""What does it cost inside ComfyUI to show a museum of 100 exhibits, against 100 stock Load LoRA nodes and embeddings?
+
+    python benchmarks/museum_host.py [--rank 16] [--exhibits 100]        with ComfyUI's own Python
+
+Both sides show the same numbers on a UNet of SD1.5's real size with random weights (8 GiB of memory), in one process:
+C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. The pictures that they
+are told to draw must agree. Then sampling steps are timed on the model as it came, and on what both sides made of it.
+Writes `benchmarks/results/museum_host.json`.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.host.finding import find_host, import_host
+
+RESULT = Path(__file__).parent / "results" / "museum_host.json"
+LATENT = 16  # rows and columns: pictures of 128 px
+REAL = {
+    "model_channels": 320,
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exhibits", type=int, default=100)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2, help="turns of everything")
+    parser.add_argument("--steps", type=int, default=4, help="sampling steps of each model in a round")
+    arguments = parser.parse_args()
+    host = find_host()
+    if host is None:
+        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    sys.argv = sys.argv[:1]
+    import_host(host)
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        report = measured(host, Path(folder), arguments)
+    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for part, row in report["loading, CPU seconds"].items():
+        print(f"{part:28} stock {row['stock']:8.2f}   museum {row['museum']:8.2f}   {row['times']:6.1f} times faster")
+    for name, row in report["a sampling step"].items():
+        print(f"{name:28} {row['CPU seconds']:8.3f} CPU s   {row['ratio']:.4f} of the model as it came")
+
+
+def measured(host: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    from clora_pack.clora_core.commands.measuring import random_museum
+    from clora_pack.clora_core.storage import export, save_museum
+    from clora_pack.nodes.host.base import HostBase
+    from tests.host.models import denoised
+
+    models = real_sized()
+    museum = random_museum(HostBase(*models), arguments.exhibits, arguments.rank)
+    words = [f"past-{number}" for number in range(arguments.exhibits)]
+    loras = folder / "loras"
+    (loras / "museums").mkdir(parents=True)
+    save_museum(museum, loras / "museums" / "all.museum.safetensors")
+    export(museum, folder, separate=True)
+    nodes, stock = Nodes(folder), stock_nodes(host)
+    del museum
+
+    def by_museum() -> Stages:
+        stages = Stages()
+        model, clip = stages.timed("reading files into patches", lambda: nodes.load_museum(*models[:2]))
+        stages.timed("merging into the weights", lambda: merged(model))
+        prompt = " ".join(f"<{word}>" for word in words)
+        text = stages.timed("encoding a prompt of all words", lambda: stock.CLIPTextEncode().encode(clip, prompt)[0])
+        return stages.done(model, text)
+
+    def by_chain() -> Stages:
+        stages = Stages()
+        model, clip = stages.timed("reading files into patches", lambda: chained(stock, *models[:2], words))
+        stages.timed("merging into the weights", lambda: merged(model))
+        prompt = " ".join(f"embedding:{word}" for word in words)
+        with_files(clip, folder / "embeddings")
+        text = stages.timed("encoding a prompt of all words", lambda: stock.CLIPTextEncode().encode(clip, prompt)[0])
+        return stages.done(model, text)
+
+    loading: dict[str, list[Stages]] = {"museum": [], "stock": []}
+    stepping: dict[str, list[float]] = {"as it came": [], "museum": [], "stock": []}
+    drawn: dict[str, torch.Tensor] = {}
+    for _ in range(arguments.rounds):
+        stepping["as it came"] += steps(models[0], arguments.steps)
+        for name, side in (("museum", by_museum), ("stock", by_chain)):
+            stages = side()
+            loading[name].append(stages)
+            stepping[name] += steps(stages.model, arguments.steps)
+            drawn[name] = denoised(stages.model, stages.text[0][0][:, :77])
+            away()
+    apart = (drawn["museum"] - drawn["stock"]).norm() / drawn["stock"].norm()
+    assert apart < 1e-3, f"The two sides do not show the same: {apart:.2g}."
+    return {
+        "machine": machine(),
+        "settings": vars(arguments) | {"unet": "SD1.5, 860 M, float32", "picture_px": 8 * LATENT},
+        "pictures differ by": apart.item(),
+        "loading, CPU seconds": compared(loading),
+        "a sampling step": against(stepping),
+    }
+
+
+class Stages:
+    """Processor time by what was done, which counts no waiting for other programs, and what came of it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        result = work()
+        self.seconds[name] = time.process_time() - begun
+        return result
+
+    def done(self, model: Any, text: Any) -> "Stages":
+        self.model, self.text = model, text
+        self.seconds["altogether"] = sum(self.seconds.values())
+        return self
+
+
+class Nodes:
+    """The pack's own Load Museum over files in that folder."""
+
+    def __init__(self, folder: Path) -> None:
+        import folder_paths
+        from clora_pack import comfy_entrypoint
+
+        async def listed() -> list[Any]:
+            return await (await comfy_entrypoint()).get_node_list()
+
+        self.load = next(node for node in asyncio.run(listed()) if node.GET_SCHEMA().node_id == "CLoRA_LoadMuseum")
+        places = {"loras": folder / "loras", "museums": folder / "loras" / "museums"}
+        for kind, place in places.items():
+            folder_paths.folder_names_and_paths[kind] = ([str(place)], {".safetensors"})
+
+    def load_museum(self, model: Any, clip: Any) -> tuple[Any, Any]:
+        return self.load.execute(model, clip, "all.museum.safetensors", "", 1.0).args[:2]
+
+
+def chained(stock: ModuleType, model: Any, clip: Any, words: list[str]) -> tuple[Any, Any]:
+    """A Load LoRA node a word, one after the other."""
+    for word in words:
+        model, clip = stock.LoraLoader().load_lora(model, clip, f"{word}.safetensors", 1.0, 1.0)
+    return model, clip
+
+
+def with_files(clip: Any, folder: Path) -> None:
+    for part in vars(clip.tokenizer).values():
+        if hasattr(part, "embedding_directory"):
+            part.embedding_directory = [str(folder)]
+
+
+def merged(model: Any) -> None:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+
+
+def away() -> None:
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+def steps(model: Any, count: int) -> list[float]:
+    """Processor seconds of sampling steps, the first left out."""
+    import comfy.sample
+
+    clocks: list[float] = []
+    latents = torch.zeros(1, 4, LATENT, LATENT)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    condition = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(2)), {}]]
+
+    def report(*ignored: object) -> None:
+        clocks.append(time.process_time())
+
+    options = {"seed": 1, "callback": report, "disable_pbar": True}
+    comfy.sample.sample(model, noise, count + 1, 1.0, "euler", "normal", condition, condition, latents, **options)
+    return [after - before for before, after in zip(clocks, clocks[1:], strict=False)]
+
+
+def real_sized() -> tuple[Any, Any, Any]:
+    """A UNet of SD1.5's real size; text encoder and autoencoder are small, since they are the same for both sides."""
+    import comfy.model_management
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+    from tests.host.models import UNET, fill, small_models
+
+    config = comfy.supported_models.SD15({**UNET, **REAL})
+    config.set_inference_dtype(torch.float32, None)
+    offload = comfy.model_management.unet_offload_device()
+    model = config.get_model({}, "", device=offload)
+    fill(model.diffusion_model, seed=1)
+    _, clip, vae = small_models("sd15")
+    return ModelPatcher(model, comfy.model_management.get_torch_device(), offload), clip, vae
+
+
+def stock_nodes(host: Path) -> ModuleType:
+    """ComfyUI's nodes.py; the pack has a `nodes` of its own."""
+    spec = importlib.util.spec_from_file_location("stock_nodes", host / "nodes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compared(loading: dict[str, list[Stages]]) -> dict[str, dict[str, float]]:
+    found = {}
+    for part in loading["museum"][0].seconds:
+        row = {side: min(stages.seconds[part] for stages in loading[side]) for side in ("stock", "museum")}
+        found[part] = {**row, "times": row["stock"] / row["museum"]}
+    return found
+
+
+def against(stepping: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    medians = {name: statistics.median(seconds) for name, seconds in stepping.items()}
+    return {name: {"CPU seconds": m, "ratio": m / medians["as it came"]} for name, m in medians.items()}
+
+
+def machine() -> dict[str, object]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"device": f"cpu {platform.machine()}", "threads": torch.get_num_threads(), "load": load, **versions}
+
+
+if __name__ == "__main__":
+    main()
