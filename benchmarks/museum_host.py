@@ -11,6 +11,7 @@ Writes `benchmarks/results/museum_host.json`.
 import argparse
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -64,6 +65,7 @@ def measured(host: Path, folder: Path, arguments: argparse.Namespace) -> dict[st
     from clora_pack.clora_core.commands.measuring import random_museum
     from clora_pack.clora_core.storage import export, save_museum
     from clora_pack.nodes.host.base import HostBase
+
     from tests.host.models import denoised
 
     models = real_sized()
@@ -191,7 +193,7 @@ def steps(model: Any, count: int) -> list[float]:
 
     options = {"seed": 1, "callback": report, "disable_pbar": True}
     comfy.sample.sample(model, noise, count + 1, 1.0, "euler", "normal", condition, condition, latents, **options)
-    return [after - before for before, after in zip(clocks, clocks[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(clocks)]
 
 
 def real_sized() -> tuple[Any, Any, Any]:
@@ -199,6 +201,7 @@ def real_sized() -> tuple[Any, Any, Any]:
     import comfy.model_management
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
+
     from tests.host.models import UNET, fill, small_models
 
     config = comfy.supported_models.SD15({**UNET, **REAL})

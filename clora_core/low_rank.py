@@ -54,10 +54,13 @@ def inner(a: LowRank, b: LowRank) -> Tensor:
 
 
 def concatenated(parts: Sequence[LowRank]) -> LowRank:
-    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n]."""
+    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n].
+
+    Parts that were cut from one pair of factors, as exhibits of a file are, become that pair again without a copy.
+    """
     if len(parts) == 1:
         return parts[0]
-    return LowRank(torch.cat([part.up for part in parts], dim=1), torch.cat([part.down for part in parts], dim=0))
+    return LowRank(_joined([part.up for part in parts], dim=1), _joined([part.down for part in parts], dim=0))
 
 
 def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
@@ -76,3 +79,18 @@ def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
     down = shares[:, None] * right[:rank] @ q_down.T
     lost = values[rank:].square().sum().sqrt().item()
     return LowRank(up.to(whole.up.dtype), down.to(whole.down.dtype)), lost
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat, or the tensor of which these are neighbouring views."""
+    first = tensors[0]
+    storage, end, size = first.untyped_storage().data_ptr(), first.storage_offset(), 0
+    for tensor in tensors:
+        adjoins = tensor.storage_offset() == end and tensor.untyped_storage().data_ptr() == storage
+        if not adjoins or tensor.stride() != first.stride() or tensor.dtype != first.dtype or tensor.requires_grad:
+            return torch.cat(list(tensors), dim=dim)
+        size += tensor.shape[dim]
+        end += tensor.shape[dim] * tensor.stride(dim)
+    shape = list(first.shape)
+    shape[dim] = size
+    return first.as_strided(shape, first.stride())

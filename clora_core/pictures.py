@@ -11,12 +11,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import ConceptError
+from .errors import ConceptError, MuseumError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 PIXELS_LIMIT = 64_000_000  # of one picture file; more is no photograph but a file that shall fill the memory
 THUMBNAIL_PX = 128
+THUMBNAIL_LIMIT_PX = 1024  # of a thumbnail's longer side, when it is read
 
 
 def to_bytes(picture: Image.Image) -> Tensor:
@@ -43,6 +44,19 @@ def thumbnail(pixels: Tensor) -> bytes:
 def thumbnail_of(path: Path) -> bytes:
     """A small JPEG of a picture file."""
     return _small_jpeg(_upright(path))
+
+
+def from_thumbnail(encoded: bytes) -> Image.Image:
+    """The picture of a thumbnail that nobody vouches for, RGB. Raises MuseumError for what is no small JPEG."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as picture:
+            if max(picture.size) > THUMBNAIL_LIMIT_PX:
+                raise MuseumError(
+                    f"A thumbnail has {picture.width}×{picture.height} pixels; its sides may have {THUMBNAIL_LIMIT_PX}."
+                )
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
 
 
 def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .pictures import to_picture
@@ -45,4 +45,18 @@ def grid(pictures: Tensor, *, columns: int, zoom: int = 1) -> Image.Image:
     for index, picture in enumerate(pictures):
         tile = to_picture(picture).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
         sheet.paste(tile, (index % columns * width * zoom, index // columns * height * zoom))
+    return sheet
+
+
+def labelled(pictures: Sequence[tuple[str, Image.Image]], *, columns: int = 6, side: int = 128) -> Image.Image:
+    """Pictures of any size in lines of `columns`, each fitted into a square with its name below."""
+    lines = -(-len(pictures) // columns)
+    cell_width, cell_height = side + GAP_PX, side + TITLE_PX
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * cell_width + GAP_PX, lines * cell_height + GAP_PX), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for index, (name, picture) in enumerate(pictures):
+        left, top = GAP_PX + index % columns * cell_width, GAP_PX + index // columns * cell_height
+        tile = ImageOps.contain(picture, (side, side))
+        sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
+        pen.text((left, top + side + 3), name, fill="black", font=font)
     return sheet

@@ -7,7 +7,6 @@ inversion), timed in turns with the real `learn` on the same pictures in the sam
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,11 +19,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ..base import Schedule
 from ..base_diffusers import DiffusersBase
 from ..checkpoints import Parts
-from ..concept import Concept, ConceptToken
+from ..concept import Concept
 from ..learn import Progress, learn
 from ..lesson import Lesson
-from ..low_rank import LowRank
-from ..museum import Exhibit, Museum
+from ..museum import Museum
 from ..objective import diffusion_loss
 from ..prompts import TextEncoder
 from ..recipe import Recipe, recipe_named
@@ -32,7 +30,8 @@ from ..seeds import seeded
 from ..start import start
 from ..starter.layout import vocabulary
 from ..starter.model import build_scheduler, build_tokenizer
-from . import bench_forgetting
+from . import bench_forgetting, bench_museum
+from .measuring import machine, random_museum
 from .progress import Say
 
 
@@ -40,6 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="measure speed", description=__doc__)
     kinds = parser.add_subparsers(title="what to measure", metavar="", required=True)
     bench_forgetting.add(kinds)
+    bench_museum.add(kinds)
     step = kinds.add_parser(
         "step",
         help="a training step against the frozen forward and backward pass",
@@ -126,34 +126,6 @@ def sd15_shaped_base(device: torch.device) -> DiffusersBase:
         encoder = TextEncoder("clip_l", CLIPTextModel(text), build_tokenizer(), padding=1)
     schedule = Schedule(build_scheduler().alphas_cumprod.float(), "epsilon")
     return DiffusersBase(Parts(unet, vae, (encoder,), schedule), device=device)
-
-
-def random_museum(base: DiffusersBase, count: int, rank: int) -> Museum:
-    """Exhibits of random small factors on every projection."""
-    exhibits = []
-    for number in range(count):
-        rng = seeded("bench museum", number)
-        deltas = {
-            projection: LowRank(
-                torch.randn(projection.shape[0], rank, generator=rng) * 0.01,
-                torch.randn(rank, projection.shape[1], generator=rng) * 0.01,
-            )
-            for projection in base.modules
-        }
-        token = ConceptToken(f"<past-{number}>", {"clip_l": torch.zeros(1, 1, base.architecture.encoders["clip_l"])})
-        exhibits.append(Exhibit(token, deltas, Recipe(rank=rank)))
-    return Museum(base.fingerprint, tuple(exhibits))
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """What it was measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} {name}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _now(device: torch.device) -> float:

@@ -2,11 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import CLoRAError
 from ..measure import overlap_matrix, size
-from ..storage import load_museum
+from ..museum import Museum
+from ..pictures import from_thumbnail
+from ..sheets import labelled
+from ..storage import ExhibitHeader, Header, load_museum, read_header
 from .progress import Say
+
+MEASURED = 32  # exhibits up to which overlaps are measured unasked: every pair's deltas are compared weight by weight
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -17,39 +24,106 @@ def add(commands: argparse._SubParsersAction) -> None:
         "they overlap (0: no weight was moved by both; 1: the same weights, equally).",
     )
     parser.add_argument("museum", type=Path, help="museum file")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="for programs; docs/museum-file.md says what the keys mean")
+    parser.add_argument("--overlap", action="store_true", help=f"measure overlaps of more than {MEASURED} exhibits too")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the exhibits' thumbnails as one picture")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
-    museum = load_museum(arguments.museum)
-    overlap = overlap_matrix(museum).tolist() if museum.exhibits else []
+    header = read_header(arguments.museum)
+    measured = arguments.overlap or len(header.exhibits) <= MEASURED
+    museum = load_museum(arguments.museum) if measured else None
+    if arguments.json:
+        say(json.dumps(as_json(arguments.museum, header, museum), indent=2, ensure_ascii=False))
+    else:
+        for line in as_lines(arguments.museum, header, museum):
+            say(line)
+    if arguments.sheet:
+        write_sheet(header, arguments.sheet)
+
+
+def as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, object]:
+    """Everything in the file but its tensors; norms and overlaps where the museum is given."""
+    norms = [size(exhibit) for exhibit in museum.exhibits] if museum else [None] * len(header.exhibits)
     exhibits = [
         {
-            "word": exhibit.word,
-            "kind": exhibit.kind,
-            "prompt": exhibit.prompt,
-            "rank": exhibit.rank,
-            "strength": exhibit.strength,
-            "norm": size(exhibit),
-            "recipe": exhibit.recipe.to_json(),
-            "facts": dict(exhibit.facts),
+            "word": told.word,
+            "kind": told.kind,
+            "prompt": told.prompt,
+            "rank": max(told.ranks.values(), default=0),
+            "projections": len(told.ranks),
+            "strength": told.strength,
+            "applied": told.recipe.applied,
+            "vectors": told.words,
+            "layers": told.layers,
+            "ordinary": told.ordinary,
+            "norm": norm,
+            "recipe": told.recipe.to_json(),
+            "facts": dict(told.facts),
         }
-        for exhibit in museum.exhibits
+        for told, norm in zip(header.exhibits, norms, strict=True)
     ]
-    base = {"architecture": museum.base.architecture, "digest": museum.base.digest}
-    if arguments.json:
-        say(json.dumps({"base": base, "exhibits": exhibits, "overlap": overlap}, indent=2, ensure_ascii=False))
-        return
-    say(f"{arguments.museum}: {len(exhibits)} exhibits over {museum.base}\n")
-    for place, (exhibit, learned) in enumerate(zip(exhibits, museum.exhibits, strict=True)):
-        recipe = learned.recipe
-        say(f"{place + 1:3}. {exhibit['word']}  ({exhibit['kind']}, “{exhibit['prompt']}”)")
-        shown = "" if learned.strength == 1 else f"; shown at strength {learned.strength:g}"
-        say(f"     {recipe.method}, rank {exhibit['rank']}, {recipe.steps} steps; norm {exhibit['norm']:.3g}{shown}")
-        facts = ", ".join(f"{name} {value}" for name, value in learned.facts.items())
-        say(f"     {facts}" if facts else "     no facts were kept")
-    if len(exhibits) > 1:
-        say("\noverlap (0: apart, 1: the same weights)")
-        for exhibit, row in zip(exhibits, overlap, strict=True):
-            say(f"  {exhibit['word']:24}" + " ".join(f"{value:5.2f}" for value in row))
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "base": {"architecture": header.base.architecture, "digest": header.base.digest},
+        "dtype": header.dtype,
+        "exhibits": exhibits,
+        "overlap": _overlaps(museum) if museum else None,
+    }
+
+
+def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
+    """The same for people."""
+    count = len(header.exhibits)
+    size_mib = path.stat().st_size / 2**20
+    lines = [f"{path}: {_counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
+    for place, told in enumerate(header.exhibits):
+        prompt = f", “{told.prompt}”" if told.prompt else ""
+        lines += ["", f"{place + 1:3}. {told.word}  ({told.kind}{prompt})"]
+        lines += [f"     {line}" for line in _told(told, size(museum.exhibits[place]) if museum else None)]
+    if museum and count > 1:
+        width = max(len(word) for word in header.words)
+        lines += ["", "overlap (0: apart, 1: the same weights), with the exhibits numbered as above"]
+        lines += [" " * (width + 2) + " ".join(f"{place + 1:5}" for place in range(count))]
+        lines += [
+            f"  {word:{width}}" + " ".join(f"{value:5.2f}" for value in row)
+            for word, row in zip(header.words, _overlaps(museum), strict=True)
+        ]
+    elif count > 1:
+        lines += ["", f"Overlaps and norms were not measured, since there are more than {MEASURED}: add --overlap."]
+    return lines
+
+
+def write_sheet(header: Header, path: Path) -> None:
+    """The thumbnails with their words, as one picture."""
+    tiles = [(told.word, from_thumbnail(told.thumbnail)) for told in header.exhibits if told.thumbnail]
+    if not tiles:
+        raise CLoRAError("There is no thumbnail in this museum. `edit` can give its exhibits some.")
+    try:
+        labelled(tiles).save(path)
+    except (OSError, ValueError) as error:
+        raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error
+
+
+def _told(told: ExhibitHeader, norm: float | None) -> list[str]:
+    """How an exhibit was learned, what it is like, and what is known of it, a line each."""
+    recipe = told.recipe
+    learned = [recipe.method, f"rank {max(told.ranks.values(), default=0)}", _counted(recipe.steps, "step")]
+    learned += [f"norm {norm:.3g}"] if norm is not None else []
+    special = [_counted(told.words, "vector")] if told.words > 1 else []
+    special += [] if told.strength == 1 else [f"shown at strength {told.strength:g}"]
+    special += [] if told.everywhere else [f"acts {recipe.applied}"]
+    special += [] if told.layers == 1 else [f"its word has {told.layers} layers"]
+    special += [] if told.ordinary else ["other programs cannot show it"]
+    facts = [f"{name} {value}" for name, value in told.facts.items()]
+    return [", ".join(part) for part in (learned, special, facts) if part]
+
+
+def _overlaps(museum: Museum) -> Sequence[Sequence[float]]:
+    return overlap_matrix(museum).tolist() if museum.exhibits else []
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

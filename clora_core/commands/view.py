@@ -38,14 +38,15 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
     chosen = wanted(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
-    museum = load_view(arguments.museum, {word: strength * arguments.strength for word, strength in chosen.items()})
+    strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
+    museum = load_view(arguments.museum, strengths)
     if not any(mentions(arguments.prompt, token.word) for token in museum.tokens):
         words = ", ".join(token.word for token in museum.tokens)
         say(f"Note: the prompt holds none of the museum's words ({words}).")
     guidance = arguments.guidance or usual_guidance(base)
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
-    with shown(base, museum.deltas), Bar("sampling", 1) as bar:
+    with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * count,

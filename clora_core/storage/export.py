@@ -60,6 +60,9 @@ def export_lora(
     _check_rank(rank)
     with errors_about(path):
         header = header_of(museum)
+        for exhibit in museum.exhibits:
+            if exhibit.gate or not for_diffusers:
+                _check_speakable(exhibit)
         deltas, lost = museum.deltas(), None
         if not deltas:
             raise MuseumError("There is nothing to export: no exhibit of this museum has a delta.")
@@ -70,7 +73,6 @@ def export_lora(
         tensors = factors(deltas, header.architecture)
         if not for_diffusers:
             for exhibit in museum.exhibits:
-                _check_speakable(exhibit)
                 tensors |= vectors(exhibit, header.architecture)
         check_finite(tensors)
         kept = max(delta.rank for delta in deltas.values())
@@ -155,6 +157,8 @@ def unspeakable(exhibit: Exhibit) -> str:
     layers = next(iter(exhibit.token.vectors.values())).shape[0]
     if layers > 1:
         return f"'{exhibit.word}' has {layers} embeddings, one per layer, which other programs cannot read."
+    if exhibit.gate:
+        return f"'{exhibit.word}' acts at its word only, which other programs cannot do."
     return ""
 
 

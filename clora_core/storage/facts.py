@@ -1,7 +1,11 @@
 """What LoRA managers show of a file: kohya's `ss_*` keys and Stability's ModelSpec 1.0.1.
 
-Keys and values as kohya-ss/sd-scripts writes them (train_network.py, library/sai_model_spec.py). Lora-Manager takes the
-base from `ss_base_model_version` and the words from the first group of `ss_tag_frequency`, so all words stand in one.
+Keys and values as kohya-ss/sd-scripts writes them (train_network.py, library/sai_model_spec.py), and as others read
+them: A1111 and Forge (their Lora extension's network.py and ui_edit_user_metadata.py) the base, words, pictures and
+hash; ComfyUI-Lora-Manager (py/utils) the base by `ss_base_model_version`, that of SD1.5 by ostris/ai-toolkit's name for
+it since it does not know kohya's, and the words by the first group of `ss_tag_frequency`, so all stand in one; Civitai
+the first twelve digits of the hash, which it calls AutoV3.
+
 There is no clock in here: dates come from the exhibits' facts.
 """
 
@@ -28,7 +32,7 @@ class _Published:
 
 PUBLISHED = {
     "starter": _Published("clora_starter", "clora-starter", "diffusers", "64x64"),
-    "sd15": _Published("sd_v1", "stable-diffusion-v1", "diffusers", "512x512"),
+    "sd15": _Published("sd_1.5", "stable-diffusion-v1", "diffusers", "512x512"),
     "sd2": _Published("sd_v2", "stable-diffusion-v2-512", "diffusers", "512x512"),
     "sdxl": _Published(
         "sdxl_base_v1-0",
@@ -52,6 +56,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
         "ss_network_alpha": str(float(rank)),
         "ss_output_name": name,
         "ss_num_train_images": str(sum(pictures.values())),
+        "ss_dataset_dirs": json.dumps({"museum": {"n_repeats": 1, "img_count": sum(pictures.values())}}),
         "ss_tag_frequency": json.dumps({"museum": {word: count or 1 for word, count in pictures.items()}}),
         "ss_training_comment": "C-LoRA museum: " + ", ".join(header.words),
         "sshs_model_hash": content_hash,

@@ -24,6 +24,7 @@ Stored = Literal["float32", "float16", "bfloat16"]
 EXHIBITS_LIMIT = 4096
 PROJECTIONS_LIMIT = 1024
 THUMBNAIL_LIMIT = 256 * 1024  # characters of base64
+JPEG = b"\xff\xd8"  # how one begins
 
 HEADER_FIELDS = ("base", "dtype", "projections", "exhibits")
 EXHIBIT_FIELDS = ("word", "kind", "prompt", "recipe", "facts", "rank", "layers", "words", "encoders", "thumbnail")
@@ -46,6 +47,16 @@ class ExhibitHeader:
     words: int
     thumbnail: bytes
     strength: float = 1.0
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether its deltas act everywhere, and so are part of the sum; or at its word's places only."""
+        return self.recipe.applied == "everywhere"
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether programs that read a LoRA with its words can show it."""
+        return self.everywhere and self.layers == 1
 
 
 @dataclass(frozen=True)
@@ -261,6 +272,8 @@ def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) 
         raise MuseumError(f"The kind of '{exhibit.word}' is '{exhibit.kind:.60}'; it must be one of {kinds}.")
     if min(exhibit.ranks.values(), default=1) < 1:
         raise MuseumError(f"'{exhibit.word}' has a delta of rank 0. Leave that projection out.")
+    if exhibit.thumbnail and not exhibit.thumbnail.startswith(JPEG):
+        raise MuseumError(f"The thumbnail of '{exhibit.word}' is no JPEG. Make it one, or leave it out.")
     if 4 * ((len(exhibit.thumbnail) + 2) // 3) > THUMBNAIL_LIMIT:
         raise MuseumError(
             f"The thumbnail of '{exhibit.word}' has {len(exhibit.thumbnail)} bytes; at most {THUMBNAIL_LIMIT * 3 // 4} "

@@ -3,11 +3,13 @@
     lora_unet_….lora_up.weight (out, R)   .lora_down.weight (R, in)   .alpha = R
 
 with the rank rows of all exhibits in order, R = Σ ranks: ΔW = alpha/R · up @ down is the sum of all deltas, exactly.
-An exhibit of a strength other than 1 has its `up` times that strength among them, so that every loader shows it alike,
-and its own `up` beside them under `clora.up.<word>.…`, so that nothing is rounded away or lost at strength 0.
 These are the keys of kohya's trainer, which ComfyUI, A1111 and Forge read. A word stands under the `bundle_emb` keys
-that OneTrainer writes and A1111 reads; a word with an embedding per layer, for which ordinary loaders have no name,
-under a key of our own.
+that OneTrainer writes and A1111 reads.
+
+What ordinary loaders have no name for stands under keys of our own: a word with an embedding per layer, and an exhibit
+that acts at its word only, word and factors (`clora.token.…`, `clora.up.…`, `clora.down.…`). An exhibit of a strength
+other than 1 has its `up` times that strength among the rows, so that every loader shows it alike, and its own `up`
+beside them under `clora.up.…`, so that nothing is rounded away or lost at strength 0.
 """
 
 from collections import Counter
@@ -20,7 +22,7 @@ from ..errors import MuseumError
 from ..low_rank import LowRank
 from ..museum import Exhibit
 from ..projections import Architecture, Projection, lora_key
-from .header import Header
+from .header import ExhibitHeader, Header
 from .joined import Joined, Rows
 
 Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and down (rank, in) of each exhibit in turn
@@ -32,14 +34,15 @@ def factor_keys(projection: Projection, architecture: Architecture) -> tuple[str
     return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
 
 
-def own_up_key(word: str, projection: Projection, architecture: Architecture) -> str:
-    """The name of an exhibit's `up` as it was learned, where its strength has changed the one in the sum."""
-    return f"clora.up.{word}.{lora_key(projection, architecture)}"
+def own_keys(word: str, projection: Projection, architecture: Architecture) -> tuple[str, str]:
+    """The names of an exhibit's `up` and `down` as they were learned, where those in the sum are not they."""
+    stem = f"{word}.{lora_key(projection, architecture)}"
+    return f"clora.up.{stem}", f"clora.down.{stem}"
 
 
-def vector_keys(word: str, layers: int, architecture: Architecture) -> dict[str, str]:
+def vector_keys(word: str, ordinary: bool, architecture: Architecture) -> dict[str, str]:
     """encoder → the name of the word's vectors: (words, width), or (layers, words, width) under a key of ours."""
-    if layers > 1:
+    if not ordinary:
         return {encoder: f"clora.token.{word}.{encoder}" for encoder in architecture.encoders}
     if len(architecture.encoders) == 1:
         return dict.fromkeys(architecture.encoders, f"bundle_emb.{word}.string_to_param.*")
@@ -47,10 +50,10 @@ def vector_keys(word: str, layers: int, architecture: Architecture) -> dict[str,
 
 
 def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projection, slice]]:
-    """word → projection → which rank rows of it are that exhibit's; of these words, in the museum's order."""
+    """word → projection → which rank rows of the sum are that exhibit's; of these words, in the museum's order."""
     filled = dict.fromkeys(header.projections, 0)
     rows: dict[str, dict[Projection, slice]] = {}
-    for exhibit in header.exhibits:
+    for exhibit in _summed(header):
         if exhibit.word in words:
             rows[exhibit.word] = {p: slice(filled[p], filled[p] + rank) for p, rank in exhibit.ranks.items()}
         for projection, rank in exhibit.ranks.items():
@@ -60,21 +63,21 @@ def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projecti
 
 def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projection, Tensor]:
     """projection → (R,), for each rank row the strength of the exhibit that it belongs to, 0 where there is none."""
-    scales: dict[Projection, list[float]] = {projection: [] for projection in header.projections}
-    for exhibit in header.exhibits:
+    scales: dict[Projection, list[float]] = {projection: [] for projection in total_ranks(header)}
+    for exhibit in _summed(header):
         for projection, rank in exhibit.ranks.items():
             scales[projection] += [strengths.get(exhibit.word, 0.0)] * rank
     return {projection: torch.tensor(scale) for projection, scale in scales.items()}
 
 
 def total_ranks(header: Header) -> dict[Projection, int]:
-    """projection → R, the ranks of all exhibits together. Exhibits that share their ranks are counted, not visited."""
+    """projection → R, the ranks that are summed, where there are any. Exhibits that share theirs are added at once."""
     totals = dict.fromkeys(header.projections, 0)
-    shared = {id(exhibit.ranks): exhibit.ranks for exhibit in header.exhibits}
-    for key, count in Counter(id(exhibit.ranks) for exhibit in header.exhibits).items():
+    shared = {id(exhibit.ranks): exhibit.ranks for exhibit in _summed(header)}
+    for key, count in Counter(id(exhibit.ranks) for exhibit in _summed(header)).items():
         for projection, rank in shared[key].items():
             totals[projection] += rank * count
-    return totals
+    return {projection: total for projection, total in totals.items() if total}
 
 
 def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -85,12 +88,14 @@ def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
         rows, columns = projection.shape
         yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
     for exhibit in header.exhibits:
-        layers = (exhibit.layers,) if exhibit.layers > 1 else ()
-        for encoder, key in vector_keys(exhibit.word, exhibit.layers, architecture).items():
+        layers = () if exhibit.ordinary else (exhibit.layers,)
+        for encoder, key in vector_keys(exhibit.word, exhibit.ordinary, architecture).items():
             yield key, (*layers, exhibit.words, architecture.encoders[encoder])
-        if exhibit.strength != 1:
-            for projection, rank in exhibit.ranks.items():
-                yield own_up_key(exhibit.word, projection, architecture), (projection.shape[0], rank)
+        for projection, rank in () if exhibit.everywhere and exhibit.strength == 1 else exhibit.ranks.items():
+            up, down = own_keys(exhibit.word, projection, architecture)
+            yield up, (projection.shape[0], rank)
+            if not exhibit.everywhere:
+                yield down, (rank, projection.shape[1])
 
 
 def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[str, Tensor | Joined]:
@@ -127,20 +132,24 @@ def vectors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = t
     """The exhibit's word."""
     tensors: dict[str, Tensor] = {}
     layers = next(iter(exhibit.token.vectors.values())).shape[0]
-    for encoder, key in vector_keys(exhibit.word, layers, architecture).items():
+    ordinary = layers == 1 and not exhibit.gate
+    for encoder, key in vector_keys(exhibit.word, ordinary, architecture).items():
         value = exhibit.token.vectors[encoder]
-        tensors[key] = stored(value if layers > 1 else value[0], dtype, exhibit.word)
+        tensors[key] = stored(value[0] if ordinary else value, dtype, exhibit.word)
     return tensors
 
 
-def own_ups(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The exhibit's `up` factors as they were learned; none where its strength is 1, and `factors` holds them."""
-    if exhibit.strength == 1:
+def own_factors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The exhibit's factors as they were learned, where they are not those in the sum."""
+    if not exhibit.gate and exhibit.strength == 1:
         return {}
-    return {
-        own_up_key(exhibit.word, projection, architecture): stored(delta.up, dtype, projection.path)
-        for projection, delta in exhibit.deltas.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for projection, delta in exhibit.deltas.items():
+        up, down = own_keys(exhibit.word, projection, architecture)
+        tensors[up] = stored(delta.up, dtype, projection.path)
+        if exhibit.gate:
+            tensors[down] = stored(delta.down, dtype, projection.path)
+    return tensors
 
 
 def stored(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -148,3 +157,7 @@ def stored(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise MuseumError(f"'{name}' has dtype {value.dtype}; museums are kept as float32. Convert it with .float().")
     return value.detach().to("cpu", dtype)
+
+
+def _summed(header: Header) -> Iterator[ExhibitHeader]:
+    return (exhibit for exhibit in header.exhibits if exhibit.everywhere)

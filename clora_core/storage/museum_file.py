@@ -16,7 +16,7 @@ from ..museum import Exhibit, Museum
 from ..projections import Projection
 from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
 from .header import ExhibitHeader, Header, Stored, header_from_json
-from .layout import factor_keys, own_up_key, rank_rows, rank_scales, shapes, total_ranks, vector_keys
+from .layout import factor_keys, own_keys, rank_rows, rank_scales, shapes, total_ranks, vector_keys
 
 FORMAT = "clora-museum"
 VERSION = "1"
@@ -28,11 +28,13 @@ RANKS_AT_ONCE = 1024  # read and multiplied at a time, where only the sum is wan
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A museum as it is shown: its words, and one matrix (out, in) float32 per projection, however many it holds."""
+    """A museum as it is shown: its words, the sum of what acts everywhere as one matrix (out, in) float32 per
+    projection, however many it holds, and the exhibits that act at their words only."""
 
     base: Fingerprint
     tokens: tuple[ConceptToken, ...]
     deltas: Mapping[Projection, Tensor]
+    gated: tuple[Exhibit, ...]
 
 
 def load_museum(path: Path | str, *, words: Sequence[str] | None = None) -> Museum:
@@ -50,7 +52,8 @@ def load_museum(path: Path | str, *, words: Sequence[str] | None = None) -> Muse
 def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) -> View:
     """What `load_museum` and `Museum.dense` give together, in the memory of the matrices alone.
 
-    strengths: which exhibits are shown, each at its own strength times this number; None shows all.
+    strengths: which exhibits are shown, each at its own strength times this number; None shows all. The gated ones
+    come as they were learned.
     """
     path = Path(path)
     with errors_about(path), opened(path) as file:
@@ -60,7 +63,10 @@ def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) ->
         scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
         tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
         deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
-        return View(header.base, tokens, deltas)
+        apart = [told for told in chosen if not told.everywhere]
+        factors = _deltas(file, header, apart)
+        gated = tuple(_exhibit(file, header, told, factors[told.word]) for told in apart)
+        return View(header.base, tokens, deltas, gated)
 
 
 def read_header(path: Path | str) -> Header:
@@ -119,18 +125,22 @@ def _deltas(file: safe_open, header: Header, chosen: Sequence[ExhibitHeader]) ->
     """word → its deltas. Only their rows are read; those that stand next to each other in the file are read at once."""
     rows = rank_rows(header, {exhibit.word for exhibit in chosen})
     deltas: dict[str, dict[Projection, LowRank]] = {exhibit.word: {} for exhibit in chosen}
+    for exhibit in chosen:
+        for projection in () if exhibit.everywhere else exhibit.ranks:
+            up, down = own_keys(exhibit.word, projection, header.architecture)
+            deltas[exhibit.word][projection] = _factors(file, up, slice(None), down, slice(None))
     for projection in header.projections:
         up, down, _ = factor_keys(projection, header.architecture)
-        for run in _adjoining([(e, rows[e.word][projection]) for e in chosen if projection in e.ranks]):
+        for run in _adjoining([(e, rows[e.word][projection]) for e in chosen if projection in rows.get(e.word, ())]):
             whole = slice(run[0][1].start, run[-1][1].stop)
             factors = _factors(file, up, whole, down, whole)
             ranks = [own.stop - own.start for _, own in run]
             parts = zip(factors.up.split(ranks, dim=1), factors.down.split(ranks), strict=True)
             for (exhibit, _), (own_up, own_down) in zip(run, parts, strict=True):
                 if exhibit.strength != 1:
-                    key = own_up_key(exhibit.word, projection, header.architecture)
+                    key, _ = own_keys(exhibit.word, projection, header.architecture)
                     own_up = _owned(key, file.get_slice(key)[:])
-                deltas[exhibit.word][projection] = LowRank(_alone(own_up), _alone(own_down))
+                deltas[exhibit.word][projection] = LowRank(own_up, own_down)
     return deltas
 
 
@@ -146,9 +156,9 @@ def _adjoining(rows: Sequence[tuple[ExhibitHeader, slice]]) -> list[list[tuple[E
 
 
 def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptToken:
-    keys = vector_keys(exhibit.word, exhibit.layers, header.architecture)
+    keys = vector_keys(exhibit.word, exhibit.ordinary, header.architecture)
     vectors = {encoder: _owned(key, file.get_slice(key)[:]) for encoder, key in keys.items()}
-    return ConceptToken(exhibit.word, vectors if exhibit.layers > 1 else {name: v[None] for name, v in vectors.items()})
+    return ConceptToken(exhibit.word, {name: v[None] for name, v in vectors.items()} if exhibit.ordinary else vectors)
 
 
 def _summed(file: safe_open, header: Header, projection: Projection, scale: Tensor) -> Tensor:
@@ -172,8 +182,3 @@ def _owned(name: str, rows: Tensor) -> Tensor:
     copy = rows.to(torch.float32, copy=True).contiguous()
     check_finite({name: copy})
     return copy
-
-
-def _alone(part: Tensor) -> Tensor:
-    """A copy that does not keep the rest of the tensor in memory."""
-    return part.clone(memory_format=torch.contiguous_format)

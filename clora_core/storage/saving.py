@@ -13,7 +13,7 @@ from .facts import lora_facts
 from .files import dump, errors_about, opened, replacing
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
-from .layout import factor_keys, joined_factors, own_ups, shapes, stored, vectors
+from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
 from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, checked_header
 
 
@@ -46,9 +46,11 @@ def append_exhibit(exhibit: Exhibit, path: Path | str, *, base: Fingerprint) -> 
 
 
 def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, Rows]]]:
-    """projection → the factors of every exhibit that moves it, `up` times the exhibit's strength."""
+    """projection → the factors of every exhibit that moves it everywhere, `up` times the exhibit's strength."""
     pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
     for exhibit in museum.exhibits:
+        if exhibit.gate:
+            continue
         for projection, delta in exhibit.deltas.items():
             shown = delta.scaled(exhibit.strength)
             up, down = (stored(factor, DTYPES[dtype], projection.path) for factor in (shown.up, shown.down))
@@ -59,7 +61,7 @@ def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, 
 def _of_one(exhibit: Exhibit, header: Header) -> dict[str, Tensor]:
     """What stands in the file for this exhibit alone."""
     dtype = DTYPES[header.dtype]
-    return vectors(exhibit, header.architecture, dtype) | own_ups(exhibit, header.architecture, dtype)
+    return vectors(exhibit, header.architecture, dtype) | own_factors(exhibit, header.architecture, dtype)
 
 
 def _dump(file: BinaryIO, path: Path, header: Header, tensors: Mapping[str, Tensor | Joined]) -> None:
@@ -77,7 +79,7 @@ def _dump_with(exhibit: Exhibit, base: Fingerprint, path: Path, new: BinaryIO) -
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]
         pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
-        for projection in old.projections:
+        for projection in total_ranks(old):
             up, down, _ = factor_keys(projection, old.architecture)
             pieces[projection] = [(file.get_slice(up), file.get_slice(down))]
         for projection, own in _pieces(addition, old.dtype).items():

@@ -8,6 +8,7 @@ import torch
 from clora_core.base import Fingerprint
 from clora_core.errors import MuseumError
 from clora_core.museum import Exhibit, Museum
+from clora_core.recipe import recipe_named
 from clora_core.storage import append_exhibit, load_museum, load_view, save_museum
 from clora_core.storage.files import backup_of
 
@@ -17,12 +18,13 @@ from .museums import assert_same, exhibit, museum, projections
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["starter", "sd2", "sdxl"])
 def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtype, tmp_path):
-    """Also from nothing, with ranks and projections that differ, layer-wise words, strengths, and a word alone."""
+    """Also from nothing, with ranks and projections that differ, layer-wise words, gates, strengths, a word alone."""
     own = {"architecture": architecture}
     plain = museum(architecture)
     strong = replace(exhibit("<strong>", projections(architecture), seed=8, **own), strength=-0.5)
     layered = exhibit("<deep>", projections(architecture)[1:3], seed=9, layers=16, words=2, **own)
-    exhibits = (plain.exhibits[1], layered, strong, plain.exhibits[3], plain.exhibits[0], plain.exhibits[2])
+    shy = exhibit("<shy>", projections(architecture), seed=7, recipe=recipe_named("word-gated", rank=4), **own)
+    exhibits = (shy, plain.exhibits[1], layered, strong, plain.exhibits[3], plain.exhibits[0], plain.exhibits[2])
     path, whole = tmp_path / "grown" / "a.safetensors", tmp_path / "whole" / "a.safetensors"
     for folder in (path.parent, whole.parent):
         folder.mkdir()

@@ -76,6 +76,7 @@ INNER = {
     "other encoders": (lambda m: m["exhibits"][0].update(encoders=["t5"]), "t5"),
     "facts that are a list": (lambda m: m["exhibits"][0].update(facts=[]), "an object"),
     "a thumbnail that is no base64": (lambda m: m["exhibits"][0].update(thumbnail="~~~"), "base64"),
+    "a thumbnail that is no JPEG": (lambda m: m["exhibits"][0].update(thumbnail="R0lGODlh"), "no JPEG"),
     "a huge thumbnail": (lambda m: m["exhibits"][0].update(thumbnail="A" * 300_000), "thumbnail"),
     "steps as text": (lambda m: m["exhibits"][0]["recipe"].update(steps="many"), "steps"),
     "half a step": (lambda m: m["exhibits"][0]["recipe"].update(steps=1.5), "steps"),

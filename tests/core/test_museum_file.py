@@ -1,10 +1,10 @@
 """The museum file: what goes in comes out, and it is an ordinary LoRA with its words beside it."""
 
-import json
 import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from clora_core.errors import MuseumError
 from clora_core.museum import Museum
 from clora_core.projections import Projection
-from clora_core.storage import load_museum, read_header, save_museum
+from clora_core.recipe import recipe_named
+from clora_core.storage import load_museum, load_view, read_header, save_museum
 
 from .museums import assert_same, exhibit, museum, projections, put_together, taken_apart
 
@@ -42,6 +43,33 @@ def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
     tensors = load_file(tmp_path / "a.safetensors")
     assert torch.equal(tensors["clora.token.<deep>.clip_l"], layered.token.vectors["clip_l"])
     assert not [key for key in tensors if key.startswith("bundle_emb.<deep>")]
+
+
+@pytest.mark.parametrize("applied", ["at its word", "from its word on"])
+def test_what_acts_at_its_word_only_stays_out_of_the_sum_and_of_the_bundle(applied, tmp_path):
+    """Ordinary loaders would show it everywhere; here they see the museum without it, bit for bit."""
+    recipe = replace(recipe_named("word-gated", rank=4), applied=applied)
+    gated = replace(exhibit("<shy>", projections("sd15"), seed=9, words=2, recipe=recipe), strength=0.5)
+    exhibits = (museum().exhibits[0], gated, *museum().exhibits[1:])
+    before = replace(museum(), exhibits=exhibits)
+    save_museum(before, tmp_path / "a.safetensors")
+    save_museum(museum(), tmp_path / "without.safetensors")
+    after = load_museum(tmp_path / "a.safetensors")
+    assert_same(before, after)
+    assert after.exhibit("<shy>").gate == gated.gate
+    tensors, without = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "without.safetensors")
+    own = set(tensors) - set(without)
+    assert own and all(name.startswith(("clora.up.<shy>.", "clora.down.<shy>.", "clora.token.<shy>.")) for name in own)
+    assert all(torch.equal(tensors[name], without[name]) for name in without)
+    view = load_view(tmp_path / "a.safetensors")
+    assert [shown.word for shown in view.gated] == ["<shy>"] and view.gated[0].same_as(gated)
+    dense = museum().dense()
+    for projection, matrix in view.deltas.items():
+        torch.testing.assert_close(matrix, dense[projection], atol=1e-4, rtol=1e-5)
+    alone = replace(before, exhibits=(gated,))
+    save_museum(alone, tmp_path / "alone.safetensors")
+    assert_same(alone, load_museum(tmp_path / "alone.safetensors"))
+    assert not load_view(tmp_path / "alone.safetensors").deltas
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
@@ -139,22 +167,6 @@ def test_words_stand_where_a1111_looks_for_them(tmp_path):
             for name, encoder in names.items():
                 assert torch.equal(tensors[f"bundle_emb.{shown.word}.{name}"], shown.token.vectors[encoder][0])
         assert len([key for key in tensors if key.startswith("bundle_emb.")]) == 4 * len(names)
-
-
-def test_managers_find_their_facts(tmp_path):
-    save_museum(museum(), tmp_path / "zoo.safetensors")
-    facts = taken_apart(tmp_path / "zoo.safetensors")[0]["__metadata__"]
-    assert all(isinstance(value, str) for value in facts.values())
-    assert facts["ss_base_model_version"] == "sd_v1"
-    assert facts["ss_network_module"] == "networks.lora"
-    assert (facts["ss_network_dim"], facts["ss_network_alpha"]) == ("12", "12.0")  # 4 + 3 + 5, the widest projection
-    assert facts["ss_output_name"] == facts["modelspec.title"] == "zoo"
-    assert facts["ss_num_train_images"] == "5"
-    assert set(next(iter(json.loads(facts["ss_tag_frequency"]).values()))) == set(museum().words)
-    assert facts["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert facts["modelspec.trigger_phrase"] == "<my-cat>, <ink>, <bär>, lonely"
-    assert facts["modelspec.date"] == "2024-05-06"
-    assert facts["ss_seed"] == "0"
 
 
 def test_selected_words_are_read_in_the_museums_order(tmp_path):
