@@ -56,7 +56,7 @@ class DiffusersBase:
         self.fingerprint = fingerprint(self.modules)
         self.schedule: Schedule = parts.schedule
         starter = self.architecture.name == "starter"
-        self.captions = world.everyday_captions() if starter else everyday_captions()
+        self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
         self.device = torch.device(device)
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
         for model in self._models:

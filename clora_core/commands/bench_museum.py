@@ -50,7 +50,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, the least of several turns, and bytes of memory beyond what the process had and the file's own pages."""
+    """Processor seconds, the least of several turns, which count no waiting for other programs or the disk; and bytes
+    of memory beyond what the process had and the file's own pages."""
 
     seconds: float
     peak_bytes: int | None
@@ -72,7 +73,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
-    say(f"Museums of SD1.5's shape, rank {arguments.rank}. In brackets: the ratio to the naive way.\n")
+    say(f"Museums of SD1.5's shape, rank {arguments.rank}; processor time. In brackets: the ratio to the naive way.\n")
     say("exhibits      MiB        header           one              view            append     peak MiB: view, append")
     base, rows = sd15_shape(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -127,9 +128,9 @@ def cost_of(work: Callable[[], object], rounds: int, before: Callable[[], object
     for _ in range(rounds):
         if before:
             before()
-        begun = time.perf_counter()
+        begun = time.process_time()
         work()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     if before:
         before()
     return Cost(min(seconds), _peak(work))

@@ -53,7 +53,7 @@ class HostBase:
         self.model, self.clip, self.vae = model, clip, vae
         self._check()
         starter = self.architecture.name == "starter"
-        self.captions = world.everyday_captions() if starter else everyday_captions()
+        self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
         self.answering: Conditioning | None = None
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
         self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
