@@ -9,6 +9,7 @@ for bit.
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,6 +44,14 @@ def telling_places(clip: Any) -> Any:
     before = clip.patcher.get_model_object("encode_token_weights")
     if not isinstance(before, _Telling):
         clip.patcher.add_object_patch("encode_token_weights", _Telling(before))
+    return clip
+
+
+def telling_nothing(clip: Any) -> Any:
+    """Undo `telling_places` on a clone that may be changed."""
+    telling = clip.patcher.object_patches.get("encode_token_weights")
+    if isinstance(telling, _Telling):
+        _put_back(clip.patcher, "encode_token_weights", telling.encode)
     return clip
 
 
@@ -82,7 +91,15 @@ def take_gates(model: ModelPatcher) -> None:
     model.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
     hearing = model.object_patches.get("extra_conds")
     if isinstance(hearing, _Hearing):
-        model.object_patches["extra_conds"] = hearing.conds
+        _put_back(model, "extra_conds", hearing.conds)
+
+
+def _put_back(patcher: ModelPatcher, name: str, method: Any) -> None:
+    """Let a method be again what it was: the model's own, or what others put in its place."""
+    if method == MethodType(getattr(type(patcher.model), name), patcher.model):
+        del patcher.object_patches[name]
+    else:
+        patcher.object_patches[name] = method
 
 
 class _Hearing:

@@ -14,7 +14,7 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from .words import known_words
 
@@ -56,6 +56,7 @@ class _Digest:
         self.hash = hashlib.sha256()
         self._open: list[int] = []  # what is being read, from the outside in
         self._left = MOST
+        self._own: dict[int, str] = {}  # modules whose weights are read anyhow
 
     def add(self, value: object) -> None:
         """Raises _UnreadableError for what shows nothing of its state, such as a generator or a lock."""
@@ -84,6 +85,8 @@ class _Digest:
                 self._say(*sorted(_digest_of(part) for part in value))
             case ModelPatcher():
                 self._patcher(value)
+            case Module() if id(value) in self._own:
+                self._say(self._own[id(value)])
             case type() | ModuleType():
                 self._say(getattr(value, "__module__", ""), value.__name__)
             case FunctionType():
@@ -105,6 +108,7 @@ class _Digest:
             flat = weight.detach().flatten()
             sampled = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to("cpu", torch.float32)
             self._say(name, weight.dtype, tuple(weight.shape), sampled.tolist())
+        self._own |= {id(module): name for name, module in patcher.model.named_modules()}
         for kind in PUT_ON:
             self.add({key: put_on for key, put_on in getattr(patcher, kind).items() if put_on})
         self.add(patcher.model_options["transformer_options"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...clora_core.concept import ConceptToken, word_pattern
 from ...clora_core.errors import BaseModelError, ConceptError
-from .gates import marked, telling_places
+from .gates import marked, telling_nothing, telling_places
 
 CLIP = comfy.sd.CLIP
 Piece = int | Tensor  # an id, or the vector (width,) that stands for a learned word
@@ -144,7 +144,7 @@ def _speaking(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
         part = copy.copy(tokenizer)
         part.tokenizer = speaking(name, tokenizer, tokens)
         setattr(clone.tokenizer, name, part)
-    return telling_places(clone)
+    return telling_places(clone) if tokens else telling_nothing(clone)
 
 
 def _listed(found: Mapping[str, int]) -> str:

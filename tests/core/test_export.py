@@ -11,6 +11,7 @@ from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.museum import Museum
 from clora_core.projections import find_projections
+from clora_core.recipe import recipe_named
 from clora_core.storage import export, export_embeddings, export_lora, save_museum
 from clora_core.storage.export import file_stems
 
@@ -276,6 +277,20 @@ def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(MuseumError, match=r"nothing to export.*one per layer"):
         export(layered.only(["<deep>"]), tmp_path / "none")
+
+
+def test_what_acts_at_its_word_only_is_left_out_and_said(tmp_path):
+    """Other programs would apply it everywhere."""
+    shy = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
+    exported = export(museum().with_exhibit(shy), tmp_path / "all")
+    plain = export(museum(), tmp_path / "plain")
+    assert set(exported.left_out) == {"<shy>"} and "acts at its word only" in exported.left_out["<shy>"]
+    for one, other in zip(exported.files, plain.files, strict=True):
+        ours, theirs = load_file(one), load_file(other)
+        assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for for_diffusers in (False, True):
+        with pytest.raises(MuseumError, match="'<shy>' acts at its word only"):
+            export_lora(museum().with_exhibit(shy), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
 
 
 def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsys):

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from clora_core.errors import MuseumError
 from clora_core.museum import Exhibit, Museum
+from clora_core.recipe import recipe_named
 from clora_core.storage import append_exhibit, load_museum, load_view, read_header, save_museum
 
 from .museums import exhibit, museum, projections
@@ -198,12 +199,12 @@ class Memory:
 
 
 def small_museum() -> Museum:
-    on = projections("starter", 8)[:4]
-    cat = exhibit(
-        "<my-cat>", on, seed=1, ranks=(1,), architecture="starter", facts={"a": [1, {}]}, thumbnail=b"\xff\xd8"
-    )
-    ink = exhibit("<ink>", on[1:3], seed=2, ranks=(2, 1), words=2, architecture="starter", strength=0.5)
-    return Museum(museum("starter").base, (cat, ink))
+    """An ordinary exhibit, one at a strength of its own, and one that acts at its word only."""
+    on, own = projections("starter", 8)[:4], {"architecture": "starter"}
+    cat = exhibit("<my-cat>", on, seed=1, ranks=(1,), facts={"a": [1, {}]}, thumbnail=b"\xff\xd8", **own)
+    ink = exhibit("<ink>", on[1:3], seed=2, ranks=(2, 1), words=2, strength=0.5, **own)
+    shy = exhibit("<shy>", on[:1], seed=3, ranks=(1,), recipe=recipe_named("word-gated"), **own)
+    return Museum(museum("starter").base, (cat, ink, shy))
 
 
 def appended(path: Path, addition: Exhibit) -> None:

@@ -112,6 +112,15 @@ def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Mod
     assert results() == 2
 
 
+def test_a_patch_that_knows_its_model_is_read_however_the_model_is_loaded(starter: Models):
+    model, clip, vae = starter
+    knowing = patched(model, partial(scaled(1.0), model.model.diffusion_model, model))
+    before = identity(knowing, clip, vae)
+    comfy.model_management.load_models_gpu([view(model, clip, random_museum(HostBase(*starter), "<one>"))[0]])
+    assert before is not None and identity(knowing, clip, vae) == before
+    comfy.model_management.unload_all_models()
+
+
 UNLIKE = {
     "numbers": (scaled(1.0), scaled(1.1)),
     "tensors": (scaled(torch.zeros(99)), scaled(torch.eye(99)[7])),

@@ -25,7 +25,7 @@ def made(seed: int = 0) -> Result:
     delta = LowRank(torch.randn(64, 2, generator=rng), torch.randn(2, 128, generator=rng))
     token = ConceptToken("<cat>", {"clip_l": torch.randn(1, 1, 128, generator=rng)})
     facts = {"pictures": 3, "date": "2026-01-02T03:04:05+00:00"}
-    exhibit = Exhibit(token, {PROJECTION: delta}, Recipe(), "object", "a photo of <cat>", facts, b"jpeg")
+    exhibit = Exhibit(token, {PROJECTION: delta}, Recipe(), "object", "a photo of <cat>", facts, b"\xff\xd8jpeg")
     pictures = in_8_bits(torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1)
     return Result(exhibit, (0.5, 0.25, 0.125), pictures)
 
@@ -50,7 +50,7 @@ def test_a_result_comes_back_as_it_was(store: Store):
     assert found is not None and store.result(B) is None
     assert found.losses == result.losses
     assert torch.equal(found.pictures, result.pictures)
-    assert found.exhibit.facts == result.exhibit.facts and found.exhibit.thumbnail == b"jpeg"
+    assert found.exhibit.facts == result.exhibit.facts and found.exhibit.thumbnail == b"\xff\xd8jpeg"
     assert found.exhibit.recipe == result.exhibit.recipe and found.exhibit.word == "<cat>"
     assert torch.equal(found.exhibit.deltas[PROJECTION].up, result.exhibit.deltas[PROJECTION].up)
     assert torch.equal(found.exhibit.token.vectors["clip_l"], result.exhibit.token.vectors["clip_l"])
