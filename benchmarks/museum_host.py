@@ -4,7 +4,8 @@
 
 Both sides show the same numbers on a UNet of SD1.5's real size with random weights (12 GiB of memory), in one process:
 C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. The pictures that they
-are told to draw must agree. Then sampling steps are timed in turns on the model as it came and on one that views the museum.
+are told to draw must agree. Then sampling steps are timed, in turns on a model as it came and on one that views the
+museum.
 Writes `benchmarks/results/museum_host.json`.
 """
 
@@ -179,10 +180,13 @@ def away() -> None:
 
 def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, float]:
     """Processor seconds of a sampling step of both models, and their ratio: medians, and the ratios' quartiles."""
-    pairs = [(step(plain), step(viewing)) for _ in range(turns)]
-    ratios = [after / before for before, after in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    seconds = {name: statistics.median(clock) for name, clock in zip(("plain", "viewing"), zip(*pairs), strict=True)}
+    pairs = []
+    for turn in range(turns):
+        order = (plain, viewing) if turn % 2 else (viewing, plain)
+        clocks = {model: step(model) for model in order}
+        pairs.append((clocks[plain], clocks[viewing]))
+    low, middle, high = statistics.quantiles([after / before for before, after in pairs], n=4)
+    seconds = {name: statistics.median(pair[side] for pair in pairs) for side, name in enumerate(("plain", "viewing"))}
     return {**seconds, "ratio": middle, "lower quartile": low, "upper quartile": high}
 
 

@@ -28,7 +28,7 @@ class Gate:
 
     def opened(self, base: Base, x: Tensor) -> Tensor | None:
         """The text states (b, tokens, width) with zeros where the delta does not act; None if that is everywhere."""
-        places = base.answering.places.get(self.word) if base.answering else None
+        places = base.places.get(self.word)
         if places is None:
             return None
         if self.onwards:

@@ -81,7 +81,7 @@ class Base(Protocol):
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
-    answering: Conditioning | None  # what `predict` was last called with
+    places: Mapping[str, Tensor]  # where words stand in what `predict` was last called with
     captions: Sequence[str]  # everyday prompts in words that the model knows; what it shows for them should stay
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:

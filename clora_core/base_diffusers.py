@@ -64,7 +64,7 @@ class DiffusersBase:
             nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
             model.eval().requires_grad_(False)
         self._compute: torch.dtype | None = None
-        self.answering: Conditioning | None = None
+        self.places: Mapping[str, Tensor] = {}
 
     @classmethod
     def from_starter(
@@ -132,7 +132,7 @@ class DiffusersBase:
         dtype = self.unet.dtype
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
-        self.answering = conditioning
+        self.places = conditioning.places
         with autocast:
             added = self._added(inputs[0], conditioning)
             (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)

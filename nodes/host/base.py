@@ -54,7 +54,7 @@ class HostBase:
         self._check()
         starter = self.architecture.name == "starter"
         self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
-        self.answering: Conditioning | None = None
+        self.places: Mapping[str, Tensor] = {}
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
         self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
         self._prepared = False
@@ -127,7 +127,7 @@ class HostBase:
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
         if self._learning:
             options["optimized_attention_override"] = plain_attention
-        self.answering = conditioning
+        self.places = conditioning.places
         latents = noisy.to(self.device, dtype)
         return unet_of(self.model)(
             latents,
@@ -151,7 +151,7 @@ class HostBase:
                 self._ready()
                 yield
         finally:
-            self._learning = before
+            self._learning, self.answering = before, None  # which would hold on to what was trained
             comfy.model_management.soft_empty_cache()
 
     def _ready(self, memory_required: int = 0) -> None:

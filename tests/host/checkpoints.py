@@ -67,7 +67,11 @@ def write_checkpoint(family: str, path: Path, widths: Sequence[int] | None = Non
     vae = AutoencoderKL(ddconfig=AUTOENCODER, embed_dim=4).half()
     for seed, module in enumerate((model.diffusion_model, clip.cond_stage_model, vae)):
         fill(module, seed=seed)
-    tensors = model.state_dict_for_saving(clip.get_sd(), vae.state_dict())
+    tensors = {
+        **config.process_unet_state_dict_for_saving(model.diffusion_model.state_dict()),
+        **config.process_clip_state_dict_for_saving(clip.get_sd()),
+        **config.process_vae_state_dict_for_saving(vae.state_dict()),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     comfy.utils.save_torch_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
 

@@ -14,6 +14,7 @@ from clora_pack.clora_core.museum import Museum
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.model import check_supported
 from clora_pack.nodes.host.starter import load_starter
+from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -193,25 +194,25 @@ def test_the_wrong_text_encoder_and_the_wrong_vae_are_refused(models):
 
 
 def test_a_model_of_joint_attention_is_refused_by_name():
-    config = comfy.supported_models.Flux(
-        {
-            "image_model": "flux",
-            "in_channels": 16,
-            "out_channels": 16,
-            "vec_in_dim": 768,
-            "context_in_dim": 4096,
-            "hidden_size": 128,
-            "mlp_ratio": 4.0,
-            "num_heads": 4,
-            "depth": 1,
-            "depth_single_blocks": 1,
-            "axes_dim": [8, 12, 12],
-            "theta": 10000,
-            "patch_size": 2,
-            "qkv_bias": True,
-            "guidance_embed": False,
-        }
-    )
+    numbers = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 768,
+        "context_in_dim": 4096,
+        "hidden_size": 128,
+        "mlp_ratio": 4.0,
+        "num_heads": 4,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [8, 12, 12],
+        "theta": 10000,
+        "patch_size": 2,
+        "qkv_bias": True,
+        "guidance_embed": False,
+    }
+    if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # newer ComfyUIs ask for it
+        numbers["txt_ids_dims"] = []
+    config = comfy.supported_models.Flux({"image_model": "flux", **numbers})
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
     flux = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
