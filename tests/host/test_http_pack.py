@@ -12,7 +12,7 @@ from .workflow import as_prompt
 
 IDS = (
     *("CLoRA_ConceptToken", "CLoRA_TrainStep", "CLoRA_LoadMuseum", "CLoRA_SaveMuseum", "CLoRA_Recipe"),
-    *("CLoRA_StarterModel", "CLoRA_StarterPictures"),
+    *("CLoRA_EditMuseum", "CLoRA_StarterModel", "CLoRA_StarterPictures"),
 )
 
 
