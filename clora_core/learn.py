@@ -7,7 +7,8 @@ resumed learning gives what an uninterrupted one would have given.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .attach import attached
 from .base import Base
-from .concept import Concept
+from .concept import Concept, ConceptToken
 from .errors import ConceptError, LearningError
 from .learning_state import LearningState
 from .lesson import Lesson
@@ -61,29 +62,38 @@ def learn(
     last good state in it, when the loss or its gradient is no longer finite.
     """
     check_learnable(base, museum, concept)
+    earlier = Museum(museum.base) if recipe.over == "the base" else museum
     with torch.inference_mode(False), torch.enable_grad():
         lesson = Lesson.prepared(base, concept, recipe)
-        trained = start(base, concept, recipe)
+        trained = start(base, concept, recipe, museum)
         optimizer = Optimizer(trained, recipe, base.device)
         book = _Book(learning_key(museum, concept, recipe), trained, optimizer)
-        past = {projection: moved.to(base.device) for projection, moved in museum.dense().items()}
+        past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
+        beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
         with (
             base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing),
-            attached(base, past),
+            attached(base, beneath),
             attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
         ):
             first_word = trained.token(concept.word)
-            old_prompts = [exhibit.prompt or exhibit.word for exhibit in museum.exhibits]
+
+            @contextmanager
+            def as_before() -> Iterator[None]:
+                with new.left_out(), attached(base, trained.continued):
+                    yield
+
             setting = Setting(
                 base,
                 concept,
                 past,
-                old_prompts,
-                museum.tokens,
-                new.left_out,
+                earlier.prompts,
+                earlier.tokens,
+                as_before,
                 lambda: lesson.reference_loss(first_word),
+                [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
+                trained.continued,
             )
-            with new.left_out():
+            with as_before():
                 terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
             if resume is not None:
                 book.open_at(resume)
@@ -98,13 +108,14 @@ def learn(
                         losses[name] += value.item() / recipe.accumulation
                 if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
                     raise LearningError(_not_finite(concept.word, index, losses, recipe), book.state())
+                trained.settle()
                 book.losses.append(sum(losses.values()))
                 if report:
                     report(Progress(index + 1, recipe.steps, losses, trained, book.state))
-        learned = trained.kept()
-    facts = {"pictures": len(concept.pictures), "loss": book.losses[-1]}
-    token = learned.token(concept.word)
-    return museum.with_exhibit(Exhibit(token, learned.deltas, recipe, concept.kind, concept.prompt, facts))
+        facts = {"pictures": len(concept.pictures), "loss": book.losses[-1]}
+        token = ConceptToken(concept.word, {name: v.detach().cpu().clone() for name, v in trained.vectors.items()})
+        exhibit = Exhibit(token, trained.increments(), recipe, concept.kind, concept.prompt, facts)
+    return museum.with_exhibit(exhibit)
 
 
 def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:

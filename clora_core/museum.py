@@ -53,6 +53,11 @@ class Exhibit:
         return gate_of(self.word, self.recipe.applied)
 
     @property
+    def scaled_deltas(self) -> dict[Projection, LowRank]:
+        """Its deltas times its strength: as they are shown."""
+        return {projection: delta.scaled(self.strength) for projection, delta in self.deltas.items()}
+
+    @property
     def rank(self) -> int:
         """The largest rank among the deltas; 0 for a word alone."""
         return max((delta.rank for delta in self.deltas.values()), default=0)
@@ -90,6 +95,11 @@ class Museum:
     @property
     def tokens(self) -> tuple[ConceptToken, ...]:
         return tuple(exhibit.token for exhibit in self.exhibits)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What each exhibit was learned with."""
+        return tuple(exhibit.prompt or exhibit.word for exhibit in self.exhibits)
 
     def check_over(self, base: Fingerprint) -> None:
         """Raise BaseModelError unless this museum was made over that base."""

@@ -12,6 +12,9 @@ from .regularizers import REGULARIZERS, ContextPreservation, Distillation, Regul
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Applied = Literal["everywhere", "at its word", "from its word on"]
+Over = Literal["the museum", "the base", "the last delta"]
+Down = Literal["learned", "orthogonal", "quiet", "identity"]
+CHOICES = {"applied": Applied, "over": Over, "down": Down, "schedule": LearningRateSchedule, "precision": Precision}
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,19 @@ class Recipe:
     learning_rate is for the deltas, token_learning_rate for the word. batch_size pictures are seen at once, and
     `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
     timesteps alike. applied: at which places of a prompt the deltas act. The regularizers' weights are their own.
+
+    over: what the deltas are learned on top of: all earlier exhibits; the base alone, as if there were none; or the
+    last delta that was learned so, which is then trained on (one shared LoRA, of which every exhibit holds an
+    increment). down: the factor that reads the text is learned with `up`; or it is fixed, to directions that are
+    orthogonal to one another, or to the identity (a full matrix, whatever the rank); or it is learned, and held within
+    the directions that other prompts hardly use ("quiet").
     """
 
     method: str = "c-lora"
     regularizers: tuple[Regularizer, ...] = ()
     applied: Applied = "everywhere"
+    over: Over = "the museum"
+    down: Down = "learned"
     rank: int = 16
     steps: int = 400
     learning_rate: float = 5e-4
@@ -56,9 +67,8 @@ class Recipe:
         _require(share, "warmup", self.warmup, "a share of the steps, between 0 and 1")
         seed = _is_whole(self.seed) and 0 <= self.seed < 2**63
         _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
-        _require(self.schedule in (known := get_args(LearningRateSchedule)), "schedule", self.schedule, _one_of(known))
-        _require(self.precision in (known := get_args(Precision)), "precision", self.precision, _one_of(known))
-        _require(self.applied in (known := get_args(Applied)), "applied", self.applied, _one_of(known))
+        for name, kind in CHOICES.items():
+            _require((value := getattr(self, name)) in get_args(kind), name, value, _one_of(get_args(kind)))
         alone = self.applied == "everywhere" or not any(isinstance(r, Distillation) for r in self.regularizers)
         _require(alone, "applied", self.applied, "everywhere with distillation: gated deltas move no old prompt")
         names = [regularizer.name for regularizer in self.regularizers]
@@ -127,6 +137,11 @@ RECIPES: dict[str, Recipe] = {
     "lwf": Recipe("lwf", (Distillation(),)),
     "textual-inversion": Recipe("textual-inversion", rank=0),
     "word-gated": Recipe("word-gated", applied="at its word"),
+    "null-space": Recipe("null-space", down="quiet"),
+    "orthogonal": Recipe("orthogonal", over="the base", down="orthogonal"),
+    "separate": Recipe("separate", over="the base"),
+    "single-lora": Recipe("single-lora", over="the last delta"),
+    "full-kv": Recipe("full-kv", down="identity"),
     "sequential": Recipe("sequential"),
 }
 

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .base import Base
 from .concept import Concept, ConceptToken
-from .errors import ConceptError
-from .low_rank import LowRank
+from .directions import free_directions, quiet_directions
+from .errors import ConceptError, RecipeError
+from .low_rank import LowRank, concatenated
+from .museum import Museum
 from .projections import Projection
 from .recipe import Recipe
 from .seeds import seeded
@@ -18,46 +20,103 @@ from .seeds import seeded
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """All that learning moves: float32 parameters on the base's device."""
+    """All that learning moves: float32 parameters on the base's device.
+
+    continued: the shared deltas that these started from, as they were. allowed: the projector (width, width) onto the
+    directions of the text states that `down` is held within.
+    """
 
     deltas: Mapping[Projection, LowRank]
     vectors: Mapping[str, Tensor]  # text encoder → (layers, words, width)
+    continued: Mapping[Projection, LowRank] = field(default_factory=dict)
+    allowed: Tensor | None = None
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by a name that is the same in every run."""
         named = {f"token.{encoder}": vectors for encoder, vectors in self.vectors.items()}
         for projection, delta in self.deltas.items():
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
-        return named
+        return {name: value for name, value in named.items() if value.requires_grad}
 
     def token(self, word: str) -> ConceptToken:
         """The word with its vectors as they are now; gradients reach them."""
         return ConceptToken(word, self.vectors)
 
-    def kept(self) -> "Trained":
-        """A copy on the CPU that no further step can move."""
-        deltas = {
-            projection: LowRank(delta.up.detach().cpu().clone(), delta.down.detach().cpu().clone())
-            for projection, delta in self.deltas.items()
-        }
-        return Trained(deltas, {encoder: v.detach().cpu().clone() for encoder, v in self.vectors.items()})
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After an update: put `down` back into the directions that are allowed, if not all are."""
+        if self.allowed is not None:
+            for delta in self.deltas.values():
+                delta.down.copy_(delta.down @ self.allowed)
+
+    def increments(self) -> dict[Projection, LowRank]:
+        """What the model has moved since the start, on the CPU, copied so that no further step can move it."""
+        increments = {}
+        for projection, delta in self.deltas.items():
+            parts = [LowRank(delta.up.detach(), delta.down.detach())]
+            if projection in self.continued:
+                parts.append(self.continued[projection].scaled(-1))
+            moved = concatenated(parts)
+            increments[projection] = LowRank(moved.up.cpu().clone(), moved.down.cpu().clone())
+        return increments
 
 
-def start(base: Base, concept: Concept, recipe: Recipe) -> Trained:
-    """Zero deltas (none for rank 0) and the word's first vectors; the same for the same base, concept and seeds.
+def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum) -> Trained:
+    """Deltas that move nothing yet (none for rank 0) and the word's first vectors; the same for the same inputs.
 
     `up` is zero, so the first step sees the model as it is; `down` is uniform in ±1/√in, as peft and Mix-of-Show start
-    it (the paper does not say).
+    it (the paper does not say), unless the recipe says otherwise. A shared delta goes on from where it was left.
     """
+    continued = _continued(base, recipe, museum)
+    allowed = quiet_directions(base, museum).to(base.device) if recipe.rank and recipe.down == "quiet" else None
     deltas = {}
     for projection in base.modules if recipe.rank else ():
-        rows, columns = projection.shape
-        rng = seeded("down", recipe.seed, concept.word, projection.path)
-        down = (torch.rand(recipe.rank, columns, generator=rng) * 2 - 1) / math.sqrt(columns)
-        up = torch.zeros(rows, recipe.rank)
-        deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base))
-    vectors = start_vectors(base, concept)
-    return Trained(deltas, {encoder: _parameter(value, base) for encoder, value in vectors.items()})
+        if projection in continued:
+            up, down = continued[projection].up.clone(), continued[projection].down.clone()
+        else:
+            down = _first_down(recipe, concept, projection, museum)
+            up = torch.zeros(projection.shape[0], len(down))
+        fixed = recipe.down in ("identity", "orthogonal")
+        deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base, learned=not fixed))
+    vectors = {encoder: _parameter(value, base) for encoder, value in start_vectors(base, concept).items()}
+    trained = Trained(deltas, vectors, continued, allowed)
+    trained.settle()
+    return trained
+
+
+def _first_down(recipe: Recipe, concept: Concept, projection: Projection, museum: Museum) -> Tensor:
+    """(rank, in) float32; the identity is (in, in)."""
+    columns = projection.shape[1]
+    if recipe.down == "identity":
+        return torch.eye(columns)
+    if recipe.down == "orthogonal":
+        earlier = [exhibit.deltas[projection].down for exhibit in museum.exhibits if projection in exhibit.deltas]
+        return free_directions(earlier, recipe.rank, columns)
+    rng = seeded("down", recipe.seed, concept.word, projection.path)
+    return (torch.rand(recipe.rank, columns, generator=rng) * 2 - 1) / math.sqrt(columns)
+
+
+def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, LowRank]:
+    """The shared delta as the last exhibit of its kind left it: that exhibit's first factors; what follows them in it
+    takes the one before away."""
+    if recipe.over != "the last delta":
+        return {}
+    for exhibit in reversed(museum.exhibits):
+        if exhibit.recipe.over == recipe.over and exhibit.deltas:
+            rank = exhibit.recipe.rank
+            if rank != recipe.rank:
+                raise RecipeError(
+                    f"The shared delta of this museum, last trained for '{exhibit.word}', has rank {rank}; it cannot "
+                    f"go on with rank {recipe.rank}. Choose rank {rank}, or another recipe."
+                )
+            return {
+                projection: LowRank(
+                    delta.up[:, :rank].to(base.device, torch.float32),
+                    delta.down[:rank].to(base.device, torch.float32),
+                )
+                for projection, delta in exhibit.deltas.items()
+            }
+    return {}
 
 
 def start_vectors(base: Base, concept: Concept) -> dict[str, Tensor]:
@@ -87,5 +146,5 @@ def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
     return torch.cat([vectors, vectors[-1:].expand(concept.vectors - len(vectors), -1)])
 
 
-def _parameter(value: Tensor, base: Base) -> nn.Parameter:
-    return nn.Parameter(value.to(base.device, torch.float32))
+def _parameter(value: Tensor, base: Base, *, learned: bool = True) -> nn.Parameter:
+    return nn.Parameter(value.to(base.device, torch.float32), requires_grad=learned)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -21,8 +21,9 @@ class Setting:
 
     past: projection → Σ of the deltas of earlier exhibits, dense (out, in) float32 without gradient; empty for the
     first concept. old_prompts, old_words: what earlier exhibits were learned with, one of each an exhibit. as_before:
-    while entered, the model answers without the new exhibit's deltas. reference_loss: the diffusion loss of the model
-    as it stands before this concept, a fixed average.
+    while entered, the model answers as it did before this concept. reference_loss: the diffusion loss of the model
+    as it stands before this concept, a fixed average. earlier: the deltas of which `past` is the sum, one entry an
+    exhibit. continued: the shared delta that the new one started from, as it was, if there is one.
     """
 
     base: Base
@@ -32,6 +33,8 @@ class Setting:
     old_words: Sequence[ConceptToken]
     as_before: Callable[[], AbstractContextManager[None]]
     measure_reference_loss: Callable[[], float]
+    earlier: Sequence[Deltas] = ()
+    continued: Deltas = field(default_factory=dict)
 
     @cached_property
     def reference_loss(self) -> float:

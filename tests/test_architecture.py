@@ -19,11 +19,11 @@ PYTHON = sorted(
 LAYERS = {
     1: {"errors", "learning_state", "low_rank", "projections", "concept", "captions", "seeds", "base"},
     2: {"step"},
-    3: {"regularizers", "objective", "attach"},
+    3: {"regularizers", "objective", "attach", "text_states"},
     4: {"recipe", "museum"},
     5: {
-        *{"start", "optimizer", "lesson", "sampling", "learn", "measure", "editing", "pictures", "sheets"},
-        *{"storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter"},
+        *{"start", "directions", "optimizer", "lesson", "sampling", "learn", "measure", "editing", "pictures", "sheets"},
+        *{"effect", "storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter", "report"},
     },
     6: {"commands", "cli", "__main__"},
 }

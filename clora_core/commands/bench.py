@@ -85,7 +85,7 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
 def frozen_steps(base: DiffusersBase, concept: Concept, recipe: Recipe) -> Iterator[float]:
     """Seconds of each forward and backward pass that trains the word alone."""
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, concept, recipe)
+    trained = start(base, concept, recipe, Museum(base.fingerprint))
     with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing):
         for number in range(recipe.steps):
             begun = _now(base.device)

@@ -12,21 +12,18 @@ UCE (arXiv:2308.14761), Custom Diffusion's constrained merge (arXiv:2212.04488),
 projection memory (arXiv:2103.09762).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..base import Base
-from ..concept import ConceptToken
 from ..errors import RecipeError
 from ..projections import Projection
 from ..step import Setting, Step
+from ..text_states import kept_states, moment_of
 from .protocol import Term
-
-AT_ONCE = 16
 
 
 def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
@@ -35,24 +32,14 @@ def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Tensor:
-    """The text states of all prompts at all positions, (prompts · positions, width) float32."""
-    parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
-    return torch.cat([base.encode_prompts(part, tokens).states.float().flatten(0, 1) for part in parts])
-
-
-@torch.no_grad()
 def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
     """C, (width, width) float32, and each projection's E‖W s‖²; everyday and old prompts weigh half each."""
-    groups = [text_states(setting.base, setting.base.captions, ())]
-    if setting.old_prompts:
-        groups.append(text_states(setting.base, setting.old_prompts, setting.old_words))
-    second_moment = torch.stack([states.T @ states / len(states) for states in groups]).mean(0)
+    groups = kept_states(setting.base, setting.old_prompts, setting.old_words)
     sizes = {}
     for projection, module in setting.base.modules.items():
         answers = [module(states[None])[0].float() for states in groups]
         sizes[projection] = float(torch.stack([answer.square().sum(1).mean() for answer in answers]).mean())
-    return second_moment, sizes
+    return moment_of(groups), sizes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from clora_core.base import Base
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
 from clora_core.lesson import Lesson
-from clora_core.museum import shown
+from clora_core.museum import Museum, shown
 from clora_core.recipe import Recipe
 from clora_core.regularizers import Distillation
 from clora_core.start import start
@@ -21,7 +21,7 @@ PROMPT = "a photo of <old>"
 
 def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_new_deltas(base: Base):
     museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short()
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe)
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
     deltas = random_deltas(base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, museum.dense()):
         step = lesson.step(0, trained)

@@ -131,7 +131,7 @@ def test_only_this_words_vectors_move():
     assert starter.text_encoder.get_input_embeddings().weight.shape == size
     for encoder, vectors in museum.exhibits[0].token.vectors.items():
         assert torch.equal(later.exhibits[0].token.vectors[encoder], vectors)
-    fresh = start(base, small_concept("<two>", seed=1), short()).vectors
+    fresh = start(base, small_concept("<two>", seed=1), short(), Museum(base.fingerprint)).vectors
     for encoder, vectors in later.exhibits[1].token.vectors.items():
         assert not torch.equal(vectors, fresh[encoder].detach())
 
@@ -186,7 +186,7 @@ def test_the_first_step_sees_the_unchanged_model(base: Base):
     heard: list[Progress] = []
     concept, recipe = small_concept(), short(C_LORA)
     learn(base, Museum(base.fingerprint), concept, recipe, report=heard.append)
-    trained = start(base, concept, recipe)
+    trained = start(base, concept, recipe, Museum(base.fingerprint))
     shown = Lesson.prepared(base, concept, recipe).step(0, trained)
     with torch.no_grad():
         conditioning = base.encode_prompts(["a photo of <one>"] * 2, [trained.token("<one>")])
@@ -197,7 +197,7 @@ def test_the_first_step_sees_the_unchanged_model(base: Base):
 
 def test_down_waits_for_up_and_then_all_is_moved(base: Base):
     concept, recipe = small_concept(), short()
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe)
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
     optimizer = Optimizer(trained, recipe, base.device)
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas):
         for number in range(2):
@@ -215,7 +215,7 @@ def test_learning_fits_its_pictures(base: Base):
     recipe = short(rank=4, steps=30, learning_rate=3e-3, batch_size=8)
     museum = learn(base, Museum(base.fingerprint), concept, recipe, report=lambda p: losses.append(p.loss))
     lesson = Lesson.prepared(base, concept, recipe)
-    before = lesson.reference_loss(start(base, concept, recipe).token("<one>"))
+    before = lesson.reference_loss(start(base, concept, recipe, Museum(base.fingerprint)).token("<one>"))
     with attached(base, museum.deltas()):
         after = lesson.reference_loss(museum.exhibits[0].token)
     assert after < before

@@ -18,7 +18,7 @@ from .small import museum_of, short, small_concept
 
 
 def steps(base: Base, concept: Concept, recipe: Recipe, count: int) -> tuple[Lesson, list[Step]]:
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe)
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
     with torch.no_grad():
         return lesson, [lesson.step(number, trained) for number in range(count)]
 
@@ -76,7 +76,7 @@ def test_every_picture_is_told_by_its_own_caption(base: Base):
     concept = small_concept(captions=captions)
     recipe = short()
     lesson, shown = steps(base, concept, recipe, 4)
-    token = start(base, concept, recipe).token("<one>")
+    token = start(base, concept, recipe, Museum(base.fingerprint)).token("<one>")
     with torch.no_grad():
         alone = torch.cat([base.encode_prompts([text], [token]).states for text in concept.prompts()])
     assert len(torch.unique(alone.flatten(1), dim=0)) == 4
@@ -91,7 +91,7 @@ def test_the_reference_loss_is_the_plain_error_and_does_not_depend_on_the_batch_
     for batch_size in (1, 3, 8):
         recipe = short(batch_size=batch_size)
         lesson = Lesson.prepared(base, small_concept(), recipe)
-        trained = start(base, small_concept(), recipe)
+        trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
         values.append(lesson.reference_loss(trained.token("<one>")))
         with attached(base, trained.deltas):
             assert lesson.reference_loss(trained.token("<one>")) == values[-1]
@@ -134,7 +134,7 @@ def test_starting_from_a_word_leaves_that_word_alone(base: Base):
 
 
 def test_factors_start_as_peft_starts_them(base: Base):
-    trained = start(base, small_concept(), short(rank=16))
+    trained = start(base, small_concept(), short(rank=16), Museum(base.fingerprint))
     for projection, delta in trained.deltas.items():
         bound = projection.shape[1] ** -0.5
         assert not delta.up.any()

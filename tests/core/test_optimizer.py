@@ -33,7 +33,7 @@ def gradients(base: Base, recipe: Recipe, *batches: int) -> dict[str, Tensor]:
 
 
 def started(base: Base, recipe: Recipe) -> Trained:
-    trained = start(base, small_concept(), recipe)
+    trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
     rng = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for delta in trained.deltas.values():
@@ -71,7 +71,7 @@ def test_gathering_shows_the_batches_in_order_and_updates_once(base: Base):
     recipe = short(C_LORA, steps=2, accumulation=2)
     learn(base, Museum(base.fingerprint), small_concept(), recipe, report=heard.append)
     assert [progress.step for progress in heard] == [1, 2]
-    concept, trained = small_concept(), start(base, small_concept(), recipe)
+    concept, trained = small_concept(), start(base, small_concept(), recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     with torch.no_grad():
         losses = [diffusion_loss(lesson.step(number, trained), base.schedule).item() for number in (0, 1)]
@@ -86,7 +86,7 @@ def test_gathering_is_another_learning_than_not(base: Base):
 def test_an_update_is_adamw_by_hand(base: Base):
     """Two updates written out, with decay on the factors but none on the word."""
     recipe = short(weight_decay=0.3, learning_rate=0.01, token_learning_rate=0.02, clip_norm=1e9, schedule="linear")
-    trained = start(base, small_concept(), recipe)
+    trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
     expected = {name: value.detach().double().clone() for name, value in trained.parameters().items()}
     first = {name: torch.zeros_like(value) for name, value in expected.items()}
     second = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -153,7 +153,7 @@ def test_both_rates_are_scheduled_alike_and_apart(base: Base):
     ):
         for warmup, factor in ((0.0, 1.0), (1.0, 1 / 4)):
             recipe = short(steps=4, clip_norm=1e9, warmup=warmup, **rates)
-            before = start(base, small_concept(), recipe).parameters()
+            before = start(base, small_concept(), recipe, Museum(base.fingerprint)).parameters()
             moved: dict[str, float] = {}
 
             def report(progress: Progress, before: dict = before, moved: dict = moved) -> None:

@@ -25,7 +25,7 @@ STEPS = 4
 def peft_learns(starter: Starter, base: Base, recipe: Recipe) -> list[dict[str, LowRank]]:
     """The same learning by peft, diffusers' scheduler, torch's AdamW and a plain loop; the factors after each step."""
     concept = small_concept()
-    trained = start(base, concept, recipe)
+    trained = start(base, concept, recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     unet = starter.unet
     paths = [projection.path for projection in base.modules]
@@ -76,7 +76,7 @@ def test_every_update_is_that_of_peft(prediction: str):
     ours: list[dict[Projection, LowRank]] = []
 
     def report(progress: Progress) -> None:
-        ours.append(progress.trained.kept().deltas)
+        ours.append(progress.trained.increments())
 
     base = base_of(starter)
     learn(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
@@ -88,5 +88,5 @@ def test_every_update_is_that_of_peft(prediction: str):
             torch.testing.assert_close(delta.up, peer.up, rtol=0, atol=hundredth)
             torch.testing.assert_close(delta.down, peer.down, rtol=0, atol=hundredth)
     assert all(delta.up.abs().max() > 2 * recipe.learning_rate for delta in ours[-1].values())
-    down = start(base, small_concept(), recipe).deltas
+    down = start(base, small_concept(), recipe, Museum(base.fingerprint)).deltas
     assert all(not torch.equal(delta.down, down[projection].down) for projection, delta in ours[-1].items())

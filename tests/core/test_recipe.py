@@ -15,6 +15,7 @@ from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.lesson import Lesson
 from clora_core.low_rank import LowRank
+from clora_core.museum import Museum
 from clora_core.recipe import RECIPES, Recipe, recipe_named
 from clora_core.regularizers import REGULARIZERS, Regularizer, SelfRegularization
 from clora_core.start import Trained, start
@@ -25,6 +26,8 @@ from .small import random_deltas, short, small_concept
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "applied": ["", "nowhere", 1, None],
+    "over": ["", "nothing", None],
+    "down": ["", "up", None],
     "rank": [-1, 1.5, True, "4", None],
     "steps": [0, -1, 10.0, "10"],
     "batch_size": [0, -1, 0.5, False],
@@ -163,7 +166,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
     recipe, concept = short(), small_concept()
     past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = moved(start(base, concept, recipe))
+    trained = moved(start(base, concept, recipe, Museum(base.fingerprint)))
     old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
         token = trained.token(concept.word)
@@ -185,7 +188,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
 def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], base: Base):
     recipe, concept = short(), small_concept()
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, concept, recipe)
+    trained = start(base, concept, recipe, Museum(base.fingerprint))
     with base.learning(precision="fp32", checkpointing=False):
         token = trained.token(concept.word)
         setting = Setting(base, concept, {}, (), (), nullcontext, lambda: lesson.reference_loss(token))
