@@ -60,7 +60,8 @@ class Schedule:
 class Conditioning:
     """A batch of encoded prompts.
 
-    states: (b, tokens, width). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
+    states: (b, tokens, width), or (b, tokens, layers · width) if some word has a vector per cross-attention
+    (`layers.py`). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
     prompts, where it does, (b, tokens) bool.
     """
 

@@ -13,6 +13,7 @@ from .captions import everyday_captions
 from .checkpoints import Parts, open_parts
 from .concept import ConceptToken
 from .errors import BaseModelError
+from .layers import layer_numbers, own_layers
 from .projections import Projection, architecture_of, find_projections
 from .prompts import TextEncoder, encode, word_vectors
 from .starter import world
@@ -125,7 +126,7 @@ class DiffusersBase:
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32."""
-        return encode(self.encoders, prompts, tokens)
+        return encode(self.encoders, prompts, tokens, layers=len(set(layer_numbers(self.modules).values())))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""
@@ -133,7 +134,7 @@ class DiffusersBase:
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
         self.places = conditioning.places
-        with autocast:
+        with autocast, own_layers(self.modules):
             added = self._added(inputs[0], conditioning)
             (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
         return prediction.float()
@@ -155,6 +156,7 @@ class DiffusersBase:
             if checkpointing and not self.unet.is_gradient_checkpointing:
                 afterwards.callback(self.unet.disable_gradient_checkpointing)
                 self.unet.enable_gradient_checkpointing()
+            afterwards.enter_context(own_layers(self.modules))
             afterwards.callback(setattr, self, "_compute", self._compute)
             self._compute = AUTOCAST[precision]
             yield

@@ -61,7 +61,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one vector of a word belongs: prompt, position in it, the word, which of its vectors."""
+    """Where a word's vector belongs: prompt, position in it, the word, which of its places it is."""
 
     prompt: int
     position: int
@@ -69,22 +69,30 @@ class _Place:
     index: int
 
 
-def encode(encoders: Sequence[TextEncoder], prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+def encode(
+    encoders: Sequence[TextEncoder], prompts: Sequence[str], tokens: Sequence[ConceptToken], *, layers: int = 1
+) -> Conditioning:
     """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
 
-    Pooled vectors come from the encoder that has a projection, if there is one. Raises ConceptError for a word that
-    does not fit these encoders, or that a prompt is too long for.
+    layers: the cross-attentions of the UNet. Where a word with a vector for each of them stands in any of the prompts,
+    all are encoded once for every layer, (prompts, length, layers · Σ widths). Pooled vectors come from the encoder
+    that has a projection, if there is one, and from the first layer. Raises ConceptError for a word that does not fit
+    these encoders, or that a prompt is too long for.
     """
+    known = {token.word: token for token in tokens}
     states, pooled, masks = [], None, {}
     for encoder in encoders:
-        ids, places = _laid_out(encoder, prompts, {token.word: token for token in tokens})
+        ids, places = _laid_out(encoder, prompts, known, layers)
         masks = masks or _masks(places, ids.shape, encoder.table.weight.device)
-        with _spoken(encoder, places, {token.word: token for token in tokens}):
-            output = encoder.model(ids.to(encoder.table.weight.device), output_hidden_states=encoder.penultimate)
-        states.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
+        wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
+        with _spoken(encoder, places, known, wide):
+            rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
+            output = encoder.model(rows, output_hidden_states=encoder.penultimate)
+        found = (output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float()
+        states.append(found.unflatten(0, (-1, wide)).transpose(1, 2))
         if isinstance(encoder.model, CLIPTextModelWithProjection):
-            pooled = output.text_embeds.float()
-    return Conditioning(torch.cat(states, dim=-1), pooled, masks)
+            pooled = output.text_embeds[::wide].float()
+    return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks)
 
 
 def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
@@ -96,7 +104,7 @@ def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
 
 
 def _laid_out(
-    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken]
+    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
 ) -> tuple[Tensor, list[_Place]]:
     """The prompts' ids, (prompts, length), and the places in them that belong to words."""
     tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
@@ -106,7 +114,7 @@ def _laid_out(
         row, read = [tokenizer.bos_token_id], 0
         for match in pattern.finditer(prompt) if tokens else ():
             row += encoder.ids(prompt[read : match.start()])
-            count = _checked(tokens[match[0]], encoder).words
+            count = _checked(tokens[match[0]], encoder, layers).words
             places += [_Place(number, len(row) + index, match[0], index) for index in range(count)]
             row += [stand_in] * count
             read = match.end()
@@ -131,7 +139,7 @@ def _masks(places: Sequence[_Place], shape: torch.Size, device: torch.device) ->
     return {word: mask.to(device) for word, mask in masks.items()}
 
 
-def _checked(token: ConceptToken, encoder: TextEncoder) -> ConceptToken:
+def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptToken:
     vectors = token.vectors.get(encoder.name)
     if vectors is None or vectors.shape[-1] != encoder.width:
         known = ", ".join(f"{name} ({vectors.shape[-1]} wide)" for name, vectors in token.vectors.items())
@@ -139,26 +147,35 @@ def _checked(token: ConceptToken, encoder: TextEncoder) -> ConceptToken:
             f"'{token.word}' has vectors for {known}, but this model's text encoder is {encoder.name} ({encoder.width} "
             "wide). Use the word over the base that it was learned over."
         )
-    if len(vectors) > 1:
+    if len(vectors) not in (1, layers):
         raise ConceptError(
-            f"'{token.word}' has {len(vectors)} layers of vectors, one per cross-attention. "
-            "Layer-wise words are not supported here; learn it with a recipe of one vector per place."
+            f"'{token.word}' has vectors for {len(vectors)} cross-attentions, but this model has {layers}. Use it "
+            "over the base that it was learned over."
         )
     return token
 
 
 @contextmanager
-def _spoken(encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken]) -> Iterator[None]:
-    """While entered, the encoder's word table answers with the words' own vectors at their places."""
+def _spoken(
+    encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken], wide: int
+) -> Iterator[None]:
+    """While entered, the encoder's word table answers with the words' own vectors at their places.
+
+    wide: how many rows in a row are the same prompt, each for another layer.
+    """
     if not places:
         yield
         return
-    where = (torch.tensor([place.prompt for place in places]), torch.tensor([place.position for place in places]))
-    spoken = [tokens[place.word].vectors[encoder.name][0, place.index] for place in places]
+    rows = torch.tensor([place.prompt * wide + layer for place in places for layer in range(wide)])
+    columns = torch.tensor([place.position for place in places for _ in range(wide)])
+    spoken = []
+    for place in places:
+        vectors = tokens[place.word].vectors[encoder.name][:, place.index]
+        spoken.append(vectors.expand(wide, -1))
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        rows, columns = (index.to(output.device) for index in where)
-        return output.index_put((rows, columns), torch.stack(spoken).to(output))
+        where = (rows.to(output.device), columns.to(output.device))
+        return output.index_put(where, torch.cat(spoken).to(output))
 
     handle = encoder.table.register_forward_hook(hook)
     try:

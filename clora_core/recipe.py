@@ -29,7 +29,8 @@ class Recipe:
     last delta that was learned so, which is then trained on (one shared LoRA, of which every exhibit holds an
     increment). down: the factor that reads the text is learned with `up`; or it is fixed, to directions that are
     orthogonal to one another, or to the identity (a full matrix, whatever the rank); or it is learned, and held within
-    the directions that other prompts hardly use ("quiet").
+    the directions that other prompts hardly use ("quiet"). layer_wise: the word has vectors of its own for each
+    cross-attention.
     """
 
     method: str = "c-lora"
@@ -37,6 +38,7 @@ class Recipe:
     applied: Applied = "everywhere"
     over: Over = "the museum"
     down: Down = "learned"
+    layer_wise: bool = False
     rank: int = 16
     steps: int = 400
     learning_rate: float = 5e-4
@@ -61,7 +63,7 @@ class Recipe:
             _require(_is_number(value := getattr(self, name)) and 0 < value < math.inf, name, value, "above 0")
         for name in ("weight_decay", "min_snr_gamma"):
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
-        for name in ("flip", "checkpointing"):
+        for name in ("layer_wise", "flip", "checkpointing"):
             _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
         share = _is_number(self.warmup) and 0 <= self.warmup <= 1
         _require(share, "warmup", self.warmup, "a share of the steps, between 0 and 1")

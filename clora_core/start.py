@@ -11,6 +11,7 @@ from .base import Base
 from .concept import Concept, ConceptToken
 from .directions import free_directions, quiet_directions
 from .errors import ConceptError, RecipeError
+from .layers import layer_numbers
 from .low_rank import LowRank, concatenated
 from .museum import Museum
 from .projections import Projection
@@ -78,7 +79,8 @@ def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum) -> Train
             up = torch.zeros(projection.shape[0], len(down))
         fixed = recipe.down in ("identity", "orthogonal")
         deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base, learned=not fixed))
-    vectors = {encoder: _parameter(value, base) for encoder, value in start_vectors(base, concept).items()}
+    first_word = start_vectors(base, concept, layer_wise=recipe.layer_wise)
+    vectors = {encoder: _parameter(value, base) for encoder, value in first_word.items()}
     trained = Trained(deltas, vectors, continued, allowed)
     trained.settle()
     return trained
@@ -119,21 +121,23 @@ def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, L
     return {}
 
 
-def start_vectors(base: Base, concept: Concept) -> dict[str, Tensor]:
-    """The word's first vectors, (1, words, width) per encoder.
+def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> dict[str, Tensor]:
+    """The word's first vectors, (1, words, width) per encoder, or the same for each cross-attention, (layers, …).
 
     Random by default, as in C-LoRA (arXiv:2304.06027, section 4). The paper does not give the scale; here each
     dimension is normal with the mean and deviation that the encoder's own vocabulary has in it.
     """
+    layers = len(set(layer_numbers(base.modules).values())) if layer_wise else 1
     if concept.start:
         known = base.word_vectors(concept.start)
-        return {encoder: _fitted(vectors.float(), concept).clone()[None] for encoder, vectors in known.items()}
+        vectors = {encoder: _fitted(vectors.float(), concept)[None] for encoder, vectors in known.items()}
+        return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
     vectors = {}
     for encoder, table in base.vocabulary().items():
         deviation, mean = torch.std_mean(table.float().cpu(), dim=0)
         rng = seeded("token", concept.token_seed, concept.word, encoder)
         vectors[encoder] = (mean + deviation * torch.randn(concept.vectors, len(mean), generator=rng))[None]
-    return vectors
+    return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
 
 
 def _fitted(vectors: Tensor, concept: Concept) -> Tensor:

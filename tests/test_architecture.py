@@ -19,7 +19,7 @@ PYTHON = sorted(
 LAYERS = {
     1: {"errors", "learning_state", "low_rank", "projections", "concept", "captions", "seeds", "base"},
     2: {"step"},
-    3: {"regularizers", "objective", "attach", "text_states"},
+    3: {"regularizers", "objective", "attach", "layers", "text_states"},
     4: {"recipe", "museum"},
     5: {
         *{"start", "directions", "optimizer", "lesson", "sampling", "learn", "measure", "editing", "pictures", "sheets"},

@@ -28,6 +28,7 @@ BAD = {
     "applied": ["", "nowhere", 1, None],
     "over": ["", "nothing", None],
     "down": ["", "up", None],
+    "layer_wise": [1, "yes", None],
     "rank": [-1, 1.5, True, "4", None],
     "steps": [0, -1, 10.0, "10"],
     "batch_size": [0, -1, 0.5, False],
