@@ -48,6 +48,13 @@ class Schedule:
         signal, noisy = self.coefficients(timesteps)
         return signal * latents + noisy * noise
 
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The latents that the model's prediction stands for: the way back from `noised`."""
+        signal, noise = self.coefficients(timesteps)
+        if self.prediction == "epsilon":
+            return (noisy - noise * prediction) / signal
+        return signal * noisy - noise * prediction
+
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model should predict: the noise, or the velocity √ᾱ·noise - √(1 - ᾱ)·latents."""
         if self.prediction == "epsilon":

@@ -92,6 +92,7 @@ def learn(
                 lambda: lesson.reference_loss(first_word),
                 [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
                 trained.continued,
+                lesson.latents[0],
             )
             with as_before():
                 terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}

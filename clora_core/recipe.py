@@ -8,7 +8,15 @@ from typing import Any, Literal, get_args
 
 from .base import Precision
 from .errors import RecipeError
-from .regularizers import REGULARIZERS, ContextPreservation, Distillation, Regularizer, SelfRegularization
+from .regularizers import (
+    REGULARIZERS,
+    ContextPreservation,
+    Distillation,
+    Regularizer,
+    SelfRegularization,
+    StyleDistillation,
+    WeightDirection,
+)
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Applied = Literal["everywhere", "at its word", "from its word on"]
@@ -135,6 +143,12 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    "museum-maker": Recipe(
+        "museum-maker",
+        (StyleDistillation(), WeightDirection(), Distillation()),
+        over="the last delta",
+        layer_wise=True,
+    ),
     "preservation": Recipe("preservation", (ContextPreservation(),)),
     "lwf": Recipe("lwf", (Distillation(),)),
     "textual-inversion": Recipe("textual-inversion", rank=0),

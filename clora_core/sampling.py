@@ -93,15 +93,11 @@ def guided(base: Base, latents: Tensor, time: int, conditioning: Conditioning, g
 
 def ddim_step(latents: Tensor, prediction: Tensor, time: int, before: int | None, schedule: Schedule) -> Tensor:
     """One step from timestep `time` to `before`; `None` is the clean picture."""
-    alpha = schedule.alphas_cumprod[time].to(latents.device)
-    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
-    if schedule.prediction == "epsilon":
-        epsilon = prediction
-        clean = (latents - noise * epsilon) / signal
-    else:
-        clean = signal * latents - noise * prediction
-        epsilon = signal * prediction + noise * latents
+    times = torch.full((len(latents),), time, device=latents.device)
+    signal, noise = schedule.coefficients(times)
+    clean = schedule.clean(latents, prediction, times)
     if before is None:
         return clean
     next_alpha = schedule.alphas_cumprod[before].to(latents.device)
+    epsilon = prediction if schedule.prediction == "epsilon" else signal * prediction + noise * latents
     return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * epsilon

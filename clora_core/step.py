@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from .base import Base, Conditioning
@@ -23,7 +24,8 @@ class Setting:
     first concept. old_prompts, old_words: what earlier exhibits were learned with, one of each an exhibit. as_before:
     while entered, the model answers as it did before this concept. reference_loss: the diffusion loss of the model
     as it stands before this concept, a fixed average. earlier: the deltas of which `past` is the sum, one entry an
-    exhibit. continued: the shared delta that the new one started from, as it was, if there is one.
+    exhibit. continued: the shared delta that the new one started from, as it was, if there is one. latents: the
+    concept's pictures as the UNet sees them, (n, c, h, w).
     """
 
     base: Base
@@ -35,6 +37,7 @@ class Setting:
     measure_reference_loss: Callable[[], float]
     earlier: Sequence[Deltas] = ()
     continued: Deltas = field(default_factory=dict)
+    latents: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1))
 
     @cached_property
     def reference_loss(self) -> float:

@@ -4,7 +4,24 @@ from .context_preservation import ContextPreservation
 from .distillation import Distillation
 from .protocol import Regularizer, Term
 from .self_regularization import SelfRegularization
+from .style_distillation import StyleDistillation
+from .weight_direction import WeightDirection
 
-REGULARIZERS: tuple[type[Regularizer], ...] = (SelfRegularization, ContextPreservation, Distillation)
+REGULARIZERS: tuple[type[Regularizer], ...] = (
+    SelfRegularization,
+    ContextPreservation,
+    Distillation,
+    StyleDistillation,
+    WeightDirection,
+)
 
-__all__ = ["REGULARIZERS", "ContextPreservation", "Distillation", "Regularizer", "SelfRegularization", "Term"]
+__all__ = [
+    "REGULARIZERS",
+    "ContextPreservation",
+    "Distillation",
+    "Regularizer",
+    "SelfRegularization",
+    "StyleDistillation",
+    "Term",
+    "WeightDirection",
+]

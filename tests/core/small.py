@@ -123,9 +123,11 @@ def same_bits(one: Museum, other: Museum) -> bool:
     return bits(tensors_of(one)) == bits(tensors_of(other))
 
 
-def setting_with(past: dict[Projection, Tensor], *, reference_loss: float = 1.0, base: Base | None = None) -> Setting:
-    """A setting of which nothing but the past and the reference loss is looked at."""
-    return Setting(base, small_concept(), past, (), (), nullcontext, lambda: reference_loss)
+def setting_with(
+    past: dict[Projection, Tensor], *, reference_loss: float = 1.0, base: Base | None = None, **more: object
+) -> Setting:
+    """A setting of which nothing but the past, the reference loss and what is given is looked at."""
+    return Setting(base, small_concept(), past, (), (), nullcontext, lambda: reference_loss, **more)
 
 
 def step_with(deltas: dict[Projection, LowRank]) -> Step:

@@ -172,7 +172,15 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
         token = trained.token(concept.word)
         setting = Setting(
-            base, concept, past, ["a photo of <old>"], [old], new.left_out, lambda: lesson.reference_loss(token)
+            base,
+            concept,
+            past,
+            ["a photo of <old>"],
+            [old],
+            new.left_out,
+            lambda: lesson.reference_loss(token),
+            continued=random_deltas(base, seed=8),
+            latents=lesson.latents[0],
         )
         term = kind().begin(setting)
         value = term(lesson.step(0, trained))
