@@ -13,6 +13,7 @@ from .regularizers import (
     ContextPreservation,
     Distillation,
     Regularizer,
+    RowOverlap,
     SelfRegularization,
     StyleDistillation,
     WeightDirection,
@@ -143,6 +144,8 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(squares=True),)),
+    "c-lora-rows": Recipe("c-lora-rows", (RowOverlap(),)),
     "museum-maker": Recipe(
         "museum-maker",
         (StyleDistillation(), WeightDirection(), Distillation()),

@@ -3,12 +3,14 @@
 from .context_preservation import ContextPreservation
 from .distillation import Distillation
 from .protocol import Regularizer, Term
+from .row_overlap import RowOverlap
 from .self_regularization import SelfRegularization
 from .style_distillation import StyleDistillation
 from .weight_direction import WeightDirection
 
 REGULARIZERS: tuple[type[Regularizer], ...] = (
     SelfRegularization,
+    RowOverlap,
     ContextPreservation,
     Distillation,
     StyleDistillation,
@@ -20,6 +22,7 @@ __all__ = [
     "ContextPreservation",
     "Distillation",
     "Regularizer",
+    "RowOverlap",
     "SelfRegularization",
     "StyleDistillation",
     "Term",

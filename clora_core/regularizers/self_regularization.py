@@ -8,8 +8,12 @@ its model, rank and learning rate: the term grows with the fourth power of the d
     λ = κ · L_ref / Σ_projections numel · rms(past)⁴
 
 so that κ = 1 makes a delta as large as the past, and unrelated to it, cost as much as the diffusion loss L_ref.
+
+`squares` takes (Σ Δ_i²)^½ instead of past = Σ Δ_i, so that earlier deltas of opposite signs do not cancel and leave
+what both moved unprotected. Ours.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..step import Setting, Step
+from ..projections import Projection
+from ..step import Deltas, Setting, Step
 from .protocol import Term
 
 
@@ -52,12 +57,26 @@ def relative_weight(kappa: float, reference_loss: float, past: list[Tensor]) -> 
     return kappa * reference_loss / scale if scale > 0 else 0.0
 
 
+@torch.no_grad()
+def root_of_squares(earlier: Sequence[Deltas], like: Mapping[Projection, Tensor]) -> dict[Projection, Tensor]:
+    """projection → (Σ_i Δ_i²)^½, entry by entry, (out, in) float32 on the devices of `like`."""
+    roots = {}
+    for projection, matrix in like.items():
+        total = torch.zeros_like(matrix)
+        for deltas in earlier:
+            if projection in deltas:
+                total += deltas[projection].dense().to(total).square()
+        roots[projection] = total.sqrt()
+    return roots
+
+
 @dataclass(frozen=True)
 class SelfRegularization:
-    """Equation (3) with its weight: κ if `relative`, else the paper's absolute λ."""
+    """Equation (3) with its weight: κ if `relative`, else the paper's absolute λ. squares: see above."""
 
     weight: float = 1.0
     relative: bool = True
+    squares: bool = False
     name: ClassVar[str] = "self_regularization"
 
     def __post_init__(self) -> None:
@@ -65,7 +84,7 @@ class SelfRegularization:
             raise RecipeError(f"The weight of self-regularization is {self.weight}; it must be 0 or more.")
 
     def begin(self, setting: Setting) -> Term:
-        past = setting.past
+        past = root_of_squares(setting.earlier, setting.past) if self.squares else setting.past
         weight = self.weight
         if self.relative and past and weight:
             weight = relative_weight(weight, setting.reference_loss, list(past.values()))

@@ -7,6 +7,7 @@ from torch import Tensor
 from clora_core.errors import RecipeError
 from clora_core.low_rank import LowRank
 from clora_core.projections import Projection
+from clora_core.regularizers import RowOverlap
 from clora_core.regularizers.self_regularization import (
     LowRankOverlap,
     SelfRegularization,
@@ -191,3 +192,60 @@ def test_the_lean_form_has_the_value_and_the_gradients_of_the_plain_one():
 def test_the_lean_form_matches_finite_differences():
     past, delta = random(4, 5, dtype=torch.float64), low_rank(4, 5, rank=2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda up, down: LowRankOverlap.apply(past, up, down), (delta.up, delta.down))
+
+
+def test_with_squares_opposite_deltas_do_not_cancel():
+    place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
+    opposite = LowRank(-old.up.detach(), old.down.detach())
+    earlier, new = [{place: LowRank(old.up.detach(), old.down.detach())}, {place: opposite}], {place: low_rank(6, 9)}
+    past = {place: torch.zeros(6, 9)}
+    setting = setting_with(past, earlier=earlier)
+    assert SelfRegularization(relative=False).begin(setting)(step_with(new)).item() == 0
+    found = SelfRegularization(2.0, relative=False, squares=True).begin(setting)(step_with(new)).item()
+    naive = sum(
+        (2 * p**2) * d**2
+        for p, d in zip(
+            old.dense().flatten().tolist(),
+            new[place].dense().flatten().tolist(),
+            strict=True,
+        )
+    )
+    assert found == pytest.approx(2 * naive, rel=1e-5)
+
+
+def test_with_squares_one_earlier_delta_costs_what_the_paper_says():
+    place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
+    past = {place: old.dense().detach()}
+    setting = setting_with(past, earlier=[{place: old}])
+    found = [
+        SelfRegularization(squares=s).begin(setting)(step_with({place: low_rank(6, 9)})).item() for s in (False, True)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_row_overlap_is_the_norm_of_the_dense_product_and_its_weight_means_what_it_says():
+    place, wide = projection("a", 6, 9), projection("b", 12, 9)
+    past = {place: random(6, 9, seed=2), wide: random(12, 9, seed=3)}
+    new = {place: low_rank(6, 9), wide: low_rank(12, 9, seed=4)}
+    scale = sum(float(torch.linalg.matrix_norm(matrix)) ** 4 / 9 for matrix in past.values())
+    products = [torch.linalg.matrix_norm(past[key] @ new[key].dense().T).item() ** 2 for key in past]
+    cost = RowOverlap(3.0).begin(setting_with(past, reference_loss=0.5))(step_with(new))
+    assert cost.item() == pytest.approx(3 * 0.5 * sum(products) / scale, rel=1e-4)
+    unrelated = [  # of the past's own norm, in no relation to it
+        {key: LowRank(value / value.norm() * past[key].norm(), torch.eye(9)) for key, value in dense.items()}
+        for dense in ({place: random(6, 9, seed=s), wide: random(12, 9, seed=s + 500)} for s in range(10, 210))
+    ]
+    term = RowOverlap().begin(setting_with(past, reference_loss=0.5))
+    mean = sum(term(step_with(deltas)).item() for deltas in unrelated) / len(unrelated)
+    assert mean == pytest.approx(0.5, rel=0.05)
+
+
+def test_row_overlap_is_nothing_for_a_delta_that_reads_other_directions():
+    place = projection("a", 6, 9)
+    basis = torch.linalg.qr(random(9, 9)).Q
+    past = {place: random(6, 4, seed=1) @ basis[:4]}
+    new = {place: LowRank(random(6, 2, seed=2), random(2, 5, seed=3) @ basis[4:])}
+    assert RowOverlap().begin(setting_with(past))(step_with(new)).item() < 1e-10
+    assert RowOverlap().begin(setting_with({}))(step_with(new)).item() == 0
+    with pytest.raises(RecipeError, match="-1"):
+        RowOverlap(-1.0)
