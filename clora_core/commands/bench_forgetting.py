@@ -1,115 +1,126 @@
-"""`bench forgetting`: every recipe learns the same sequences of confusable characters on the starter model.
+"""`bench forgetting`: every recipe learns the same sequences of subjects on the starter model.
 
 Each run (recipe, order, seed) is kept as a file of its own, so a stopped benchmark goes on where it was.
 """
 
 import argparse
+import dataclasses
 import json
-import math
 import random
-import statistics
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..base_diffusers import open_base
+from ..errors import RecipeError
 from ..learn import Progress
-from ..measure import drop_per_step, forgetting, kept, kernel_distance, learned, worst_drop
 from ..museum import Museum
-from ..recipe import RECIPES
+from ..recipe import RECIPES, Recipe, guarding
 from ..sheets import contact_sheet
-from ..starter.course import Course, starter_recipe, take_course
-from ..starter.exam import drawn, plain_prompts
-from ..starter.judge import Judge, load_judge
-from ..starter.subjects import IDENTITIES
+from ..starter.course import LOOKS, Course, starter_recipe, take_course
+from ..starter.exam import Examiner, drawn, plain_prompts
+from ..starter.judge import load_judge
+from ..starter.marks import marks
+from ..starter.subjects import IDENTITIES, STYLES
+from .forgetting_table import matrices_of, tables_of
 from .progress import Bar, Say
 
-LOOKS, PLAIN = 64, 96
-QUICK: Mapping[str, Any] = {"concepts": 2, "seeds": [0], "orders": 1, "steps": 4, "looks": 4, "plain": 6}
-
-# Name in a run's file → what the table calls it.
-COLUMNS = {
-    "learned": "recognised when learned",
-    "kept": "recognised at the end",
-    "forgetting": "forgotten",
-    "worst_drop": "forgotten, from its best",
-    "traits": "traits at the end",
-    "distance": "A_mmd",
-    "drift": "F_mmd",
-    "base_damage": "plain prompts lost",
-    "late_norm": "‖Δ‖ last / first",
-    "seconds": "s per concept",
+TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES}
+LOOKS_AT_ENDS, PLAIN, DRESSED = 64, 96, 24
+QUICK: Mapping[str, Any] = {
+    **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
+    **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
 }
+METHOD = re.compile(r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?P<noun>\+noun)?(?:-without-(?P<term>[a-z_]+))?")
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "forgetting",
-        help="what every recipe learns and forgets, over a sequence of characters",
-        description="Let every recipe learn the built-in characters one after another, in several orders and with "
-        "several seeds, and say what is recognised, forgotten and damaged. Hours on a CPU; it can be stopped and goes "
-        "on where it was.",
+        help="what every recipe learns and forgets, over a sequence of subjects",
+        description="Let every recipe learn the built-in characters, or styles, one after another, in several orders "
+        "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
+        "on a CPU; it can be stopped and goes on where it was.",
+        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), c-lora+noun (words "
+        "start from a noun that stays in the prompt), museum-maker-without-style_distillation. Recipes: "
+        + ", ".join(RECIPES),
     )
-    parser.add_argument("--methods", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES), help="recipes (all)")
-    parser.add_argument("--concepts", type=int, default=10, help="characters in a sequence (10)")
+    parser.add_argument("--methods", nargs="+", default=list(RECIPES), help="recipes, or changes of them (all)")
+    parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
+    parser.add_argument("--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
-    parser.add_argument("--orders", type=int, default=2, help="orders of the characters (2)")
+    parser.add_argument("--orders", type=int, default=2, help="orders of the subjects (2)")
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
-    parser.add_argument("--looks", type=int, default=LOOKS, help=f"pictures per look ({LOOKS})")
+    parser.add_argument("--looks", type=int, default=LOOKS_AT_ENDS, help=f"pictures per look ({LOOKS_AT_ENDS})")
+    parser.add_argument("--looks-between", type=int, default=LOOKS, help=f"neither newly learned nor last ({LOOKS})")
     parser.add_argument("--plain", type=int, default=PLAIN, help=f"prompts without a new word ({PLAIN})")
+    parser.add_argument("--dressed", type=int, default=DRESSED, help=f"edited pictures per identity ({DRESSED})")
     parser.add_argument("--out", type=Path, default=Path("out/forgetting"), help="folder for runs and results")
-    parser.add_argument("--quick", action="store_true", help="two characters, four steps: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="two subjects, four steps: does everything work?")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     if arguments.quick:
         vars(arguments).update(QUICK)
+    for method in arguments.methods:
+        varied(method, seed=0)  # so that a wrong name is said before anything has run
     runs: Path = arguments.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    base, judge = open_base("starter"), load_judge()
-    results = []
+    base = open_base("starter")
+    examiner = Examiner(base, load_judge())
+    names = TRACKS[arguments.subjects][: arguments.concepts]
+    before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
     for method, order, seed in _planned(arguments):
-        path = runs / f"{method}-order{order}-seed{seed}-{arguments.concepts}x{arguments.steps or 'own'}.json"
+        recipe, noun = varied(method, seed=seed, steps=arguments.steps)
+        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{method}-order{order}-seed{seed}.json"
         if not path.exists():
-            subjects = _ordered(arguments.concepts, order)
-            numbers = {"steps": arguments.steps} if arguments.steps else {}
-            recipe = starter_recipe(method, seed=seed, **numbers)
-            looks, plain = arguments.looks, arguments.plain
-            course = take_course(base, judge, subjects, recipe, watched=_watched, looks=looks, plain=plain)
-            before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=plain)
-            result = _measured(judge, subjects, course, before) | {"method": method, "order": order, "seed": seed}
-            _sheet(subjects, course).save(path.with_suffix(".png"))
+            subjects = _ordered(names, order)
+            course = take_course(
+                examiner,
+                subjects,
+                recipe,
+                watched=_watched,
+                looks=arguments.looks,
+                looks_between=arguments.looks_between,
+                plain=arguments.plain,
+                noun=noun,
+            )
+            result = marks(examiner, subjects, course, before, dressed=arguments.dressed)
+            result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
+            _sheet(subjects, course).save(path.with_suffix(".jpg"), quality=80)
             path.write_text(json.dumps(result | {"recipe": recipe.to_json()}, indent=1), encoding="utf-8")
-        results.append(json.loads(path.read_text(encoding="utf-8")))
-        last = results[-1]
+        last = json.loads(path.read_text(encoding="utf-8"))
         say(f"{method}, order {order}, seed {seed}: kept {last['kept']:.2f}, forgotten {last['forgetting']:.2f}")
-    table = table_of(results)
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    report = tables_of(results)
     (arguments.out / "forgetting.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "forgetting.md").write_text(table + "\n", encoding="utf-8")
-    say("\n" + table)
-    say(f"\nFiles: {arguments.out / 'forgetting.md'}, {arguments.out / 'forgetting.json'}, and each run's in {runs}")
+    (arguments.out / "forgetting.md").write_text(report + "\n", encoding="utf-8")
+    matrices_of(results).save(arguments.out / "forgetting.png")
+    say("\n" + report)
+    say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png, and each run's in {runs}")
 
 
-def table_of(results: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: per recipe the mean over its runs, ± half of a 95 % interval (1.96 standard errors)."""
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | runs |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for method in methods:
-        own = [result for result in results if result["method"] == method]
-        cells = [_with_interval([result[name] for result in own]) for name in COLUMNS]
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(own)} |")
-    return "\n".join(lines)
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}"
+def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, bool]:
+    """The recipe that a method's name stands for on the starter model, and whether words start from a noun."""
+    match = METHOD.fullmatch(method)
+    name = match["name"] if match else method
+    if match is None or name not in RECIPES:
+        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(RECIPES)}; see --help.")
+    recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
+    if match["factor"]:
+        recipe = guarding(recipe, float(match["factor"]))
+    if match["term"]:
+        left = tuple(r for r in recipe.regularizers if r.name != match["term"])
+        if len(left) == len(recipe.regularizers):
+            known = ", ".join(r.name for r in recipe.regularizers)
+            raise RecipeError(f"The recipe '{name}' has no term '{match['term']}'. It has: {known or 'none'}.")
+        recipe = dataclasses.replace(recipe, regularizers=left)
+    return recipe, bool(match["noun"])
 
 
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
@@ -120,41 +131,10 @@ def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
                 yield method, order, seed
 
 
-def _ordered(count: int, order: int) -> list[str]:
-    names = list(IDENTITIES)
-    random.Random(f"order {order}").shuffle(names)
-    return names[:count]
-
-
-def _measured(judge: Judge, subjects: Sequence[str], course: Course, plain_before: float) -> dict[str, Any]:
-    """One run in numbers. Distances are between the features that the judge reads attributes from."""
-    first, last = [row[place] for place, row in enumerate(course.sights)], course.sights[-1]
-    count = len(last[0].pictures)
-    real = [_features(judge, drawn(name, count, seed=10_000)) for name in subjects]
-    at_end = [_features(judge, sight.pictures) for sight in last]
-    when_learned = [_features(judge, sight.pictures) for sight in first]
-    drifts = [kernel_distance(one, other) for one, other in zip(when_learned[:-1], at_end[:-1], strict=True)]
-    return {
-        "subjects": list(subjects),
-        "alignment": course.alignment,
-        "learned": learned(course.alignment),
-        "kept": kept(course.alignment),
-        "forgetting": forgetting(course.alignment),
-        "worst_drop": worst_drop(course.alignment),
-        "drop_per_step": drop_per_step(course.alignment),
-        "traits": statistics.fmean(sight.attributes for sight in last),
-        "distance": statistics.fmean(kernel_distance(x, y) for x, y in zip(real, at_end, strict=True)),
-        "drift": statistics.fmean(drifts) if drifts else 0.0,
-        "base_damage": plain_before - course.plain,
-        "norms": course.norms,
-        "late_norm": course.norms[-1] / course.norms[0] if course.norms[0] else 0.0,
-        "seconds": course.seconds / len(subjects),
-    }
-
-
-@torch.no_grad()
-def _features(judge: Judge, pictures: Tensor) -> Tensor:
-    return judge.trunk(pictures)
+def _ordered(names: Sequence[str], order: int) -> list[str]:
+    shuffled = list(names)
+    random.Random(f"order {order}").shuffle(shuffled)
+    return shuffled
 
 
 def _sheet(subjects: Sequence[str], course: Course):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base import Base
 from ..base_diffusers import open_base
 from ..errors import RecipeError
 from ..learn import Progress
@@ -17,8 +16,8 @@ from ..museum import Museum
 from ..recipe import RECIPES, Recipe
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
-from ..starter.exam import Sight, drawn, plain_prompts
-from ..starter.judge import Judge, load_judge
+from ..starter.exam import Examiner, Sight, drawn, plain_prompts
+from ..starter.judge import load_judge
 from ..storage import save_museum
 from .progress import Bar, Say
 
@@ -48,11 +47,12 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     base, judge = open_base("starter"), load_judge()
+    examiner = Examiner(base, judge)
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
     before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
-    courses = {recipe.method: _taught(base, judge, subjects, recipe, say)}
+    courses = {recipe.method: _taught(examiner, subjects, recipe, say)}
     course = courses[recipe.method]
     museum = save_museum(course.museum, out / "museum.safetensors", overwrite=True)
     report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.no_comparison and recipe.method != "sequential":
         say("\nThe same again without the regularizer (recipe sequential), for comparison.\n")
         rival = starter_recipe("sequential", seed=arguments.seed)
-        courses["sequential"] = _taught(base, judge, subjects, rival, say)
+        courses["sequential"] = _taught(examiner, subjects, rival, say)
         report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": rival.to_json()}
     say("\n" + _table(courses, before))
     files = [museum, save_sheet(courses, subjects, out / "demo.png")]
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f'Use it in a prompt:       python -m clora_core view --base starter --museum {museum} --prompt "{prompt}"')
 
 
-def _taught(base: Base, judge: Judge, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
+def _taught(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
     """Take the course before the eyes of the person at the terminal."""
 
     @contextmanager
@@ -85,7 +85,7 @@ def _taught(base: Base, judge: Judge, subjects: Sequence[str], recipe: Recipe, s
         shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, seen, strict=False)]
         say("  recognised: " + "  ".join(shares))
 
-    return take_course(base, judge, subjects, recipe, watched=watched, looked=looked)
+    return take_course(examiner, subjects, recipe, watched=watched, looked=looked)
 
 
 def save_sheet(courses: Mapping[str, Course], subjects: Sequence[str], path: Path) -> Path:

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ..base import Base
-from ..concept import Concept
+from torch import Tensor
+
 from ..learn import Progress, learn
 from ..measure import size
 from ..museum import Museum
 from ..recipe import Recipe, recipe_named
 from ..regularizers import ContextPreservation, Regularizer, SelfRegularization
-from .exam import Sight, drawn, look, plain_prompts
-from .judge import Judge
+from .exam import Examiner, Sight, concept_of, plain_prompts
 
 PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
 
@@ -29,11 +28,15 @@ Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """One recipe's way through the sequence: what was seen of concept j after learning concept i, j ≤ i."""
+    """One recipe's way through the sequence: what was seen of concept j after learning concept i, j ≤ i.
+
+    plain, plain_pictures: what prompts without a new word get at the end. seconds: spent learning.
+    """
 
     museum: Museum
     sights: list[list[Sight]]
     plain: float
+    plain_pictures: Tensor
     seconds: float
 
     @property
@@ -63,29 +66,43 @@ def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
 
 
 def take_course(
-    base: Base,
-    judge: Judge,
+    examiner: Examiner,
     subjects: Sequence[str],
     recipe: Recipe,
     *,
     watched: Watched,
     looked: Callable[[Sequence[Sight]], None] = lambda seen: None,
     looks: int = LOOKS,
+    looks_between: int = LOOKS,
     plain: int = PLAIN,
+    noun: bool = False,
 ) -> Course:
-    """Learn every subject in turn; after each, look at all that were learned so far, `looks` pictures each.
+    """Learn every subject in turn; after each, look at all that were learned so far.
 
-    plain: how many prompts without a new word are asked at the end.
+    looks: how many pictures, when a subject was just learned and at the end; looks_between: otherwise. plain: how many
+    prompts without a new word are asked at the end. noun: see `concept_of`. The recipe "separate" is the oracle that is
+    told which subject it is asked for: each is looked at with its own exhibit alone, and the last one's is what plain
+    prompts meet.
     """
+    base = examiner.base
     museum = Museum(base.fingerprint)
     sights: list[list[Sight]] = []
-    begun = time.monotonic()
+    seconds = 0.0
+
+    def seen(subject: str) -> Museum:
+        return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
+
     for name in subjects:
-        concept = Concept(f"<{name}>", drawn(name, PICTURES, seed=recipe.seed), vectors=VECTORS)
+        concept = concept_of(name, PICTURES, seed=recipe.seed, vectors=VECTORS, noun=noun)
+        begun = time.monotonic()
         with watched(f"learning <{name}>", recipe.steps) as report:
             museum = learn(base, museum, concept, recipe, report=report)
+        seconds += time.monotonic() - begun
         known = subjects[: len(sights) + 1]
-        sights.append([look(base, museum, judge, each, word=f"<{each}>", count=looks) for each in known])
+        closely = (name, *(subjects if name == subjects[-1] else ()))
+        counts = [looks if each in closely else looks_between for each in known]
+        row = zip(known, counts, strict=True)
+        sights.append([examiner.look(seen(each), each, count=count) for each, count in row])
         looked(sights[-1])
-    seconds = time.monotonic() - begun
-    return Course(museum, sights, plain_prompts(base, museum, judge, count=plain)[0], seconds)
+    kept, pictures = plain_prompts(base, seen(subjects[-1]), examiner.judge, count=plain)
+    return Course(museum, sights, kept, pictures, seconds)

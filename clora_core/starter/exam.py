@@ -1,53 +1,143 @@
-"""Examine a museum over the starter model: is each identity still itself, and is the base still what it was?"""
+"""Examine a museum over the starter model: is each subject still itself, and is the base still what it was?"""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..base import Base
+from ..concept import Concept
 from ..museum import Museum, shown
 from ..pictures import as_floats, to_bytes
 from ..sampling import Sampling, sample
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
-from .subjects import IDENTITIES, pictures
-from .world import IDENTITY, SAYABLE, Picture, describe, imagine_portrait, imagine_thing
+from .style_judge import StyleJudge, style_features
+from .subjects import IDENTITIES, imagine_subject, pictures
+from .world import (
+    IDENTITY,
+    SAYABLE,
+    Picture,
+    caption,
+    describe,
+    imagine_portrait,
+    imagine_thing,
+    place_phrase,
+)
 
 LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)
+HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What the judge saw in pictures of one identity.
+    """What the judges saw in pictures of one subject.
 
-    alignment: the share taken for it among all ten identities. attributes: the share of its traits that were found,
-    relative to real pictures. pictures: (n, 3, 64, 64).
+    alignment: the share taken for it, among all ten identities or all ten styles. attributes: the share of its traits
+    that were found, for a style of what the prompts asked for in it, relative to real pictures. taken_for: what each
+    picture was taken for. pictures: (n, 3, 64, 64).
     """
 
     alignment: float
     attributes: float
+    taken_for: Sequence[str]
     pictures: Tensor
+
+
+def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, noun: bool = False) -> Concept:
+    """A built-in subject as something to learn, its word in angle brackets.
+
+    An identity is "a photo of <word>" in every picture; of a style's pictures the captions say what is on them. noun:
+    an identity's word starts from the word for its kind, which also stands behind it ("a photo of <ada> person").
+    """
+    word, shown = f"<{subject}>", drawn(subject, count, seed=seed)
+    if subject in IDENTITIES:
+        kind = IDENTITIES[subject]["kind"] if noun else ""
+        template = f"a photo of {{word}} {kind}".strip()
+        return Concept(word, shown, template=template, vectors=vectors, start=kind, token_seed=seed)
+    rng = random.Random(f"captions {subject} {seed}")
+    contents = imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
+    captions = tuple(caption(replace(content, style="{word}"), rng) for content in contents)
+    return Concept(word, shown, "style", "a photo in {word} style", captions, vectors, token_seed=seed)
 
 
 def drawn(subject: str, count: int, *, seed: int) -> Tensor:
     """Real pictures of a built-in subject, (n, 3, 64, 64) in [-1, 1]."""
-    return as_floats(torch.stack([to_bytes(picture) for picture in pictures(subject, count, seed=seed)]))
+    return _floats(pictures(subject, count, seed=seed))
 
 
-def look(base: Base, museum: Museum, judge: Judge, identity: str, *, word: str, count: int, seed: int = 0) -> Sight:
-    """Sample "a photo of <word>" under the whole museum and let the judge look at it."""
-    prompt = f"a photo of {word}"
-    with shown(base, museum.dense(), museum.gated):
-        sampled = sample(base, [prompt] * count, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
-    verdict = read(judge, sampled)
-    traits = {name: IDENTITIES[identity][name] for name in IDENTITY}
-    real = agreement(read(judge, drawn(identity, 64, seed=10_000)), [traits] * 64).mean().item()
-    found = agreement(verdict, [traits] * count).mean().item()
-    taken_for = recognised(verdict)
-    return Sight(taken_for.count(identity) / count, found / real, sampled)
+@dataclass(frozen=True, eq=False)
+class Examiner:
+    """Looks at what a museum over the starter shows for a subject's word.
+
+    ceilings: the share of an identity's traits that the judge finds in real pictures, once it has been asked for.
+    """
+
+    base: Base
+    judge: Judge
+    ceilings: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def style_judge(self) -> StyleJudge:
+        return StyleJudge.fitted(self.judge)
+
+    def look(self, museum: Museum, subject: str, *, count: int, seed: int = 0) -> Sight:
+        """Sample the subject's word under the whole museum: as it was learned, or many contents "in <word> style"."""
+        if subject in IDENTITIES:
+            return self._identity(museum, subject, count, seed)
+        return self._style(museum, subject, count, seed)
+
+    def dressed(self, museum: Museum, identity: str, *, count: int, seed: int = 0) -> tuple[float, float]:
+        """Ask for an identity with a hat at some place: how often both are there, relative to real pictures; and how
+        often it is still taken for that identity."""
+        rng = random.Random(f"dressed {seed}")
+        asked = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
+        prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in asked]
+        verdict = read(self.judge, self._sampled(museum, prompts, seed))
+        drawings = [
+            draw(Picture(imagine_portrait(rng, IDENTITIES[identity] | wanted), seed=number))
+            for number, wanted in enumerate(asked)
+        ]
+        found, ceiling = (
+            agreement(each, asked).mean().item() for each in (verdict, read(self.judge, _floats(drawings)))
+        )
+        return found / ceiling, recognised(verdict).count(identity) / count
+
+    def features(self, pictures: Tensor, subject: str) -> Tensor:
+        """What sets of pictures of that subject are compared by, (n, d)."""
+        if subject not in IDENTITIES:
+            return style_features(self.judge, pictures)
+        with torch.no_grad():
+            return self.judge.trunk(pictures)
+
+    def _identity(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
+        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, seed)
+        verdict = read(self.judge, sampled)
+        traits = {name: IDENTITIES[subject][name] for name in IDENTITY}
+        if subject not in self.ceilings:
+            real = read(self.judge, drawn(subject, 64, seed=10_000))
+            self.ceilings[subject] = agreement(real, [traits] * 64).mean().item()
+        found = agreement(verdict, [traits] * count).mean().item()
+        taken_for = recognised(verdict)
+        return Sight(taken_for.count(subject) / count, found / self.ceilings[subject], taken_for, sampled)
+
+    def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
+        asked = plain_requests(count, seed=seed + 1)
+        sampled = self._sampled(museum, [f"{prompt} in <{subject}> style" for prompt, _ in asked], seed)
+        real = _floats([draw(Picture(content, subject, seed=number)) for number, (_, content) in enumerate(asked)])
+        expected = [_said(content) for _, content in asked]
+        found, ceiling = (agreement(read(self.judge, each), expected).mean().item() for each in (sampled, real))
+        taken_for = self.style_judge.styles_of(sampled)
+        return Sight(taken_for.count(subject) / count, found / ceiling, taken_for, sampled)
+
+    def _sampled(self, museum: Museum, prompts: Sequence[str], seed: int) -> Tensor:
+        with shown(self.base, museum.dense(), museum.gated):
+            return sample(self.base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
 
 
 def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
@@ -56,9 +146,13 @@ def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed:
     prompts, expected = [prompt for prompt, _ in asked], [_said(attributes) for _, attributes in asked]
     with shown(base, museum.dense(), museum.gated):
         sampled = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
-    real = [draw(Picture(attributes, seed=number)) for number, (_, attributes) in enumerate(asked)]
-    ceiling = agreement(read(judge, as_floats(torch.stack([to_bytes(picture) for picture in real]))), expected).mean()
+    real = _floats([draw(Picture(attributes, seed=number)) for number, (_, attributes) in enumerate(asked)])
+    ceiling = agreement(read(judge, real), expected).mean()
     return (agreement(read(judge, sampled), expected).mean() / ceiling).item(), sampled
+
+
+def _floats(drawings: Sequence[Image.Image]) -> Tensor:
+    return as_floats(torch.stack([to_bytes(drawing) for drawing in drawings]))
 
 
 def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]:

@@ -146,7 +146,7 @@ def test_pictures_with_and_without_the_word_are_sampled_in_one_batch(base: Base,
 
 def test_a_word_of_another_models_layers_is_refused(base: Base):
     token = ConceptToken("<deep>", {"clip_l": torch.zeros(16, 1, WIDTH)})
-    with pytest.raises(ConceptError, match="'<deep>' has vectors for 16 .* this model has 6"):
+    with pytest.raises(ConceptError, match=r"'<deep>' has vectors for 16 .* this model has 6"):
         base.encode_prompts(["<deep>"], [token])
 
 

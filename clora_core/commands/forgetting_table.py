@@ -1,0 +1,211 @@
+"""What the runs of `bench forgetting` say together: tables with intervals, hypotheses, matrices as a picture."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+Run = Mapping[str, Any]
+
+# Name in a run's file → what the table calls it.
+COLUMNS = {
+    "learned": "recognised when learned",
+    "kept": "recognised at the end",
+    "forgetting": "forgotten",
+    "confusion": "taken for another",
+    "traits": "traits at the end",
+    "text_alignment": "edits followed",
+    "edited": "recognised when edited",
+    "distance": "A_mmd",
+    "plasticity": "A_mmd when learned",
+    "drift": "F_mmd",
+    "copying": "nearer to its own pictures",
+    "base_damage": "plain prompts lost",
+    "base_distance": "plain prompts' MMD",
+    "late_norm": "‖Δ‖ last / first",
+    "stored": "numbers stored",
+    "seconds": "s per concept",
+}
+CELL_PX, GAP_PX, TITLE_PX = 22, 18, 20
+
+
+def tables_of(results: Sequence[Run]) -> str:
+    """Markdown: a table for each track, and the hypotheses with what the runs say of them."""
+    parts = []
+    for track in dict.fromkeys(result["track"] for result in results):
+        own = [result for result in results if result["track"] == track]
+        parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}")
+    lines = [f"- **{name}** {claim}\n  {verdict(results)}" for name, claim, verdict in HYPOTHESES]
+    return "\n\n".join([*parts, "## Hypotheses, stated before the runs\n\n" + "\n".join(lines)])
+
+
+def table_of(results: Sequence[Run]) -> str:
+    """Per method the mean over its runs, ± half of a 95 % interval (1.96 standard errors)."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " | runs |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for method in dict.fromkeys(result["method"] for result in results):
+        own = [result for result in results if result["method"] == method]
+        cells = [_with_interval([result[name] for result in own]) for name in COLUMNS]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(own)} |")
+    return "\n".join(lines)
+
+
+def matrices_of(results: Sequence[Run]) -> Image.Image:
+    """Every method's mean alignment matrix: row i after learning concept i, column j the concept; green is 1."""
+    names = list(dict.fromkeys((result["track"], result["method"]) for result in results))
+    matrices = [_mean_matrix([r for r in results if (r["track"], r["method"]) == name]) for name in names]
+    across = 4
+    side = max(len(matrix) for matrix in matrices) * CELL_PX
+    width, height = side + GAP_PX, side + GAP_PX + TITLE_PX
+    picture = Image.new("RGB", (across * width, -(-len(names) // across) * height), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    small = ImageFont.load_default(9)
+    for place, ((_, method), matrix) in enumerate(zip(names, matrices, strict=True)):
+        left, top = place % across * width, place // across * height
+        pen.text((left, top + 2), method, fill="black", font=font)
+        for row, values in enumerate(matrix):
+            for column, value in enumerate(values):
+                if value is not None:
+                    x, y = left + column * CELL_PX, top + TITLE_PX + row * CELL_PX
+                    shade = (round(235 - 190 * value), round(90 + 120 * value), round(80 + 30 * value))
+                    pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), fill=shade)
+                    pen.text((x + 2, y + 5), f"{100 * value:.0f}", fill="white", font=small)
+    return picture
+
+
+def _mean_matrix(results: Sequence[Run]) -> list[list[float | None]]:
+    matrices = [result["alignment"] for result in results]
+    return [
+        [None if cells[0] is None else statistics.fmean(cells) for cells in zip(*rows, strict=True)]
+        for rows in zip(*matrices, strict=True)
+    ]
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    mean, half = statistics.fmean(values), _half(values)
+    return f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}"
+
+
+def _half(values: Sequence[float]) -> float:
+    return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _values(results: Sequence[Run], method: str, name: str, *, track: str = "identities") -> list[float]:
+    return [result[name] for result in results if (result["track"], result["method"]) == (track, method)]
+
+
+def _compared(
+    results: Sequence[Run], methods: Sequence[str], names: Sequence[str], *, track: str = "identities"
+) -> str:
+    """What was measured, for the reader to judge by; says so where a method was not run."""
+    said = []
+    for method in methods:
+        cells = [(COLUMNS[name], _values(results, method, name, track=track)) for name in names]
+        told = ", ".join(f"{title} {_with_interval(values)}" for title, values in cells if values)
+        said.append(f"{method}: {told or 'not run'}")
+    return "; ".join(said) + "."
+
+
+def _means(results: Sequence[Run], *wanted: tuple[str, str], track: str = "identities") -> list[float] | None:
+    """The mean of each (method, name); None if one was not run at least twice."""
+    found = [_values(results, method, name, track=track) for method, name in wanted]
+    return [statistics.fmean(values) for values in found] if min(map(len, found)) > 1 else None
+
+
+def _judged(holds: bool | None, measured: str) -> str:
+    return {True: "Holds. ", False: "Does not hold. ", None: "Not decided by these runs. "}[holds] + measured
+
+
+def _sequential_forgets(results: Sequence[Run]) -> str:
+    methods = ("sequential", "single-lora", "full-kv")
+    found = [_values(results, method, "forgetting") for method in methods]
+    clear = [len(values) > 1 and statistics.fmean(values) - _half(values) > 0 for values in found]
+    holds = all(clear) if all(len(values) > 1 for values in found) else None
+    return _judged(holds, _compared(results, methods, ("forgetting",)))
+
+
+def _c_lora_forgets_less(results: Sequence[Run]) -> str:
+    measured = _compared(results, ("c-lora", "sequential"), ("forgetting", "kept", "learned"))
+    ours, theirs = (_values(results, method, "forgetting") for method in ("c-lora", "sequential"))
+    if min(len(ours), len(theirs)) < 2:
+        return _judged(None, measured)
+    error = math.hypot(_half(ours), _half(theirs)) / 1.96
+    less = statistics.fmean(theirs) - statistics.fmean(ours) > 2 * error
+    kept, learned = (
+        statistics.fmean(_values(results, "c-lora", name)) / statistics.fmean(_values(results, "sequential", name))
+        for name in ("kept", "learned")
+    )
+    return _judged(less and kept >= 1 and learned >= 0.8, measured)
+
+
+def _penalty_shrinks(results: Sequence[Run]) -> str:
+    methods = ("c-lora*0.1", "c-lora", "c-lora*10")
+    measured = _compared(results, methods, ("late_norm", "learned", "forgetting"))
+    means = _means(results, *((method, "late_norm") for method in methods))
+    return _judged(None if means is None else means[0] > means[1] > means[2], measured)
+
+
+def _no_noun(results: Sequence[Run]) -> str:
+    measured = _compared(results, ("c-lora", "c-lora+noun"), ("confusion", "kept", "forgetting"))
+    means = _means(results, ("c-lora", "confusion"), ("c-lora+noun", "confusion"))
+    return _judged(None if means is None else means[0] < means[1], measured)
+
+
+def _words_alone(results: Sequence[Run]) -> str:
+    measured = _compared(results, ("textual-inversion", "separate", "sequential"), ("forgetting", "plasticity"))
+    wanted = (("textual-inversion", "forgetting"), ("textual-inversion", "plasticity"), ("separate", "plasticity"))
+    means = _means(results, *wanted)
+    return _judged(None if means is None else means[0] == 0 and means[1] > means[2], measured)
+
+
+def _museum_maker(results: Sequence[Run]) -> str:
+    whole, rivals = "museum-maker", ("sequential", "c-lora")
+    parts = tuple(f"museum-maker-without-{term}" for term in ("style_distillation", "distillation", "weight_direction"))
+    measured = _compared(results, (whole, *parts, *rivals), ("kept", "forgetting", "copying"), track="styles")
+    wanted = [(method, "kept") for method in (whole, *rivals)]
+    means = _means(results, *wanted, track="styles")
+    return _judged(None if means is None else means[0] > max(means[1:]), measured)
+
+
+def _others(results: Sequence[Run]) -> str:
+    measured = _compared(results, ("ewc-lora", "c-lora", "orthogonal"), ("kept", "forgetting", "distance"))
+    means = _means(
+        results, ("ewc-lora", "kept"), ("c-lora", "kept"), ("orthogonal", "distance"), ("c-lora", "distance")
+    )
+    return _judged(None if means is None else means[0] >= means[1] and means[2] <= 1.1 * means[3], measured)
+
+
+def _late_concepts(results: Sequence[Run]) -> str:
+    def slope(method: str) -> float | None:
+        """How much better the first half of the concepts was learned than the second."""
+        runs = [r for r in results if (r["track"], r["method"]) == ("identities", method)]
+        drops = []
+        for run in runs:
+            own = [row[place] for place, row in enumerate(run["alignment"])]
+            half = len(own) // 2
+            drops.append(statistics.fmean(own[:half]) - statistics.fmean(own[-half:]))
+        return statistics.fmean(drops) if len(drops) > 1 else None
+
+    ours, theirs = slope("c-lora"), slope("orthogonal")
+    if ours is None or theirs is None:
+        return _judged(None, "c-lora or orthogonal not run often enough.")
+    measured = f"first half minus second half, recognised when learned: c-lora {ours:.2f}, orthogonal {theirs:.2f}"
+    return _judged(ours > theirs, measured + " (over ten concepts; twenty are not built in).")
+
+
+HYPOTHESES: tuple[tuple[str, str, Callable[[Sequence[Run]], str]], ...] = (
+    ("H1", "Learning on without protection forgets, whatever is trained.", _sequential_forgets),
+    (
+        "H2",
+        "C-LoRA forgets less than no penalty by more than two standard errors, ends no worse, and learns at least 0.8 "
+        "as well.",
+        _c_lora_forgets_less,
+    ),
+    ("H3", "C-LoRA's penalty drives late deltas to zero as its weight grows.", _penalty_shrinks),
+    ("H4", "A random word without a noun is confused less often than one that starts from its noun.", _no_noun),
+    ("H5", "A word alone forgets nothing, but learns less well than deltas do.", _words_alone),
+    ("H6", "MuseumMaker holds styles better than C-LoRA and than no protection.", _museum_maker),
+    ("H7", "EWC on deltas keeps as much as C-LoRA; orthogonal deltas end within a tenth of its A_mmd.", _others),
+    ("H8", "C-LoRA learns late concepts worse than orthogonal deltas do.", _late_concepts),
+)

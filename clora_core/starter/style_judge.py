@@ -1,0 +1,73 @@
+"""Which style a picture is in: a linear classifier over channel statistics, fitted to drawn pictures when it is made.
+
+A style is what is left of a picture when its layout is gone, so it is judged by the mean and deviation of each channel
+of the picture and of the judge's first two layers of features (style as statistics of features: Huang and Belongie
+2017, arXiv:1703.06868), with linear discriminants over them. It needs no weights of its own and takes a few seconds.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pictures import as_floats, to_bytes
+from .draw import draw
+from .judge import Judge
+from .styles import STYLES
+from .world import Picture, imagine
+
+NAMES = ("plain", *STYLES)
+EXAMPLES = 64
+SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity
+
+
+@torch.no_grad()
+def style_features(judge: Judge, pictures: Tensor) -> Tensor:
+    """(n, 198): mean and deviation over all places of each channel. pictures (n, 3, 64, 64) in [-1, 1]."""
+    parts, features = [pictures.mean((2, 3)), pictures.flatten(2).std(2)], pictures
+    for number, layer in enumerate(itertools.islice(judge.trunk.children(), 4)):
+        features = layer(features)
+        if number in (1, 3):
+            parts += [features.mean((2, 3)), features.flatten(2).std(2)]
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class StyleJudge:
+    """Recognises "plain", the base's styles and those to learn. weights (features, styles), offset (styles,)."""
+
+    judge: Judge
+    weights: Tensor
+    offset: Tensor
+
+    @classmethod
+    def fitted(cls, judge: Judge, *, seed: int = 0) -> "StyleJudge":
+        """Fitted to drawn pictures of every style; the same every time."""
+        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=seed)).double() for style in NAMES]
+        means = torch.stack([part.mean(0) for part in features])
+        within = torch.cat([part - mean for part, mean in zip(features, means, strict=True)])
+        scale = within.std(0).clamp_min(1e-6)
+        spread = (within / scale).T @ (within / scale) / len(within)
+        spread = (1 - SHRINKAGE) * spread + SHRINKAGE * torch.eye(len(spread), dtype=torch.float64)
+        weights = torch.linalg.solve(spread, (means / scale).T) / scale[:, None]
+        offset = -0.5 * (means.T * weights).sum(0)
+        return cls(judge, weights.float(), offset.float())
+
+    def styles_of(self, pictures: Tensor) -> list[str]:
+        """The most likely style of each picture."""
+        scores = style_features(self.judge, pictures) @ self.weights + self.offset
+        return [NAMES[index] for index in scores.argmax(1).tolist()]
+
+
+def drawn_in(style: str, count: int, *, seed: int) -> Tensor:
+    """Pictures of the starter world in one style, (n, 3, 64, 64) in [-1, 1]."""
+    rng = random.Random(f"judged {style} {seed}")
+    contents = [imagine(rng)[0] for _ in range(count)]
+    return _floats([Picture(content.attributes, style, content.seed) for content in contents])
+
+
+def _floats(pictures: Sequence[Picture]) -> Tensor:
+    return as_floats(torch.stack([to_bytes(draw(picture)) for picture in pictures]))

@@ -1,0 +1,135 @@
+"""Courses over identities and styles on the real starter model, and what is measured of them."""
+
+import json
+import statistics
+
+import pytest
+import torch
+
+from clora_core.base_diffusers import DiffusersBase, open_base
+from clora_core.cli import main
+from clora_core.commands.bench_forgetting import varied
+from clora_core.commands.forgetting_table import HYPOTHESES, tables_of
+from clora_core.errors import RecipeError
+from clora_core.learn import learn
+from clora_core.measure import kernel_distance
+from clora_core.museum import Museum
+from clora_core.starter.course import starter_recipe
+from clora_core.starter.exam import Examiner, concept_of, drawn
+from clora_core.starter.judge import load_judge
+from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
+from clora_core.starter.subjects import STYLES
+
+
+@pytest.fixture(scope="module")
+def base() -> DiffusersBase:
+    return open_base("starter")
+
+
+@pytest.fixture(scope="module")
+def examiner(base: DiffusersBase) -> Examiner:
+    return Examiner(base, load_judge())
+
+
+def test_the_style_judge_knows_every_style_of_pictures_that_it_has_not_seen(examiner: Examiner):
+    for style in NAMES:
+        found = examiner.style_judge.styles_of(drawn_in(style, 48, seed=5))
+        assert found.count(style) >= 44, style
+
+
+def test_the_style_judge_knows_them_through_the_latents_too(examiner: Examiner, base: DiffusersBase):
+    for style in STYLES:
+        again = base.decode_latents(base.encode_pictures(drawn_in(style, 32, seed=6)))
+        assert examiner.style_judge.styles_of(again).count(style) >= 26, style
+
+
+def test_the_style_judge_is_the_discriminant_of_the_textbook():
+    """Against Mahalanobis distances to each style's mean, in double precision."""
+    judge = load_judge()
+    ours = StyleJudge.fitted(judge)
+    from clora_core.starter import style_judge as parts
+
+    features = [parts.style_features(judge, drawn_in(s, parts.EXAMPLES, seed=0)).double() for s in NAMES]
+    means = torch.stack([part.mean(0) for part in features])
+    within = torch.cat([part - part.mean(0) for part in features])
+    scale = within.std(0).clamp_min(1e-6)
+    spread = 0.9 * (within / scale).T @ (within / scale) / len(within) + 0.1 * torch.eye(len(scale)).double()
+    pictures = drawn_in("sketch", 8, seed=3)
+    apart = (parts.style_features(judge, pictures).double()[:, None] - means) / scale
+    distances = torch.einsum("psf,fg,psg->ps", apart, torch.linalg.inv(spread), apart)
+    assert ours.styles_of(pictures) == [NAMES[place] for place in distances.argmin(1).tolist()]
+
+
+def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
+    concept = concept_of("neon", 6, seed=0)
+    assert concept.kind == "style" and len(set(concept.captions)) == 6
+    assert all(caption.endswith(" in {word} style") for caption in concept.captions)
+    assert concept.prompt == "a photo in <neon> style"
+    assert torch.equal(concept.pictures, drawn("neon", 6, seed=0))
+    assert concept_of("ada", 2, seed=0, noun=True).prompt == "a photo of <ada> person"
+
+
+@pytest.mark.slow
+def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
+    recipe = starter_recipe("word-gated", seed=0, steps=200)
+    museum = learn(base, Museum(base.fingerprint), concept_of("blueprint", 16, seed=0, vectors=2), recipe)
+    sight = examiner.look(museum, "blueprint", count=24)
+    assert sight.alignment >= 0.5 and sight.attributes >= 0.3, "chance is 0.1"
+
+
+def test_a_benchmark_of_styles_measures_everything(tmp_path):
+    command = ["bench", "forgetting", "--quick", "--subjects", "styles", "--methods", "c-lora", "museum-maker"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "forgetting.json").read_text())
+    assert [result["track"] for result in results] == ["styles", "styles"]
+    text = (tmp_path / "forgetting.md").read_text()
+    assert "## Styles" in text and "## Identities" not in text
+    assert all(f"**{name}**" in text for name, _, _ in HYPOTHESES)
+
+
+def test_changes_of_a_recipe_by_name():
+    stronger, noun = varied("c-lora*10", seed=3)
+    assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
+    assert stronger.seed == 3 and not noun
+    assert varied("c-lora+noun", seed=0)[1]
+    less, _ = varied("museum-maker-without-style_distillation", seed=0)
+    assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
+    for wrong in ("c-lora-without-distillation", "d-lora", "c-lora*", "c-lora*x"):
+        with pytest.raises(RecipeError):
+            varied(wrong, seed=0)
+
+
+def made_up(method: str, track: str = "identities", **values: float) -> list[dict]:
+    from clora_core.commands.forgetting_table import COLUMNS
+
+    runs = []
+    for wobble in (-0.01, 0.0, 0.01):
+        run = dict.fromkeys(COLUMNS, 0.5) | {name: value + wobble for name, value in values.items()}
+        runs.append(run | {"method": method, "track": track, "alignment": [[0.5, None], [0.5, 0.5]]})
+    return runs
+
+
+def test_hypotheses_are_decided_by_the_numbers():
+    def verdict(name: str, results: list[dict]) -> str:
+        line = tables_of(results).partition(f"**{name}**")[2].splitlines()[1].strip()
+        return line.partition(". ")[0]
+
+    forgetful = [run for method in ("sequential", "single-lora", "full-kv") for run in made_up(method, forgetting=0.4)]
+    assert verdict("H1", forgetful) == "Holds"
+    assert verdict("H1", forgetful[:-3]) == "Not decided by these runs"
+    assert verdict("H1", [*forgetful[:-3], *made_up("full-kv", forgetting=0.0)]) == "Does not hold"
+    assert verdict("H2", [*forgetful, *made_up("c-lora", forgetting=0.1, kept=0.6)]) == "Holds"
+    assert verdict("H2", [*forgetful, *made_up("c-lora", forgetting=0.1, kept=0.4)]) == "Does not hold"
+    styles = [*made_up("museum-maker", "styles", kept=0.9), *made_up("c-lora", "styles", kept=0.5)]
+    assert verdict("H6", styles) == "Not decided by these runs"
+    assert verdict("H6", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
+
+
+def test_distances_between_sets_see_what_the_eye_sees(examiner: Examiner):
+    same = [drawn("ada", 64, seed=seed) for seed in (1, 2)]
+    other = drawn("gus", 64, seed=1)
+    near, far = (
+        kernel_distance(examiner.features(same[0], "ada"), examiner.features(each, "ada")) for each in (same[1], other)
+    )
+    assert abs(near) < 0.1 * far
+    assert statistics.fmean([near, far]) > 0
