@@ -13,7 +13,7 @@ from .captions import everyday_captions
 from .checkpoints import Parts, open_parts
 from .concept import ConceptToken
 from .errors import BaseModelError
-from .layers import layer_numbers, own_layers
+from .layers import layer_count, own_layers
 from .projections import Projection, architecture_of, find_projections
 from .prompts import TextEncoder, encode, word_vectors
 from .starter import world
@@ -126,7 +126,7 @@ class DiffusersBase:
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32."""
-        return encode(self.encoders, prompts, tokens, layers=len(set(layer_numbers(self.modules).values())))
+        return encode(self.encoders, prompts, tokens, layers=layer_count(self.modules))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""

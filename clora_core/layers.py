@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from .concept import ConceptToken
+from .errors import ConceptError
 from .projections import Projection
 
 
@@ -19,6 +21,21 @@ def layer_numbers(projections: Iterable[Projection]) -> dict[Projection, int]:
     paths = {projection: projection.path.rpartition(".")[0] for projection in projections}
     order = {path: number for number, path in enumerate(sorted(set(paths.values()), key=_place))}
     return {projection: order[path] for projection, path in paths.items()}
+
+
+def layer_count(modules: Mapping[Projection, nn.Module]) -> int:
+    """How many cross-attentions these projections belong to."""
+    return len(set(layer_numbers(modules).values()))
+
+
+def check_layers(token: ConceptToken, expected: int) -> None:
+    """Raise ConceptError for a word with vectors for another number of cross-attentions than the model has."""
+    count = len(next(iter(token.vectors.values())))
+    if count not in (1, expected):
+        raise ConceptError(
+            f"'{token.word}' has vectors for {count} cross-attentions, but this model has {expected}. Use it over the "
+            "base that it was learned over."
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 from .base import Conditioning
 from .concept import ConceptToken, word_pattern
 from .errors import BaseModelError, ConceptError
+from .layers import check_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +148,7 @@ def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptT
             f"'{token.word}' has vectors for {known}, but this model's text encoder is {encoder.name} ({encoder.width} "
             "wide). Use the word over the base that it was learned over."
         )
-    if len(vectors) not in (1, layers):
-        raise ConceptError(
-            f"'{token.word}' has vectors for {len(vectors)} cross-attentions, but this model has {layers}. Use it "
-            "over the base that it was learned over."
-        )
+    check_layers(token, layers)
     return token
 
 

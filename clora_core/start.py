@@ -11,7 +11,7 @@ from .base import Base
 from .concept import Concept, ConceptToken
 from .directions import free_directions, quiet_directions
 from .errors import ConceptError, RecipeError
-from .layers import layer_numbers
+from .layers import layer_count
 from .low_rank import LowRank, concatenated
 from .museum import Museum
 from .projections import Projection
@@ -127,7 +127,7 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
     Random by default, as in C-LoRA (arXiv:2304.06027, section 4). The paper does not give the scale; here each
     dimension is normal with the mean and deviation that the encoder's own vocabulary has in it.
     """
-    layers = len(set(layer_numbers(base.modules).values())) if layer_wise else 1
+    layers = layer_count(base.modules) if layer_wise else 1
     if concept.start:
         known = base.word_vectors(concept.start)
         vectors = {encoder: _fitted(vectors.float(), concept)[None] for encoder, vectors in known.items()}

@@ -13,10 +13,11 @@ from ...clora_core.base import Conditioning, Precision, Prediction, Schedule
 from ...clora_core.captions import everyday_captions
 from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import BaseModelError
-from ...clora_core.projections import Architecture, Projection, architecture_of, find_projections
+from ...clora_core.layers import check_layers, layer_count, own_layers
+from ...clora_core.projections import Architecture, Projection, architecture_of
 from ...clora_core.starter import world
 from .differentiable import differentiable, ordinary_tensors, plain_attention
-from .model import ModelPatcher, fingerprint_of, schedule_of, unet_of
+from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, unet_of
 from .resident import resident_clip, resident_model
 from .text import encode, word_vectors
 from .view import base_beneath
@@ -45,7 +46,7 @@ class HostBase:
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
         model, clip = base_beneath(model, clip)
         model, clip = resident_model(model), resident_clip(clip)
-        self.modules: Mapping[Projection, nn.Module] = find_projections(unet_of(model))
+        self.modules: Mapping[Projection, nn.Module] = projections_of(model)
         self.architecture: Architecture = architecture_of(self.modules)
         self.schedule: Schedule = schedule_of(model)
         self.fingerprint = fingerprint_of(model)
@@ -112,6 +113,8 @@ class HostBase:
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32, on `device`."""
         self._ready()
+        for token in tokens:
+            check_layers(token, layer_count(self.modules))
         encoded = encode(self.clip, prompts, tokens)
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
         stand = {word: mask.to(self.device) for word, mask in encoded.places.items()}
@@ -129,14 +132,15 @@ class HostBase:
             options["optimized_attention_override"] = plain_attention
         self.places = conditioning.places
         latents = noisy.to(self.device, dtype)
-        return unet_of(self.model)(
-            latents,
-            timesteps.to(self.device).float(),
-            context=conditioning.states.to(self.device, dtype),
-            y=self._added(latents, conditioning),
-            control=None,
-            transformer_options=options,
-        ).float()
+        with own_layers(self.modules):
+            return unet_of(self.model)(
+                latents,
+                timesteps.to(self.device).float(),
+                context=conditioning.states.to(self.device, dtype),
+                y=self._added(latents, conditioning),
+                control=None,
+                transformer_options=options,
+            ).float()
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[None]:
@@ -147,7 +151,7 @@ class HostBase:
         """
         before, self._learning = self._learning, (DTYPES[precision], checkpointing)
         try:
-            with ordinary_tensors(), self._resting():
+            with ordinary_tensors(), self._resting(), own_layers(self.modules):
                 self._ready()
                 yield
         finally:

@@ -3,7 +3,7 @@
 CLIP says where learned words stand in a prompt; that travels in the conditioning's dictionary under `PLACES`. The
 model hands it to the UNet beside the text states, and while the UNet runs, each projection adds a gated delta at the
 places of its word. Nothing is merged into weights, and a prompt without the word takes the base model's own path, bit
-for bit.
+for bit. The states of layer-wise words (`layers.py`) travel the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ...clora_core.attach import Gate
 from .adding import Adding
+from .layers import LAYERS, Pairs, all_layers, reading, widened
 from .model import ModelPatcher
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool; to the UNet: (b, tokens, gates), 1 where open
 KEY = "clora.gates"
-Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (id or vector, weight)
 
 
 def marked(vector: Tensor, word: str) -> Tensor:
@@ -40,7 +40,7 @@ def places(rows: Sequence[Sequence[int | Tensor]]) -> dict[str, Tensor]:
 
 
 def telling_places(clip: Any) -> Any:
-    """The CLIP, a clone that may be changed, now also saying where learned words stand."""
+    """The CLIP, a clone that may be changed, now also saying where learned words stand, and their layers' states."""
     before = clip.patcher.get_model_object("encode_token_weights")
     if not isinstance(before, _Telling):
         clip.patcher.add_object_patch("encode_token_weights", _Telling(before))
@@ -56,7 +56,7 @@ def telling_nothing(clip: Any) -> Any:
 
 
 class _Telling:
-    """The text encoder's own method, with the places among what it returns besides states and pooled vectors."""
+    """The text encoder's own method, with places and layers among what it returns besides states and pooled vectors."""
 
     def __init__(self, encode: Any) -> None:
         self.encode = encode
@@ -66,7 +66,10 @@ class _Telling:
         rows = next(iter(pairs.values()), ())  # all encoders of a model read the same words at the same places
         found = places([[pair[0] for pair in row] for row in rows])
         side_by_side = {word: mask.flatten()[None] for word, mask in found.items()}  # as their states are joined
-        return states, pooled, {**(more[0] if more else {}), PLACES: side_by_side}
+        told = {**(more[0] if more else {}), PLACES: side_by_side}
+        if (wide := all_layers(self.encode, pairs, states)) is not None:
+            told[LAYERS] = wide
+        return states, pooled, told
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +80,16 @@ class Gated:
     deltas: Mapping[str, Adding]
 
 
-def put_gates(model: ModelPatcher, exhibits: Sequence[Gated]) -> None:
-    """Let the model, a clone that may be changed, add these deltas at their words' places."""
-    model.add_object_patch("extra_conds", _Hearing(model.get_model_object("extra_conds"), [e.gate for e in exhibits]))
-    running = _Gates(exhibits)
+def put_gates(model: ModelPatcher, exhibits: Sequence[Gated], layers: Mapping[str, int] | None = None) -> None:
+    """Let the model, a clone that may be changed, add these deltas at their words' places.
+
+    layers: path of each projection in the UNet → its cross-attention's number, if there are layer-wise words.
+    """
+    layers = layers or {}
+    count = max(layers.values(), default=0) + 1
+    hearing = _Hearing(model.get_model_object("extra_conds"), [exhibit.gate for exhibit in exhibits], count)
+    model.add_object_patch("extra_conds", hearing)
+    running = _Gates(exhibits, layers)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, running)
     model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, running.forget)
 
@@ -103,14 +112,18 @@ def _put_back(patcher: ModelPatcher, name: str, method: Any) -> None:
 
 
 class _Hearing:
-    """The model's own method that says what the UNet is given, with the gates' places besides."""
+    """The model's own method that says what the UNet is given, with the gates' places and the layers besides."""
 
-    def __init__(self, conds: Any, gates: Sequence[Gate]) -> None:
-        self.conds, self.gates = conds, gates
+    def __init__(self, conds: Any, gates: Sequence[Gate], layers: int) -> None:
+        self.conds, self.gates, self.layers = conds, gates, layers
 
     def __call__(self, **options: Any) -> dict[str, Any]:
         given = self.conds(**options)
-        if (states := options.get("cross_attn")) is not None:
+        if (states := options.get("cross_attn")) is None:
+            return given
+        if self.layers > 1:
+            given[LAYERS] = CONDCrossAttn(widened(states, options.get(LAYERS), self.layers))
+        if self.gates:
             opened = torch.stack([_opened(options.get(PLACES) or {}, g, states.shape[1]) for g in self.gates], dim=-1)
             given[PLACES] = CONDCrossAttn(opened.to(states).expand(states.shape[0], -1, -1))
         return given
@@ -126,12 +139,13 @@ def _opened(known: Mapping[str, Tensor], gate: Gate, tokens: int) -> Tensor:
 class _Gates:
     """A wrapper around the UNet's forward: while it runs, and no longer, gated projections have hooks."""
 
-    def __init__(self, exhibits: Sequence[Gated]) -> None:
-        self.exhibits = exhibits
+    def __init__(self, exhibits: Sequence[Gated], layers: Mapping[str, int]) -> None:
+        self.exhibits, self.layers = exhibits, layers
 
     def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
-        opened = options.pop(PLACES, None)
+        opened, wide = options.pop(PLACES, None), options.pop(LAYERS, None)
         with ExitStack() as handles:
+            reading(handles, unet_forward.class_obj, self.layers, wide)
             for number, exhibit in enumerate(self.exhibits if opened is not None else ()):
                 mask = opened[..., number, None]
                 if not mask.any():

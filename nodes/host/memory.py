@@ -8,7 +8,7 @@ from torch import nn
 
 from ...clora_core.recipe import Recipe
 from .base import DTYPES, HostBase
-from .model import unet_of
+from .model import stored_dtype, unet_of
 
 # Bytes that a backward pass keeps per latent pixel and picture in 16 bits, where only the keys' and values' deltas
 # and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 1.80 GiB, SDXL at 1024 px 10.42 GiB.
@@ -42,7 +42,7 @@ def said(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
 def _copied(network: nn.Module, computed: torch.dtype) -> int:
     """Bytes of the weights that are stored in another dtype: a backward pass keeps a copy of each in this one."""
     weights = (module.weight for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
-    return sum(weight.numel() * computed.itemsize for weight in weights if weight.dtype != computed)
+    return sum(weight.numel() * computed.itemsize for weight in weights if stored_dtype(weight) != computed)
 
 
 def _named(size: float) -> str:

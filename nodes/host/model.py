@@ -17,22 +17,23 @@ ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."
 
 
-def check_supported(model: ModelPatcher) -> None:
-    """Raise BaseModelError, with the model's class and the reason, for a model that C-LoRA cannot learn over."""
-    find_projections(unet_of(model))
-    schedule_of(model)
-
-
 def unet_of(model: ModelPatcher) -> nn.Module:
     """The network that predicts; shared by all clones of the model."""
     return model.model.diffusion_model
 
 
+def projections_of(model: ModelPatcher) -> dict[Projection, nn.Module]:
+    """What can be taught. Raises BaseModelError, with the model's class and the reason, where there is nothing."""
+    try:
+        return find_projections(unet_of(model))
+    except BaseModelError as error:
+        raise BaseModelError(f"{type(model.model).__name__} cannot be taught or show a museum. {error}") from error
+
+
 def projection_paths(model: ModelPatcher) -> dict[Projection, str]:
     """projection → its module's path inside the UNet, as ComfyUI names it."""
-    unet = unet_of(model)
-    paths = {module: path for path, module in unet.named_modules()}
-    return {projection: paths[module] for projection, module in find_projections(unet).items()}
+    paths = {module: path for path, module in unet_of(model).named_modules()}
+    return {projection: paths[module] for projection, module in projections_of(model).items()}
 
 
 def fingerprint_of(model: ModelPatcher) -> Fingerprint:
@@ -54,6 +55,11 @@ def own_weight(model: ModelPatcher, path: str) -> Tensor:
     else:
         weight = comfy.utils.get_attr(model.model, key)
     return weight.detach()
+
+
+def stored_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype that a weight's numbers are kept in. None for a quantized one, which names the dtype it stands for."""
+    return weight.dtype if type(weight.data) is Tensor else None
 
 
 def schedule_of(model: ModelPatcher) -> Schedule:

@@ -13,13 +13,15 @@ from ...clora_core.base import Conditioning
 from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import ConceptError
 from .gates import places
+from .layers import layer_count, layer_of
 from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths
 
 
 def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
     """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
 
-    The CLIP must be loaded. Words it knows already may stand in the prompts too.
+    Where a layer-wise word stands in any of them, (prompts, length, layers · Σ widths). The CLIP must be loaded. Words
+    it knows already may stand in the prompts too.
     """
     for token in tokens:
         check_fits(token, widths(clip))
@@ -34,11 +36,13 @@ def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -
         pieces = speaking(name, tokenizer, words).pieces
         rows = [_row(tokenizer, pieces(prompt), prompt) for prompt in prompts]
         stand = stand or places(rows)
-        encoded = encoder.encode(rows)
-        states.append(encoded[0].float())
-        pooled = encoded[1]
+        wide = layer_count([piece for row in rows for piece in row])
+        encoded = encoder.encode([[layer_of(piece, layer) for piece in row] for row in rows for layer in range(wide)])
+        states.append(encoded[0].float().unflatten(0, (-1, wide)).transpose(1, 2))
+        pooled = encoded[1][::wide] if encoded[1] is not None else None
     pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
-    return Conditioning(torch.cat(states, dim=-1), pooled.float() if pools else None, stand)
+    joined = torch.cat(states, dim=-1).flatten(2)
+    return Conditioning(joined, pooled.float() if pools and pooled is not None else None, stand)
 
 
 def word_vectors(clip: CLIP, word: str) -> dict[str, Tensor]:

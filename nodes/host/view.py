@@ -19,12 +19,13 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError, MuseumError
+from ...clora_core.layers import check_layers, layer_numbers
 from ...clora_core.low_rank import LowRank
 from ...clora_core.museum import Exhibit, Museum
 from ...clora_core.projections import Projection
 from .adding import Adding
 from .gates import Gated, put_gates, take_gates
-from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths
+from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, stored_dtype
 from .words import CLIP, with_words, without_words
 
 KEY = "clora.museum"
@@ -47,7 +48,7 @@ def view(
     model, clip = base_beneath(model, clip, museum)
     deltas = _deltas(model, museum, strengths)
     model = model.clone()
-    merged = {path: delta for path, delta in deltas.items() if own_weight(model, path).dtype in MERGED}
+    merged = {path: delta for path, delta in deltas.items() if stored_dtype(own_weight(model, path)) in MERGED}
     patches = {
         f"{PREFIX}{path}.weight": LoRAAdapter(set(), (delta.up, delta.down, None, None, None, None))
         for path, delta in merged.items()
@@ -58,8 +59,10 @@ def view(
         running = _Beside({path: Adding(delta) for path, delta in beside.items()})
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, running)
         model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, running.forget)
-    if gated := [exhibit for exhibit in museum.exhibits if exhibit.gate]:
-        put_gates(model, [_gated(model, exhibit, strengths.get(exhibit.word, 1.0)) for exhibit in gated])
+    gated = [_gated(model, exhibit, strengths.get(exhibit.word, 1.0)) for exhibit in museum.gated]
+    layers = _layers(model, museum)
+    if gated or layers:
+        put_gates(model, gated, layers)
     model.set_attachments(KEY, _View(museum, strengths, patches))
     return model, with_words(clip, museum.tokens)
 
@@ -136,7 +139,7 @@ def _view_of(model: ModelPatcher) -> _View | None:
 def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float]) -> dict[str, LowRank]:
     """path in the UNet → the stacked delta. Raises BaseModelError where museum and model do not belong together."""
     paths, base = projection_paths(model), fingerprint_of(model)
-    exact = all(own_weight(model, path).dtype in EXACT for path in paths.values())
+    exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
     if exact or museum.base.architecture != base.architecture:
         museum.check_over(base)
     return _by_path(museum.deltas(strengths), paths)
@@ -148,6 +151,16 @@ def _gated(model: ModelPatcher, exhibit: Exhibit, strength: float) -> Gated:
     deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
     by_path = _by_path(deltas, projection_paths(model))
     return Gated(exhibit.gate, {path: Adding(delta) for path, delta in by_path.items()})
+
+
+def _layers(model: ModelPatcher, museum: Museum) -> dict[str, int]:
+    """path in the UNet → the number of its cross-attention, if any word of the museum is layer-wise."""
+    paths = projection_paths(model)
+    numbers = {paths[projection]: layer for projection, layer in layer_numbers(paths).items()}
+    for token in museum.tokens:
+        check_layers(token, len(set(numbers.values())))
+    deep = any(len(vectors) > 1 for token in museum.tokens for vectors in token.vectors.values())
+    return numbers if deep else {}
 
 
 def _by_path(given: Mapping[Projection, LowRank], paths: Mapping[Projection, str]) -> dict[str, LowRank]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...clora_core.concept import ConceptToken, word_pattern
 from ...clora_core.errors import BaseModelError, ConceptError
 from .gates import marked, telling_nothing, telling_places
+from .layers import with_layers
 
 CLIP = comfy.sd.CLIP
 Piece = int | Tensor  # an id, or the vector (width,) that stands for a learned word
@@ -79,17 +80,12 @@ def widths(clip: CLIP) -> dict[str, int]:
 
 
 def check_fits(token: ConceptToken, expected: Mapping[str, int]) -> None:
-    """Raise ConceptError unless the word has one layer of vectors of that width for each of these text encoders."""
+    """Raise ConceptError unless the word has vectors of that width for each of these text encoders."""
     found = {name: vectors.shape[-1] for name, vectors in token.vectors.items()}
     if any(found.get(name) != width for name, width in expected.items()):
         raise ConceptError(
             f"'{token.word}' has vectors for {_listed(found)}, but this model's text encoders are {_listed(expected)}. "
             "Use the word over the base that it was learned over."
-        )
-    if any(len(vectors) > 1 for vectors in token.vectors.values()):
-        raise ConceptError(
-            f"'{token.word}' has several layers of vectors, one per cross-attention, which no prompt can hold. "
-            "Learn it with a recipe of one vector per place."
         )
 
 
@@ -116,7 +112,7 @@ class Speaking:
         read = 0
         for match in word_pattern(list(self.tokens)).finditer(text) if self.tokens else ():
             pieces += self._ids(text[read : match.start()], **options)
-            pieces += [marked(vector, match[0]) for vector in self.tokens[match[0]].vectors[self.name][0].unbind()]
+            pieces += spelled(self.tokens[match[0]], self.name)
             read = match.end()
         return pieces + self._ids(text[read:], **options)
 
@@ -129,6 +125,15 @@ class Speaking:
         if name == "plain" or name.startswith("__"):  # asked while this is being copied, before there is one
             raise AttributeError(name)
         return getattr(self.plain, name)
+
+
+def spelled(token: ConceptToken, encoder: str) -> list[Piece]:
+    """The vectors that stand for a word in that text encoder's rows."""
+    layers = token.vectors[encoder]
+    vectors = [marked(vector, token.word) for vector in layers[0].unbind()]
+    if len(layers) == 1:
+        return list(vectors)
+    return [with_layers(vector, layers[:, place]) for place, vector in enumerate(vectors)]
 
 
 def speaking(name: str, tokenizer: comfy.sd1_clip.SDTokenizer, tokens: Mapping[str, ConceptToken]) -> Speaking:

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
+import comfy.supported_models_base
 import comfy.taesd.taesd
+import comfy.utils
 import torch
 from clora_pack.clora_core.base import Base
 from clora_pack.clora_core.concept import Concept, ConceptToken
@@ -75,6 +78,7 @@ FAMILIES = {
         },
     ),
 }
+FLOAT8 = torch.float8_e4m3fn
 DIFFERENT_ROWS = 997  # of a word table, which then repeats, so that it is quickly made
 
 
@@ -83,24 +87,63 @@ def small_models(
 ) -> Models:
     """A model of the family's real layout, text widths and tokenizers, with random weights and few channels.
 
-    dtype: that the UNet is stored in; compute: what it computes in, where that is another. scaled: its linear layers
-    are stored in float8, with a scale beside each.
+    dtype: that the UNet is stored in; compute: what it computes in, where that is another. scaled: it is stored in
+    float8 with a scale beside each linear layer, and computes in float32.
     """
     kind, changes = FAMILIES[family]
     config = kind({**UNET, **changes})
-    if scaled:
-        config.scaled_fp8 = torch.float8_e4m3fn
-        config.optimizations["fp8"] = True
     config.set_inference_dtype(dtype, compute)
     offload = comfy.model_management.unet_offload_device()
     model = config.get_model({}, "", device=offload)
     fill(model.diffusion_model, seed=1)
+    if scaled:
+        round_to_float8(model.diffusion_model)
+        model = in_scaled_float8(model.diffusion_model, kind({**UNET, **changes}))
     clip = comfy.sd.CLIP(
         config.clip_target(), model_options={f"clip_{name}_model_config": dict(CLIP) for name in ("l", "g", "h")}
     )
     fill(clip.cond_stage_model, seed=2)
     patcher = ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
     return patcher, clip, small_vae()
+
+
+@torch.no_grad()
+def round_to_float8(unet: nn.Module) -> None:
+    """Give linear layers weights that are float8 numbers times a scale, and biases of float8; all else float16."""
+    for module in unet.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not isinstance(module, nn.Linear):
+                weight.copy_(weight.half())
+            elif name == "weight":
+                scale = _scale(weight)
+                weight.copy_((weight / scale).to(FLOAT8).float() * scale)
+            else:
+                weight.copy_(weight.to(FLOAT8))
+
+
+def in_scaled_float8(unet: nn.Module, config: comfy.supported_models_base.BASE) -> comfy.model_base.BaseModel:
+    """The same model with its linear layers in float8 and a scale beside each, as such files are published."""
+    tensors: dict[str, Tensor] = dict(unet.state_dict())
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear):
+            scale = _scale(module.weight)
+            tensors[f"{name}.weight"] = (module.weight / scale).to(FLOAT8)
+            tensors |= {f"{name}.scale_weight": scale, f"{name}.scale_input": torch.ones(())}
+    if hasattr(comfy.utils, "convert_old_quants"):  # newer ComfyUIs read them as quantized tensors
+        tensors["scaled_fp8"] = torch.empty(0, dtype=FLOAT8)
+        tensors, _ = comfy.utils.convert_old_quants(tensors)
+        config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
+    else:
+        config.scaled_fp8 = FLOAT8
+        config.optimizations["fp8"] = True
+    config.set_inference_dtype(torch.float16, torch.float32)
+    model = config.get_model({}, "", device=comfy.model_management.unet_offload_device())
+    model.diffusion_model.load_state_dict(tensors)
+    return model
+
+
+def _scale(weight: Tensor) -> Tensor:
+    return weight.abs().max() / torch.finfo(FLOAT8).max
 
 
 def small_vae(channels: int = 4) -> comfy.sd.VAE:

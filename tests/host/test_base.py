@@ -3,22 +3,34 @@
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_sampling
+import comfy.ops
 import comfy.supported_models
 import pytest
 import torch
+from clora_pack.clora_core.base import Fingerprint
 from clora_pack.clora_core.base_diffusers import open_base
 from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
 from clora_pack.clora_core.learn import Progress, learn
 from clora_pack.clora_core.museum import Museum
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.model import check_supported
 from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import view
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .models import FAMILIES, concept, denoised, learned, noisiest, ordinary, recipe, small_models
+from .models import (
+    FAMILIES,
+    concept,
+    denoised,
+    learned,
+    noisiest,
+    ordinary,
+    recipe,
+    round_to_float8,
+    small_models,
+)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> None:
@@ -102,9 +114,16 @@ def test_the_layer_that_the_user_chose_is_read(clip_skip: int):
     close(states, clip.encode("a photo"), 1e-6)
 
 
+def test_float8_with_scales_is_learned_over_as_what_it_stands_for():
+    scaled, plain = small_models("sd15", scaled=True), small_models("sd15")
+    round_to_float8(plain[0].model.diffusion_model)
+    found = [learned(base, Museum(base.fingerprint), "<one>")[1] for base in (HostBase(*scaled), HostBase(*plain))]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(comfy.ops, "scaled_fp8_ops"), reason="this ComfyUI's float8 has a backward pass")
 def test_float8_products_without_a_backward_pass_are_refused(monkeypatch: pytest.MonkeyPatch):
     base = HostBase(*small_models("sd15", scaled=True))
-    assert learned(base, Museum(base.fingerprint), "<one>")[1]
     monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device: True)
     with pytest.raises(BaseModelError, match=r"multiplies in float8 .* no backward pass"):
         learned(base, Museum(base.fingerprint), "<one>")
@@ -193,33 +212,30 @@ def test_the_wrong_text_encoder_and_the_wrong_vae_are_refused(models):
         HostBase(model, clip).encode_pictures(torch.zeros(1, 3, 64, 64))
 
 
-def test_a_model_of_joint_attention_is_refused_by_name():
-    numbers = {
-        "in_channels": 16,
-        "out_channels": 16,
-        "vec_in_dim": 768,
-        "context_in_dim": 4096,
-        "hidden_size": 128,
-        "mlp_ratio": 4.0,
-        "num_heads": 4,
-        "depth": 1,
-        "depth_single_blocks": 1,
-        "axes_dim": [8, 12, 12],
-        "theta": 10000,
-        "patch_size": 2,
-        "qkv_bias": True,
-        "guidance_embed": False,
-    }
-    if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # newer ComfyUIs ask for it
-        numbers["txt_ids_dims"] = []
-    config = comfy.supported_models.Flux({"image_model": "flux", **numbers})
+FLUX = {
+    **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 128},
+    **{"mlp_ratio": 4.0, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12]},
+    **{"theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "image_model": "flux"},
+    # newer ComfyUIs ask for it
+    **({"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}),
+}
+SD3 = {
+    **{"in_channels": 16, "patch_size": 2, "depth": 1, "adm_in_channels": 64, "pos_embed_max_size": 8},
+    **{"input_size": None, "num_patches": None, "pos_embed_scaling_factor": None},
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+}
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("Flux", FLUX), ("SD3", SD3)], ids=["Flux", "SD3"])
+def test_a_model_of_joint_attention_is_refused_by_name(name: str, numbers: dict[str, object]):
+    config = getattr(comfy.supported_models, name)(dict(numbers))
     config.set_inference_dtype(torch.float32, None)
-    cpu = torch.device("cpu")
-    flux = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
-    with pytest.raises(BaseModelError, match=r"found in Flux\. .* joint attention"):
-        check_supported(flux)
-    with pytest.raises(BaseModelError, match=r"found in Flux\. .* joint attention"):
-        HostBase(flux, load_starter()[1])
+    cpu, clip = torch.device("cpu"), load_starter()[1]
+    model = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
+    museum = Museum(Fingerprint("sd15", "0" * 64))
+    for use in (lambda: HostBase(model, clip), lambda: view(model, clip, museum)):
+        with pytest.raises(BaseModelError, match=rf"^{name} cannot be taught or show a museum\. .* joint attention"):
+            use()
 
 
 class Paged(ModelPatcher):

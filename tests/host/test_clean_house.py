@@ -4,6 +4,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,6 @@ def fail(progress: Progress) -> None:
     raise UnforeseenError
 
 
-def at(step: int, act: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    return lambda progress: act(progress) if progress.step == step else None
-
-
 def run_out() -> None:
     raise torch.OutOfMemoryError("out of memory")
 
@@ -118,28 +115,32 @@ def _not_interrupted() -> Iterator[None]:
     comfy.model_management.interrupt_current_processing(False)
 
 
-ENDINGS: dict[str, tuple[Callable[[Progress], None] | None, type[BaseException] | None]] = {
-    "ends": (None, None),
-    "interrupted after 1": (at(1, interrupt), comfy.model_management.InterruptProcessingException),
-    "interrupted after 3": (at(3, interrupt), comfy.model_management.InterruptProcessingException),
-    "fails": (at(2, fail), UnforeseenError),
+INTERRUPTED = comfy.model_management.InterruptProcessingException
+ENDINGS: dict[str, tuple[int, Callable[[Progress], None], type[BaseException] | None]] = {
+    # the step that something happens after, what happens, and what comes out of it
+    "ends": (recipe().steps, lambda progress: None, None),
+    "interrupted after 1": (1, interrupt, INTERRUPTED),
+    "interrupted after 3": (3, interrupt, INTERRUPTED),
+    "fails": (2, fail, UnforeseenError),
 }
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_learning_leaves_nothing(models: Models, ending: str):
-    report, error = ENDINGS[ending]
-    checkpointing = ending != "ends"
+def test_learning_leaves_nothing_and_stops_at_once(models: Models, ending: str):
+    last, act, error = ENDINGS[ending]
     before, weights = sampled(models), bits(models)
     left, mode = traces(models), (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     base = HostBase(*models)
-    with ordinary():
-        museum = Museum(base.fingerprint)
-        if error is None:
-            learn(base, museum, concept(), recipe(checkpointing=checkpointing))
-        else:
-            with pytest.raises(error):
-                learn(base, museum, concept(), recipe(checkpointing=checkpointing), report=report)
+    steps: list[int] = []
+
+    def report(progress: Progress) -> None:
+        steps.append(progress.step)
+        if progress.step == last:
+            act(progress)
+
+    with ordinary(), pytest.raises(error) if error else nullcontext():
+        learn(base, Museum(base.fingerprint), concept(), recipe(checkpointing=error is not None), report=report)
+    assert steps == list(range(1, last + 1))
     assert traces(models) == left
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == mode
     assert bits(models) == weights
@@ -262,7 +263,7 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
     index, part, call, act, kept = BESIDE[ending]
     before, left = sampled(models), traces(models)
     handle = networks(models)[index].get_submodule(part).register_forward_pre_hook(AtCall(call, act))
-    with pytest.raises((comfy.model_management.InterruptProcessingException, torch.OutOfMemoryError)):
+    with pytest.raises((INTERRUPTED, torch.OutOfMemoryError)):
         train_step(models)
     handle.remove()
     assert [file.name.split(".")[1] for file in own_results.glob("*")] == kept

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import comfy.model_management
 import pytest
@@ -19,6 +20,7 @@ from clora_pack.nodes.host.view import base_beneath, same_museum, view, viewed
 from clora_pack.nodes.host.words import known_words
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .models import Models, denoised, learned, noisiest, ordinary, random_museum, small_models
 
@@ -72,6 +74,33 @@ def test_a_view_of_the_starter_is_the_one_over_diffusers():
         velocity = theirs.predict(sampling.calculate_input(sigma, scaled), torch.tensor([999, 999]), conditioning)
     expected = sampling.calculate_denoised(sigma, velocity, scaled)
     torch.testing.assert_close(denoised(shown, states), expected, rtol=0, atol=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what torch computes, and of what size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[str, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.done.append((str(func), *(str((tuple(a.shape), a.dtype)) for a in args if isinstance(a, Tensor))))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_once_merged_sampling_computes_what_it_did_without_a_museum(dtype: torch.dtype):
+    model, clip, vae = stored(dtype)
+    base = HostBase(model, clip, vae)
+    shown, _ = view(model, clip, random_museum(base, "<one>", "<two>", "<three>", size=0.01))
+    states, found = states_of(base), []
+    for each in (model, shown):
+        denoised(each, states)  # which loads it
+        with Operations() as operations:
+            denoised(each, states)
+        found.append(operations.done)
+    assert len(found[0]) > 100 and found[1] == found[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)

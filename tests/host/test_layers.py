@@ -1,0 +1,145 @@
+"""Layer-wise words in stock sampling: every cross-attention reads the prompt as its own vectors say it."""
+
+import dataclasses
+
+import pytest
+import torch
+from clora_pack.clora_core.concept import ConceptToken
+from clora_pack.clora_core.errors import ConceptError
+from clora_pack.clora_core.layers import layer_numbers
+from clora_pack.clora_core.learn import learn
+from clora_pack.clora_core.museum import Museum, shown
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.layers import LAYERS
+from clora_pack.nodes.host.view import base_beneath, view
+from clora_pack.nodes.host.words import with_words
+from torch import Tensor, nn
+
+from .models import Models, concept, random_museum, recipe, small_models
+from .test_gates import encoded, sampled
+
+PROMPT = "a photo of <one>, (<two>:1.3) at night"
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def models(request: pytest.FixtureRequest) -> Models:
+    return small_models(request.param)
+
+
+def deepened(museum: Museum, base: HostBase) -> Museum:
+    """The museum with vectors of its own for each cross-attention in its first word."""
+    layers = len(set(layer_numbers(base.modules).values()))
+    first, *others = museum.exhibits
+    rng = torch.Generator().manual_seed(4)
+    vectors = {
+        name: 0.3 * torch.randn(layers, 2, value.shape[-1], generator=rng)
+        for name, value in first.token.vectors.items()
+    }
+    return dataclasses.replace(
+        museum, exhibits=(dataclasses.replace(first, token=ConceptToken(first.word, vectors)), *others)
+    )
+
+
+def museum_over(models: Models) -> Museum:
+    base = HostBase(*models)
+    return deepened(random_museum(base, "<one>", "<two>", size=0.1), base)
+
+
+def flattened(museum: Museum, layer: int) -> list[ConceptToken]:
+    return [
+        ConceptToken(t.word, {name: v[min(layer, len(v) - 1)][None] for name, v in t.vectors.items()})
+        for t in museum.tokens
+    ]
+
+
+def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
+    model, clip, _ = models
+    museum = museum_over(models)
+    showing, speaking = view(model, clip, museum)
+    base = HostBase(*models)
+    numbers = layer_numbers(base.modules)
+    positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
+    first = positive[0][0]
+    alone = [encoded(with_words(clip, flattened(museum, n)), PROMPT)[0][0] for n in range(max(numbers.values()) + 1)]
+    assert torch.equal(first, alone[0]), "what others read of the prompt is its first layer"
+    assert torch.equal(positive[0][1][LAYERS], torch.cat(alone, dim=-1))
+    flat = dataclasses.replace(
+        museum,
+        exhibits=tuple(
+            dataclasses.replace(e, token=t) for e, t in zip(museum.exhibits, flattened(museum, 0), strict=True)
+        ),
+    )
+    plain, plain_speaking = view(model, clip, flat)
+
+    def own(layer: int):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            ours = (inputs[0] == first.to(inputs[0])).all(-1).all(-1)
+            return (torch.where(ours[:, None, None], alone[layer].to(inputs[0]), inputs[0]),)
+
+        return hook
+
+    without = sampled(plain, encoded(plain_speaking, PROMPT), negative)
+    handles = [base.modules[projection].register_forward_pre_hook(own(layer)) for projection, layer in numbers.items()]
+    expected = sampled(plain, encoded(plain_speaking, PROMPT), encoded(plain_speaking, ""))
+    for handle in handles:
+        handle.remove()
+    found = sampled(showing, positive, negative)
+    assert (expected - without).norm() > 1e-3 * without.norm(), "the layers matter"
+    assert (found - expected).norm() < 1e-3 * (expected - without).norm()
+    assert torch.equal(sampled(showing.clone(), positive, negative), found)
+
+
+def test_prompts_without_the_word_are_as_they_were(models: Models):
+    model, clip, _ = models
+    museum = museum_over(models)
+    showing, speaking = view(model, clip, museum)
+    positive, negative = encoded(speaking, "a cat"), encoded(speaking, "")
+    assert LAYERS not in positive[0][1]
+    plain, _ = view(model, clip, dataclasses.replace(museum, exhibits=museum.exhibits[1:]))
+    assert sampled(showing, positive, negative).isfinite().all()
+    longer = [[torch.cat([positive[0][0]] * 2, dim=1), positive[0][1]]]
+    assert sampled(showing, longer, negative).isfinite().all()
+    assert plain is not showing
+
+
+def test_taking_the_view_off_leaves_nothing(models: Models):
+    model, clip, _ = models
+    museum = museum_over(models)
+    showing, speaking = view(model, clip, museum)
+    positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
+    before = sampled(model, positive, negative)
+    assert not torch.equal(sampled(showing, positive, negative), before)
+    beneath, _ = base_beneath(showing, speaking)
+    assert torch.equal(sampled(beneath, positive, negative), before)
+    assert torch.equal(sampled(model, positive, negative), before)
+
+
+def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
+    base, museum = HostBase(*models), museum_over(models)
+    model, clip, _ = models
+    _, speaking = view(model, clip, museum)
+    conditioning = base.encode_prompts(["a photo of <one> at night", "a cat"], museum.tokens)
+    told = encoded(speaking, "a photo of <one> at night")[0][1][LAYERS]
+    torch.testing.assert_close(conditioning.states[0].cpu(), told[0].float().cpu(), rtol=1e-4, atol=1e-4)
+    narrow = base.encode_prompts(["a cat"], museum.tokens).states
+    layers = len(set(layer_numbers(base.modules).values()))
+    torch.testing.assert_close(conditioning.states[1], narrow[0].repeat(1, layers), rtol=1e-4, atol=1e-4)
+    with shown(base, museum.dense()):
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        assert base.predict(noisy, torch.tensor([500, 500]), conditioning).isfinite().all()
+    assert not any(module._forward_pre_hooks for module in base.modules.values())
+
+
+def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
+    base = HostBase(*models)
+    layers = len(set(layer_numbers(base.modules).values()))
+    museum = learn(base, Museum(base.fingerprint), concept("<one>"), dataclasses.replace(recipe(), layer_wise=True))
+    for vectors in museum.exhibits[0].token.vectors.values():
+        assert vectors.shape[0] == layers and len(torch.unique(vectors[:, 0], dim=0)) == layers
+
+
+def test_a_word_of_another_models_layers_is_refused(models: Models):
+    base = HostBase(*models)
+    token = ConceptToken("<one>", {n: torch.zeros(2, 1, w) for n, w in base.architecture.encoders.items()})
+    with pytest.raises(ConceptError, match="has vectors for 2 cross-attentions, but this model has"):
+        base.encode_prompts(["<one>"], [token])
