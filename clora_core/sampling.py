@@ -5,7 +5,7 @@
 The timesteps trail (the first is the schedule's noisiest), as in Lin et al. 2024, arXiv:2305.08891, section 3.3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,21 @@ def sample(
 
     `report(done, of)` hears of every batch step and may raise to stop.
     """
-    pictures = []
+    parts = sampled_latents(base, prompts, tokens, sampling, latent_shape=latent_shape, report=report)
+    return torch.cat([base.decode_latents(latents) for latents in parts]).clamp(-1, 1)
+
+
+@torch.no_grad()
+def sampled_latents(
+    base: Base,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken] = (),
+    sampling: Sampling = Sampling(),
+    *,
+    latent_shape: tuple[int, int, int],
+    report: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """The same before it is decoded, batch by batch: (b, c, h', w') on the base's device."""
     starts = range(0, len(prompts), sampling.batch_size)
     for number, begin in enumerate(starts):
         part = prompts[begin : begin + sampling.batch_size]
@@ -71,8 +85,7 @@ def sample(
             latents = ddim_step(latents, prediction, time, before, base.schedule)
             if report:
                 report(number * sampling.steps + index + 1, len(starts) * sampling.steps)
-        pictures.append(base.decode_latents(latents))
-    return torch.cat(pictures).clamp(-1, 1)
+        yield latents
 
 
 def timesteps(count: int, steps: int) -> list[int]:

@@ -19,10 +19,10 @@ PYTHON = sorted(
 LAYERS = {
     1: {"errors", "learning_state", "low_rank", "projections", "concept", "captions", "seeds", "base"},
     2: {"step"},
-    3: {"regularizers", "objective", "attach", "layers", "text_states"},
+    3: {"regularizers", "objective", "attach", "layers", "sampling", "text_states"},
     4: {"recipe", "museum"},
     5: {
-        *{"start", "directions", "optimizer", "lesson", "sampling", "learn", "measure", "editing", "pictures", "sheets"},
+        *{"start", "directions", "optimizer", "lesson", "learn", "measure", "editing", "pictures", "sheets"},
         *{"effect", "storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter", "report"},
     },
     6: {"commands", "cli", "__main__"},

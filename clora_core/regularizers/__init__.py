@@ -2,6 +2,7 @@
 
 from .context_preservation import ContextPreservation
 from .distillation import Distillation
+from .elastic_weights import ElasticWeights
 from .protocol import Regularizer, Term
 from .row_overlap import RowOverlap
 from .self_regularization import SelfRegularization
@@ -11,6 +12,7 @@ from .weight_direction import WeightDirection
 REGULARIZERS: tuple[type[Regularizer], ...] = (
     SelfRegularization,
     RowOverlap,
+    ElasticWeights,
     ContextPreservation,
     Distillation,
     StyleDistillation,
@@ -21,6 +23,7 @@ __all__ = [
     "REGULARIZERS",
     "ContextPreservation",
     "Distillation",
+    "ElasticWeights",
     "Regularizer",
     "RowOverlap",
     "SelfRegularization",
