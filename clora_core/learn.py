@@ -7,7 +7,7 @@ resumed learning gives what an uninterrupted one would have given.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .attach import attached
 from .base import Base
-from .concept import Concept, ConceptToken
+from .concept import Concept
 from .errors import ConceptError, LearningError
 from .learning_state import LearningState
 from .lesson import Lesson
@@ -53,21 +53,28 @@ def learn(
     concept: Concept,
     recipe: Recipe,
     *,
+    companions: Sequence[Concept] = (),
     report: Callable[[Progress], None] | None = None,
     resume: LearningState | None = None,
 ) -> Museum:
     """The museum with one more exhibit. Neither the base nor the museum that comes in is changed.
 
-    `report` hears of every update and may raise to stop; its exception passes through. Raises LearningError, with the
-    last good state in it, when the loss or its gradient is no longer finite.
+    companions: concepts that are learned at the same time, batches in turn, with deltas that all of them share; their
+    exhibits, which hold the words alone, come before. (Joint learning: what learning one after another is measured
+    by.) `report` hears of every update and may raise to stop; its exception passes through. Raises LearningError, with
+    the last good state in it, when the loss or its gradient is no longer finite.
     """
-    check_learnable(base, museum, concept)
+    together = (*companions, concept)
+    for each in together:
+        check_learnable(base, museum, each)
+    if companions and recipe.applied != "everywhere":
+        raise LearningError("Deltas that several concepts share cannot act at the word of one. Choose another recipe.")
     earlier = Museum(museum.base) if recipe.over == "the base" else museum
     with torch.inference_mode(False), torch.enable_grad():
-        lesson = Lesson.prepared(base, concept, recipe)
-        trained = start(base, concept, recipe, museum)
+        lessons = [Lesson.prepared(base, each, recipe) for each in together]
+        trained = start(base, concept, recipe, museum, companions)
         optimizer = Optimizer(trained, recipe, base.device)
-        book = _Book(learning_key(museum, concept, recipe), trained, optimizer)
+        book = _Book(learning_key(museum, concept, recipe, companions), trained, optimizer)
         past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
         beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
         with (
@@ -89,10 +96,10 @@ def learn(
                 earlier.prompts,
                 earlier.tokens,
                 as_before,
-                lambda: lesson.reference_loss(first_word),
+                lambda: lessons[-1].reference_loss(first_word),
                 [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
                 trained.continued,
-                lesson.latents[0],
+                lessons[-1].latents[0],
             )
             with as_before():
                 terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
@@ -101,7 +108,8 @@ def learn(
             for index in range(len(book.losses), recipe.steps):
                 losses = dict.fromkeys(("diffusion", *terms), 0.0)
                 for part in range(recipe.accumulation):
-                    step = lesson.step(index * recipe.accumulation + part, trained)
+                    turn, place = divmod(index * recipe.accumulation + part, len(lessons))
+                    step = lessons[place].step(turn, trained)
                     values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
                     values |= {name: term(step) for name, term in terms.items()}
                     optimizer.gather(torch.stack(list(values.values())).sum())
@@ -113,10 +121,12 @@ def learn(
                 book.losses.append(sum(losses.values()))
                 if report:
                     report(Progress(index + 1, recipe.steps, losses, trained, book.state))
-        facts = {"pictures": len(concept.pictures), "loss": book.losses[-1]}
-        token = ConceptToken(concept.word, {name: v.detach().cpu().clone() for name, v in trained.vectors.items()})
-        exhibit = Exhibit(token, trained.increments(), recipe, concept.kind, concept.prompt, facts)
-    return museum.with_exhibit(exhibit)
+        for each in together:
+            facts = {"pictures": len(each.pictures), "loss": book.losses[-1]}
+            deltas = trained.increments() if each is concept else {}
+            exhibit = Exhibit(trained.kept_token(each.word), deltas, recipe, each.kind, each.prompt, facts)
+            museum = museum.with_exhibit(exhibit)
+    return museum
 
 
 def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:
@@ -130,7 +140,7 @@ def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:
         )
 
 
-def learning_key(museum: Museum, concept: Concept, recipe: Recipe) -> str:
+def learning_key(museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()) -> str:
     """A fingerprint of everything that decides what is learned: base, museum, concept, pictures and numbers."""
     digest = hashlib.sha256()
 
@@ -150,8 +160,9 @@ def learning_key(museum: Museum, concept: Concept, recipe: Recipe) -> str:
             add(projection.path)
             add(delta.scaled(exhibit.strength).up)
             add(delta.down)
-    add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
-    add(concept.pictures)
+    for each in (concept, *companions):
+        add([each.word, each.kind, each.prompts(), each.vectors, each.start, each.token_seed])
+        add(each.pictures)
     return digest.hexdigest()
 
 

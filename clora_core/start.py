@@ -1,7 +1,7 @@
 """Where learning starts: a fresh pair of factors per projection, and a word of random vectors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,24 +24,33 @@ class Trained:
     """All that learning moves: float32 parameters on the base's device.
 
     continued: the shared deltas that these started from, as they were. allowed: the projector (width, width) onto the
-    directions of the text states that `down` is held within.
+    directions of the text states that `down` is held within. companions: word → its vectors, of concepts that are
+    learned at the same time.
     """
 
     deltas: Mapping[Projection, LowRank]
     vectors: Mapping[str, Tensor]  # text encoder → (layers, words, width)
     continued: Mapping[Projection, LowRank] = field(default_factory=dict)
     allowed: Tensor | None = None
+    companions: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by a name that is the same in every run."""
         named = {f"token.{encoder}": vectors for encoder, vectors in self.vectors.items()}
+        for word, vectors in self.companions.items():
+            named |= {f"token.{word}.{encoder}": value for encoder, value in vectors.items()}
         for projection, delta in self.deltas.items():
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
         return {name: value for name, value in named.items() if value.requires_grad}
 
     def token(self, word: str) -> ConceptToken:
         """The word with its vectors as they are now; gradients reach them."""
-        return ConceptToken(word, self.vectors)
+        return ConceptToken(word, self.companions.get(word, self.vectors))
+
+    def kept_token(self, word: str) -> ConceptToken:
+        """The word as it is now, on the CPU, copied so that no further step can move it."""
+        vectors = self.token(word).vectors
+        return ConceptToken(word, {name: value.detach().cpu().clone() for name, value in vectors.items()})
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -62,8 +71,8 @@ class Trained:
         return increments
 
 
-def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum) -> Trained:
-    """Deltas that move nothing yet (none for rank 0) and the word's first vectors; the same for the same inputs.
+def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum, companions: Sequence[Concept] = ()) -> Trained:
+    """Deltas that move nothing yet (none for rank 0) and the words' first vectors; the same for the same inputs.
 
     `up` is zero, so the first step sees the model as it is; `down` is uniform in ±1/√in, as peft and Mix-of-Show start
     it (the paper does not say), unless the recipe says otherwise. A shared delta goes on from where it was left.
@@ -79,9 +88,13 @@ def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum) -> Train
             up = torch.zeros(projection.shape[0], len(down))
         fixed = recipe.down in ("identity", "orthogonal")
         deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base, learned=not fixed))
-    first_word = start_vectors(base, concept, layer_wise=recipe.layer_wise)
-    vectors = {encoder: _parameter(value, base) for encoder, value in first_word.items()}
-    trained = Trained(deltas, vectors, continued, allowed)
+
+    def first_word(each: Concept) -> dict[str, Tensor]:
+        first = start_vectors(base, each, layer_wise=recipe.layer_wise)
+        return {encoder: _parameter(value, base) for encoder, value in first.items()}
+
+    others = {each.word: first_word(each) for each in companions}
+    trained = Trained(deltas, first_word(concept), continued, allowed, others)
     trained.settle()
     return trained
 

@@ -35,6 +35,7 @@ QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
     **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
 }
+JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
 METHOD = re.compile(r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?P<noun>\+noun)?(?:-without-(?P<term>[a-z_]+))?")
 
 
@@ -46,10 +47,10 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
         "on a CPU; it can be stopped and goes on where it was.",
         epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), c-lora+noun (words "
-        "start from a noun that stays in the prompt), museum-maker-without-style_distillation. Recipes: "
-        + ", ".join(RECIPES),
+        "start from a noun that stays in the prompt), museum-maker-without-style_distillation; joint learns all at "
+        "once. Recipes: " + ", ".join(RECIPES),
     )
-    parser.add_argument("--methods", nargs="+", default=list(RECIPES), help="recipes, or changes of them (all)")
+    parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
     parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
     parser.add_argument("--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
@@ -89,6 +90,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 looks_between=arguments.looks_between,
                 plain=arguments.plain,
                 noun=noun,
+                together=method == JOINT,
             )
             result = marks(examiner, subjects, course, before, dressed=arguments.dressed)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
@@ -107,6 +109,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
 def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, bool]:
     """The recipe that a method's name stands for on the starter model, and whether words start from a noun."""
+    if method == JOINT:
+        return starter_recipe("sequential", seed=seed, **({"steps": steps} if steps else {})), False
     match = METHOD.fullmatch(method)
     name = match["name"] if match else method
     if match is None or name not in RECIPES:

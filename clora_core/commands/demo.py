@@ -21,7 +21,7 @@ from ..starter.judge import load_judge
 from ..storage import save_museum
 from .progress import Bar, Say
 
-CONCEPTS = ("ada", "bo", "cleo", "eve", "finn", "gus", "hana", "ivo", "juno", "dex")
+CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -59,7 +59,7 @@ class Course:
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
     """The numbers that the starter model learns well with; README says how they were found."""
     recipe = recipe_named(method)
-    usual = {"rank": min(recipe.rank, 4), "steps": 400, "learning_rate": 6e-3, "token_learning_rate": 5e-2}
+    usual = {"rank": min(recipe.rank, 4), "steps": 600, "learning_rate": 6e-3, "token_learning_rate": 5e-2}
     usual |= {"batch_size": 16, "schedule": "cosine", "seed": seed}
     regularizers = tuple(TUNED.get(type(regularizer), regularizer) for regularizer in recipe.regularizers)
     return dataclasses.replace(recipe, regularizers=regularizers, **(usual | numbers))
@@ -76,13 +76,15 @@ def take_course(
     looks_between: int = LOOKS,
     plain: int = PLAIN,
     noun: bool = False,
+    together: bool = False,
 ) -> Course:
     """Learn every subject in turn; after each, look at all that were learned so far.
 
     looks: how many pictures, when a subject was just learned and at the end; looks_between: otherwise. plain: how many
     prompts without a new word are asked at the end. noun: see `concept_of`. The recipe "separate" is the oracle that is
     told which subject it is asked for: each is looked at with its own exhibit alone, and the last one's is what plain
-    prompts meet.
+    prompts meet. together: all subjects are learned at once, with as many ranks and steps as they would have had one
+    by one, which is what learning in turn is measured by; every row of the matrices is then the same.
     """
     base = examiner.base
     museum = Museum(base.fingerprint)
@@ -92,12 +94,22 @@ def take_course(
     def seen(subject: str) -> Museum:
         return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
 
-    for name in subjects:
-        concept = concept_of(name, PICTURES, seed=recipe.seed, vectors=VECTORS, noun=noun)
+    def taught(after: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
+        nonlocal seconds
+        *companions, last = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, noun=noun) for n in names]
         begun = time.monotonic()
-        with watched(f"learning <{name}>", recipe.steps) as report:
-            museum = learn(base, museum, concept, recipe, report=report)
+        with watched(f"learning {', '.join(f'<{name}>' for name in names)}", recipe.steps) as report:
+            after = learn(base, after, last, recipe, companions=companions, report=report)
         seconds += time.monotonic() - begun
+        return after
+
+    if together:
+        count = len(subjects)
+        wide = dataclasses.replace(recipe, rank=recipe.rank * count, steps=recipe.steps * count)
+        museum = taught(museum, subjects, wide)
+    for name in subjects:
+        if not together:
+            museum = taught(museum, [name], recipe)
         known = subjects[: len(sights) + 1]
         closely = (name, *(subjects if name == subjects[-1] else ()))
         counts = [looks if each in closely else looks_between for each in known]

@@ -6,7 +6,7 @@ import torch
 from clora_core.attach import attached
 from clora_core.base import Base
 from clora_core.directions import free_directions, quiet_directions
-from clora_core.errors import RecipeError
+from clora_core.errors import ConceptError, LearningError, RecipeError
 from clora_core.learn import learn
 from clora_core.lesson import Lesson
 from clora_core.low_rank import LowRank, concatenated
@@ -149,3 +149,43 @@ def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, bas
     for projection in base.modules:
         parts = [LowRank(e.deltas[projection].up, e.deltas[projection].down) for e in again[0].exhibits]
         torch.testing.assert_close(sums[projection], concatenated(parts).dense())
+
+
+def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
+    one, two = small_concept("<one>"), small_concept("<two>", seed=1, count=3)
+    recipe = short(steps=4)
+    museum = learn(base, Museum(base.fingerprint), two, recipe, companions=[one])
+    assert museum.words == ("<one>", "<two>")
+    assert [exhibit.rank for exhibit in museum.exhibits] == [0, 2]
+    # The same by hand: one pair of factors, two words, a batch of each in turn.
+    trained = start(base, two, recipe, Museum(base.fingerprint), [one])
+    factors = [factor for delta in trained.deltas.values() for factor in (delta.up, delta.down)]
+    words = [*trained.vectors.values(), *trained.companions["<one>"].values()]
+    groups = [{"params": factors, "lr": recipe.learning_rate}, {"params": words, "lr": recipe.token_learning_rate}]
+    adamw = torch.optim.AdamW(groups, weight_decay=0.0)
+    lessons = [Lesson.prepared(base, each, recipe) for each in (one, two)]
+    with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas):
+        for number in range(4):
+            diffusion_loss(lessons[number % 2].step(number // 2, trained), base.schedule).backward()
+            torch.nn.utils.clip_grad_norm_([*factors, *words], recipe.clip_norm)
+            adamw.step()
+            adamw.zero_grad()
+    for projection, delta in museum.exhibits[-1].deltas.items():
+        torch.testing.assert_close(delta.up, trained.deltas[projection].up.detach(), rtol=1e-4, atol=1e-6)
+    for exhibit in museum.exhibits:
+        expected = trained.token(exhibit.word).vectors["clip_l"].detach()
+        torch.testing.assert_close(exhibit.token.vectors["clip_l"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_shared_cannot_act_at_the_word_of_one(base: Base):
+    with pytest.raises(LearningError, match="cannot act at the word of one"):
+        learn(
+            base,
+            Museum(base.fingerprint),
+            small_concept("<two>"),
+            short(applied="at its word"),
+            companions=[small_concept("<one>")],
+        )
+    with pytest.raises(ConceptError, match="already names"):
+        museum = museum_of(base, "<one>")
+        learn(base, museum, small_concept("<two>"), short(), companions=[small_concept("<one>")])

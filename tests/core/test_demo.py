@@ -31,12 +31,12 @@ def test_little_is_forgotten_and_more_without_the_regularizer(demo):
     _, report = demo
     assert report["forgetting"] == pytest.approx(forgetting(report["alignment"]))
     assert report["forgetting"] <= 0.1
-    assert report["comparison"]["forgetting"] > report["forgetting"], "else there is nothing to prevent"
+    assert report["forgetting"] <= report["comparison"]["forgetting"] / 3, "else there is little to prevent"
 
 
 def test_the_report_is_the_agreed_one(demo):
     out, report = demo
-    assert report["concepts"] == ["<ada>", "<bo>", "<cleo>"]
+    assert report["concepts"] == ["<gus>", "<hana>", "<ivo>"]
     assert [[value is None for value in row] for row in report["alignment"]] == [
         [False, True, True],
         [False, False, True],
