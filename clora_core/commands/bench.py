@@ -30,7 +30,7 @@ from ..seeds import seeded
 from ..start import start
 from ..starter.layout import vocabulary
 from ..starter.model import build_scheduler, build_tokenizer
-from . import bench_forgetting, bench_museum
+from . import bench_forgetting, bench_museum, bench_search
 from .measuring import machine, random_museum
 from .progress import Say
 
@@ -40,6 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(title="what to measure", metavar="", required=True)
     bench_forgetting.add(kinds)
     bench_museum.add(kinds)
+    bench_search.add(kinds)
     step = kinds.add_parser(
         "step",
         help="a training step against the frozen forward and backward pass",

@@ -8,8 +8,7 @@ import dataclasses
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from ..base_diffusers import open_base
 from ..errors import RecipeError
-from ..learn import Progress
 from ..museum import Museum
 from ..recipe import RECIPES, Recipe, guarding
 from ..sheets import contact_sheet
@@ -27,7 +25,7 @@ from ..starter.judge import load_judge
 from ..starter.marks import marks
 from ..starter.subjects import IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
-from .progress import Bar, Say
+from .progress import Say, watched_bar
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES}
 LOOKS_AT_ENDS, PLAIN, DRESSED = 64, 96, 24
@@ -85,7 +83,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 examiner,
                 subjects,
                 recipe,
-                watched=_watched,
+                watched=watched_bar,
                 looks=arguments.looks,
                 looks_between=arguments.looks_between,
                 plain=arguments.plain,
@@ -149,9 +147,3 @@ def _sheet(subjects: Sequence[str], course: Course):
         blocks += [row[place].pictures if place < len(row) else None for row in course.sights]
         rows.append((f"<{name}>", blocks))
     return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=2)
-
-
-@contextmanager
-def _watched(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
-    with Bar(title, steps) as bar:
-        yield bar.report

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..base_diffusers import open_base
 from ..errors import RecipeError
-from ..learn import Progress
 from ..measure import forgetting, kept, learned
 from ..museum import Museum
 from ..recipe import RECIPES, Recipe
@@ -19,7 +17,7 @@ from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_cours
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..storage import save_museum
-from .progress import Bar, Say
+from .progress import Say, watched_bar
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
 
@@ -76,16 +74,11 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 def _taught(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
     """Take the course before the eyes of the person at the terminal."""
 
-    @contextmanager
-    def watched(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
-        with Bar(title, steps) as bar:
-            yield bar.report
-
     def looked(seen: Sequence[Sight]) -> None:
         shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, seen, strict=False)]
         say("  recognised: " + "  ".join(shares))
 
-    return take_course(examiner, subjects, recipe, watched=watched, looked=looked)
+    return take_course(examiner, subjects, recipe, watched=watched_bar, looked=looked)
 
 
 def save_sheet(courses: Mapping[str, Course], subjects: Sequence[str], path: Path) -> Path:

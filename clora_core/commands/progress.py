@@ -43,6 +43,13 @@ class Bar:
 
 
 @contextmanager
+def watched_bar(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
+    """While entered, a bar that hears of every step of a learning."""
+    with Bar(title, steps) as bar:
+        yield bar.report
+
+
+@contextmanager
 def listening_for_ctrl_c() -> Iterator[threading.Event]:
     """While entered, a first Ctrl-C only sets the event, so that work can stop between steps; a second one kills."""
     pressed = threading.Event()

@@ -1,7 +1,7 @@
 """Examine a museum over the starter model: is each subject still itself, and is the base still what it was?"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
 from .style_judge import StyleJudge, style_features
-from .subjects import IDENTITIES, imagine_subject, pictures
+from .subjects import EVERYBODY, IDENTITIES, imagine_subject, pictures
 from .world import (
     IDENTITY,
     SAYABLE,
@@ -56,8 +56,8 @@ def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, noun: b
     an identity's word starts from the word for its kind, which also stands behind it ("a photo of <ada> person").
     """
     word, shown = f"<{subject}>", drawn(subject, count, seed=seed)
-    if subject in IDENTITIES:
-        kind = IDENTITIES[subject]["kind"] if noun else ""
+    if subject in EVERYBODY:
+        kind = EVERYBODY[subject]["kind"] if noun else ""
         template = f"a photo of {{word}} {kind}".strip()
         return Concept(word, shown, template=template, vectors=vectors, start=kind, token_seed=seed)
     rng = random.Random(f"captions {subject} {seed}")
@@ -88,7 +88,7 @@ class Examiner:
 
     def look(self, museum: Museum, subject: str, *, count: int, seed: int = 0) -> Sight:
         """Sample the subject's word under the whole museum: as it was learned, or many contents "in <word> style"."""
-        if subject in IDENTITIES:
+        if subject in EVERYBODY:
             return self._identity(museum, subject, count, seed)
         return self._style(museum, subject, count, seed)
 
@@ -100,17 +100,19 @@ class Examiner:
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in asked]
         verdict = read(self.judge, self._sampled(museum, prompts, seed))
         drawings = [
-            draw(Picture(imagine_portrait(rng, IDENTITIES[identity] | wanted), seed=number))
+            draw(Picture(imagine_portrait(rng, EVERYBODY[identity] | wanted), seed=number))
             for number, wanted in enumerate(asked)
         ]
         found, ceiling = (
             agreement(each, asked).mean().item() for each in (verdict, read(self.judge, _floats(drawings)))
         )
-        return found / ceiling, recognised(verdict).count(identity) / count
+        return found / ceiling, recognised(verdict, IDENTITIES if identity in IDENTITIES else EVERYBODY).count(
+            identity
+        ) / count
 
     def features(self, pictures: Tensor, subject: str) -> Tensor:
         """What sets of pictures of that subject are compared by, (n, d)."""
-        if subject not in IDENTITIES:
+        if subject not in EVERYBODY:
             return style_features(self.judge, pictures)
         with torch.no_grad():
             return self.judge.trunk(pictures)
@@ -118,12 +120,12 @@ class Examiner:
     def _identity(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
         sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, seed)
         verdict = read(self.judge, sampled)
-        traits = {name: IDENTITIES[subject][name] for name in IDENTITY}
+        traits = {name: EVERYBODY[subject][name] for name in IDENTITY}
         if subject not in self.ceilings:
             real = read(self.judge, drawn(subject, 64, seed=10_000))
             self.ceilings[subject] = agreement(real, [traits] * 64).mean().item()
         found = agreement(verdict, [traits] * count).mean().item()
-        taken_for = recognised(verdict)
+        taken_for = recognised(verdict, _alike(subject))
         return Sight(taken_for.count(subject) / count, found / self.ceilings[subject], taken_for, sampled)
 
     def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
@@ -161,6 +163,11 @@ def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]
     things = [number % 4 == 3 for number in range(count)]
     attributes = [imagine_thing(rng) if thing else imagine_portrait(rng) for thing in things]
     return [(describe(each), each) for each in attributes]
+
+
+def _alike(identity: str) -> Mapping[str, Mapping[str, str]]:
+    """Those whom an identity can be taken for: the ten, and for one of the spare three everybody."""
+    return IDENTITIES if identity in IDENTITIES else EVERYBODY
 
 
 def _said(attributes: dict[str, str]) -> dict[str, str]:

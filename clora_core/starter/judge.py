@@ -75,13 +75,13 @@ def agreement(verdict: Mapping[str, Tensor], attributes: Sequence[Mapping[str, s
     return torch.tensor(shares)
 
 
-def recognised(verdict: Mapping[str, Tensor]) -> list[str]:
-    """For each picture, the built-in identity whose traits are the most likely together."""
+def recognised(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, str]] = IDENTITIES) -> list[str]:
+    """For each picture, the identity whose traits are the most likely together."""
     scores = []
-    for traits in IDENTITIES.values():
+    for traits in among.values():
         places = {name: HEADS[name].index(value) for name, value in traits.items()}
         scores.append(torch.stack([verdict[name][:, place] for name, place in places.items()]).sum(0))
-    names = list(IDENTITIES)
+    names = list(among)
     return [names[index] for index in torch.stack(scores).argmax(0).tolist()]
 
 

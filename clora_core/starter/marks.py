@@ -15,7 +15,7 @@ from ..measure import drop_per_step, forgetting, kept, kernel_distance, learned,
 from ..museum import Museum
 from .course import PICTURES, Course
 from .exam import Examiner, Sight, drawn
-from .subjects import IDENTITIES
+from .subjects import EVERYBODY
 
 HELD_OUT = 10_000  # the seed of real pictures that nothing was learned from
 
@@ -36,9 +36,9 @@ def marks(
     when_learned = _each(kernel_distance, real, early)
     at_end = _each(kernel_distance, real, late)
     drift = _each(kernel_distance, early[:-1], late[:-1])
-    asked = [name for name in subjects if name in IDENTITIES] if dressed else []
+    asked = [name for name in subjects if name in EVERYBODY] if dressed else []
     edited = [examiner.dressed(_seen(course, name), name, count=dressed) for name in asked]
-    plain = [examiner.features(each, next(iter(IDENTITIES))) for each in (before[1], course.plain_pictures)]
+    plain = [examiner.features(each, next(iter(EVERYBODY))) for each in (before[1], course.plain_pictures)]
     return {
         "subjects": list(subjects),
         "alignment": course.alignment,

@@ -11,7 +11,7 @@ from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS
 from clora_core.starter.model import build_tokenizer, load_starter
 from clora_core.starter.styles import BASE, HELD_BACK
-from clora_core.starter.subjects import IDENTITIES, STYLES, pictures
+from clora_core.starter.subjects import EVERYBODY, IDENTITIES, REHEARSAL, STYLES, pictures
 from clora_core.starter.world import (
     BASE_STYLES,
     IDENTITY,
@@ -121,6 +121,10 @@ def test_the_vae_keeps_what_the_judge_reads():
 
 def test_the_judge_tells_the_identities_apart_on_real_pictures():
     judge = load_judge()
+    assert not set(REHEARSAL) & set(IDENTITIES)
+    for name in REHEARSAL:
+        found = recognised(read(judge, stacked(pictures(name, 24, seed=77))), EVERYBODY)
+        assert found.count(name) >= 22, name
     for name in IDENTITIES:
         found = recognised(read(judge, stacked(pictures(name, 24, seed=77))))
         assert found.count(name) >= 22, name

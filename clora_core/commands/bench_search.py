@@ -1,0 +1,112 @@
+"""`bench search`: the numbers of every recipe, looked for on three characters that `bench forgetting` does not use.
+
+Every recipe gets the same budget: three values of its protection's weight or, where it has none, of its learning rate.
+The best has the highest share recognised at the end minus what plain prompts lost. Nothing is set by this command;
+`starter/course.py` holds what was chosen.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..base_diffusers import open_base
+from ..measure import forgetting, kept, learned
+from ..museum import Museum
+from ..recipe import RECIPES, Recipe, guarding, recipe_named
+from ..starter.course import starter_recipe, take_course
+from ..starter.exam import Examiner, plain_prompts
+from ..starter.judge import load_judge
+from ..starter.subjects import REHEARSAL
+from .measuring import machine
+from .progress import Say, watched_bar
+
+FACTORS: Mapping[str, Sequence[float]] = {
+    "c-lora": (1, 3, 10),
+    "c-lora-squares": (1, 3, 10),
+    "c-lora-rows": (1, 10, 100),
+    "ewc": (1, 10, 100),
+    "ewc-lora": (1, 10, 100),
+    "lwf": (0.3, 1, 3),
+    "museum-maker": (0.3, 1, 3),
+    "preservation": (0.3, 1, 3),
+}
+RATES = (2e-3, 6e-3, 1.8e-2)
+
+
+def add(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser(
+        "search",
+        help="looks for the numbers of every recipe, on other characters than `bench forgetting`",
+        description="Let every recipe learn three spare characters with three values of its weight, or of its "
+        "learning rate where it has no weight. Hours on a CPU; it can be stopped and goes on where it was.",
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes (all)")
+    parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
+    parser.add_argument("--looks", type=int, default=32, help="pictures per look (32)")
+    parser.add_argument("--plain", type=int, default=48, help="prompts without a new word (48)")
+    parser.add_argument("--out", type=Path, default=Path("out/search"), help="folder for trials and results")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> None:
+    trials: Path = arguments.out / "trials"
+    trials.mkdir(parents=True, exist_ok=True)
+    examiner = Examiner(open_base("starter"), load_judge())
+    empty = Museum(examiner.base.fingerprint)
+    before, _ = plain_prompts(examiner.base, empty, examiner.judge, count=arguments.plain)
+    for method in arguments.methods:
+        for number in FACTORS.get(method, RATES):
+            recipe = _tried(method, number, arguments.steps)
+            path = trials / f"{method}-{number:g}-{recipe.steps}.json"
+            if not path.exists():
+                course = take_course(
+                    examiner,
+                    tuple(REHEARSAL),
+                    recipe,
+                    watched=watched_bar,
+                    looks=arguments.looks,
+                    looks_between=arguments.looks,
+                    plain=arguments.plain,
+                )
+                found = {
+                    "method": method,
+                    "weight" if method in FACTORS else "learning_rate": number,
+                    "learned": learned(course.alignment),
+                    "kept": kept(course.alignment),
+                    "forgetting": forgetting(course.alignment),
+                    "base_damage": before - course.plain,
+                    "norms": course.norms,
+                    "recipe": recipe.to_json(),
+                    "machine": machine(examiner.base.device),
+                }
+                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            told = json.loads(path.read_text(encoding="utf-8"))
+            say(f"{method} {number:g}: kept {told['kept']:.2f}, plain prompts lost {told['base_damage']:.2f}")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(trials.glob("*.json"))]
+    (arguments.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / "search.md").write_text(table_of(results) + "\n", encoding="utf-8")
+    say("\n" + table_of(results))
+
+
+def table_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; the best of each recipe is in bold."""
+    lines = ["| recipe | weight or rate | learned | kept | forgotten | plain prompts lost |", "|---" * 6 + "|"]
+    for method in dict.fromkeys(result["method"] for result in results):
+        own = [result for result in results if result["method"] == method]
+        best = max(own, key=lambda result: result["kept"] - result["base_damage"])
+        for result in own:
+            number = result.get("weight", result.get("learning_rate"))
+            cells = [f"{result[name]:.2f}" for name in ("learned", "kept", "forgetting", "base_damage")]
+            shown = f"**{number:g}**" if result is best else f"{number:g}"
+            lines.append(f"| {method} | {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _tried(method: str, number: float, steps: int | None) -> Recipe:
+    recipe = starter_recipe(method, **({"steps": steps} if steps else {}))
+    if method not in FACTORS:
+        return dataclasses.replace(recipe, learning_rate=number)
+    return dataclasses.replace(recipe, regularizers=guarding(recipe_named(method), number).regularizers)
