@@ -145,8 +145,6 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
-    "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(squares=True),)),
-    "c-lora-rows": Recipe("c-lora-rows", (RowOverlap(),)),
     "museum-maker": Recipe(
         "museum-maker",
         (StyleDistillation(), WeightDirection(), Distillation()),
@@ -154,17 +152,20 @@ RECIPES: dict[str, Recipe] = {
         layer_wise=True,
     ),
     "preservation": Recipe("preservation", (ContextPreservation(),)),
-    "ewc": Recipe("ewc", (ElasticWeights(),), down="identity"),
+    "null-space": Recipe("null-space", down="quiet"),
+    "word-gated": Recipe("word-gated", applied="at its word"),
+    "word-gated-onwards": Recipe("word-gated-onwards", applied="from its word on"),
+    "orthogonal": Recipe("orthogonal", over="the base", down="orthogonal"),
+    "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(squares=True),)),
+    "c-lora-rows": Recipe("c-lora-rows", (RowOverlap(),)),
     "ewc-lora": Recipe("ewc-lora", (ElasticWeights(),)),
+    "ewc": Recipe("ewc", (ElasticWeights(),), down="identity"),
     "lwf": Recipe("lwf", (Distillation(),)),
     "textual-inversion": Recipe("textual-inversion", rank=0),
-    "word-gated": Recipe("word-gated", applied="at its word"),
-    "null-space": Recipe("null-space", down="quiet"),
-    "orthogonal": Recipe("orthogonal", over="the base", down="orthogonal"),
     "separate": Recipe("separate", over="the base"),
+    "sequential": Recipe("sequential"),
     "single-lora": Recipe("single-lora", over="the last delta"),
     "full-kv": Recipe("full-kv", down="identity"),
-    "sequential": Recipe("sequential"),
 }
 
 

@@ -27,10 +27,10 @@ class LearningRecipe(io.ComfyNode):
                     "method",
                     options=list(RECIPES),
                     default=DEFAULT.method,
-                    tooltip="c-lora: keep off the weights that earlier concepts moved, as published. preservation: "
-                    "leave other prompts' keys and values where they are. word-gated: act at the word only; nothing "
-                    "else can change. lwf: answer old words as before, at twice the time. textual-inversion: the word "
-                    "alone. sequential: no protection, for comparison.",
+                    tooltip="How earlier concepts are protected. c-lora: keep off the weights that they moved, as "
+                    "published. museum-maker: for styles. preservation, null-space: leave other prompts' keys and "
+                    "values where they are. word-gated: act at the word only; nothing else can change. orthogonal: "
+                    "read other directions than they do. The help page explains all of them.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",

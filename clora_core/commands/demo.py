@@ -95,7 +95,7 @@ def save_sheet(courses: Mapping[str, Course], subjects: Sequence[str], path: Pat
 
 def _numbers(course: Course, before: float) -> dict[str, object]:
     return {
-        "seconds": round(course.seconds, 1),
+        "seconds": round(course.seconds + course.seconds_looking, 1),
         "alignment": course.alignment,
         "forgetting": forgetting(course.alignment),
         "attributes": course.attributes,
@@ -112,7 +112,7 @@ def _table(courses: Mapping[str, Course], before: float) -> str:
         ("traits found (of real)", lambda course: f"{learned(course.attributes):.2f}"),
         ("plain prompts before", lambda course: f"{before:.2f}"),
         ("plain prompts after", lambda course: f"{course.plain:.2f}"),
-        ("seconds", lambda course: f"{course.seconds:.0f}"),
+        ("seconds", lambda course: f"{course.seconds + course.seconds_looking:.0f}"),
     ):
         lines.append(f"{title:24}" + "".join(f"{value(course):>14}" for course in courses.values()))
     return "\n".join(lines)

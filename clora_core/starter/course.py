@@ -30,7 +30,8 @@ Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]
 class Course:
     """One recipe's way through the sequence: what was seen of concept j after learning concept i, j ≤ i.
 
-    plain, plain_pictures: what prompts without a new word get at the end. seconds: spent learning.
+    plain, plain_pictures: what prompts without a new word get at the end. seconds: spent learning; looking
+    took `seconds_looking` more.
     """
 
     museum: Museum
@@ -38,6 +39,7 @@ class Course:
     plain: float
     plain_pictures: Tensor
     seconds: float
+    seconds_looking: float
 
     @property
     def alignment(self) -> list[list[float | None]]:
@@ -89,7 +91,7 @@ def take_course(
     base = examiner.base
     museum = Museum(base.fingerprint)
     sights: list[list[Sight]] = []
-    seconds = 0.0
+    seconds, begun_all = 0.0, time.monotonic()
 
     def seen(subject: str) -> Museum:
         return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
@@ -117,4 +119,4 @@ def take_course(
         sights.append([examiner.look(seen(each), each, count=count) for each, count in row])
         looked(sights[-1])
     kept, pictures = plain_prompts(base, seen(subjects[-1]), examiner.judge, count=plain)
-    return Course(museum, sights, kept, pictures, seconds)
+    return Course(museum, sights, kept, pictures, seconds, time.monotonic() - begun_all - seconds)
