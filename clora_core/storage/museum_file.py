@@ -1,6 +1,7 @@
 """A museum in one file, which is also an ordinary LoRA: reading it. `layout.py` says where its tensors stand."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,7 @@ from .layout import factor_keys, own_keys, rank_rows, rank_scales, shapes, total
 FORMAT = "clora-museum"
 VERSION = "1"
 DTYPES: dict[Stored, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-RANKS_AT_ONCE = 1024  # read and multiplied at a time, where only the sum is wanted
+RANKS_AT_ONCE = 1024  # read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +59,8 @@ def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) ->
         header = checked_header(file)
         chosen = _chosen(header, None if strengths is None else list(strengths))
         check_alphas(file, header)
+        for _ in _learned(file, header, [exhibit for exhibit in chosen if exhibit.strength != 1], RANKS_AT_ONCE):
+            pass  # read to be checked
         scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
         tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
         deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
@@ -122,33 +123,57 @@ def _exhibit(file: safe_open, header: Header, told: ExhibitHeader, deltas: Mappi
 
 
 def _deltas(file: safe_open, header: Header, chosen: Sequence[ExhibitHeader]) -> dict[str, dict[Projection, LowRank]]:
-    """word → its deltas. Only their rows are read; those that stand next to each other in the file are read at once."""
-    rows = rank_rows(header, {exhibit.word for exhibit in chosen})
+    """word → its deltas. Only their rows are read."""
     deltas: dict[str, dict[Projection, LowRank]] = {exhibit.word: {} for exhibit in chosen}
     for exhibit in chosen:
         for projection in () if exhibit.everywhere else exhibit.ranks:
             up, down = own_keys(exhibit.word, projection, header.architecture)
             deltas[exhibit.word][projection] = _factors(file, up, slice(None), down, slice(None))
+    for exhibit, projection, delta in _learned(file, header, chosen):
+        deltas[exhibit.word][projection] = delta
+    return deltas
+
+
+def _learned(
+    file: safe_open, header: Header, chosen: Sequence[ExhibitHeader], at_once: int | None = None
+) -> Iterator[tuple[ExhibitHeader, Projection, LowRank]]:
+    """What acts everywhere, as it was learned; at a strength other than 1, checked against what the sum holds of it.
+
+    at_once: how many ranks are in memory at a time; by default all of a projection, as neighbouring views.
+    """
+    rows = rank_rows(header, {exhibit.word for exhibit in chosen})
     for projection in header.projections:
         up, down, _ = factor_keys(projection, header.architecture)
-        for run in _adjoining([(e, rows[e.word][projection]) for e in chosen if projection in rows.get(e.word, ())]):
+        own_rows = [(e, rows[e.word][projection]) for e in chosen if projection in rows.get(e.word, ())]
+        for run in _adjoining(own_rows, at_once or sys.maxsize):
             whole = slice(run[0][1].start, run[-1][1].stop)
             factors = _factors(file, up, whole, down, whole)
             ranks = [own.stop - own.start for _, own in run]
             parts = zip(factors.up.split(ranks, dim=1), factors.down.split(ranks), strict=True)
             for (exhibit, _), (own_up, own_down) in zip(run, parts, strict=True):
                 if exhibit.strength != 1:
-                    key, _ = own_keys(exhibit.word, projection, header.architecture)
+                    shown, (key, _) = own_up, own_keys(exhibit.word, projection, header.architecture)
                     own_up = _owned(key, file.get_slice(key)[:])
-                deltas[exhibit.word][projection] = LowRank(own_up, own_down)
-    return deltas
+                    if not _is_scaled(shown, own_up, exhibit.strength, header.dtype):
+                        raise MuseumError(
+                            f"'{up}' does not show '{exhibit.word}' as it was learned ('{key}') times its strength "
+                            f"{exhibit.strength:g}. Something changed one of the two; take the file from before that."
+                        )
+                yield exhibit, projection, LowRank(own_up, own_down)
 
 
-def _adjoining(rows: Sequence[tuple[ExhibitHeader, slice]]) -> list[list[tuple[ExhibitHeader, slice]]]:
-    """The exhibits in runs whose rows follow each other without a gap."""
+def _is_scaled(shown: Tensor, learned: Tensor, strength: float, dtype: Stored) -> bool:
+    """Whether one is the other times a number, but for what both were rounded by when they were stored."""
+    numbers = torch.finfo(DTYPES[dtype])
+    smallest = numbers.smallest_normal * numbers.eps
+    return torch.allclose(shown, strength * learned, rtol=2 * numbers.eps, atol=smallest * (1 + abs(strength)))
+
+
+def _adjoining(rows: Sequence[tuple[ExhibitHeader, slice]], most: int) -> list[list[tuple[ExhibitHeader, slice]]]:
+    """The exhibits in runs whose rows follow each other without a gap, no more than that many where it can be."""
     runs: list[list[tuple[ExhibitHeader, slice]]] = []
     for exhibit, own in rows:
-        if runs and runs[-1][-1][1].stop == own.start:
+        if runs and runs[-1][-1][1].stop == own.start and own.stop - runs[-1][0][1].start <= most:
             runs[-1].append((exhibit, own))
         else:
             runs.append([(exhibit, own)])

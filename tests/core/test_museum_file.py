@@ -15,7 +15,7 @@ from clora_core.errors import MuseumError
 from clora_core.museum import Museum
 from clora_core.projections import Projection
 from clora_core.recipe import recipe_named
-from clora_core.storage import load_museum, load_view, read_header, save_museum
+from clora_core.storage import load_museum, load_view, museum_file, read_header, save_museum
 
 from .museums import assert_same, exhibit, museum, projections, put_together, taken_apart
 
@@ -221,3 +221,14 @@ def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     assert_same(museum(), loaded)
+
+
+def test_what_is_loaded_together_is_summed_without_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(museum_file, "RANKS_AT_ONCE", 1)  # which is for views alone
+    save_museum(museum(), tmp_path / "a.safetensors")
+    loaded = load_museum(tmp_path / "a.safetensors")
+    first = loaded.exhibits[0].deltas
+    for projection, delta in loaded.deltas().items():
+        assert delta.rank > first[projection].rank
+        for whole, part in ((delta.up, first[projection].up), (delta.down, first[projection].down)):
+            assert whole.data_ptr() == part.data_ptr()

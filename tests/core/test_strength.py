@@ -4,13 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from clora_core.editing import with_strength
 from clora_core.errors import MuseumError
 from clora_core.learn import learn, learning_key
+from clora_core.low_rank import LowRank
 from clora_core.museum import Museum
-from clora_core.storage import load_museum, load_view, read_header, save_museum
+from clora_core.storage import load_museum, load_view, museum_file, read_header, save_museum
 
 from .museums import assert_same, museum, taken_apart, with_inner
 from .small import C_LORA, museum_of, short, small_concept
@@ -63,7 +65,9 @@ def test_a_given_strength_multiplies_its_own():
         torch.testing.assert_close(matrix.double(), twice[projection.path], rtol=1e-5, atol=1e-4)
 
 
-def test_the_sum_that_is_read_from_a_file_is_that_of_its_exhibits(tmp_path):
+@pytest.mark.parametrize("ranks_at_once", [1, 5, 1024])
+def test_the_sum_that_is_read_from_a_file_is_that_of_its_exhibits(ranks_at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(museum_file, "RANKS_AT_ONCE", ranks_at_once)
     save_museum(strong(), tmp_path / "a.safetensors")
     given = {"<my-cat>": 2.0, "<ink>": 0.5, "<bär>": 1.0}
     for strengths in (None, given):
@@ -114,6 +118,45 @@ def test_a_header_that_lies_about_it_is_refused(strength, tmp_path):
     for read in (load_museum, read_header):
         with pytest.raises(MuseumError, match=r"strength|clora\.up\.<my-cat>"):
             read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("changed", ["clora.up.<ink>.", "lora_up.weight"])
+def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(changed, dtype, tmp_path):
+    """A tenth more of some numbers, of the exhibit's own or of its column in the sum."""
+    path = tmp_path / "a.safetensors"
+    save_museum(strong(), path, dtype=dtype)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    own = next(name for name in tensors if name.startswith("clora.up.<ink>."))
+    stem = own.removeprefix("clora.up.<ink>.")
+    if changed == "lora_up.weight":
+        column = slice(4, 7)  # <my-cat> has the first four, <ink> three
+        tensors[f"{stem}.lora_up.weight"][7, column] *= 1.1
+    else:
+        tensors[own][7] *= 1.1
+    save_file(tensors, path, metadata)
+    for read in (load_museum, load_view):
+        with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' does not show '<ink>' .*strength -1\.7"):
+            read(path)
+    assert load_museum(path, words=["<my-cat>"]).words == ("<my-cat>",)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-4, 1.0, 500.0])
+def test_roundings_are_no_reason_to_refuse_a_file(size, dtype, tmp_path):
+    """Numbers of every size that the dtype knows, also those that it keeps but a few digits of."""
+    for number, strength in enumerate((0.3, -1.7, 1e-6, 99.0)):
+        given = museum().exhibit("<ink>")
+        deltas = {projection: LowRank(size * delta.up, delta.down) for projection, delta in given.deltas.items()}
+        tried = Museum(museum().base, (dataclasses.replace(given, deltas=deltas, strength=strength),))
+        path = tmp_path / f"{number}.safetensors"
+        if dtype == "float16" and size * strength > 1e4:
+            with pytest.raises(MuseumError, match="not finite"):
+                save_museum(tried, path, dtype=dtype)
+            continue
+        save_museum(tried, path, dtype=dtype)
+        assert load_museum(path).words == tuple(token.word for token in load_view(path).tokens)
 
 
 def test_what_is_learned_next_stands_on_what_is_shown(base):
