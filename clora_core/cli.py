@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, demo, edit, export, importing, learn, show, view
+from .commands import bench, demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
 
 EXAMPLES = """
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
-    for command in (demo, learn, view, show, edit, importing, export, bench):
+    for command in (demo, learn, view, show, report, edit, importing, export, bench):
         command.add(commands)
     parsed = parser.parse_args(arguments)
     try:

@@ -9,7 +9,9 @@ from comfy_api.latest import ComfyExtension, io
 from .concept_token import ConceptToken
 from .edit_museum import EditMuseum
 from .host.folders import register_museums
+from .host.routes import register_routes
 from .museum_files import LoadMuseum, SaveMuseum
+from .museum_report import MuseumReport
 from .recipe import LearningRecipe
 from .starter import StarterModel, StarterPictures
 from .train_step import TrainStep
@@ -20,6 +22,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LoadMuseum,
     SaveMuseum,
     EditMuseum,
+    MuseumReport,
     LearningRecipe,
     StarterModel,
     StarterPictures,
@@ -31,4 +34,5 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_museums()
+        register_routes()
         return list(NODES)

@@ -9,11 +9,11 @@ import dataclasses
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ from ..clora_core.pictures import as_floats, to_bytes, to_picture
 from ..clora_core.storage import load_museum, load_state, save_museum, save_state
 
 LIMIT_BYTES = 4 * 2**30
-LOSSES, PICTURES = "store.losses", "store.pictures"
+LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -37,12 +37,14 @@ Found = TypeVar("Found")
 class Result:
     """What came out of learning one concept.
 
-    losses: of every step. pictures: what the word shows, (n, 3, h, w) in [-1, 1], kept to 8 bits.
+    losses: of every step. pictures: what the word shows, (n, 3, h, w) in [-1, 1], kept to 8 bits. diary: what the panel
+    showed at the end, plain JSON.
     """
 
     exhibit: Exhibit
     losses: tuple[float, ...]
     pictures: Tensor
+    diary: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Store:
 
     def keep(self, key: str, base: Fingerprint, result: Result) -> None:
         """Keep what was learned; the state on the way there is no longer needed."""
-        facts = {**result.exhibit.facts, LOSSES: list(result.losses), PICTURES: _encoded(result.pictures)}
+        more = {LOSSES: list(result.losses), PICTURES: _encoded(result.pictures), DIARY: dict(result.diary)}
+        facts = {**result.exhibit.facts, **more}
         museum = Museum(base, (dataclasses.replace(result.exhibit, facts=facts),))
         if self._write(self._result_path(key), lambda path: save_museum(museum, path, overwrite=True)):
             self._state_path(key).unlink(missing_ok=True)
@@ -119,9 +122,10 @@ def _read(path: Path) -> Result:
     try:
         losses = tuple(float(loss) for loss in facts.pop(LOSSES))  # type: ignore[attr-defined]
         pictures = _decoded(facts.pop(PICTURES))  # type: ignore[arg-type]
+        diary: Any = facts.pop(DIARY, {})
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise MuseumError(f"{path.name}: its losses or pictures are missing ({error}).") from error
-    return Result(dataclasses.replace(exhibit, facts=facts), losses, pictures)
+    return Result(dataclasses.replace(exhibit, facts=facts), losses, pictures, diary)
 
 
 def _encoded(pictures: Tensor) -> list[str]:

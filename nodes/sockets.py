@@ -22,6 +22,7 @@ def described(
     inputs: Sequence[io.Input],
     outputs: Sequence[io.Output] = (),
     is_output_node: bool = False,
+    hidden: Sequence[io.Hidden] = (),
 ) -> io.Schema:
     """A node's schema. Search aliases go to those versions of ComfyUI that know them."""
     schema = io.Schema(
@@ -32,6 +33,7 @@ def described(
         list(outputs),
         description=description,
         is_output_node=is_output_node,
+        hidden=list(hidden),
     )
     if any(field.name == "search_aliases" for field in dataclasses.fields(io.Schema)):
         schema = dataclasses.replace(schema, search_aliases=list(search_aliases))

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,13 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from ..clora_core.concept import Concept, ConceptToken
+from ..clora_core.effect import effect
 from ..clora_core.learn import Progress, check_learnable, learn, learning_key
 from ..clora_core.museum import Museum, shown
 from ..clora_core.pictures import thumbnail, to_picture
 from ..clora_core.recipe import Recipe
 from ..clora_core.sampling import Sampling, sample, usual_guidance
+from .diary import Diary
 from .draft import ConceptDraft
 from .host.base import VAE, HostBase
 from .host.differentiable import ordinary_tensors
@@ -25,7 +26,7 @@ from .host.folders import results_folder
 from .host.identity import identity
 from .host.memory import said
 from .host.model import ModelPatcher
-from .host.progress import Bar, check_interrupted, say
+from .host.progress import Bar, check_interrupted, panel, say
 from .host.view import base_beneath, view, viewed
 from .host.words import CLIP
 from .pictures import from_images, in_8_bits, to_images
@@ -33,6 +34,7 @@ from .results import Result, Store
 
 SAVE_EVERY = 50  # steps between two autosaves
 SHOWN_AREA_PX, SHOWN_MOST = 512 * 512, 4  # at the end, as many pictures are sampled as this area has room for
+NOT_KEPT = "what is put on this model cannot be read, so nothing is kept: the same step again learns anew"
 LABELS = {"self_regularization": "forgetting"}  # what the parts of a loss are called on the node
 SIDE_PX = 64  # sides of pictures become multiples of this: every VAE and UNet here can halve them often enough
 
@@ -49,10 +51,12 @@ def train(
     museum: Museum | None = None,
     captions: str | Sequence[str] = "",
     preview_every: int = 0,
+    workflow: str = "",
 ) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
     """What a Train Step returns: the model and the CLIP that show the new museum, the museum, its losses, pictures.
 
-    museum: what was taught so far; None is what the model shows, or nothing yet.
+    museum: what was taught so far; None is what the model shows, or nothing yet. workflow: ComfyUI's id of the one that
+    the node stands in, for its panel.
     """
     with ordinary_tensors():
         so_far = museum or viewed(model)
@@ -66,13 +70,24 @@ def train(
         models = identity(bare_model, bare_clip, vae)
         key = _digest(f"{learning_key(so_far, concept, recipe)} {models}")
         with _store(lasting=models is not None) as store:
-            result = taught(base, so_far, concept, recipe, store, key, preview_every)
+            diary = Diary(concept.word, recipe.steps, panel(workflow))
+            result = taught(base, so_far, concept, recipe, store, key, diary, preview_every)
+        if models is None:
+            say(NOT_KEPT)
+            diary.close("learned", diary.effect, NOT_KEPT)
         new = so_far.with_exhibit(result.exhibit)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
 def taught(
-    base: HostBase, museum: Museum, concept: Concept, recipe: Recipe, store: Store, key: str, preview_every: int = 0
+    base: HostBase,
+    museum: Museum,
+    concept: Concept,
+    recipe: Recipe,
+    store: Store,
+    key: str,
+    diary: Diary,
+    preview_every: int = 0,
 ) -> Result:
     """What came out of learning the concept. What is in the store is taken from there, whole or to go on from.
 
@@ -82,16 +97,24 @@ def taught(
     if result := store.result(key):
         Bar(recipe.steps).at(recipe.steps)
         say(f"{concept.word} was learned before, with the same pictures and numbers")
+        diary.keep(result.diary)
         return result
-    learned, losses = _learned(base, museum, concept, recipe, store, key, preview_every)
-    exhibit = learned.exhibits[-1]
-    facts = {**exhibit.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-    exhibit = dataclasses.replace(exhibit, facts=facts, thumbnail=thumbnail(concept.pictures[0]))
-    height, width = concept.pictures.shape[-2:]
-    count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
-    with shown(base, learned.dense(), learned.gated):
-        pictures = _sampled(base, [concept.prompt] * count, learned.tokens, height, width)
-    result = Result(exhibit, losses, in_8_bits(pictures))
+    try:
+        learned, losses = _learned(base, museum, concept, recipe, store, key, diary, preview_every)
+        diary.close("measuring")
+        exhibit = learned.exhibits[-1]
+        facts = {**exhibit.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+        exhibit = dataclasses.replace(exhibit, facts=facts, thumbnail=thumbnail(concept.pictures[0]))
+        height, width = concept.pictures.shape[-2:]
+        count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
+        with shown(base, learned.dense(), learned.gated):
+            pictures = _sampled(base, [concept.prompt] * count, learned.tokens, height, width)
+        diary.paste(pictures[0])
+        diary.close("learned", effect(base, museum, exhibit, concept, recipe))
+    except BaseException as error:
+        diary.close("stopped", note=str(error))
+        raise
+    result = Result(exhibit, losses, in_8_bits(pictures), diary.read())
     store.keep(key, museum.base, result)
     return result
 
@@ -104,22 +127,28 @@ def _store(*, lasting: bool) -> Iterator[Store]:
     else:
         with TemporaryDirectory() as folder:
             yield Store(Path(folder))
-        say("what is put on this model cannot be read, so nothing is kept: the same step again learns anew")
 
 
 def _learned(
-    base: HostBase, museum: Museum, concept: Concept, recipe: Recipe, store: Store, key: str, preview_every: int
+    base: HostBase,
+    museum: Museum,
+    concept: Concept,
+    recipe: Recipe,
+    store: Store,
+    key: str,
+    diary: Diary,
+    preview_every: int,
 ) -> tuple[Museum, tuple[float, ...]]:
     """The museum after learning, and the loss of every step. However it is stopped, its state is kept."""
     bar = Bar(recipe.steps)
     resume = store.state(key)
     losses = list(resume.losses) if resume else []
-    begun, begun_at = time.monotonic(), len(losses)
     height, width = concept.pictures.shape[-2:]
     last: Progress | None = None
     begin = f"teaching {concept.word} with {len(concept.pictures)} pictures · {said(base, recipe, height, width)}"
     log.info("C-LoRA: %s", begin)
     say(begin if resume is None else f"going on from step {resume.step} · {begin}")
+    diary.begin(len(losses), begin)
 
     def report(progress: Progress) -> None:
         nonlocal last
@@ -127,12 +156,14 @@ def _learned(
         losses.append(progress.loss)
         if progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
             store.keep_state(key, progress.snapshot())
-        left = (time.monotonic() - begun) / (progress.step - begun_at) * (progress.steps - progress.step)
-        say(described(progress, left))
+        diary.write(progress)
+        say(described(progress, diary.seconds_left))
         picture = None
         if preview_every and progress.step % preview_every == 0:
             tokens = [*museum.tokens, progress.trained.token(concept.word)]
-            picture = to_picture(_sampled(base, [concept.prompt], tokens, height, width)[0])
+            pixels = _sampled(base, [concept.prompt], tokens, height, width)[0]
+            diary.paste(pixels)
+            picture = to_picture(pixels)
         bar.at(progress.step, picture)
 
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ..clora_core.recipe import RECIPES, guarding
+from .host.progress import workflow_id
 from .sockets import CONCEPT, MUSEUM, RECIPE, SEED_MAX, described
 
 DEFAULT = RECIPES["c-lora"]
@@ -108,6 +109,7 @@ class TrainStep(io.ComfyNode):
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("preview", display_name="preview", tooltip="What the new word shows."),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -132,4 +134,6 @@ class TrainStep(io.ComfyNode):
         if recipe.rank == 0:  # a recipe of words alone stays one
             numbers["rank"] = 0
         recipe = dataclasses.replace(recipe, **numbers, seed=training_seed)
-        return io.NodeOutput(*train(model, clip, vae, images, concept, recipe, museum, captions, preview_every))
+        workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
+        learned = train(model, clip, vae, images, concept, recipe, museum, captions, preview_every, workflow)
+        return io.NodeOutput(*learned)

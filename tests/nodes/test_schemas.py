@@ -16,6 +16,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
     "CLoRA_SaveMuseum": "museum name overwrite",
     "CLoRA_EditMuseum": "museum edits other images",
+    "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing",
     "CLoRA_StarterModel": "",
@@ -27,6 +28,7 @@ OUTPUTS = {
     "CLoRA_LoadMuseum": "model clip museum",
     "CLoRA_SaveMuseum": "",
     "CLoRA_EditMuseum": "museum",
+    "CLoRA_MuseumReport": "exhibits overlap moved",
     "CLoRA_Recipe": "recipe",
     "CLoRA_StarterModel": "model clip vae",
     "CLoRA_StarterPictures": "images",
@@ -119,7 +121,29 @@ def test_translations_hold_nothing_that_the_frontend_would_fill_in(language: str
     check(values)
 
 
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_tooltips_are_not_left_in_english(language: str):
+    translated = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
+    for entry in translated.values():
+        told = [
+            entry["description"],
+            *(text["tooltip"] for part in ("inputs", "outputs") for text in entry.get(part, {}).values()),
+        ]
+        assert not [text for text in told if text.isascii()]
+
+
 def test_english_translations_say_what_the_nodes_say():
     english = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     for id, schema in SCHEMAS.items():
         assert (english[id]["display_name"], english[id]["description"]) == (schema.display_name, schema.description)
+        for socket in schema.inputs:
+            said = english[id]["inputs"][socket.id]["tooltip"].replace("{'{word}'}", "{word}")
+            assert said == _text(socket.options["tooltip"], said), socket.id
+
+
+def _text(source: str, otherwise: str) -> str:
+    """What a string literal says; those that are put together when the node is loaded are taken as they are."""
+    try:
+        return ast.literal_eval(source)
+    except ValueError:
+        return otherwise

@@ -1,0 +1,147 @@
+"""A report as pictures that can be read without the report: who is who, what was measured, and in what unit."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..pictures import to_picture
+from .review import Report
+
+PAPER, INK, FAINT, ACCENT = "#ffffff", "#1c2530", "#6b7683", "#2f6fdb"
+EDGE, GAP, LINE, TILE_PX, CELL_PX, BAR_PX = 24, 12, 22, 128, 64, 420
+LABEL_PX = 240  # the widest that a word or a prompt may be beside a figure
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def exhibits_figure(report: Report) -> Image.Image:
+    """A line for each exhibit: its first picture, what it showed when it was learned, what it shows now."""
+    count = len(report.exhibits[0].then)
+    label = max(_width(word, _font(16)) for word in report.museum.words)
+    lefts = [EDGE + min(label, LABEL_PX) + GAP]
+    lefts += [lefts[0] + TILE_PX + 3 * GAP]
+    lefts += [lefts[1] + count * (TILE_PX + GAP) + 2 * GAP]
+    width = max(lefts[2] + count * (TILE_PX + GAP) - GAP, lefts[2] + 2 * TILE_PX) + EDGE
+    top = EDGE + 4 * LINE
+    sheet, pen = _sheet(width, top + len(report.exhibits) * (TILE_PX + GAP) - GAP + EDGE)
+    _heading(pen, "Exhibits", "The same prompt and the same noise, when it was learned and now.")
+    for left, title in zip(lefts, ("first picture", "when it was learned", "now"), strict=True):
+        pen.text((left, top - LINE), title, FAINT, _font(14))
+    firsts = report.first_pictures
+    for row, (word, compared) in enumerate(zip(report.museum.words, report.exhibits, strict=True)):
+        y = top + row * (TILE_PX + GAP)
+        pen.text((EDGE, y + TILE_PX // 2), _fitted(word, LABEL_PX, _font(16)), INK, _font(16), anchor="lm")
+        if first := firsts[row]:
+            sheet.paste(tile(first), (lefts[0], y))
+        else:
+            pen.text((lefts[0], y + TILE_PX // 2), "none was kept", FAINT, _font(14), anchor="lm")
+        for left, pictures in ((lefts[1], compared.then), (lefts[2], compared.now)):
+            for column, picture in enumerate(pictures):
+                sheet.paste(tile(to_picture(picture)), (left + column * (TILE_PX + GAP), y))
+    return sheet
+
+
+def overlap_figure(report: Report) -> Image.Image:
+    """The overlap of every two exhibits, a number in each cell; a sentence where there are too many to measure."""
+    if report.overlap is None:
+        sheet, pen = _sheet(640, EDGE * 2 + 3 * LINE)
+        _heading(pen, "Overlap", f"Not measured: {len(report.exhibits)} exhibits are too many to compare all pairs.")
+        return sheet
+    words = [_fitted(word, LABEL_PX, _font(15)) for word in report.museum.words]
+    label = max(_width(word, _font(15)) for word in words)
+    left, top = EDGE + label + GAP, EDGE + 3 * LINE + label + GAP
+    note = "0: no weight was moved by both. 1: the same weights, equally."
+    width = max(left + len(words) * CELL_PX, EDGE + _width(note, _font(14))) + EDGE
+    sheet, pen = _sheet(width, top + len(words) * CELL_PX + EDGE)
+    _heading(pen, "Overlap", note)
+    for place, word in enumerate(words):
+        middle = place * CELL_PX + CELL_PX // 2
+        pen.text((left - GAP, top + middle), word, INK, _font(15), anchor="rm")
+        upright = _upright(word)
+        sheet.paste(upright, (left + middle - upright.width // 2, top - GAP - upright.height))
+    for row, values in enumerate(report.overlap.tolist()):
+        for column, value in enumerate(values):
+            x, y = left + column * CELL_PX, top + row * CELL_PX
+            own = row == column
+            pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), "#e8ebef" if own else _mixed(value))
+            color = FAINT if own else PAPER if value > 0.5 else INK
+            pen.text((x + CELL_PX // 2, y + CELL_PX // 2), f"{value:.2f}", color, _font(16), anchor="mm")
+    return sheet
+
+
+def moved_figure(report: Report) -> Image.Image:
+    """How far predictions moved, as bars: each exhibit's since it was learned, everyday prompts' from the base's."""
+    exhibits = list(zip(report.museum.words, report.forgetting, strict=True))
+    everyday = list(zip(report.everyday.prompts, report.everyday.moved.tolist(), strict=True))
+    longest = max(1.0, *(value for _, value in (*exhibits, *everyday)))
+    rows = len(exhibits) + len(everyday)
+    sheet, pen = _sheet(2 * EDGE + LABEL_PX + GAP + BAR_PX + 60, 2 * EDGE + (rows + 6) * LINE + LINE // 2)
+    _heading(pen, "How far predictions moved", "0: as they were. 1: as far as if the prompt had been left away (mark).")
+    y = EDGE + 3 * LINE
+    for title, named in (("exhibits, since each was learned", exhibits), ("everyday prompts, from the base", everyday)):
+        pen.text((EDGE, y), title, FAINT, _font(14))
+        y = _bars(pen, named, longest, y + LINE) + LINE // 2
+    return sheet
+
+
+def tile(picture: Image.Image, side: int = TILE_PX) -> Image.Image:
+    """The middle square of a picture; a small picture keeps its pixels visible."""
+    edge = min(picture.size)
+    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+    way = Image.Resampling.NEAREST if edge <= side else Image.Resampling.LANCZOS
+    return picture.crop((left, top, left + edge, top + edge)).resize((side, side), way)
+
+
+def _bars(pen: ImageDraw.ImageDraw, named: Sequence[tuple[str, float]], longest: float, y: int) -> int:
+    left = EDGE + LABEL_PX + GAP
+    for name, value in named:
+        pen.text((left - GAP, y + LINE // 2), _fitted(name, LABEL_PX, _font(14)), INK, _font(14), anchor="rm")
+        end = left + round(BAR_PX * value / longest)
+        pen.rectangle((left, y + 4, max(end, left + 1), y + LINE - 4), ACCENT)
+        pen.text((end + 8, y + LINE // 2), f"{value:.2f}", INK, _font(14), anchor="lm")
+        mark = left + round(BAR_PX / longest)
+        pen.line((mark, y, mark, y + LINE), FAINT)
+        y += LINE
+    return y
+
+
+def _sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", (width, height), PAPER)
+    return sheet, ImageDraw.Draw(sheet)
+
+
+def _heading(pen: ImageDraw.ImageDraw, title: str, note: str) -> None:
+    pen.text((EDGE, EDGE), title, INK, _font(20))
+    pen.text((EDGE, EDGE + LINE + 6), note, FAINT, _font(14))
+
+
+def _upright(word: str) -> Image.Image:
+    """A word that reads from below to above."""
+    sheet = Image.new("RGB", (_width(word, _font(15)) + 2, LINE), PAPER)
+    ImageDraw.Draw(sheet).text((0, LINE // 2), word, INK, _font(15), anchor="lm")
+    return sheet.rotate(90, expand=True)
+
+
+def _mixed(value: float) -> tuple[int, int, int]:
+    """From paper at 0 to the accent at 1."""
+    share = min(max(value, 0.0), 1.0)
+    ends = ((255, 255, 255), (47, 111, 219))
+    red, green, blue = (round(a + share * (b - a)) for a, b in zip(*ends, strict=True))
+    return red, green, blue
+
+
+def _fitted(text: str, width: int, font: Font) -> str:
+    """The text, its end cut off where it is wider than that many pixels."""
+    if _width(text, font) <= width:
+        return text
+    while text and _width(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _width(text: str, font: Font) -> int:
+    return round(font.getlength(text))
+
+
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)

@@ -1,0 +1,162 @@
+"""A report as one HTML file that needs nothing else: no script, no network, pictures inside, light and dark."""
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
+from torch import Tensor
+
+from ..museum import Exhibit
+from ..pictures import to_picture
+from .comparing import Compared
+from .review import Report
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2530; --faint: #6b7683; --line: #dfe4ea;
+  --accent: 47 111 219; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14181d; --ink: #e6eaef; --faint: #96a1ad; --line: #2a323b; --accent: 96 156 255; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.75rem 0 .25rem; }
+h3 { font-size: 1.05rem; margin: 0; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+p { margin: .25rem 0 1rem; max-width: 46rem; } .faint, figcaption, th { color: var(--faint); }
+dl { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.5rem 0 0; } dt { color: var(--faint); }
+dd { margin: 0; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.exhibit { border-top: 1px solid var(--line); padding: 1rem 0 1.25rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.75rem; } figure { margin: .75rem 0 0; }
+figcaption { font-size: .85rem; overflow-wrap: anywhere; max-width: 17rem; }
+.row { display: flex; flex-wrap: wrap; gap: .4rem; } img { width: 6.5rem; height: auto; display: block;
+  border-radius: .25rem; }
+img.pixels { image-rendering: pixelated; }
+.bar { display: flex; align-items: center; white-space: nowrap; gap: .6rem; margin-top: .6rem; }
+.bar span { flex: 0 1 20rem; height: .5rem; border-radius: .25rem; background: linear-gradient(90deg,
+  rgb(var(--accent)) var(--share), var(--line) var(--share)); }
+.scroll { overflow-x: auto; } table { border-collapse: separate; border-spacing: 2px;
+  font-variant-numeric: tabular-nums; }
+th { font: .85rem ui-monospace, monospace; padding: .25rem .5rem; text-align: right; }
+td { padding: .6rem .8rem; text-align: center; border-radius: .2rem; background: rgb(var(--accent) / var(--share)); }
+td.own { background: var(--line); color: var(--faint); }
+"""
+NO_SCRIPT = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def as_page(report: Report, *, title: str = "Museum report") -> str:
+    """The whole page. The words and prompts of the museum's file are shown as text, whatever they hold."""
+    sections = [_head(report, title), _exhibits(report), _overlap(report), _everyday(report), _explained()]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NO_SCRIPT}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _head(report: Report, title: str) -> str:
+    count = len(report.exhibits)
+    facts = [
+        ("base", escape(str(report.museum.base))),
+        ("exhibits", str(count)),
+        ("moved since learned, mean", f"{sum(report.forgetting) / count:.2f}"),
+        ("everyday prompts moved, mean", f"{report.damage:.2f}"),
+    ]
+    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    return f"<header><h1>{escape(title)}</h1><dl>{listed}</dl></header>"
+
+
+def _exhibits(report: Report) -> str:
+    entries = zip(report.museum.exhibits, report.exhibits, report.forgetting, report.first_pictures, strict=True)
+    shown = "\n".join(_exhibit(*entry) for entry in entries)
+    return (
+        "<section><h2>Exhibits</h2><p class='faint'>Each prompt with the same noise twice: under the museum as it "
+        "stood when the exhibit was learned, and under all of it.</p>\n" + shown + "</section>"
+    )
+
+
+def _exhibit(exhibit: Exhibit, compared: Compared, moved: float, first: Image.Image | None) -> str:
+    recipe = exhibit.recipe
+    told = [f"“{compared.prompts[0]}”", exhibit.kind, recipe.method, f"rank {exhibit.rank}", f"{recipe.steps} steps"]
+    told += [f"strength {exhibit.strength:g}"] if exhibit.strength != 1 else []
+    told += [f"{name} {_short(value)}" for name, value in exhibit.facts.items()]
+    columns = [_figure([first], "first picture") if first else ""]
+    columns += [_figure(_pictures(compared.then), "when it was learned")]
+    columns += [_figure(_pictures(compared.now), "now")]
+    return (
+        f'<article class="exhibit"><h3>{escape(exhibit.word)}</h3>'
+        f'<div class="faint">{escape(" · ".join(told))}</div>'
+        f'<div class="pictures">{"".join(columns)}</div>{_bar(moved, "moved since it was learned")}</article>'
+    )
+
+
+def _overlap(report: Report) -> str:
+    if report.overlap is None:
+        said = f"Not measured: {len(report.exhibits)} exhibits are too many to compare all pairs."
+        return f"<section><h2>Overlap</h2><p>{said}</p></section>"
+    words = [f"<th>{escape(word)}</th>" for word in report.museum.words]
+    rows = []
+    for row, values in enumerate(report.overlap.tolist()):
+        cells = [
+            '<td class="own">1.00</td>' if row == column else f'<td style="--share: {value:.3f}">{value:.2f}</td>'
+            for column, value in enumerate(values)
+        ]
+        rows.append(f"<tr>{words[row]}{''.join(cells)}</tr>")
+    return (
+        "<section><h2>Overlap</h2><p class='faint'>0: no weight was moved by both exhibits. 1: the same weights, "
+        f"equally.</p><div class='scroll'><table><tr><th></th>{''.join(words)}</tr>\n{chr(10).join(rows)}"
+        "</table></div></section>"
+    )
+
+
+def _everyday(report: Report) -> str:
+    everyday = report.everyday
+    shown = [
+        f"<div>{_figure([then, now], f'“{prompt}”')}{_bar(moved, 'moved')}</div>"
+        for prompt, then, now, moved in zip(
+            everyday.prompts, _pictures(everyday.then), _pictures(everyday.now), everyday.moved.tolist(), strict=True
+        )
+    ]
+    return (
+        "<section><h2>Everyday prompts</h2><p class='faint'>Prompts without any of the museum's words. Left: the base "
+        f"model. Right: the museum, with the same noise.</p><div class='pictures'>{''.join(shown)}</div></section>"
+    )
+
+
+def _explained() -> str:
+    return (
+        "<section><h2>How to read it</h2><p><b>Moved</b> is ‖now - then‖ / ‖then - unasked‖ over what the model "
+        "predicts for the same noisy pictures at four noise levels; unasked is its prediction for the empty prompt. "
+        "0 means as it was. At 1 the prediction is as far from what it was as if the prompt had been left away. It "
+        "says that something changed, not whether that is worse: look at the pictures. The exhibit that was learned "
+        "last cannot have moved.</p><p><b>Overlap</b> is the cosine of |Δ| of two exhibits over all entries of all "
+        "projections: what C-LoRA's penalty works on, made comparable.</p></section>"
+    )
+
+
+def _figure(pictures: list[Image.Image], caption: str) -> str:
+    shown = "".join(_image(picture) for picture in pictures)
+    return f'<figure><div class="row">{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _image(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)
+    small = ' class="pixels"' if max(picture.size) <= 64 else ""
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img{small} alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
+
+
+def _bar(moved: float, said: str) -> str:
+    return f'<div class="bar"><span style="--share: {min(moved, 1):.0%}"></span>{moved:.2f} {said}</div>'
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _pictures(pictures: Tensor) -> list[Image.Image]:
+    return [to_picture(picture) for picture in pictures]

@@ -1,0 +1,143 @@
+"""Go through a museum: every exhibit as it was when it was learned and as it is now, and prompts without its words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+from torch import Tensor
+
+from ..base import Base
+from ..concept import TEMPLATES, mentions
+from ..errors import MuseumError, RecipeError
+from ..measure import overlap_matrix, size
+from ..museum import Exhibit, Museum
+from ..pictures import from_thumbnail
+from ..sampling import Sampling
+from .comparing import Compared, Comparing, State
+
+OVERLAPS_UP_TO = 32  # exhibits; every pair is compared weight by weight
+AT_ONCE = 4  # pictures that are sampled together
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How much is looked at, and how it is sampled. The same looks at the same museum make the same report.
+
+    pictures: for each exhibit. everyday: prompts without a learned word, one picture each. steps, guidance and seed are
+    those of sampling.
+    """
+
+    pictures: int = 4
+    everyday: int = 8
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1 or self.everyday < 1:
+            raise RecipeError(
+                f"A report looks at 1 picture of every exhibit and 1 everyday prompt at least, not at {self.pictures} "
+                f"and {self.everyday}."
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.steps, self.guidance, self.seed, batch_size=AT_ONCE)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was seen. exhibits: in the museum's order; overlap: (exhibits, exhibits), None if there are too many.
+
+    An exhibit's `then` is the museum up to it, and an everyday prompt's is the base model alone; `now` is all of it.
+    """
+
+    museum: Museum
+    exhibits: tuple[Compared, ...]
+    everyday: Compared
+    overlap: Tensor | None
+
+    @property
+    def forgetting(self) -> list[float]:
+        """How far each exhibit's predictions moved since it was learned, by what was learned after it."""
+        return [compared.moved.mean().item() for compared in self.exhibits]
+
+    @property
+    def damage(self) -> float:
+        """How far the predictions for everyday prompts moved from the base model's."""
+        return self.everyday.moved.mean().item()
+
+    @property
+    def first_pictures(self) -> list[Image.Image | None]:
+        """The picture that each exhibit keeps of what it was learned from, if it does."""
+        kept = [exhibit.thumbnail for exhibit in self.museum.exhibits]
+        return [from_thumbnail(encoded) if encoded else None for encoded in kept]
+
+    def numbers(self) -> dict[str, object]:
+        """All that was measured, for programs."""
+        exhibits = [
+            {"word": exhibit.word, "prompt": compared.prompts[0], "norm": size(exhibit), "moved": moved}
+            for exhibit, compared, moved in zip(self.museum.exhibits, self.exhibits, self.forgetting, strict=True)
+        ]
+        prompts = [
+            {"prompt": prompt, "moved": moved}
+            for prompt, moved in zip(self.everyday.prompts, self.everyday.moved.tolist(), strict=True)
+        ]
+        return {
+            "base": {"architecture": self.museum.base.architecture, "digest": self.museum.base.digest},
+            "exhibits": exhibits,
+            "everyday": {"moved": self.damage, "prompts": prompts},
+            "overlap": None if self.overlap is None else self.overlap.tolist(),
+        }
+
+
+def reviewed(
+    base: Base,
+    museum: Museum,
+    looks: Looks = Looks(),
+    *,
+    latent_shape: tuple[int, int, int],
+    report: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Look at all of a museum. latent_shape: (channels, h', w') of the pictures.
+
+    `report(done, of)` hears of every step and may raise to stop. Raises MuseumError for an empty museum and
+    BaseModelError for one of another base.
+    """
+    museum.check_over(base.fingerprint)
+    if not museum.exhibits:
+        raise MuseumError("This museum is empty, so there is nothing to report. Teach it something first.")
+    count, prompts = len(museum.exhibits), everyday_prompts(base.captions, looks.everyday)
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if report:
+            report(done, total)
+
+    compare = Comparing(looks.sampling, latent_shape, tick)
+    total = (count - 1) * compare.ticks(looks.pictures, same=False)
+    total += compare.ticks(looks.pictures, same=True) + compare.ticks(len(prompts), same=False)
+    now = State(base, museum)
+    exhibits = []
+    for place, exhibit in enumerate(museum.exhibits, 1):
+        then = now if place == count else State(base, replace(museum, exhibits=museum.exhibits[:place]))
+        exhibits.append(compare(then, now, [prompt_of(exhibit)] * looks.pictures))
+    everyday = compare(State(base, Museum(museum.base)), now, prompts)
+    overlap = overlap_matrix(museum) if count <= OVERLAPS_UP_TO else None
+    return Report(museum, tuple(exhibits), everyday, overlap)
+
+
+def prompt_of(exhibit: Exhibit) -> str:
+    """What the exhibit is asked for with: the prompt that it was learned with, or its kind's own."""
+    if mentions(exhibit.prompt, exhibit.word):
+        return exhibit.prompt
+    return TEMPLATES[exhibit.kind].replace("{word}", exhibit.word)
+
+
+def everyday_prompts(captions: Sequence[str], count: int) -> list[str]:
+    """`count` of the base's captions, spread evenly over them, without the empty one."""
+    told = [caption for caption in captions if caption]
+    count = min(count, len(told))
+    return [told[number * len(told) // count] for number in range(count)]

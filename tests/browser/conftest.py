@@ -1,0 +1,81 @@
+"""Tests in the real frontend: a ComfyUI of their own, and Chromium driven by Playwright. Without them they are skipped.
+
+Chromium is CHROMIUM, or the one on the PATH, or Playwright's own (`playwright install chromium`).
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host.finding import find_host
+from tests.host.server import Server
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+HOST = find_host()
+
+
+def _missing() -> str:
+    """Why there is no browser or nothing to look at, or nothing."""
+    if HOST is None:
+        return "no ComfyUI: set COMFYUI_PATH, or link this repository into its custom_nodes"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return "no Playwright: pip install -e .[browser]"
+    if CHROMIUM is None:
+        with sync_playwright() as playwright:
+            if not Path(playwright.chromium.executable_path).is_file():
+                return "no Chromium: install it, or run `playwright install chromium`"
+    return ""
+
+
+MISSING = _missing()
+
+
+class _Skipped(pytest.Module):
+    """A file of tests that cannot even be imported here."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        raise pytest.skip.Exception(MISSING, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if MISSING:
+        return _Skipped.from_parent(parent, path=module_path)
+    return None
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ComfyUI whose museums are one of three exhibits and one of a thousand."""
+    assert HOST is not None
+    server = Server(HOST, tmp_path_factory.mktemp("comfyui"))
+    from .museums import save_museums
+
+    save_museums(server.folder / "models" / "loras" / "museums")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    from .frontend import chromium
+
+    with chromium(CHROMIUM) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def frontend(server: Server, browser: object) -> Iterator[object]:
+    """ComfyUI's page, freshly loaded for the tests of a file; none of the pack's scripts may fail in it."""
+    from .frontend import Frontend
+
+    with Frontend.opened(browser, server.address) as frontend:
+        yield frontend
+        assert not frontend.errors, frontend.errors

@@ -1,0 +1,82 @@
+"""The starter workflow, run to its end in the browser: what the panels of its Train Steps draw on the way and after."""
+
+from tests.host.finding import ROOT
+
+from .frontend import Frontend
+
+KIND = "CLoRA_TrainStep"
+QUICK = {KIND: {"steps": 12, "batch_size": 4, "preview_every": 4}, "KSampler": {"steps": 2}}
+EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
+
+
+def test_every_example_is_loaded_whole(frontend: Frontend):
+    for name in EXAMPLES:
+        frontend.load(name)
+        kinds = frontend.page.evaluate("() => app.graph.nodes.map((node) => [node.type, node.has_errors ?? false])")
+        assert kinds and not [kind for kind, broken in kinds if broken], name
+        assert not frontend.page.locator("text=Missing Node Types").count(), name
+
+
+def drawn(frontend: Frontend, word: str) -> dict:
+    """What the panel of a word shows."""
+    return frontend.page.evaluate(
+        """(word) => {
+            const panel = [...document.querySelectorAll(".clora-training")]
+                .find((panel) => panel.querySelector(".clora-title b")?.textContent === word)
+            const all = (selector) => [...panel.querySelectorAll(selector)]
+            return panel && {
+                parts: all(".clora-legend span").map((part) => part.textContent),
+                points: all(".clora-line").map((line) => line.getAttribute("d").split("L").length),
+                film: all("figcaption").map((step) => Number(step.textContent)),
+                loaded: all("figure img").every((image) => image.complete && image.naturalWidth),
+                numbers: all("dt").map((name) => name.textContent),
+                where: panel.querySelector(".clora-where").textContent,
+            }
+        }""",
+        word,
+    )
+
+
+def wait_until_drawn(frontend: Frontend, word: str, where: str) -> dict:
+    frontend.page.wait_for_function(
+        """([word, where]) => [...document.querySelectorAll(".clora-training")].some((panel) =>
+            panel.querySelector(".clora-title b")?.textContent === word
+            && panel.querySelector(".clora-where").textContent.includes(where))""",
+        arg=[word, where],
+        timeout=150_000,
+    )
+    return drawn(frontend, word)
+
+
+def look_at_all(frontend: Frontend) -> None:
+    """Panels are drawn where they can be seen."""
+    frontend.look_at(frontend.nodes(KIND)[0], zoom=0.45)
+
+
+def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend):
+    frontend.load("three-concepts", **QUICK)
+    look_at_all(frontend)
+    assert frontend.page.locator(".clora-empty").count() == 3
+    frontend.run()
+    frontend.page.wait_for_selector(".clora-lane >> nth=0", timeout=120_000)
+
+    frontend.reload()  # while it runs
+    look_at_all(frontend)
+    first = wait_until_drawn(frontend, "<ada>", "learned in")
+    assert first["parts"] == ["diffusion"] and first["points"] == [12]
+    assert first["film"] == [4, 8, 12] and first["loaded"]
+    assert first["numbers"] == ["Loss on its own pictures"]
+
+    last = wait_until_drawn(frontend, "<cleo>", "learned in")
+    assert last["parts"] == ["diffusion", "forgetting"] and last["points"] == [12, 12]
+    assert last["numbers"] == ["Loss on its own pictures", "Earlier words moved by", "Overlap with earlier exhibits"]
+    frontend.page.wait_for_function("async () => !(await (await fetch('/queue')).json()).queue_running.length")
+
+    frontend.page.evaluate("() => app.loadGraphData(app.graph.serialize())")  # as undo does it
+    look_at_all(frontend)
+    assert wait_until_drawn(frontend, "<cleo>", "learned in") == last
+
+    frontend.set(frontend.nodes(KIND)[0], "preview_every", 5)
+    frontend.run()  # another prompt, the same learning
+    kept = wait_until_drawn(frontend, "<ada>", "learned before")
+    assert kept["points"] == [12] and kept["film"] == [4, 8, 12]

@@ -1,0 +1,118 @@
+"""What the panels ask the server for: a museum by its header, and what a learning told."""
+
+import base64
+import io
+import json
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from .events import Events
+from .prompts import chain, node, saved_chain
+from .server import Server
+
+WORKFLOW = "5f0c6d5e-0000-4000-8000-000000000001"
+
+
+def asked(server: Server, path: str, **headers: str) -> tuple[int, dict, dict]:
+    """Status, headers and JSON, also of a refusal."""
+    request = urllib.request.Request(f"http://{server.address}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, dict(answer.headers), json.loads(answer.read() or "{}")
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), json.loads(error.read() or "{}")
+
+
+def museum(server: Server, name: str, **headers: str) -> tuple[int, dict, dict]:
+    return asked(server, f"/clora/museum?name={urllib.parse.quote(name)}", **headers)
+
+
+@pytest.fixture(scope="module")
+def saved(server: Server) -> str:
+    assert server.run(saved_chain(2, "panel")).succeeded
+    return "panel.museum.safetensors"
+
+
+def test_a_museum_is_told_by_its_header(server: Server, saved: str):
+    status, headers, told = museum(server, saved)
+    assert status == 200 and told["base"].startswith("starter")
+    ada, bo = told["exhibits"]
+    assert (ada["word"], ada["kind"], ada["prompt"]) == ("<ada>", "object", "a photo of <ada>")
+    assert (bo["rank"], bo["steps"], bo["recipe"], bo["pictures"]) == (2, 4, "c-lora", 6)
+    assert ada["date"].startswith("20")
+    kind, _, encoded = ada["thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (64, 64)  # of the first picture that was learned
+    again, _, nothing = museum(server, saved, **{"If-None-Match": headers["ETag"]})
+    assert again == 304 and not nothing
+    path = server.folder / "models/loras/museums" / saved
+    path.touch()
+    assert museum(server, saved, **{"If-None-Match": headers["ETag"]})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["", "none.safetensors", "../panel.museum.safetensors", "/etc/passwd", "..\\x", "x" * 100_0, "<b>\0"]
+)
+def test_only_listed_museums_are_read(server: Server, saved: str, name: str):
+    status, _, told = museum(server, name)
+    assert status == 404 and set(told) == {"error"}
+    assert told["error"].startswith("There is no museum '") and len(told["error"]) < 300
+
+
+def test_a_file_that_is_no_museum_is_refused_in_a_sentence(server: Server):
+    folder = server.folder / "models/loras/museums"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
+    status, _, told = museum(server, "broken.safetensors")
+    assert status == 422 and told["error"].startswith("broken.safetensors")
+
+
+def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
+    prompt = chain(2, preview_every=2, training_seed=31)
+    prompt["out"] = node("PreviewImage", images=["train2", 4])
+    with Events(server.address) as events:
+        extra = {"extra_pnginfo": {"workflow": {"id": WORKFLOW}}}
+        queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
+        assert server.finished(queued["prompt_id"]).succeeded
+        events.wait_for(
+            lambda told: any(entry["node"] == "train2" and entry["told"].get("effect") for entry in learnings(told))
+        )
+        told = [entry["told"] for entry in learnings(events) if entry["node"] == "train2"]
+    assert all(entry["workflow"] == WORKFLOW for entry in learnings(events))
+    assert told[0]["word"] == "<bo>" and "word" not in told[-1]  # only what is new
+    together = {name: value for entry in told for name, value in entry.items()}
+
+    remembered = server.get(f"/clora/learning?workflow={WORKFLOW}")
+    assert set(remembered) == {"train1", "train2"}
+    assert remembered["train2"] == together
+    assert together["where"] == "learned" and together["step"] == together["steps"] == 4
+    assert set(together["curves"]) == {"diffusion", "self_regularization"}
+    assert [frame["step"] for frame in together["film"]] == [2, 4]
+    assert set(together["effect"]["drift"]) == set(together["effect"]["overlap"]) == {"<ada>"}
+    assert server.get("/clora/learning?workflow=another") == {} == server.get("/clora/learning")
+
+
+def learnings(events: Events) -> list[dict]:
+    return [message["data"] for message in events.messages if message["type"] == "clora.learning"]
+
+
+def test_the_same_learning_again_is_told_as_kept_also_after_a_restart(server: Server):
+    prompt = chain(1, preview_every=2, training_seed=32)
+    prompt["out"] = node("PreviewImage", images=["train1", 4])
+    extra = {"extra_pnginfo": {"workflow": {"id": WORKFLOW}}}
+
+    def run() -> dict:
+        queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
+        assert server.finished(queued["prompt_id"]).succeeded
+        return server.get(f"/clora/learning?workflow={WORKFLOW}")["train1"]
+
+    learned = run()
+    server.restart()
+    assert server.get(f"/clora/learning?workflow={WORKFLOW}") == {}
+    assert run() == learned | {"where": "kept"}
+    shutil.rmtree(server.results_folder)

@@ -1,0 +1,45 @@
+"""What the panels in the browser say: every text is there in every language, and none is left over."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from .bare import ROOT
+
+LANGUAGES = ("en", "zh", "ja")
+SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js")))
+
+
+def texts(language: str) -> dict[str, str]:
+    """ "museum.search" → what it says"""
+    told = json.loads((ROOT / f"locales/{language}/main.json").read_text(encoding="utf-8"))
+    return dict(_flat(told["clora"]))
+
+
+def _flat(entries: dict, before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_says_everything_with_the_same_values_in_it(language: str):
+    english, other = texts("en"), texts(language)
+    assert list(other) == list(english)
+    for key, text in other.items():
+        assert text and set(re.findall(r"%\w+", text)) == set(re.findall(r"%\w+", english[key])), key
+        assert not set("{}@|") & set(text), f"the frontend would fill in {text}"
+
+
+def test_every_text_is_used_and_no_other():
+    whole = set(re.findall(r'say\("([\w.]+)"', SCRIPTS))
+    beginnings = set(re.findall(r"say\(`(\w+\.)\$\{", SCRIPTS))
+    known = texts("en")
+    assert whole <= set(known)
+    assert {beginning.partition(".")[0] for beginning in beginnings} <= {key.partition(".")[0] for key in known}
+    unused = [key for key in known if key not in whole and not key.startswith(tuple(beginnings))]
+    assert not unused

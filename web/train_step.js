@@ -1,0 +1,265 @@
+/**
+ * The panel of Train Step: how the parts of the loss go, what the word shows along the way, and what it did in the end.
+ *
+ * The server tells what is new and remembers all of it, so a page that is loaded in between asks once and goes on.
+ */
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { addCard, addPanel, element, fit, follow, hideCard, keepSmall, loadStyle, place } from "./panel.js"
+import { loadWords, say } from "./words.js"
+
+const KIND = "CLoRA_TrainStep"
+const NATIVE_TEXT = "$$node-text-preview" // where ComfyUI writes what the panel draws
+const EMPTY_PX = 30
+
+/** @typedef {{loss_before?: number, loss_after?: number, drift?: Record<string, number>,
+ *   overlap?: Record<string, number>}} Effect */
+/** @typedef {{word: string, steps: number, step: number, where: string, note: string, seconds: number,
+ *   seconds_left: number, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
+ *   effect: Effect}} Told */
+
+/** @type {Map<string, Told>} what the server told of this workflow's nodes, by their ids in a run ("5", "12:5") */
+const told = new Map()
+/** @type {Set<TrainingPanel>} */
+const panels = new Set()
+
+class TrainingPanel {
+  /** @param {any} node */
+  constructor(node) {
+    this.node = node
+    this.title = element("div", { class: "clora-title" })
+    this.lanes = element("div", { class: "clora-lanes" })
+    this.film = element("div", { class: "clora-film" })
+    this.numbers = element("dl", { class: "clora-numbers" })
+    this.note = element("div", { class: "clora-note" })
+    const parts = [this.title, this.note, this.lanes, this.film, this.numbers]
+    this.content = element("div", { class: "clora-content" }, ...parts)
+    this.body = element("div", { class: "clora-panel clora-training" }, this.content)
+    /** @type {Map<string, Lane>} */
+    this.curves = new Map()
+    this.height = EMPTY_PX
+    keepSmall(node.widgets.find((widget) => widget.name === "captions"))
+    addPanel(node, "clora_training", this.body, () => (this.height = this.content.offsetHeight || this.height) + 20)
+    this.lanes.addEventListener("pointermove", (event) => this.point(event))
+    this.lanes.addEventListener("pointerleave", () => this.point())
+    follow(node, "onAdded", () => panels.add(this))
+    follow(node, "onRemoved", () => { panels.delete(this); hideCard() })
+    node.hideOutputImages = true // the film strip has them
+    node.onDrawBackground = undefined
+    new ResizeObserver(() => fit(node)).observe(this.content)
+    this.draw()
+  }
+
+  /** @param {Told} [told] */
+  draw(told) {
+    this.told = told
+    this.body.classList.toggle("clora-empty", !told)
+    this.title.replaceChildren(...(told ? title(told) : [element("span", {}, say("training.empty"))]))
+    if (!told) return
+    this.hideNativeText()
+    this.body.dataset.where = told.where
+    this.note.textContent = told.note ?? ""
+    this.drawCurves(told)
+    this.drawFilm(told.film ?? [])
+    this.numbers.replaceChildren(...numbers(told))
+  }
+
+  /** The panel says the same, and more. */
+  hideNativeText() {
+    const native = this.node.widgets.find((widget) => widget.name === NATIVE_TEXT && !widget.hidden)
+    if (!native) return
+    native.hidden = native.options.hidden = true
+    native.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
+  }
+
+  /** @param {Told} told */
+  drawCurves({ curves = {}, steps }) {
+    const drawn = Object.entries(curves).filter(([name, points]) => name === "diffusion" || points.some(([, y]) => y))
+    const names = drawn.map(([name]) => name)
+    for (const name of this.curves.keys()) if (!names.includes(name)) this.curves.delete(name)
+    for (const [name, points] of drawn) {
+      if (!this.curves.has(name)) this.curves.set(name, new Lane(name, this.curves.size))
+      this.curves.get(name).draw(points, steps)
+    }
+    place(this.lanes, [...this.curves.values()].map((lane) => lane.body))
+  }
+
+  /** @param {Told["film"]} film */
+  drawFilm(film) {
+    const key = film.map(({ step, picture }) => `${step} ${picture.length}`).join()
+    if (key === this.filmKey) return
+    this.filmKey = key
+    this.film.replaceChildren(...film.map(({ step, picture }) => {
+      const frame = element("figure", {}, element("img", { src: picture, alt: "", draggable: "false" }),
+        element("figcaption", {}, String(step)))
+      addCard(frame, () => [element("img", { src: picture, alt: "" })])
+      return frame
+    }))
+    this.film.scrollLeft = this.film.scrollWidth
+  }
+
+  /** Say the values at the step that is pointed at, or the last ones. @param {PointerEvent} [event] */
+  point(event) {
+    const { left, width } = this.lanes.getBoundingClientRect()
+    const share = event && width ? (event.clientX - left) / width : undefined
+    this.lanes.style.setProperty("--clora-pointed", share === undefined ? "-1" : String(share))
+    for (const lane of this.curves.values()) lane.point(share)
+  }
+}
+
+/** One part of the loss, on a scale of its own that begins at zero. */
+class Lane {
+  /** @param {string} name @param {number} place */
+  constructor(name, place) {
+    this.value = element("output")
+    this.line = element("path", { class: "clora-line" })
+    this.area = element("path", { class: "clora-area" })
+    const drawing = element("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none" }, this.area, this.line)
+    const label = say(`part.${name}`, {}, name.replaceAll("_", " "))
+    this.body = element("div", { class: `clora-lane clora-part-${place % 4}` },
+      element("div", { class: "clora-legend" }, element("span", {}, label), this.value), drawing)
+  }
+
+  /** @param {[number, number][]} points @param {number} steps */
+  draw(points, steps) {
+    this.points = points
+    this.steps = steps
+    const most = Math.max(...points.map(([, value]) => value), 1e-12) * 1.05
+    const places = points.map(([step, value]) => `${(100 * step) / steps} ${100 - (100 * value) / most}`)
+    const ends = [points.at(0), points.at(-1)].map(([step]) => (100 * step) / steps)
+    this.line.setAttribute("d", `M${places.join("L")}`)
+    this.area.setAttribute("d", `M${ends[0]} 100L${places.join("L")}L${ends[1]} 100Z`)
+    this.point()
+  }
+
+  /** @param {number} [share] of the steps */
+  point(share) {
+    const step = share === undefined ? Infinity : share * this.steps
+    const far = ([at]) => Math.abs(at - step)
+    const near = this.points.reduce((best, point) => (far(point) < far(best) ? point : best), this.points.at(-1))
+    const before = share === undefined ? "" : `${say("training.at", { step: Math.round(near[0]) })} `
+    this.value.textContent = before + rounded(near[1])
+  }
+}
+
+/** @param {Told} told */
+function title({ word, step, steps, where, seconds, seconds_left }) {
+  const at = say("training.step", { step, steps })
+  const right = {
+    learning: step ? say("training.left", { time: time(seconds_left) }) : say("training.begins"),
+    measuring: say("training.measuring"),
+    learned: say("training.learned", { time: time(seconds ?? 0) }),
+    kept: say("training.kept"),
+    stopped: say("training.stopped"),
+  }[where]
+  return [
+    element("b", {}, word),
+    element("span", {}, where === "learned" || where === "kept" ? say("training.steps", { steps }) : at),
+    element("span", { class: "clora-where", title: right ?? "" }, right ?? ""),
+  ]
+}
+
+/** What is known without sampling: name, value, and what it means. @param {Told} told */
+function numbers({ effect = {} }) {
+  const { loss_before, loss_after, drift = {}, overlap = {} } = effect
+  const lines = []
+  if (loss_before !== undefined && loss_after !== undefined) {
+    lines.push(["own", `${rounded(loss_before)} → ${rounded(loss_after)}`, ""])
+  }
+  for (const [name, values, format] of [["drift", drift, percent], ["overlap", overlap, rounded]]) {
+    const words = Object.entries(values).sort(([, one], [, other]) => other - one)
+    if (!words.length) continue
+    const mean = words.reduce((sum, [, value]) => sum + value, 0) / words.length
+    const all = words.map(([word, value]) => `${word} ${format(value)}`)
+    lines.push([name, format(mean), words.length > 1 ? say("number.most", { what: all[0] }) : "", all.join("\n")])
+  }
+  return lines.flatMap(([name, value, more, all = ""]) => [
+    element("dt", { title: say(`number.${name}_tip`) }, say(`number.${name}`)),
+    element("dd", { title: all }, value, ...(more ? [element("small", {}, more)] : [])),
+  ])
+}
+
+/** @param {number} value */
+function rounded(value) {
+  return value >= 0.0995 ? value.toFixed(2) : value.toPrecision(2).replace(/e-(\d+)$/, "e−$1")
+}
+
+/** @param {number} value */
+function percent(value) {
+  return `${Number((100 * value).toPrecision(2))} %`
+}
+
+/** @param {number} seconds */
+function time(seconds) {
+  const whole = Math.round(seconds)
+  if (whole < 120) return say("time.seconds", { seconds: whole })
+  const minutes = Math.floor(whole / 60)
+  if (minutes < 60) return say("time.minutes", { minutes, seconds: String(whole % 60).padStart(2, "0") })
+  return say("time.hours", { hours: Math.floor(minutes / 60), minutes: String(minutes % 60).padStart(2, "0") })
+}
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph?.rootGraph ?? app.graph
+}
+
+/** ComfyUI's id of the open workflow, which goes along with every run. */
+function workflow() {
+  return String(rootGraph()?.id ?? "")
+}
+
+/** The node of an id as runs use it: "12:5" is node 5 in the subgraph of node 12. @param {string} id */
+function nodeOf(id) {
+  const parts = id.split(":")
+  const last = parts.pop()
+  const graph = parts.reduce((outer, part) => outer?.getNodeById(part)?.subgraph, rootGraph())
+  return graph?.getNodeById(last)
+}
+
+/** @param {string} id */
+function drawNode(id) {
+  const node = nodeOf(id)
+  for (const panel of panels) if (panel.node === node) panel.draw(told.get(id))
+}
+
+/** @type {Promise<void> | undefined} */
+let asking
+
+/** Ask for everything about this workflow. */
+function ask() {
+  asking = askNow().catch((error) => console.warn("C-LoRA: what was learned so far cannot be asked for.", error))
+}
+
+async function askNow() {
+  told.clear()
+  const id = workflow()
+  const answer = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
+  const known = await answer.json()
+  if (id !== workflow()) return // another one was opened meanwhile
+  for (const [node, all] of Object.entries(known)) {
+    told.set(node, all)
+    drawNode(node)
+  }
+}
+
+/** Something new about a node. What is new is of use only where all the rest is known. */
+async function hear({ detail: { workflow: id, node, first, told: news } }) {
+  await asking
+  if (id !== workflow() || !(first || told.has(node))) return
+  told.set(node, { ...(first ? {} : told.get(node)), ...news })
+  drawNode(node)
+}
+
+app.registerExtension({
+  name: "clora.train_step",
+  async init() {
+    loadStyle()
+    await loadWords()
+    api.addEventListener("clora.learning", hear)
+    api.addEventListener("reconnected", ask)
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === KIND) new TrainingPanel(node)
+  },
+  afterConfigureGraph: ask,
+})
