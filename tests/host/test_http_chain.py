@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from .events import Events
 from .prompts import PROMPT, chain, concept, loaded, node, saved_chain, shown, starter
-from .server import Server
+from .server import Prompt, Server
 
 
 def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: Server):
@@ -47,6 +47,27 @@ def test_results_survive_another_workflow_and_a_restart(server: Server):
     assert np.array_equal(server.pictures(again, "show"), server.pictures(first, "show"))
 
 
+def interrupted(server: Server, prompt: Prompt) -> int:
+    """How many steps the first Train Step makes, when Cancel is pressed after three of them."""
+    with Events(server.address) as events:
+        prompt_id = server.queue(prompt)
+        events.wait_for(lambda told: any(step >= 3 for step in told.steps("train1")))
+        server.post("/interrupt")
+        assert server.finished(prompt_id).error == "interrupted"
+        return max(events.steps("train1"))
+
+
+def test_the_base_that_was_learned_over_samples_as_in_a_fresh_process(server: Server):
+    plain = starter() | shown("a photo of a cat", ["base", 0], ["base", 1], seed=77)
+    interrupted(server, saved_chain(1, "used", steps=40, training_seed=21))
+    taught = server.run(plain | saved_chain(2, "used", training_seed=22) | shown("a dog", ["base", 0], ["base", 1]))
+    assert taught.succeeded, taught.error
+    used = server.run(plain)
+    assert "show.sampler" not in used.cached
+    server.restart()
+    assert np.array_equal(server.pictures(server.run(plain), "show"), server.pictures(used, "show"))
+
+
 def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server):
     steps, name = 40, "interrupted"
     before = server.results
@@ -57,15 +78,8 @@ def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server)
     kept.unlink()
 
     watched = saved_chain(1, name, steps=steps, training_seed=7, preview_every=20)  # another node, the same learning
-    with Events(server.address) as events:
-        prompt_id = server.queue(watched)
-        events.wait_for(lambda told: any(step >= 3 for step in told.steps("train1")))
-        server.post("/interrupt")
-        run = server.finished(prompt_id)
-        reached = max(events.steps("train1"))
-    assert run.error == "interrupted"
-    assert reached < steps
-    (state,) = [file for file in server.results if file.endswith("state.safetensors")]
+    assert interrupted(server, watched) < steps
+    (state,) = [file for file in server.results if file.endswith("state.safetensors") and file not in before]
 
     with Events(server.address) as events:
         resumed = server.run(watched)

@@ -32,7 +32,10 @@ def _widgets(node: Mapping[str, Any], definition: Mapping[str, Any]) -> dict[str
         for name, (kind, *options) in definition["input"].get(required, {}).items():
             if isinstance(kind, list) or kind in WIDGETS:
                 inputs[name] = values.pop(0)
-                if name in ("seed", "noise_seed") or (options and options[0].get("control_after_generate")):
-                    values.pop(0)  # "fixed"
+                beside = (
+                    any(options[0].get(key) for key in ("control_after_generate", "image_upload")) if options else False
+                )
+                if name in ("seed", "noise_seed") or beside:
+                    values.pop(0)  # what the button beside it does: "fixed", "image"
     assert not values, f"{node['type']} has more values than widgets: {values}"
     return inputs

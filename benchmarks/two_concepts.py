@@ -1,0 +1,157 @@
+"""Two learned characters in one picture: how often does the judge find both, each in its half?
+
+    python -m benchmarks.two_concepts --museum out/demo/museum.safetensors      what the demo learned
+
+Runs the example workflow `two-concepts` in a ComfyUI that is started for it, with the museum's first two words: both in
+one plain prompt, and each with a place of its own. As a third way, each place also sees its own exhibit alone, through
+ComfyUI's LoRA hooks over the files that `export` writes for single exhibits.
+Writes `benchmarks/results/two_concepts.json` and `docs/two-concepts.png`.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from clora_core.commands.measuring import machine
+from clora_core.pictures import as_floats
+from clora_core.starter.judge import agreement, load_judge, read, recognised
+from clora_core.starter.subjects import IDENTITIES
+from clora_core.storage import export_lora, load_museum, read_header
+from tests.host.finding import find_host
+from tests.host.prompts import node
+from tests.host.server import Prompt, Server
+from tests.host.workflow import as_prompt
+
+ROOT = Path(__file__).parents[1]
+RESULT, PICTURE = ROOT / "benchmarks/results/two_concepts.json", ROOT / "docs/two-concepts.png"
+ASKED = ("<ada>", "<bo>")  # in the workflow
+WAYS = {
+    "plain": "both words in one prompt",
+    "placed": "each word in its place",
+    "hooked": "each place sees its own exhibit alone",
+}
+SHOWN, ZOOM, TITLE_PX = 6, 2, 26
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--museum", type=Path, required=True, help="file that holds two built-in characters or more")
+    parser.add_argument("--pictures", type=int, default=48, help="for each way (48)")
+    arguments = parser.parse_args()
+    host = find_host()
+    if host is None:
+        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    words = read_header(arguments.museum).words[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(host, Path(folder))
+        loras = server.folder / "models/loras"
+        (loras / "museums").mkdir(parents=True)
+        shutil.copy(arguments.museum, loras / "museums/three-concepts.museum.safetensors")
+        for number, word in enumerate(words, 1):
+            export_lora(load_museum(arguments.museum, words=[word]), loras / f"only{number}.safetensors")
+        try:
+            server.start()
+            pictures = drawn(server, words, arguments.pictures)
+        finally:
+            server.stop()
+    scores = {way: scored(shown, words) for way, shown in pictures.items()}
+    report = {"machine": machine(torch.device("cpu")), "words": words, "pictures": arguments.pictures, "scores": scores}
+    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    sheet(pictures).save(PICTURE)
+    for way, score in scores.items():
+        print(f"{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
+
+
+def drawn(server: Server, words: Sequence[str], count: int) -> dict[str, np.ndarray]:
+    """way → pictures (n, 64, 128, 3), uint8, all from the same noise."""
+    workflow = json.loads((ROOT / "example_workflows/two-concepts.json").read_text(encoding="utf-8"))
+    prompt = with_hooks(as_prompt(workflow, server.get("/object_info")))
+    for entry in prompt.values():
+        if entry["class_type"] == "CLIPTextEncode":
+            for asked, word in zip(ASKED, words, strict=True):
+                entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, word)
+        if entry["class_type"] == "EmptyLatentImage":
+            entry["inputs"]["batch_size"] = count
+    run = server.run(prompt, seconds=1200)
+    assert run.succeeded, run.error
+    saving = {
+        entry["inputs"]["filename_prefix"].removeprefix("two-concepts-"): id
+        for id, entry in prompt.items()
+        if entry["class_type"] == "SaveImage"
+    }
+    return {way: server.pictures(run, saving[way]) for way in WAYS}
+
+
+def with_hooks(prompt: Prompt) -> Prompt:
+    """The workflow, and beside its places the same ones with a hook each, over a model that shows no exhibit itself."""
+    only = {kind: [id for id, entry in prompt.items() if entry["class_type"] == kind] for kind in kinds(prompt)}
+    (shown,), (combine,) = only["CLoRA_LoadMuseum"], only["ConditioningCombine"]
+    silent = {"class_type": "CLoRA_LoadMuseum", "inputs": prompt[shown]["inputs"] | {"strength": 0.0}}
+    more: Prompt = {"silent": silent}
+    for number in (1, 2):
+        place = prompt[prompt[combine]["inputs"][f"conditioning_{number}"][0]]
+        text = prompt[place["inputs"]["conditioning"][0]]["inputs"]["text"]
+        more[f"text{number}"] = node("CLIPTextEncode", text=text, clip=["silent", 1])
+        file = f"only{number}.safetensors"
+        more[f"hook{number}"] = node("CreateHookLora", lora_name=file, strength_model=1.0, strength_clip=0.0)
+        sources = {"cond_NEW": [f"text{number}", 0], "hooks": [f"hook{number}", 0]}
+        more[f"hooked{number}"] = node("ConditioningSetProperties", **sources, strength=1.0, set_cond_area="default")
+        more[f"place{number}"] = node(
+            "ConditioningSetArea", **place["inputs"] | {"conditioning": [f"hooked{number}", 0]}
+        )
+    more["both"] = node("ConditioningCombine", conditioning_1=["place1", 0], conditioning_2=["place2", 0])
+    (sampler,) = [id for id in only["KSampler"] if prompt[id]["inputs"]["positive"] == [combine, 0]]
+    (decoder,) = [id for id in only["VAEDecode"] if prompt[id]["inputs"]["samples"] == [sampler, 0]]
+    inputs = {"model": ["silent", 0], "positive": ["both", 0]}
+    more["sampled"] = {"class_type": "KSampler", "inputs": prompt[sampler]["inputs"] | inputs}
+    more["decoded"] = node("VAEDecode", samples=["sampled", 0], vae=prompt[decoder]["inputs"]["vae"])
+    more["saved"] = node("SaveImage", images=["decoded", 0], filename_prefix="two-concepts-hooked")
+    return prompt | more
+
+
+def kinds(prompt: Prompt) -> set[str]:
+    return {entry["class_type"] for entry in prompt.values()}
+
+
+def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
+    """Shares of the pictures: both found, each in its half; both, in any order. And of each word's traits in its half.
+
+    A character is found where its traits are the most likely of all ten characters'.
+    """
+    judge, names = load_judge(), [word.strip("<>") for word in words]
+    pixels = as_floats(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    verdicts = [read(judge, half.contiguous()) for half in pixels.chunk(2, dim=3)]
+    pairs = list(zip(*map(recognised, verdicts), strict=True))
+    score = {
+        "both": sum(list(pair) == names for pair in pairs) / len(pairs),
+        "in either order": sum(sorted(pair) == sorted(names) for pair in pairs) / len(pairs),
+    }
+    for word, name, verdict in zip(words, names, verdicts, strict=True):
+        score[f"traits of {word}"] = agreement(verdict, [IDENTITIES[name]] * len(pairs)).mean().item()
+    return score
+
+
+def sheet(pictures: dict[str, np.ndarray]) -> Image.Image:
+    """The first pictures of every way, a titled line each."""
+    height, width = next(iter(pictures.values())).shape[1:3]
+    line = TITLE_PX + ZOOM * height + 10
+    paper = Image.new("RGB", (SHOWN * (ZOOM * width + 8) + 12, len(pictures) * line + 4), "white")
+    pen = ImageDraw.Draw(paper)
+    for row, (way, shown) in enumerate(pictures.items()):
+        pen.text((10, row * line + 5), WAYS[way], "#1c2530", ImageFont.load_default(15))
+        for column, picture in enumerate(shown[:SHOWN]):
+            tile = Image.fromarray(picture).resize((ZOOM * width, ZOOM * height), Image.Resampling.NEAREST)
+            paper.paste(tile, (10 + column * (ZOOM * width + 8), row * line + TITLE_PX))
+    return paper
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""Write the workflows of example_workflows/: `python -m scripts.workflows`.
+
+Starts a ComfyUI with this pack and asks it for its nodes. The starter model's numbers are those of
+`clora_core/starter/course.py`; all others are the nodes' own defaults.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from clora_core.recipe import RECIPES
+from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
+from tests.host.finding import find_host
+from tests.host.server import Server
+
+from .graphs import Graph, Json, Node, Out
+
+FOLDER = Path(__file__).parents[1] / "example_workflows"
+TAUGHT = "three-concepts"  # the museum that one workflow saves and the others load
+SIDE = 64  # pixels, of the starter model's pictures
+
+NODE, SMALL, TEXT, LOADER = (300, 200), (300, 110), (300, 110), (300, 130)
+TRAIN, SAMPLER, SAVE, DECODE = (340, 780), (300, 270), (340, 330), (160, 50)
+
+
+def main() -> None:
+    with started() as server:
+        write(server.get("/object_info"))
+
+
+@contextmanager
+def started() -> Iterator[Server]:
+    """A ComfyUI with this pack, in a folder of its own that holds ComfyUI's example picture."""
+    host = find_host()
+    if host is None:
+        raise SystemExit("There is no ComfyUI: set COMFYUI_PATH.")
+    with TemporaryDirectory() as folder:
+        server = Server(host, Path(folder))
+        shutil.copy(host / "input/example.png", server.folder / "input")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def write(definitions: Mapping[str, Any]) -> None:
+    """All workflows, for a host that defines its nodes so."""
+    for make in (*STARTER, *OWN):
+        graph = make(definitions)
+        text = json.dumps(graph.workflow(), indent=1, ensure_ascii=False) + "\n"
+        (FOLDER / f"{graph.name}.json").write_text(text, encoding="utf-8")
+
+
+def three_concepts(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph(TAUGHT, definitions)
+    graph.note(
+        "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
+        "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character; some minutes each without a GPU.\n"
+        f"2. *Save Museum* writes `models/loras/museums/{TAUGHT}.museum.safetensors`. The other examples load it.\n"
+        "3. Write `<ada>`, `<bo>` and `<cleo>` in any prompt on the right.\n\n"
+        "Press **Cancel** whenever you like: Run goes on from there. Run again, and nothing is learned twice.\n\n"
+        "Your own model and pictures: see *own-pictures-sd15* and *own-pictures-sdxl*.",
+        size=(420, 430),
+    )
+    graph.group("The model, the recipe")
+    base = graph.add("CLoRA_StarterModel", (270, 80))
+    recipe = starter_numbers(graph, "c-lora")
+    shown, museum = base, None
+    for number, subject in enumerate(("ada", "bo", "cleo"), 1):
+        graph.group(f"{number} · Teach <{subject}>")
+        shown = taught(graph, shown, base["vae"], subject, recipe, museum)
+        museum = shown["museum"]
+    graph.group("Save it")
+    graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name=TAUGHT, overwrite=True)
+    use(graph, shown, base["vae"], PROMPTS)
+    return graph
+
+
+def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph("load-a-museum", definitions)
+    graph.note(
+        f"# A saved museum, by name\n\nRun the example *{TAUGHT}* first: it writes the museum that is loaded here.\n\n"
+        "The words of the museum are words of every prompt. In *exhibits* you can name some of them, one per line, "
+        "each with its own strength: `<ada>: 0.8`.",
+        size=(420, 260),
+    )
+    graph.group("The model, showing a museum")
+    base, shown = loaded(graph)
+    use(graph, shown, base["vae"], PROMPTS)
+    return graph
+
+
+def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph("add-a-concept", definitions)
+    graph.note(
+        f"# One more concept\n\nRun the example *{TAUGHT}* first.\n\n"
+        "A museum is loaded, a *Train Step* teaches one concept more, and the larger museum is saved under another "
+        "name. Pictures of the earlier concepts are not needed any more: their deltas protect them.\n\n"
+        "The museum must go on with **all** of its exhibits (leave *exhibits* empty), or it would be saved without the "
+        "others.",
+        size=(420, 360),
+    )
+    graph.group("The model, and the museum so far")
+    base, shown = loaded(graph)
+    recipe = starter_numbers(graph, "c-lora")
+    graph.group("Teach <eve>")
+    shown = taught(graph, shown, base["vae"], "eve", recipe, shown["museum"])
+    graph.group("Save it under another name")
+    graph.add("CLoRA_SaveMuseum", (300, 130), museum=shown["museum"], name="four-concepts", overwrite=True)
+    use(graph, shown, base["vae"], ("a photo of <eve> in the forest", "a photo of <ada> at the beach"))
+    return graph
+
+
+def styles(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph("styles", definitions)
+    graph.note(
+        "# Styles\n\nA concept may be a **style**: set *kind* of the Concept Token to *style*, and its pictures are "
+        "told as “a picture in the style of <word>”.\n\n"
+        f"The *C-LoRA Recipe* names the method; here it is *{STYLE_RECIPE}*. Any method works with any kind: try "
+        "another, press Run, and compare.\n\nThe style's word stands in prompts like any other.",
+        size=(420, 320),
+    )
+    graph.group("The model, the recipe")
+    base = graph.add("CLoRA_StarterModel", (270, 80))
+    recipe = starter_numbers(graph, STYLE_RECIPE)
+    shown, museum = base, None
+    for number, subject in enumerate(("duotone", "blueprint"), 1):
+        graph.group(f"{number} · Teach the style <{subject}>")
+        shown = taught(graph, shown, base["vae"], subject, recipe, museum, method=STYLE_RECIPE, kind="style")
+        museum = shown["museum"]
+    graph.group("Save it")
+    graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name="styles", overwrite=True)
+    prompts = "a picture of a cat in the style of <duotone>", "a picture of a house in the style of <blueprint>"
+    use(graph, shown, base["vae"], prompts)
+    return graph
+
+
+def two_concepts(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph("two-concepts", definitions)
+    graph.note(
+        f"# Two concepts in one picture\n\nRun the example *{TAUGHT}* first.\n\n"
+        "Two learned words in **one** prompt mix their traits, with every method that learns words. Above: that plain "
+        "prompt.\n\nBelow: each word has a prompt **and a place** of its own. *Conditioning (Set Area)* says where a "
+        "prompt holds, *Conditioning (Combine)* brings them together; both are ComfyUI's own. For places of any shape "
+        "take *Conditioning (Set Mask)*.\n\nOn other models leave some pixels of overlap, and add a third prompt for "
+        "the whole picture with a small strength, so that both places become one scene.",
+        size=(420, 440),
+    )
+    graph.group("The model, showing a museum")
+    base, shown = loaded(graph)
+    wide = graph.add("EmptyLatentImage", SMALL, width=2 * SIDE, height=SIDE, batch_size=4)
+    nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=shown["clip"])
+    graph.group("Plain: both words in one prompt")
+    plain = graph.add("CLIPTextEncode", TEXT, text="a photo of <ada> and <bo>", clip=shown["clip"])
+    graph.column()
+    sampled(graph, shown, base["vae"], plain["CONDITIONING"], nothing, wide, "two-concepts-plain")
+    graph.group("Each word in its place")
+    places = []
+    for word, left in (("<ada>", 0), ("<bo>", SIDE)):
+        text = graph.add("CLIPTextEncode", TEXT, text=f"a photo of {word}", clip=shown["clip"])
+        area = {"width": SIDE, "height": SIDE, "x": left, "y": 0, "strength": 1.0}
+        places.append(graph.add("ConditioningSetArea", (300, 180), conditioning=text["CONDITIONING"], **area))
+    graph.column()
+    first, second = (place["CONDITIONING"] for place in places)
+    both = graph.add("ConditioningCombine", (240, 70), conditioning_1=first, conditioning_2=second)
+    graph.column()
+    sampled(graph, shown, base["vae"], both["CONDITIONING"], nothing, wide, "two-concepts-placed")
+    return graph
+
+
+def report(definitions: Mapping[str, Any]) -> Graph:
+    graph = Graph("report", definitions)
+    graph.note(
+        f"# What is in a museum, and what did it cost?\n\nRun the example *{TAUGHT}* first.\n\n"
+        "*Museum Report* samples every exhibit as it was when it was learned and as it is now, and prompts without any "
+        "new word; it says how far the model's predictions moved, and how far exhibits overlap.\n\nIt writes one HTML "
+        "file into `output/`, which needs no other file; the node says where.",
+        size=(420, 320),
+    )
+    graph.group("The model, showing a museum")
+    base, shown = loaded(graph)
+    graph.group("Report")
+    seen = graph.add(
+        "CLoRA_MuseumReport",
+        (420, 620),
+        model=shown["model"],
+        clip=shown["clip"],
+        vae=base["vae"],
+        museum=shown["museum"],
+        name="museum-report",
+    )
+    graph.group("Its figures")
+    for name in ("exhibits", "overlap", "moved"):
+        graph.add("PreviewImage", (520, 330), images=seen[name], title=name)
+    return graph
+
+
+def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str, side: int, example: str) -> Graph:
+    graph = Graph(f"own-pictures-{family}", definitions)
+    graph.note(
+        f"# Your own pictures, {example}\n\n"
+        "1. Choose your checkpoint.\n"
+        "2. Load 4 to 10 pictures of one thing, animal, person or style into *Load Image* nodes. They are batched in "
+        "the size and shape of the first.\n"
+        "3. Give it a word. Press **Run**.\n"
+        "4. To teach a second one, put another *Train Step* behind this one, as in *three-concepts*; or load the saved "
+        "museum and go on from there, as in *add-a-concept*.\n\n"
+        "The numbers are a start, not a rule: watch the previews. No real checkpoint could be tried where this pack "
+        "was built, so how long it takes on your machine is **not measured**; the node says what memory it needs.",
+        size=(460, 470),
+    )
+    graph.group("1 · Your model")
+    base = graph.add("CheckpointLoaderSimple", (320, 110), ckpt_name=checkpoint)
+    numbers = {"precision": "bf16", "checkpointing": family == "sdxl"}
+    recipe = graph.add("CLoRA_Recipe", (320, 330), **numbers)
+    graph.group("2 · Your pictures")
+    pictures = [graph.add("LoadImage", (280, 320), image="example.png") for _ in range(2)]
+    graph.column()
+    pictures += [graph.add("LoadImage", (280, 320), image="example.png") for _ in range(2)]
+    graph.column()
+    batch = pictures[0]["IMAGE"]
+    for picture in pictures[1:]:
+        batch = graph.add("ImageBatch", (200, 70), image1=batch, image2=picture["IMAGE"])["IMAGE"]
+    graph.group("3 · Teach")
+    concept = graph.add("CLoRA_ConceptToken", NODE, word="<my-cat>")
+    saved_as = f"my-{family}"
+    graph.column()
+    step = graph.add(
+        "CLoRA_TrainStep",
+        TRAIN,
+        model=base["MODEL"],
+        clip=base["CLIP"],
+        vae=base["VAE"],
+        images=batch,
+        concept=concept["concept"],
+        recipe=recipe["recipe"],
+        batch_size=1 if family == "sdxl" else 2,
+    )
+    graph.column()
+    graph.add("PreviewImage", SAVE, images=step["preview"])
+    graph.add("CLoRA_SaveMuseum", (300, 130), museum=step["museum"], name=saved_as, overwrite=True)
+    use(graph, step, base["VAE"], ("a photo of <my-cat> in the snow",), side=side, cfg=7.0)
+    return graph
+
+
+def own_pictures_sd15(definitions: Mapping[str, Any]) -> Graph:
+    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
+    return own_pictures(definitions, family="sd15", checkpoint=checkpoint, side=512, example="SD 1.5")
+
+
+def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
+    checkpoint = "sd_xl_base_1.0.safetensors"
+    return own_pictures(definitions, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
+
+
+STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, report, styles)
+OWN = (own_pictures_sd15, own_pictures_sdxl)
+STYLE_RECIPE = "museum-maker" if "museum-maker" in RECIPES else "preservation"
+PROMPTS = ("a photo of <ada> at the beach", "a photo of <bo> wearing a crown", "a photo of <cleo> in the snow")
+
+
+def loaded(graph: Graph) -> tuple[Node, Node]:
+    """The starter model, and what shows the saved museum over it."""
+    base = graph.add("CLoRA_StarterModel", (270, 80))
+    museum = f"{TAUGHT}.museum.safetensors"
+    shown = graph.add("CLoRA_LoadMuseum", (340, 420), model=base["model"], clip=base["clip"], museum_name=museum)
+    return base, shown
+
+
+def starter_numbers(graph: Graph, method: str) -> Out:
+    """A Recipe node that learns well on the starter model."""
+    recipe = starter_recipe(method)
+    numbers = {"token_learning_rate": recipe.token_learning_rate, "schedule": recipe.schedule}
+    return graph.add("CLoRA_Recipe", (300, 330), method=method, **numbers)["recipe"]
+
+
+def taught(
+    graph: Graph,
+    shown: Node,
+    vae: Out,
+    subject: str,
+    recipe: Out,
+    museum: Out | None,
+    *,
+    method: str = "c-lora",
+    kind: str = "object",
+) -> Node:
+    """A Train Step that teaches a built-in subject, with the starter model's numbers."""
+    numbers, usual = starter_recipe(method), RECIPES[method]
+    pairs = zip(numbers.regularizers, usual.regularizers, strict=True)
+    strengths = [tuned.weight / own.weight for tuned, own in pairs]
+    pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
+    concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
+    graph.column()
+    step = graph.add(
+        "CLoRA_TrainStep",
+        TRAIN,
+        title=f"Teach <{subject}>",
+        model=shown["model"],
+        clip=shown["clip"],
+        vae=vae,
+        images=pictures["images"],
+        concept=concept["concept"],
+        museum=museum,
+        recipe=recipe,
+        steps=numbers.steps,
+        learning_rate=numbers.learning_rate,
+        rank=numbers.rank,
+        batch_size=numbers.batch_size,
+        forgetting_weight=strengths[0] if strengths else 1.0,
+        preview_every=50,
+    )
+    graph.add("PreviewImage", SAVE, images=step["preview"])
+    return step
+
+
+def use(graph: Graph, shown: Node, vae: Out, prompts: Sequence[str], *, side: int = SIDE, cfg: float = 5.0) -> None:
+    """Stock nodes that sample a picture for each prompt."""
+    graph.group("Use the words in any prompt")
+    clip = shown["clip"]
+    nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=clip)
+    latent = graph.add("EmptyLatentImage", SMALL, width=side, height=side, batch_size=4 if side == SIDE else 1)
+    asked = [graph.add("CLIPTextEncode", TEXT, text=prompt, clip=clip) for prompt in prompts]
+    graph.column()
+    samplers = [sampler(shown, text["CONDITIONING"], nothing, latent) | {"cfg": cfg} for text in asked]
+    sampling = [graph.add("KSampler", SAMPLER, **inputs) for inputs in samplers]
+    graph.column()
+    decoded = [graph.add("VAEDecode", DECODE, samples=samples["LATENT"], vae=vae) for samples in sampling]
+    graph.column()
+    for picture in decoded:
+        graph.add("SaveImage", SAVE, images=picture["IMAGE"], filename_prefix="c-lora")
+
+
+def sampled(graph: Graph, shown: Node, vae: Out, asked: Out, nothing: Node, latent: Node, prefix: str) -> None:
+    """Stock nodes that sample what is asked for, below one another."""
+    samples = graph.add("KSampler", SAMPLER, **sampler(shown, asked, nothing, latent), cfg=5.0)
+    picture = graph.add("VAEDecode", DECODE, samples=samples["LATENT"], vae=vae)
+    graph.column()
+    graph.add("SaveImage", (420, 420), images=picture["IMAGE"], filename_prefix=prefix)
+
+
+def sampler(shown: Node, asked: Out, nothing: Node, latent: Node) -> Json:
+    """What every KSampler here is given; trailing timesteps, as the engine samples."""
+    model = shown["model"] if "CLoRA" in shown.entry["type"] else shown["MODEL"]
+    inputs = {"model": model, "positive": asked, "negative": nothing["CONDITIONING"], "latent_image": latent["LATENT"]}
+    return inputs | {"seed": 1, "steps": 20, "sampler_name": "euler", "scheduler": "sgm_uniform"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the pack costs the host before any of its nodes runs, and what it tells of itself in its files."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from comfy_config.config_parser import extract_node_configuration
+
+from .conftest import HOST
+from .finding import ROOT, host_python
+
+START = """
+import asyncio, importlib, json, sys, time
+sys.path.insert(0, {tests!r})
+import finding
+pack, finding.import_pack = finding.import_pack, lambda: None
+finding.import_host(finding.find_host())
+for name in ("execution", "server", "nodes", "comfy_api.latest"):  # as main.py has by then
+    importlib.import_module(name)
+before, began = set(sys.modules), time.process_time()
+pack()
+extension = asyncio.run(sys.modules[finding.PACK].comfy_entrypoint())
+schemas = [node.GET_SCHEMA().node_id for node in asyncio.run(extension.get_node_list())]
+seconds = time.process_time() - began
+print(json.dumps([seconds, schemas, sorted(set(sys.modules) - before)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> Path:
+    assert HOST is not None
+    return HOST
+
+
+def run(host: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [host_python(host), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_hosts_start_is_hardly_longer_and_loads_no_library(host: Path):
+    seconds = []
+    for _ in range(3):
+        done = run(host, "-c", START.format(tests=str(Path(__file__).parent)))
+        assert done.returncode == 0, done.stderr
+        spent, ids, modules = json.loads(done.stdout.splitlines()[-1])
+        seconds.append(spent)
+    assert min(seconds) < 0.05  # of the processor, whatever else the machine does
+    assert len(ids) >= 8 and all(id.startswith("CLoRA_") for id in ids)
+    assert {name.partition(".")[0] for name in modules} <= {"clora_pack"}
+
+
+def test_the_hosts_own_parser_reads_what_the_registry_is_told(host: Path):
+    told = extract_node_configuration(str(ROOT))
+    assert re.fullmatch(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*", told.project.name) and len(told.project.name) < 100
+    assert re.fullmatch(r"\d+\.\d+\.\d+", told.project.version)
+    assert told.project.license.file and (ROOT / told.project.license.file).is_file()
+    assert told.project.supported_os == ["OS Independent"] and told.project.supported_accelerators == []
+    assert told.project.supported_comfyui_version == ">=0.3.64"
+    assert told.tool_comfy.publisher_id and told.tool_comfy.display_name == "C-LoRA"
+    assert told.tool_comfy.web is None  # beside WEB_DIRECTORY it would serve every script twice
+
+
+def test_the_host_brings_all_that_is_asked_for(host: Path):
+    own, hosts = (names(folder / "requirements.txt") for folder in (ROOT, host))
+    assert own and own <= hosts
+
+
+def names(requirements: Path) -> set[str]:
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    return {re.split(r"[^\w-]", line, maxsplit=1)[0].lower() for line in lines if line and not line.startswith("#")}
+
+
+def test_install_is_content_with_the_host_and_changes_nothing(host: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(host))
+    before = run(host, "-m", "pip", "freeze").stdout
+    done = run(host, str(ROOT / "install.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "present  ComfyUI" in done.stdout and "MISSING" not in done.stdout
+    assert run(host, "-m", "pip", "freeze").stdout == before != ""

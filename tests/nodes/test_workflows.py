@@ -1,0 +1,90 @@
+"""The example workflows, as far as they can be checked without a ComfyUI: our nodes, the links, and how they look."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from .bare import ROOT
+from .schemas import schemas
+
+FOLDER = ROOT / "example_workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+WIDGETS = {"io.Int": int, "io.Float": (int, float), "io.String": str, "io.Boolean": bool, "io.Combo": str}
+NOTE = "MarkdownNote"
+Box = tuple[float, float, float, float]  # left, top, width, height
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def boxes(graph: dict[str, Any]) -> list[Box]:
+    return [(*node["pos"], *node["size"]) for node in graph["nodes"]]
+
+
+def test_there_are_workflows():
+    assert {"three-concepts", "load-a-museum"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_nodes_have_the_sockets_and_values_of_their_schemas(name: str):
+    """A new input of a node has to be written into the workflows: their values go by their order alone."""
+    known = schemas()
+    for node in workflow(name)["nodes"]:
+        if not node["type"].startswith("CLoRA_"):
+            continue
+        schema = known[node["type"]]
+        widgets = [socket for socket in schema.inputs if socket.kind in WIDGETS]
+        sockets = [socket.id for socket in schema.inputs if socket.kind not in WIDGETS]
+        assert [entry["name"] for entry in node["inputs"]] == sockets
+        assert len(node["outputs"]) == len(schema.outputs)
+        for socket, value in zip(widgets, node["widgets_values"], strict=True):
+            assert isinstance(value, WIDGETS[socket.kind]), (socket.id, value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_join_what_they_say(name: str):
+    graph = workflow(name)
+    by_id = {node["id"]: node for node in graph["nodes"]}
+    for id, source, slot, target, place, kind in graph["links"]:
+        output, taken = by_id[source]["outputs"][slot], by_id[target]["inputs"][place]
+        assert output["type"] == taken["type"] == kind
+        assert id in output["links"] and taken["link"] == id
+    ends = [entry["link"] for node in graph["nodes"] for entry in node["inputs"] if entry["link"] is not None]
+    assert sorted(ends) == sorted(link[0] for link in graph["links"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notes_and_frames_explain_them_and_nothing_lies_upon_another(name: str):
+    graph = workflow(name)
+    frames = [tuple(group["bounding"]) for group in graph["groups"]]
+    notes = [box for node, box in zip(graph["nodes"], boxes(graph), strict=True) if node["type"] == NOTE]
+    others = [box for node, box in zip(graph["nodes"], boxes(graph), strict=True) if node["type"] != NOTE]
+    assert notes and frames and all(group["title"] for group in graph["groups"])
+    for pair in (*itertools.combinations(boxes(graph), 2), *itertools.combinations([*frames, *notes], 2)):
+        assert not meet(*pair), pair
+    for box in others:
+        assert any(inside(box, frame) for frame in frames), box
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_has_a_picture_of_its_own(name: str):
+    with Image.open(FOLDER / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width >= 400
+
+
+def test_no_picture_is_left_over():
+    assert {Path(path).stem for path in FOLDER.glob("*.jpg")} <= set(NAMES)
+
+
+def meet(a: Box, b: Box) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def inside(box: Box, frame: Box) -> bool:
+    within = box[0] >= frame[0] and box[0] + box[2] <= frame[0] + frame[2]
+    return within and box[1] >= frame[1] and box[1] + box[3] <= frame[1] + frame[3]
