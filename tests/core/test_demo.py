@@ -59,7 +59,7 @@ def test_the_files_are_there(demo):
     out, report = demo
     assert load_museum(report["museum"]).words == tuple(report["concepts"])
     sheet = Image.open(out / "demo.png")
-    assert sheet.width > 600 and sheet.height > 600
+    assert sheet.width > 600 and sheet.height > 400
 
 
 def test_more_characters_than_there_are_is_refused(capsys):
