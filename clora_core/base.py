@@ -77,8 +77,12 @@ class Conditioning:
     places: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return Conditioning(self.states[rows], pooled, {word: places[rows] for word, places in self.places.items()})
+        def chosen(values: Tensor) -> Tensor:
+            # not values[rows]: where rows repeat, its backward pass adds up in another order every time
+            return values[rows] if isinstance(rows, slice) else values.index_select(0, rows.to(values.device))
+
+        pooled = None if self.pooled is None else chosen(self.pooled)
+        return Conditioning(chosen(self.states), pooled, {word: chosen(where) for word, where in self.places.items()})
 
 
 class Base(Protocol):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clora_core.attach import attached
-from clora_core.base import Base
+from clora_core.base import Base, Conditioning
 from clora_core.concept import Concept
 from clora_core.errors import ConceptError
 from clora_core.learn import learn
@@ -147,3 +147,20 @@ def test_exhibits_say_how_they_were_learned(base: Base):
     exhibit = museum_of(base, "<one>").exhibits[0]
     assert exhibit.prompt == "a photo of <one>" and exhibit.kind == "object" and exhibit.rank == 2
     assert exhibit.facts["pictures"] == 4 and exhibit.recipe.method == "short"
+
+
+def test_gradients_of_a_prompt_that_a_batch_repeats_add_up_in_the_same_order_every_time():
+    states = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    upstream = torch.randn(16, 77, 768, generator=torch.Generator().manual_seed(1))
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            (gradient,) = torch.autograd.grad(
+                Conditioning(states)[torch.zeros(16, dtype=torch.long)].states, states, upstream
+            )
+            found.append(gradient)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)
+    torch.testing.assert_close(found[0], upstream.sum(0, keepdim=True), rtol=1e-4, atol=1e-4)
