@@ -7,12 +7,12 @@ import comfy.ops
 import comfy.supported_models
 import pytest
 import torch
-from clora_pack.clora_core.base import Fingerprint
+from clora_pack.clora_core.base import Base, Fingerprint
 from clora_pack.clora_core.base_diffusers import open_base
 from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
 from clora_pack.clora_core.learn import Progress, learn
-from clora_pack.clora_core.museum import Museum
+from clora_pack.clora_core.museum import Exhibit, Museum
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
@@ -38,22 +38,36 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> None:
 
 
 def test_the_same_learning_gives_the_same_losses_and_deltas_as_over_diffusers():
-    found = []
+    """As near as diffusers comes to itself where every prediction is off by a millionth, as those of the two are.
+
+    Adam moves a number whose gradient is next to nothing by that gradient's sign, so few numbers differ, but visibly.
+    """
     with ordinary():
-        theirs = open_base("starter")
-    for base in (HostBase(*load_starter()), theirs):
-        museum, first = learned(base, Museum(base.fingerprint), "<one>", steps=5)
-        museum, second = learned(base, museum, "<two>", seed=1, steps=8)
-        found.append((museum, [*first, *second]))
-    (ours, our_losses), (expected, expected_losses) = found
-    assert our_losses == pytest.approx(expected_losses, rel=1e-5)
-    for one, other in zip(ours.exhibits, expected.exhibits, strict=True):
+        theirs, nudged = open_base("starter"), open_base("starter")
+    predict = nudged.predict
+    nudged.predict = lambda *inputs: predict(*inputs) * (1 + 1e-6)
+    (ours, losses), (expected, expected_losses), (near, near_losses) = map(
+        twice_learned, (HostBase(*load_starter()), theirs, nudged)
+    )
+    assert losses[:5] == pytest.approx(expected_losses[:5], rel=1e-5)
+    close(losses, expected_losses, 5 * (near_losses - expected_losses).abs().max().item())
+    for one, other, third in zip(ours.exhibits, expected.exhibits, near.exhibits, strict=True):
         close(one.token.vectors["clip_l"], other.token.vectors["clip_l"], 1e-4)
-        for projection, delta in one.deltas.items():
-            whole = other.deltas[projection].dense()
-            # Adam divides by the gradient's size, so roundings grow: diffusers differs from itself by 1e-3 where its
-            # schedule is off by 1e-7
-            assert (delta.dense() - whole).norm() < 1e-2 * whole.norm()
+        assert torch.tensor(apart(one, other)).median() < 1e-3
+        assert max(apart(one, other)) < 5 * max(apart(third, other)) < 1
+
+
+def twice_learned(base: Base) -> tuple[Museum, Tensor]:
+    """A museum of two words, and the losses of all steps."""
+    museum, first = learned(base, Museum(base.fingerprint), "<one>", steps=5)
+    museum, second = learned(base, museum, "<two>", seed=1, steps=8)
+    return museum, torch.tensor([*first, *second])
+
+
+def apart(one: Exhibit, other: Exhibit) -> list[float]:
+    """How far the deltas of each projection are from the other's, in proportion to these."""
+    pairs = [(delta.dense(), other.deltas[projection].dense()) for projection, delta in one.deltas.items()]
+    return [((mine - whole).norm() / whole.norm()).item() for mine, whole in pairs]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
