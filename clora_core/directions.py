@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Base
+from .errors import RecipeError
 from .museum import Museum
 from .seeds import seeded
 from .text_states import second_moment
@@ -21,10 +22,10 @@ def free_directions(taken: Sequence[Tensor], rank: int, width: int) -> Tensor:
 
     taken: the `down` factors (r, width) of earlier deltas. Returns (rank, width), orthonormal rows. As long as there
     are unused rows, two deltas with such factors have Δ_i Δ_jᵀ = 0 exactly. Orthogonal Adaptation (Po et al. 2024,
-    arXiv:2312.02432) draws the rows at random; choosing free ones is ours. Raises ValueError for rank above width.
+    arXiv:2312.02432) draws the rows at random; choosing free ones is ours. Raises RecipeError for rank above width.
     """
     if rank > width:
-        raise ValueError(f"there are only {width} orthogonal directions, not {rank}")
+        raise RecipeError(f"Rank {rank} needs as many orthogonal directions, but there are only {width}. Lower it.")
     square = torch.randn(width, width, generator=seeded("orthogonal directions", width), dtype=torch.float64)
     directions = torch.linalg.qr(square).Q.float()
     used = torch.zeros(width)

@@ -93,7 +93,7 @@ def test_free_directions_come_to_an_end():
     together = torch.cat(taken)
     torch.testing.assert_close(together @ together.T, torch.eye(8), rtol=0, atol=1e-5)
     assert free_directions(taken, 2, 8).shape == (2, 8), "shared from then on"
-    with pytest.raises(ValueError, match="only 8"):
+    with pytest.raises(RecipeError, match="only 8"):
         free_directions([], 9, 8)
 
 
