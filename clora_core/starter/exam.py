@@ -106,9 +106,7 @@ class Examiner:
         found, ceiling = (
             agreement(each, asked).mean().item() for each in (verdict, read(self.judge, _floats(drawings)))
         )
-        return found / ceiling, recognised(verdict, IDENTITIES if identity in IDENTITIES else EVERYBODY).count(
-            identity
-        ) / count
+        return found / ceiling, recognised(verdict, _alike(identity)).count(identity) / count
 
     def features(self, pictures: Tensor, subject: str) -> Tensor:
         """What sets of pictures of that subject are compared by, (n, d)."""
