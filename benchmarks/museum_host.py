@@ -1,6 +1,6 @@
 """What does it cost inside ComfyUI to show a museum of 100 exhibits, against 100 stock Load LoRA nodes and embeddings?
 
-    python benchmarks/museum_host.py [--rank 16] [--exhibits 100]        with ComfyUI's own Python
+    python benchmarks/museum_host.py [--ranks 4 8 16] [--exhibits 100]        with ComfyUI's own Python
 
 Both sides show the same numbers on a UNet of SD1.5's real size with random weights (9 GiB of memory), in one process:
 C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. The pictures that they
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.host.finding import find_host, import_host
 
 RESULT = Path(__file__).parent / "results" / "museum_host.json"
+CLOCKS = {"seconds": time.perf_counter, "CPU seconds": time.process_time}
 LATENT = 16  # rows and columns: pictures of 128 px
 REAL = {
     "model_channels": 320,
@@ -44,7 +45,7 @@ REAL = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exhibits", type=int, default=100)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--rounds", type=int, default=4, help="how often each side loads")
     parser.add_argument(
         "--turns", type=int, default=24, help="how often each model samples; the starter ten times that"
@@ -55,92 +56,99 @@ def main() -> None:
         sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
     sys.argv = sys.argv[:1]
     import_host(host)
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        report = measured(host, Path(folder), arguments)
+    with torch.inference_mode():
+        report = measured(host, arguments)
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for part, row in report["loading, CPU seconds"].items():
-        print(f"{part:28} stock {row['stock']:8.2f}   museum {row['museum']:8.2f}   {row['times']:6.1f} times faster")
-    for model, step in report["a sampling step, CPU seconds"].items():
-        took = f"plain {step['plain']:8.3f}   museum {step['viewing']:8.3f}   {step['ratio']:.3f} times"
-        print(f"{'a sampling step, ' + model:28} {took}")
+    for rank, clocks in report["loading"].items():
+        for clock, parts in clocks.items():
+            print(f"rank {rank}, {clock}:")
+            for part, row in parts.items():
+                times = f"stock {row['stock']:7.2f}   museum {row['museum']:7.2f}   {row['times']:5.1f} times faster"
+                print(f"  {part:32} {times}")
+    for model, took in report["a sampling step, CPU seconds"].items():
+        spread = f"quartiles {took['lower quartile']:.3f} to {took['upper quartile']:.3f}"
+        print(f"a sampling step, {model}: {took['median']:.3f} times the plain model's ({spread})")
 
 
-def measured(host: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from clora_pack.clora_core.commands.measuring import random_museum
-    from clora_pack.clora_core.storage import export, save_museum
     from clora_pack.nodes.host.base import HostBase
     from clora_pack.nodes.host.starter import load_starter
     from clora_pack.nodes.host.view import view
 
-    from tests.host.models import denoised
-
-    models = real_sized()
-    museum = random_museum(HostBase(*models), arguments.exhibits, arguments.rank)
-    words = [f"past-{number}" for number in range(arguments.exhibits)]
-    loras = folder / "loras"
-    (loras / "museums").mkdir(parents=True)
-    save_museum(museum, loras / "museums" / "all.museum.safetensors")
-    export(museum, folder, separate=True)
-    nodes, stock = Nodes(folder), stock_nodes(host)
-    del museum
-
-    def by_museum() -> Stages:
-        stages = Stages()
-        model, clip = stages.timed("reading files into patches", lambda: nodes.load_museum(*models[:2]))
-        stages.timed("merging into the weights", lambda: merged(model))
-        prompt = " ".join(f"<{word}>" for word in words)
-        text = stages.timed("encoding a prompt of all words", lambda: stock.CLIPTextEncode().encode(clip, prompt)[0])
-        return stages.done(model, text)
-
-    def by_chain() -> Stages:
-        stages = Stages()
-        model, clip = stages.timed("reading files into patches", lambda: chained(stock, *models[:2], words))
-        stages.timed("merging into the weights", lambda: merged(model))
-        prompt = " ".join(f"embedding:{word}" for word in words)
-        with_files(clip, folder / "embeddings")
-        text = stages.timed("encoding a prompt of all words", lambda: stock.CLIPTextEncode().encode(clip, prompt)[0])
-        return stages.done(model, text)
-
-    loading: dict[str, list[Stages]] = {"museum": [], "stock": []}
-    drawn: dict[str, torch.Tensor] = {}
-    for _ in range(arguments.rounds):
-        for name, side in (("museum", by_museum), ("stock", by_chain)):
-            stages = side()
-            loading[name].append(stages)
-            drawn[name] = denoised(stages.model, stages.text[0][0][:, :77])
-            away()
-    apart = (drawn["museum"] - drawn["stock"]).norm() / drawn["stock"].norm()
-    assert apart < 1e-3, f"The two sides do not show the same: {apart:.2g}."
+    models, stock = real_sized(), stock_nodes(host)
+    machine_as_found = machine()
+    loading = {}
+    for rank in arguments.ranks:
+        museum = random_museum(HostBase(*models), arguments.exhibits, rank)
+        loading[rank] = loaded(models, museum, stock, arguments.rounds)
+    viewing = view(*models[:2], museum)[0]
     starter = load_starter()
-    small = view(*starter[:2], random_museum(HostBase(*starter), arguments.exhibits, arguments.rank))[0]
+    small = view(*starter[:2], random_museum(HostBase(*starter), arguments.exhibits, arguments.ranks[-1]))[0]
     return {
-        "machine": machine(),
+        "machine": machine_as_found,
         "settings": vars(arguments) | {"unet": "SD1.5, 860 M, float32", "picture_px": 8 * LATENT},
-        "pictures differ by": apart.item(),
-        "loading, CPU seconds": compared(loading),
+        "loading": loading,
         "a sampling step, CPU seconds": {
-            "sd15": in_turns(models[0], nodes.load_museum(*models[:2])[0], arguments.turns),
+            "sd15": in_turns(models[0], viewing, arguments.turns),
             "starter": in_turns(starter[0], small, 10 * arguments.turns),
         },
     }
 
 
+def loaded(models: Any, museum: Any, stock: ModuleType, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """clock → part of the work → the quickest round of each side; both sides must then draw the same."""
+    from clora_pack.clora_core.storage import export, save_museum
+
+    from tests.host.models import denoised
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "loras" / "museums").mkdir(parents=True)
+        save_museum(museum, folder / "loras" / "museums" / "all.museum.safetensors")
+        export(museum, folder, separate=True)
+        nodes, words = Nodes(folder), [word.strip("<>") for word in museum.words]
+
+        def by_museum() -> tuple[Any, Any]:
+            return nodes.load_museum(*models[:2])
+
+        def by_chain() -> tuple[Any, Any]:
+            return chained(stock, *models[:2], words, folder / "embeddings")
+
+        took: dict[str, list[Stages]] = {"museum": [], "stock": []}
+        for _ in range(rounds):
+            drawn = []
+            for side, show, spelling in (("museum", by_museum, "<{}>"), ("stock", by_chain, "embedding:{}")):
+                stages = Stages()
+                prompt = " ".join(spelling.format(word) for word in words)
+                model, clip = stages.timed("reading files into patches", show)
+                stages.timed("merging into the weights", merged, model)
+                text = stages.timed("encoding a prompt of all words", stock.CLIPTextEncode().encode, clip, prompt)[0]
+                stages.summed()
+                took[side].append(stages)
+                drawn.append(denoised(model, text[0][0][:, :77]))
+                away()
+            apart = (drawn[0] - drawn[1]).norm() / drawn[1].norm()
+            assert apart < 1e-3, f"The two sides do not show the same: {apart:.2g}."
+    return {clock: compared(took, clock) for clock in CLOCKS}
+
+
 class Stages:
-    """Processor time by what was done, which counts no waiting for other programs, and what came of it."""
+    """How long each stage took by both clocks. Processor time counts no waiting for other programs."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.took: dict[str, dict[str, float]] = {clock: {} for clock in CLOCKS}
 
-    def timed(self, name: str, work: Callable[[], Any]) -> Any:
-        begun = time.process_time()
-        result = work()
-        self.seconds[name] = time.process_time() - begun
+    def timed(self, name: str, work: Callable[..., Any], *given: Any) -> Any:
+        begun = {clock: now() for clock, now in CLOCKS.items()}
+        result = work(*given)
+        for clock, now in CLOCKS.items():
+            self.took[clock][name] = now() - begun[clock]
         return result
 
-    def done(self, model: Any, text: Any) -> "Stages":
-        self.model, self.text = model, text
-        self.seconds["altogether"] = sum(self.seconds.values())
-        return self
+    def summed(self) -> None:
+        for stages in self.took.values():
+            stages["altogether"] = sum(stages.values())
 
 
 class Nodes:
@@ -162,17 +170,14 @@ class Nodes:
         return self.load.execute(model, clip, "all.museum.safetensors", "", 1.0).args[:2]
 
 
-def chained(stock: ModuleType, model: Any, clip: Any, words: list[str]) -> tuple[Any, Any]:
-    """A Load LoRA node a word, one after the other."""
+def chained(stock: ModuleType, model: Any, clip: Any, words: list[str], embeddings: Path) -> tuple[Any, Any]:
+    """A Load LoRA node a word, one after the other, and a tokenizer that finds the words' embedding files."""
     for word in words:
         model, clip = stock.LoraLoader().load_lora(model, clip, f"{word}.safetensors", 1.0, 1.0)
-    return model, clip
-
-
-def with_files(clip: Any, folder: Path) -> None:
     for part in vars(clip.tokenizer).values():
         if hasattr(part, "embedding_directory"):
-            part.embedding_directory = [str(folder)]
+            part.embedding_directory = [str(embeddings)]
+    return model, clip
 
 
 def merged(model: Any) -> None:
@@ -188,16 +193,15 @@ def away() -> None:
 
 
 def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, float]:
-    """Processor seconds of a sampling step of both models, the least disturbed of each, and the ratios of all turns."""
+    """Processor seconds of a sampling step of both models, and how many times longer the viewing one's is."""
     pairs = []
     for turn in range(turns):
         order = (plain, viewing) if turn % 2 else (viewing, plain)
         clocks = {model: step(model) for model in order}
         pairs.append((clocks[plain], clocks[viewing]))
-    least = {name: min(pair[side] for pair in pairs) for side, name in enumerate(("plain", "viewing"))}
-    low, middle, high = statistics.quantiles([after / before for before, after in pairs], n=4)
-    quartiles = {"lower quartile": low, "median": middle, "upper quartile": high}
-    return {**least, "ratio": least["viewing"] / least["plain"], **quartiles}
+    middle = {name: statistics.median(pair[side] for pair in pairs) for side, name in enumerate(("plain", "viewing"))}
+    low, ratio, high = statistics.quantiles([after / before for before, after in pairs], n=4)
+    return {**middle, "lower quartile": low, "median": ratio, "upper quartile": high}
 
 
 def step(model: Any) -> float:
@@ -244,10 +248,11 @@ def stock_nodes(host: Path) -> ModuleType:
     return module
 
 
-def compared(loading: dict[str, list[Stages]]) -> dict[str, dict[str, float]]:
+def compared(loading: dict[str, list[Stages]], clock: str) -> dict[str, dict[str, float]]:
+    """The quickest round of each side, by part."""
     found = {}
-    for part in loading["museum"][0].seconds:
-        row = {side: min(stages.seconds[part] for stages in loading[side]) for side in ("stock", "museum")}
+    for part in loading["museum"][0].took[clock]:
+        row = {side: min(stages.took[clock][part] for stages in loading[side]) for side in ("stock", "museum")}
         found[part] = {**row, "times": row["stock"] / row["museum"]}
     return found
 

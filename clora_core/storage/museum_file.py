@@ -59,8 +59,7 @@ def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) ->
         header = checked_header(file)
         chosen = _chosen(header, None if strengths is None else list(strengths))
         check_alphas(file, header)
-        for _ in _learned(file, header, [exhibit for exhibit in chosen if exhibit.strength != 1], RANKS_AT_ONCE):
-            pass  # read to be checked
+        check_strengths(file, header, chosen)
         scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
         tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
         deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
@@ -105,6 +104,12 @@ def check_alphas(file: safe_open, header: Header) -> None:
         _, _, name = factor_keys(projection, header.architecture)
         if (alpha := float(file.get_tensor(name))) != rank:
             raise MuseumError(f"'{name}' is {alpha}; it must be the rank, {rank}.")
+
+
+def check_strengths(file: safe_open, header: Header, exhibits: Sequence[ExhibitHeader]) -> None:
+    """What ordinary loaders show of these exhibits is what was learned times their strength."""
+    for _ in _learned(file, header, [exhibit for exhibit in exhibits if exhibit.strength != 1], RANKS_AT_ONCE):
+        pass  # reading checks
 
 
 def _chosen(header: Header, words: Iterable[str] | None) -> list[ExhibitHeader]:

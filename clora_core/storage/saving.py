@@ -14,7 +14,7 @@ from .files import dump, errors_about, opened, replacing
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
 from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
-from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, checked_header
+from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, check_strengths, checked_header
 
 
 def save_museum(museum: Museum, path: Path | str, *, overwrite: bool = False, dtype: Stored = "float32") -> Path:
@@ -74,6 +74,7 @@ def _dump_with(exhibit: Exhibit, base: Fingerprint, path: Path, new: BinaryIO) -
     with opened(path) as file:
         old = checked_header(file)
         check_alphas(file, old)
+        check_strengths(file, old, old.exhibits)
         addition = Museum(base, (exhibit,))
         addition.check_over(old.base)
         header = old.followed_by(header_of(addition, old.dtype))

@@ -12,7 +12,7 @@ from clora_core.errors import MuseumError
 from clora_core.learn import learn, learning_key
 from clora_core.low_rank import LowRank
 from clora_core.museum import Museum
-from clora_core.storage import load_museum, load_view, museum_file, read_header, save_museum
+from clora_core.storage import append_exhibit, load_museum, load_view, museum_file, read_header, save_museum
 
 from .museums import assert_same, museum, taken_apart, with_inner
 from .small import C_LORA, museum_of, short, small_concept
@@ -136,9 +136,17 @@ def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(chang
     else:
         tensors[own][7] *= 1.1
     save_file(tensors, path, metadata)
-    for read in (load_museum, load_view):
+    cat = museum().exhibit("<my-cat>")
+    one_more = dataclasses.replace(cat, token=dataclasses.replace(cat.token, word="<new>"))
+    before = path.read_bytes()
+
+    def append(path):
+        append_exhibit(one_more, path, base=museum().base)
+
+    for touch in (load_museum, load_view, append):
         with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' does not show '<ink>' .*strength -1\.7"):
-            read(path)
+            touch(path)
+    assert path.read_bytes() == before
     assert load_museum(path, words=["<my-cat>"]).words == ("<my-cat>",)
 
 
