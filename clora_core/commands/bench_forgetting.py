@@ -19,7 +19,7 @@ from ..errors import RecipeError
 from ..museum import Museum
 from ..recipe import RECIPES, Recipe, guarding
 from ..sheets import contact_sheet
-from ..starter.course import LOOKS, Course, starter_recipe, take_course
+from ..starter.course import Course, starter_recipe, take_course
 from ..starter.exam import Examiner, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.marks import marks
@@ -28,7 +28,7 @@ from .forgetting_table import matrices_of, tables_of
 from .progress import Say, watched_bar
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES}
-LOOKS_AT_ENDS, PLAIN, DRESSED = 64, 96, 24
+LOOKS_AT_ENDS, LOOKS_BETWEEN, PLAIN, DRESSED = 64, 12, 96, 12
 QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
     **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
@@ -52,10 +52,10 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
     parser.add_argument("--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
-    parser.add_argument("--orders", type=int, default=2, help="orders of the subjects (2)")
+    parser.add_argument("--orders", type=int, default=2, help="orders of the subjects, which seeds take in turn (2)")
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
     parser.add_argument("--looks", type=int, default=LOOKS_AT_ENDS, help=f"pictures per look ({LOOKS_AT_ENDS})")
-    parser.add_argument("--looks-between", type=int, default=LOOKS, help=f"neither newly learned nor last ({LOOKS})")
+    parser.add_argument("--looks-between", type=int, default=LOOKS_BETWEEN, help=f"the others ({LOOKS_BETWEEN})")
     parser.add_argument("--plain", type=int, default=PLAIN, help=f"prompts without a new word ({PLAIN})")
     parser.add_argument("--dressed", type=int, default=DRESSED, help=f"edited pictures per identity ({DRESSED})")
     parser.add_argument("--out", type=Path, default=Path("out/forgetting"), help="folder for runs and results")
@@ -128,9 +128,8 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
     """Every recipe once before any is run a second time, so that a stopped benchmark is a fair one."""
     for seed in arguments.seeds:
-        for order in range(arguments.orders):
-            for method in arguments.methods:
-                yield method, order, seed
+        for method in arguments.methods:
+            yield method, seed % arguments.orders, seed
 
 
 def _ordered(names: Sequence[str], order: int) -> list[str]:

@@ -26,7 +26,7 @@ COLUMNS = {
     "base_distance": "plain prompts' MMD",
     "late_norm": "‖Δ‖ last / first",
     "stored": "numbers stored",
-    "seconds": "s per concept",
+    "processor_seconds": "CPU s per concept",
 }
 CELL_PX, GAP_PX, TITLE_PX = 22, 18, 20
 

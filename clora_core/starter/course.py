@@ -30,8 +30,8 @@ Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]
 class Course:
     """One recipe's way through the sequence: what was seen of concept j after learning concept i, j ≤ i.
 
-    plain, plain_pictures: what prompts without a new word get at the end. seconds: spent learning; looking
-    took `seconds_looking` more.
+    plain, plain_pictures: what prompts without a new word get at the end. seconds: spent learning, of which the
+    processors worked `processor_seconds`, which waits for no other program; looking took `seconds_looking` more.
     """
 
     museum: Museum
@@ -39,6 +39,7 @@ class Course:
     plain: float
     plain_pictures: Tensor
     seconds: float
+    processor_seconds: float
     seconds_looking: float
 
     @property
@@ -91,18 +92,19 @@ def take_course(
     base = examiner.base
     museum = Museum(base.fingerprint)
     sights: list[list[Sight]] = []
-    seconds, begun_all = 0.0, time.monotonic()
+    seconds, processor_seconds, begun_all = 0.0, 0.0, time.monotonic()
 
     def seen(subject: str) -> Museum:
         return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
 
     def taught(after: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
-        nonlocal seconds
+        nonlocal seconds, processor_seconds
         *companions, last = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, noun=noun) for n in names]
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.process_time()
         with watched(f"learning {', '.join(f'<{name}>' for name in names)}", recipe.steps) as report:
             after = learn(base, after, last, recipe, companions=companions, report=report)
         seconds += time.monotonic() - begun
+        processor_seconds += time.process_time() - worked
         return after
 
     if together:
@@ -119,4 +121,5 @@ def take_course(
         sights.append([examiner.look(seen(each), each, count=count) for each, count in row])
         looked(sights[-1])
     kept, pictures = plain_prompts(base, seen(subjects[-1]), examiner.judge, count=plain)
-    return Course(museum, sights, kept, pictures, seconds, time.monotonic() - begun_all - seconds)
+    looking = time.monotonic() - begun_all - seconds
+    return Course(museum, sights, kept, pictures, seconds, processor_seconds, looking)

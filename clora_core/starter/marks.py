@@ -62,7 +62,7 @@ def marks(
         "norms": course.norms,
         "late_norm": course.norms[-1] / course.norms[0] if course.norms[0] else 0.0,
         "stored": _stored(course.museum) / len(subjects),
-        "seconds": course.seconds / len(subjects),
+        "processor_seconds": course.processor_seconds / len(subjects),
     }
 
 
