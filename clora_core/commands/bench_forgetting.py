@@ -34,7 +34,9 @@ QUICK: Mapping[str, Any] = {
     **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
 }
 JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
-METHOD = re.compile(r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?P<noun>\+noun)?(?:-without-(?P<term>[a-z_]+))?")
+METHOD = re.compile(
+    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?P<noun>\+noun)?(?:-without-(?P<term>[a-z_]+))?"
+)
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
@@ -44,9 +46,9 @@ def add(kinds: argparse._SubParsersAction) -> None:
         description="Let every recipe learn the built-in characters, or styles, one after another, in several orders "
         "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
         "on a CPU; it can be stopped and goes on where it was.",
-        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), c-lora+noun (words "
-        "start from a noun that stays in the prompt), museum-maker-without-style_distillation; joint learns all at "
-        "once. Recipes: " + ", ".join(RECIPES),
+        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), sequential@0.006 "
+        "(that learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
+        "museum-maker-without-style_distillation; joint learns all at once. Recipes: " + ", ".join(RECIPES),
     )
     parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
     parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
@@ -76,7 +78,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
     for method, order, seed in _planned(arguments):
         recipe, noun = varied(method, seed=seed, steps=arguments.steps)
-        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{method}-order{order}-seed{seed}.json"
+        told = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
+        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{told}-order{order}-seed{seed}.json"
         if not path.exists():
             subjects = _ordered(names, order)
             course = take_course(
@@ -116,6 +119,8 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
     recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))
+    if match["rate"]:
+        recipe = dataclasses.replace(recipe, learning_rate=float(match["rate"]))
     if match["term"]:
         left = tuple(r for r in recipe.regularizers if r.name != match["term"])
         if len(left) == len(recipe.regularizers):

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     report |= _numbers(course, before) | {"recipe": recipe.to_json()}
     if not arguments.no_comparison and recipe.method != "sequential":
         say("\nThe same again without the regularizer (recipe sequential), for comparison.\n")
-        rival = starter_recipe("sequential", seed=arguments.seed)
+        rival = starter_recipe("sequential", seed=arguments.seed, learning_rate=recipe.learning_rate)
         courses["sequential"] = _taught(examiner, subjects, rival, say)
         report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": rival.to_json()}
     say("\n" + _table(courses, before))

@@ -21,6 +21,7 @@ TUNED: dict[type[Regularizer], Regularizer] = {
     SelfRegularization: SelfRegularization(weight=3.0),
     ContextPreservation: ContextPreservation(weight=5.0),
 }
+RATES = {"sequential": 2e-3}  # of the deltas; 6e-3 for all others
 
 # Told the subject and the number of steps, gives a context in which every step is reported.
 Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
@@ -60,9 +61,14 @@ class Course:
 
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
-    """The numbers that the starter model learns well with; README says how they were found."""
+    """The numbers that the starter model learns well with, as `bench search` and README say how they were found."""
     recipe = recipe_named(method)
-    usual = {"rank": min(recipe.rank, 4), "steps": 600, "learning_rate": 6e-3, "token_learning_rate": 5e-2}
+    usual = {
+        "rank": min(recipe.rank, 4),
+        "steps": 600,
+        "learning_rate": RATES.get(method, 6e-3),
+        "token_learning_rate": 5e-2,
+    }
     usual |= {"batch_size": 16, "schedule": "cosine", "seed": seed}
     regularizers = tuple(TUNED.get(type(regularizer), regularizer) for regularizer in recipe.regularizers)
     return dataclasses.replace(recipe, regularizers=regularizers, **(usual | numbers))

@@ -92,9 +92,10 @@ def test_changes_of_a_recipe_by_name():
     assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
     assert stronger.seed == 3 and not noun
     assert varied("c-lora+noun", seed=0)[1]
+    assert varied("sequential@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("sequential").learning_rate
     less, _ = varied("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
-    for wrong in ("c-lora-without-distillation", "d-lora", "c-lora*", "c-lora*x"):
+    for wrong in ("c-lora-without-distillation", "d-lora", "c-lora*", "c-lora*x", "c-lora@", "c-lora@0"):
         with pytest.raises(RecipeError):
             varied(wrong, seed=0)
 
