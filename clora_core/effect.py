@@ -1,10 +1,10 @@
 """What learning one concept did to a model, measured without sampling a picture: at fixed noise, before and after.
 
-No classifier can judge what a word of somebody's own should look like. What can be said of any model is how well it
-predicts the noise on the concept's own pictures, and how far its answers to earlier prompts have moved.
+How well a word shows what it stands for is judged as a diffusion classifier judges (Li et al. 2023, arXiv:2303.16203):
+by which of several prompts the model predicts the noise on a picture best.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,28 +14,28 @@ from .attach import attached
 from .base import Base, Conditioning
 from .concept import Concept, ConceptToken
 from .lesson import Lesson
-from .measure import overlap_matrix
+from .measure import displacement, overlap_matrix
 from .museum import Exhibit, Museum, shown
 from .recipe import Recipe
-from .seeds import seeded
 from .start import start_vectors
 
 ASKED = 8  # earlier exhibits at most, spread evenly over the museum
-DRAWS = 4  # noisy pictures that each of them is asked about
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one concept changed.
+    """What one concept changed, on eight noisy ones of its own pictures.
 
-    loss_before, loss_after: the mean squared error on the concept's own pictures at the same noise, with the word as it
-    started and as it was learned. drift: earlier word → ‖after - before‖ / ‖before‖ of the predictions for its prompt.
+    loss_before, loss_after: the mean squared error, with the word as it started and as it was learned. recognised: the
+    share of the pictures on which the model errs less with the word than with any earlier exhibit's prompt, and than
+    with none. moved: earlier word → the displacement of the predictions for its prompt (`measure.displacement`).
     overlap: earlier word → overlap of its deltas with the new ones, as `overlap_matrix` counts it.
     """
 
     loss_before: float
     loss_after: float
-    drift: Mapping[str, float]
+    recognised: float
+    moved: Mapping[str, float]
     overlap: Mapping[str, float]
 
 
@@ -44,24 +44,33 @@ def effect(base: Base, museum: Museum, new: Exhibit, concept: Concept, recipe: R
     """The effect of learning `new` after all that the museum holds. It takes some forward passes."""
     asked = _spread(museum.exhibits, ASKED)
     lesson = Lesson.prepared(base, concept, recipe)
-    prompts = [base.encode_prompts([exhibit.prompt or exhibit.word], museum.tokens) for exhibit in asked]
+    prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
     first = ConceptToken(concept.word, start_vectors(base, concept))
+
+    def answers(told: Callable[[Tensor], Conditioning]) -> Tensor:
+        return lesson.reference(told)[0]
+
+    def answers_to_all() -> list[Tensor]:
+        return [answers(lambda chosen, prompt=prompt: prompt[torch.zeros_like(chosen)]) for prompt in prompts]
+
     with shown(base, museum.dense(), museum.gated):
         loss_before = lesson.reference_loss(first)
-        before = [_predicted(lesson, prompt) for prompt in prompts]
+        unasked, *before = answers_to_all()
         with attached(base, new.deltas, new.gate):
-            loss_after = lesson.reference_loss(new.token)
-            after = [_predicted(lesson, prompt) for prompt in prompts]
-    drift = {
-        exhibit.word: ((now - then).norm() / then.norm()).item()
-        for exhibit, then, now in zip(asked, before, after, strict=True)
+            own, targets = lesson.reference(lambda chosen: lesson.conditioning(chosen, new.token))
+            after = answers_to_all()
+    errors = [(answer - targets).square().flatten(1).mean(1) for answer in (own, *after)]
+    recognised = torch.stack([errors[0] < other for other in errors[1:]]).all(0)
+    moved = {
+        exhibit.word: displacement(then[None], now[None], unasked[None]).item()
+        for exhibit, then, now in zip(asked, before, after[1:], strict=True)
     }
     overlap = {
         exhibit.word: overlap_matrix(Museum(museum.base, (exhibit, new)))[0, 1].item()
         for exhibit in asked
         if exhibit.deltas and new.deltas
     }
-    return Effect(loss_before, loss_after, drift, overlap)
+    return Effect(loss_before, errors[0].mean().item(), recognised.float().mean().item(), moved, overlap)
 
 
 def _spread(exhibits: Sequence[Exhibit], most: int) -> list[Exhibit]:
@@ -70,17 +79,3 @@ def _spread(exhibits: Sequence[Exhibit], most: int) -> list[Exhibit]:
     if count <= most:
         return list(exhibits)
     return [exhibits[place * (count - 1) // (most - 1)] for place in range(most)]
-
-
-def _predicted(lesson: Lesson, prompt: Conditioning) -> Tensor:
-    """What the model says to one prompt about the new pictures at even amounts of noise: (draws, c, h, w)."""
-    base, schedule = lesson.base, lesson.base.schedule
-    count = len(schedule.alphas_cumprod)
-    timesteps = torch.arange(DRAWS) * count // DRAWS + count // (2 * DRAWS)
-    latents = lesson.latents[0, torch.arange(DRAWS) % lesson.latents.shape[1]]
-    noise = torch.randn(latents.shape, generator=seeded("effect", lesson.recipe.seed))
-    noisy = schedule.noised(latents, noise, timesteps).to(base.device)
-    timesteps = timesteps.to(base.device)
-    rows = torch.zeros(lesson.recipe.batch_size, dtype=torch.long, device=prompt.states.device)
-    parts = zip(noisy.split(len(rows)), timesteps.split(len(rows)), strict=True)
-    return torch.cat([base.predict(part, times, prompt[rows[: len(part)]]) for part, times in parts])

@@ -1,5 +1,6 @@
 """The pictures of one concept, ready to be shown to the model: cached latents, and prompts encoded as needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from .concept import Concept, ConceptToken
 from .recipe import Recipe
 from .seeds import seeded
 from .start import Trained
-from .step import Step
+from .step import Deltas, Step
 
 REFERENCE_DRAWS = 8
 
@@ -40,48 +41,47 @@ class Lesson:
         timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
         latents = self.latents[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
-        return self._shown(number, latents, noise, timesteps, chosen, trained.token(self.concept.word), trained)
+        conditioning = self.conditioning(chosen, trained.token(self.concept.word))
+        return self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
 
-    @torch.no_grad()
     def reference_loss(self, token: ConceptToken) -> float:
         """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
+        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, token))
+        return (predictions - targets).square().flatten(1).mean(1).mean().item()
+
+    @torch.no_grad()
+    def reference(self, told: Callable[[Tensor], Conditioning]) -> tuple[Tensor, Tensor]:
+        """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
+
+        told: the numbers of some pictures, (b,) → what is said of them. Both results are (8, c, h, w).
+        """
         count = len(self.base.schedule.alphas_cumprod)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
         chosen = torch.arange(REFERENCE_DRAWS) % self.latents.shape[1]
         latents = self.latents[0, chosen]
         noise = torch.randn(latents.shape, generator=seeded("reference", self.recipe.seed))
-        errors = []
+        steps = []
         for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
-            step = self._shown(0, latents[part], noise[part], timesteps[part], chosen[part], token, None)
-            errors.append((step.prediction - step.target).square().flatten(1).mean(1))
-        return torch.cat(errors).mean().item()
+            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], told(chosen[part]), {}))
+        return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
-    def _shown(
-        self,
-        number: int,
-        latents: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        chosen: Tensor,
-        token: ConceptToken,
-        trained: Trained | None,
-    ) -> Step:
-        base, device = self.base, self.base.device
-        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
-        conditioning = self._conditioning(chosen, token)
-        prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
-        target = base.schedule.target(latents, noise, timesteps)
-        deltas = trained.deltas if trained else {}
-        return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
-
-    def _conditioning(self, chosen: Tensor, token: ConceptToken) -> Conditioning:
-        """Each different prompt of the batch is encoded once."""
+    def conditioning(self, chosen: Tensor, token: ConceptToken) -> Conditioning:
+        """What is said of the pictures of these numbers, (b,). Each different prompt is encoded once."""
         prompts = self.concept.prompts()
         wanted = [prompts[index] for index in chosen.tolist()]
         different = list(dict.fromkeys(wanted))
         encoded = self.base.encode_prompts(different, [token])
         return encoded[torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)]
+
+    def _shown(
+        self, number: int, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning, deltas: Deltas
+    ) -> Step:
+        base, device = self.base, self.base.device
+        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
+        prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
+        target = base.schedule.target(latents, noise, timesteps)
+        return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
 
     def _picture_at(self, place: int) -> int:
         """Pictures come in rounds: each once, in a new order every time."""

@@ -74,6 +74,17 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     return float(apart(kernel(x, x), m) + apart(kernel(y, y), n) - 2 * kernel(x, y).mean())
 
 
+def displacement(then: Tensor, now: Tensor, unasked: Tensor) -> Tensor:
+    """(n,): ‖now - then‖ / ‖then - unasked‖ over all but the first dimension of three predictions for n prompts.
+
+    then, now: for the prompt, in two states of a model. unasked: then, for the empty prompt. So 0 is as it was, and at
+    1 the prediction is as far from what it was as if the prompt had been left away. It says that something changed,
+    not whether that is worse. Ours, in no paper.
+    """
+    effect = (then - unasked).flatten(1).norm(dim=1)
+    return (now - then).flatten(1).norm(dim=1) / effect.clamp_min(1e-12)
+
+
 def overlap_matrix(museum: Museum) -> Tensor:
     """(n, n), float32: between exhibits i and j the cosine of |Δ_i| and |Δ_j| over all entries of all projections.
 

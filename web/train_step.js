@@ -13,7 +13,7 @@ const KIND = "CLoRA_TrainStep"
 const NATIVE_TEXT = "$$node-text-preview" // where ComfyUI writes what the panel draws
 const EMPTY_PX = 30
 
-/** @typedef {{loss_before?: number, loss_after?: number, drift?: Record<string, number>,
+/** @typedef {{loss_before?: number, loss_after?: number, recognised?: number, moved?: Record<string, number>,
  *   overlap?: Record<string, number>}} Effect */
 /** @typedef {{word: string, steps: number, step: number, where: string, note: string, seconds: number,
  *   seconds_left: number, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
@@ -162,12 +162,13 @@ function title({ word, step, steps, where, seconds, seconds_left }) {
 
 /** What is known without sampling: name, value, and what it means. @param {Told} told */
 function numbers({ effect = {} }) {
-  const { loss_before, loss_after, drift = {}, overlap = {} } = effect
+  const { loss_before, loss_after, recognised, moved = {}, overlap = {} } = effect
   const lines = []
+  if (recognised !== undefined) lines.push(["recognised", percent(recognised), ""])
   if (loss_before !== undefined && loss_after !== undefined) {
     lines.push(["own", `${rounded(loss_before)} → ${rounded(loss_after)}`, ""])
   }
-  for (const [name, values, format] of [["drift", drift, percent], ["overlap", overlap, rounded]]) {
+  for (const [name, values, format] of [["moved", moved, percent], ["overlap", overlap, rounded]]) {
     const words = Object.entries(values).sort(([, one], [, other]) => other - one)
     if (!words.length) continue
     const mean = words.reduce((sum, [, value]) => sum + value, 0) / words.length

@@ -1,10 +1,7 @@
 """The same prompts and the same noise under two states of a museum: as pictures, and as one number each.
 
-    moved = ‖now - then‖ / ‖then - unasked‖          over the predictions for one picture at four noise levels
-
-then, now: what the model predicts for the prompt in the two states. unasked: then, for the empty prompt. So 0 is as it
-was, and at 1 the prediction is as far from what it was as if the prompt had been left away. No classifier is needed, so
-it can be had over any base; it says that something changed, not whether that is worse. Ours, in no paper.
+The number is the displacement (`measure.displacement`) of the predictions for one picture at four noise levels. No
+classifier is needed, so it can be had over any base.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base import Base
+from ..measure import displacement
 from ..museum import Museum, shown
 from ..projections import Projection
 from ..sampling import Sampling, sample
@@ -91,12 +89,10 @@ class Comparing:
 
 
 def moved(then: State, now: State, prompts: Sequence[str], latents: Tensor, noise: Tensor) -> Tensor:
-    """(n,): the equation above. latents, noise: (n, c, h, w), a picture for each prompt."""
-    asked = predictions(then, prompts, latents, noise)
+    """(n,): how far the answers to the prompts have moved. latents, noise: (n, c, h, w), a picture for each prompt."""
     unasked = predictions(then, [""] * len(prompts), latents, noise)
-    change = predictions(now, prompts, latents, noise) - asked
-    effect = asked - unasked
-    return change.flatten(1).norm(dim=1) / effect.flatten(1).norm(dim=1).clamp_min(1e-12)
+    before, after = (predictions(state, prompts, latents, noise) for state in (then, now))
+    return displacement(before, after, unasked)
 
 
 @torch.no_grad()

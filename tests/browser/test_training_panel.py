@@ -65,11 +65,11 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend):
     first = wait_until_drawn(frontend, "<ada>", "learned in")
     assert first["parts"] == ["diffusion"] and first["points"] == [12]
     assert first["film"] == [4, 8, 12] and first["loaded"]
-    assert first["numbers"] == ["Loss on its own pictures"]
+    assert first["numbers"] == ["Own pictures recognised", "Loss on its own pictures"]
 
     last = wait_until_drawn(frontend, "<cleo>", "learned in")
     assert last["parts"] == ["diffusion", "forgetting"] and last["points"] == [12, 12]
-    assert last["numbers"] == ["Loss on its own pictures", "Earlier words moved by", "Overlap with earlier exhibits"]
+    assert last["numbers"] == [*first["numbers"], "Earlier words moved by", "Overlap with earlier exhibits"]
     frontend.page.wait_for_function("async () => !(await (await fetch('/queue')).json()).queue_running.length")
 
     frontend.page.evaluate("() => app.loadGraphData(app.graph.serialize())")  # as undo does it

@@ -93,7 +93,7 @@ def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
     assert together["where"] == "learned" and together["step"] == together["steps"] == 4
     assert set(together["curves"]) == {"diffusion", "self_regularization"}
     assert [frame["step"] for frame in together["film"]] == [2, 4]
-    assert set(together["effect"]["drift"]) == set(together["effect"]["overlap"]) == {"<ada>"}
+    assert set(together["effect"]["moved"]) == set(together["effect"]["overlap"]) == {"<ada>"}
     assert server.get("/clora/learning?workflow=another") == {} == server.get("/clora/learning")
 
 

@@ -71,11 +71,11 @@ def test_it_is_json_at_every_moment_also_where_a_number_is_none():
     read.begin(0)
     read.write(Done(1, {"diffusion": 0.123456789}))
     read.paste(torch.zeros(3, 8, 8))
-    read.close("learned", Effect(0.5, float("nan"), {"<dog>": float("inf"), "<cow>": 0.25}, {}))
+    read.close("learned", Effect(0.5, float("nan"), 0.75, {"<dog>": float("inf"), "<cow>": 0.25}, {}))
     assert [entry["where"] for entry in told] == ["learning", "learning", "learned"]
     for entry in told:
         json.dumps(entry, allow_nan=False)
-    assert told[-1]["effect"] == {"loss_before": 0.5, "drift": {"<cow>": 0.25}, "overlap": {}}
+    assert told[-1]["effect"] == {"loss_before": 0.5, "recognised": 0.75, "moved": {"<cow>": 0.25}, "overlap": {}}
     assert told[-1]["curves"]["diffusion"] == [(1.0, 0.1235)]
     assert told[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
 
