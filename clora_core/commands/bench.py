@@ -8,31 +8,26 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..base import Schedule
 from ..base_diffusers import DiffusersBase
-from ..checkpoints import Parts
 from ..concept import Concept
 from ..learn import Progress, learn
 from ..lesson import Lesson
 from ..museum import Museum
 from ..objective import diffusion_loss
-from ..prompts import TextEncoder
 from ..recipe import Recipe, recipe_named
 from ..seeds import seeded
 from ..start import start
-from ..starter.layout import vocabulary
-from ..starter.model import build_scheduler, build_tokenizer
 from . import bench_forgetting, bench_museum, bench_search
 from .measuring import machine, random_museum
 from .progress import Say
+from .shaped_bases import UNETS, shaped_base
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -44,9 +39,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     step = kinds.add_parser(
         "step",
         help="a training step against the frozen forward and backward pass",
-        description="Time C-LoRA's training step on a UNet of Stable Diffusion 1.5's shape with random weights, for "
-        "museums of growing size, as a ratio to the frozen model's forward and backward pass in the same run.",
+        description="Time C-LoRA's training step on a UNet of a real model's shape with random weights, for museums of "
+        "growing size, as a ratio to the frozen model's forward and backward pass in the same run; and its memory.",
     )
+    step.add_argument("--family", choices=list(UNETS), default="sd15", help="whose shape (sd15)")
+    step.add_argument("--checkpointing", action="store_true", help="less memory for more time")
     step.add_argument("--past", type=int, nargs="+", default=[0, 1, 10, 100], help="exhibits already in the museum")
     step.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (256)")
     step.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
@@ -58,11 +55,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run_step(arguments: argparse.Namespace, say: Say) -> None:
-    base = sd15_shaped_base(torch.device(arguments.device))
-    recipe = recipe_named("c-lora", rank=arguments.rank, batch_size=arguments.batch_size, steps=3)
+    base = shaped_base(arguments.family, torch.device(arguments.device))
+    numbers = {name: getattr(arguments, name) for name in ("rank", "batch_size", "checkpointing")}
+    recipe = recipe_named("c-lora", steps=3, **numbers)
     pictures = torch.rand(2, 3, arguments.size, arguments.size, generator=seeded("bench pictures")) * 2 - 1
     concept = Concept("<bench>", pictures)
-    say(f"A UNet of SD1.5's shape, {arguments.size} px, batch {recipe.batch_size}, rank {recipe.rank}, {base.device}.")
+    say(f"A UNet of the shape of {arguments.family}, {arguments.size} px, {base.device}.")
+    say(", ".join(f"{name} {value}" for name, value in numbers.items()))
     frozen: list[float] = []
     learning: dict[int, list[float]] = {count: [] for count in arguments.past}
     museums = {count: random_museum(base, count, arguments.rank) for count in arguments.past}
@@ -77,9 +76,13 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
     say("exhibits before    seconds    ratio")
     for row in rows:
         say(f"{row['past']:15d}   {row['seconds']:8.3f}   {row['ratio']:6.3f}")
+    peak = memory_peak_gib(base.device)
+    most = "not known here" if peak is None else f"{peak:.1f} GiB at most"
+    say(f"\nMemory: {most}; the UNet's weights take {held_gib(base):.1f} GiB.")
     if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("size", "batch_size", "rank", "rounds")}
+        settings = numbers | {name: getattr(arguments, name) for name in ("family", "size", "rounds")}
         report = {"machine": machine(base.device), "settings": settings, "frozen_seconds": unit, "steps": rows}
+        report |= {"memory_peak_gib": peak, "weights_gib": held_gib(base)}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
@@ -105,28 +108,21 @@ def learning_steps(base: DiffusersBase, museum: Museum, concept: Concept, recipe
     return [0.0, *(after - before for before, after in itertools.pairwise(heard))]
 
 
-def sd15_shaped_base(device: torch.device) -> DiffusersBase:
-    """A UNet of Stable Diffusion 1.5's shape (860 M) with random weights; text encoder and autoencoder are stand-ins
-    of the right widths, since neither is part of what is timed but for one layer of text."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(32, 32, 32, 32),  # type: ignore[arg-type]
-            down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
-            up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
-        )
-        text = CLIPTextConfig(
-            vocab_size=len(vocabulary()),
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=1,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        encoder = TextEncoder("clip_l", CLIPTextModel(text), build_tokenizer(), padding=1)
-    schedule = Schedule(build_scheduler().alphas_cumprod.float(), "epsilon")
-    return DiffusersBase(Parts(unet, vae, (encoder,), schedule), device=device)
+def held_gib(base: DiffusersBase) -> float:
+    """The weights of the UNet."""
+    return sum(weight.numel() * weight.element_size() for weight in base.unet.parameters()) / 2**30
+
+
+def memory_peak_gib(device: torch.device) -> float | None:
+    """The most that was taken on the GPU, or by this process, since it began. Not known on Windows without a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _now(device: torch.device) -> float:

@@ -130,7 +130,7 @@ def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys)
     from clora_core.base_diffusers import open_base
     from clora_core.commands import bench
 
-    monkeypatch.setattr(bench, "sd15_shaped_base", lambda device: open_base("starter", device=device))
+    monkeypatch.setattr(bench, "shaped_base", lambda family, device: open_base("starter", device=device))
     report = tmp_path / "step.json"
     assert main(["bench", "step", "--past", "0", "2", "--size", "64", "--rounds", "1", "--json", str(report)]) == 0
     measured = json.loads(report.read_text())
