@@ -28,7 +28,10 @@ COLUMNS = {
     "stored": "numbers stored",
     "processor_seconds": "CPU s per concept",
 }
+AGAINST = ("kept", "forgetting", "learned", "plasticity", "distance", "base_damage", "processor_seconds")
 CELL_PX, GAP_PX, TITLE_PX = 22, 18, 20
+# Student's t for 95 % intervals of 2, 3, … values; for more than there are here, the normal distribution's.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def tables_of(results: Sequence[Run]) -> str:
@@ -37,18 +40,32 @@ def tables_of(results: Sequence[Run]) -> str:
     for track in dict.fromkeys(result["track"] for result in results):
         own = [result for result in results if result["track"] == track]
         parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}")
+        if compared := compared_with("c-lora", own):
+            parts.append(f"### {track.capitalize()}: what each differs from c-lora by\n\n{compared}")
     lines = [f"- **{name}** {claim}\n  {verdict(results)}" for name, claim, verdict in HYPOTHESES]
     return "\n\n".join([*parts, "## Hypotheses, stated before the runs\n\n" + "\n".join(lines)])
 
 
 def table_of(results: Sequence[Run]) -> str:
-    """Per method the mean over its runs, ± half of a 95 % interval (1.96 standard errors)."""
+    """Per method the mean over its runs, ± half of a 95 % interval."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " | runs |", "|---" * (len(COLUMNS) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
         cells = [_with_interval([result[name] for result in own]) for name in COLUMNS]
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(own)} |")
     return "\n".join(lines)
+
+
+def compared_with(rival: str, results: Sequence[Run]) -> str:
+    """The mean differences between runs of the same seed, and so of the same order, ± half of a 95 % interval."""
+    theirs = {result["seed"]: result for result in results if result["method"] == rival}
+    lines = ["| | " + " | ".join(COLUMNS[name] for name in AGAINST) + " | pairs |", "|---" * (len(AGAINST) + 2) + "|"]
+    for method in dict.fromkeys(result["method"] for result in results if result["method"] != rival):
+        pairs = [(run, theirs[run["seed"]]) for run in results if run["method"] == method and run["seed"] in theirs]
+        if pairs:
+            cells = [_with_interval([one[name] - other[name] for one, other in pairs], sign="+") for name in AGAINST]
+            lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(pairs)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def matrices_of(results: Sequence[Run]) -> Image.Image:
@@ -82,13 +99,20 @@ def _mean_matrix(results: Sequence[Run]) -> list[list[float | None]]:
     ]
 
 
-def _with_interval(values: Sequence[float]) -> str:
+def _with_interval(values: Sequence[float], *, sign: str = "") -> str:
     mean, half = statistics.fmean(values), _half(values)
-    return f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}"
+    return f"{mean:{sign}.3g}" if math.isnan(half) else f"{mean:{sign}.3g} ± {half:.2g}"
 
 
 def _half(values: Sequence[float]) -> float:
-    return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Half of a 95 % interval of the mean, by Student's distribution."""
+    count = len(values)
+    times = STUDENT[count - 2] if 2 <= count < len(STUDENT) + 2 else 1.96
+    return times * _standard_error(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _values(results: Sequence[Run], method: str, name: str, *, track: str = "identities") -> list[float]:
@@ -130,7 +154,7 @@ def _c_lora_forgets_less(results: Sequence[Run]) -> str:
     ours, theirs = (_values(results, method, "forgetting") for method in ("c-lora", "sequential"))
     if min(len(ours), len(theirs)) < 2:
         return _judged(None, measured)
-    error = math.hypot(_half(ours), _half(theirs)) / 1.96
+    error = math.hypot(_standard_error(ours), _standard_error(theirs))
     less = statistics.fmean(theirs) - statistics.fmean(ours) > 2 * error
     kept, learned = (
         statistics.fmean(_values(results, "c-lora", name)) / statistics.fmean(_values(results, "sequential", name))

@@ -9,7 +9,7 @@ import torch
 from clora_core.base_diffusers import DiffusersBase, open_base
 from clora_core.cli import main
 from clora_core.commands.bench_forgetting import varied
-from clora_core.commands.forgetting_table import HYPOTHESES, tables_of
+from clora_core.commands.forgetting_table import HYPOTHESES, compared_with, table_of, tables_of
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
 from clora_core.measure import kernel_distance
@@ -106,7 +106,8 @@ def made_up(method: str, track: str = "identities", **values: float) -> list[dic
     runs = []
     for wobble in (-0.01, 0.0, 0.01):
         run = dict.fromkeys(COLUMNS, 0.5) | {name: value + wobble for name, value in values.items()}
-        runs.append(run | {"method": method, "track": track, "alignment": [[0.5, None], [0.5, 0.5]]})
+        told = {"method": method, "track": track, "seed": len(runs), "alignment": [[0.5, None], [0.5, 0.5]]}
+        runs.append(run | told)
     return runs
 
 
@@ -124,6 +125,23 @@ def test_hypotheses_are_decided_by_the_numbers():
     styles = [*made_up("museum-maker", "styles", kept=0.9), *made_up("c-lora", "styles", kept=0.5)]
     assert verdict("H6", styles) == "Not decided by these runs"
     assert verdict("H6", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
+
+
+def test_runs_are_compared_seed_by_seed():
+    """Both wobble alike from seed to seed, so the difference does not; a run without its pair does not count."""
+    runs = [*made_up("c-lora", kept=0.5), *made_up("preservation", kept=0.75), *made_up("joint", kept=0.5)[:1]]
+    runs.append(made_up("joint", kept=0.1)[0] | {"seed": 7})
+    table = compared_with("c-lora", runs).splitlines()
+    assert table[2].startswith("| preservation | +0.25 ± ") and table[2].endswith("| 3 |")
+    assert float(table[2].split("±")[1].split("|")[0]) < 1e-9
+    assert table[3].startswith("| joint | +0 |") and table[3].endswith("| 1 |")
+    assert compared_with("c-lora", made_up("joint")) == ""
+
+
+def test_intervals_are_students():
+    """Of the mean of 1, 2, 3: t(2) = 4.303 times its standard error, 1/√3."""
+    runs = [run | {"kept": value} for run, value in zip(made_up("lwf"), (1.0, 2.0, 3.0), strict=True)]
+    assert "2 ± 2.5 " in table_of(runs)
 
 
 def test_distances_between_sets_see_what_the_eye_sees(examiner: Examiner):
