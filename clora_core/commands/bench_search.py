@@ -1,7 +1,8 @@
-"""`bench search`: the numbers of every recipe, looked for on three characters that `bench forgetting` does not use.
+"""`bench search`: the numbers of every recipe, looked for on characters or styles that `bench forgetting` leaves out.
 
 Every recipe gets the same budget: three values of its protection's weight or, where it has none, of its learning rate.
-The best has the highest share recognised at the end minus what plain prompts lost. Nothing is set by this command;
+The best has the highest share recognised at the end minus what plain prompts lost; for a style, which can be recognised
+in pictures of nothing, half of that share is the share of what was asked for in it. Nothing is set by this command;
 `starter/course.py` holds what was chosen.
 """
 
@@ -19,7 +20,7 @@ from ..recipe import RECIPES, Recipe, guarding, recipe_named
 from ..starter.course import starter_recipe, take_course
 from ..starter.exam import Examiner, plain_prompts
 from ..starter.judge import load_judge
-from ..starter.subjects import REHEARSAL
+from ..starter.subjects import REHEARSAL, SPARE_STYLES
 from .measuring import machine
 from .progress import Say, watched_bar
 
@@ -34,16 +35,18 @@ FACTORS: Mapping[str, Sequence[float]] = {
     "preservation": (0.3, 1, 3),
 }
 RATES = (2e-3, 6e-3, 1.8e-2)
+TRACKS = {"identities": tuple(REHEARSAL), "styles": SPARE_STYLES}
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "search",
-        help="looks for the numbers of every recipe, on other characters than `bench forgetting`",
-        description="Let every recipe learn three spare characters with three values of its weight, or of its "
-        "learning rate where it has no weight. Hours on a CPU; it can be stopped and goes on where it was.",
+        help="looks for the numbers of every recipe, on other characters and styles than `bench forgetting`",
+        description="Let every recipe learn three spare characters, or styles, with three values of its weight, or of "
+        "its learning rate where it has no weight. Hours on a CPU; it can be stopped and goes on where it was.",
     )
     parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes (all)")
+    parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
     parser.add_argument("--looks", type=int, default=32, help="pictures per look (32)")
     parser.add_argument("--plain", type=int, default=48, help="prompts without a new word (48)")
@@ -60,11 +63,11 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     for method in arguments.methods:
         for number in FACTORS.get(method, RATES):
             recipe = _tried(method, number, arguments.steps)
-            path = trials / f"{method}-{number:g}-{recipe.steps}.json"
+            path = trials / f"{arguments.subjects}-{method}-{number:g}-{recipe.steps}.json"
             if not path.exists():
                 course = take_course(
                     examiner,
-                    tuple(REHEARSAL),
+                    TRACKS[arguments.subjects],
                     recipe,
                     watched=watched_bar,
                     looks=arguments.looks,
@@ -72,11 +75,13 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     plain=arguments.plain,
                 )
                 found = {
+                    "track": arguments.subjects,
                     "method": method,
                     "weight" if method in FACTORS else "learning_rate": number,
                     "learned": learned(course.alignment),
                     "kept": kept(course.alignment),
                     "forgetting": forgetting(course.alignment),
+                    "traits": kept(course.attributes),
                     "base_damage": before - course.plain,
                     "norms": course.norms,
                     "recipe": recipe.to_json(),
@@ -87,19 +92,30 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             say(f"{method} {number:g}: kept {told['kept']:.2f}, plain prompts lost {told['base_damage']:.2f}")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(trials.glob("*.json"))]
     (arguments.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "search.md").write_text(table_of(results) + "\n", encoding="utf-8")
-    say("\n" + table_of(results))
+    tables = [
+        f"## {track.capitalize()}\n\n{table_of([result for result in results if result['track'] == track])}"
+        for track in dict.fromkeys(result["track"] for result in results)
+    ]
+    (arguments.out / "search.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    say("\n" + "\n\n".join(tables))
+
+
+def worth(result: Mapping[str, Any]) -> float:
+    """What the best trial has most of."""
+    right = (result["kept"] + result["traits"]) / 2 if result["track"] == "styles" else result["kept"]
+    return right - result["base_damage"]
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; the best of each recipe is in bold."""
-    lines = ["| recipe | weight or rate | learned | kept | forgotten | plain prompts lost |", "|---" * 6 + "|"]
+    lines = ["| recipe | weight or rate | learned | kept | forgotten | traits | plain prompts lost |", "|---" * 7 + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
-        best = max(own, key=lambda result: result["kept"] - result["base_damage"])
+        best = max(own, key=worth)
         for result in own:
             number = result.get("weight", result.get("learning_rate"))
-            cells = [f"{result[name]:.2f}" for name in ("learned", "kept", "forgetting", "base_damage")]
+            names = ("learned", "kept", "forgetting", "traits", "base_damage")
+            cells = [f"{result[name]:.2f}" if name in result else "" for name in names]
             shown = f"**{number:g}**" if result is best else f"{number:g}"
             lines.append(f"| {method} | {shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -17,8 +17,8 @@ from ..sampling import Sampling, sample
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
-from .style_judge import StyleJudge, style_features
-from .subjects import EVERYBODY, IDENTITIES, imagine_subject, pictures
+from .style_judge import NAMES, StyleJudge, style_features
+from .subjects import EVERYBODY, IDENTITIES, SPARE_STYLES, imagine_subject, pictures
 from .world import (
     IDENTITY,
     SAYABLE,
@@ -38,9 +38,9 @@ HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 class Sight:
     """What the judges saw in pictures of one subject.
 
-    alignment: the share taken for it, among all ten identities or all ten styles. attributes: the share of its traits
-    that were found, for a style of what the prompts asked for in it, relative to real pictures. taken_for: what each
-    picture was taken for. pictures: (n, 3, 64, 64).
+    alignment: the share taken for it, among all ten identities or all ten styles (for a spare one, all thirteen).
+    attributes: the share of its traits that were found, for a style of what the prompts asked for in it, relative to
+    real pictures. taken_for: what each picture was taken for. pictures: (n, 3, 64, 64).
     """
 
     alignment: float
@@ -85,6 +85,10 @@ class Examiner:
     @cached_property
     def style_judge(self) -> StyleJudge:
         return StyleJudge.fitted(self.judge)
+
+    @cached_property
+    def spare_style_judge(self) -> StyleJudge:
+        return StyleJudge.fitted(self.judge, (*NAMES, *SPARE_STYLES))
 
     def look(self, museum: Museum, subject: str, *, count: int, seed: int = 0) -> Sight:
         """Sample the subject's word under the whole museum: as it was learned, or many contents "in <word> style"."""
@@ -132,7 +136,8 @@ class Examiner:
         real = _floats([draw(Picture(content, subject, seed=number)) for number, (_, content) in enumerate(asked)])
         expected = [_said(content) for _, content in asked]
         found, ceiling = (agreement(read(self.judge, each), expected).mean().item() for each in (sampled, real))
-        taken_for = self.style_judge.styles_of(sampled)
+        judge = self.spare_style_judge if subject in SPARE_STYLES else self.style_judge
+        taken_for = judge.styles_of(sampled)
         return Sight(taken_for.count(subject) / count, found / ceiling, taken_for, sampled)
 
     def _sampled(self, museum: Museum, prompts: Sequence[str], seed: int) -> Tensor:

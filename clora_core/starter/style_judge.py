@@ -16,10 +16,10 @@ from torch import Tensor
 from ..pictures import as_floats, to_bytes
 from .draw import draw
 from .judge import Judge
-from .styles import STYLES
+from .styles import BASE, HELD_BACK
 from .world import Picture, imagine
 
-NAMES = ("plain", *STYLES)
+NAMES = ("plain", *BASE, *HELD_BACK)
 EXAMPLES = 64
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity
 
@@ -37,16 +37,18 @@ def style_features(judge: Judge, pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StyleJudge:
-    """Recognises "plain", the base's styles and those to learn. weights (features, styles), offset (styles,)."""
+    """Recognises the styles of these names. weights (features, styles), offset (styles,)."""
 
     judge: Judge
+    names: tuple[str, ...]
     weights: Tensor
     offset: Tensor
 
     @classmethod
-    def fitted(cls, judge: Judge, *, seed: int = 0) -> "StyleJudge":
-        """Fitted to drawn pictures of every style; the same every time."""
-        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=seed)).double() for style in NAMES]
+    def fitted(cls, judge: Judge, names: tuple[str, ...] = NAMES, *, seed: int = 0) -> "StyleJudge":
+        """Fitted to drawn pictures of every style, by default "plain", the base's and those to learn; the same every
+        time."""
+        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=seed)).double() for style in names]
         means = torch.stack([part.mean(0) for part in features])
         within = torch.cat([part - mean for part, mean in zip(features, means, strict=True)])
         scale = within.std(0).clamp_min(1e-6)
@@ -54,12 +56,12 @@ class StyleJudge:
         spread = (1 - SHRINKAGE) * spread + SHRINKAGE * torch.eye(len(spread), dtype=torch.float64)
         weights = torch.linalg.solve(spread, (means / scale).T) / scale[:, None]
         offset = -0.5 * (means.T * weights).sum(0)
-        return cls(judge, weights.float(), offset.float())
+        return cls(judge, names, weights.float(), offset.float())
 
     def styles_of(self, pictures: Tensor) -> list[str]:
         """The most likely style of each picture."""
         scores = style_features(self.judge, pictures) @ self.weights + self.offset
-        return [NAMES[index] for index in scores.argmax(1).tolist()]
+        return [self.names[index] for index in scores.argmax(1).tolist()]
 
 
 def drawn_in(style: str, count: int, *, seed: int) -> Tensor:

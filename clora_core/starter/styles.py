@@ -1,7 +1,8 @@
 """Styles: what a whole picture can look like, as functions of finished 64×64 pictures.
 
 `BASE` styles have a word in the base model's vocabulary. `HELD_BACK` styles are never shown to it: they are what a
-museum learns. They differ in palette and in texture that survives the starter's coarse latents.
+museum learns, `SPARE` ones what the numbers of recipes are found on before. They differ in palette and in texture that
+survives the starter's coarse latents.
 """
 
 import random
@@ -77,6 +78,19 @@ def _mosaic(picture: Image.Image) -> Image.Image:
     return tiles
 
 
+def _woodcut(picture: Image.Image) -> Image.Image:
+    shade = ImageOps.autocontrast(ImageOps.grayscale(picture))
+    return ImageOps.colorize(shade.point([255 * (value > 110) for value in range(256)]), (60, 20, 25), (225, 190, 140))
+
+
+def _ocean(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(ImageOps.grayscale(picture), (0, 25, 60), (170, 255, 235), (0, 125, 150))
+
+
+def _chalk(picture: Image.Image) -> Image.Image:
+    return ImageOps.colorize(_edges(picture), (20, 70, 40), (245, 240, 205))
+
+
 def _edges(picture: Image.Image) -> Image.Image:
     edges = _inside(ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES))
     return edges.filter(ImageFilter.MaxFilter(3)).point([min(255, value * 5) for value in range(256)])
@@ -89,4 +103,5 @@ def _inside(edges: Image.Image) -> Image.Image:
 
 BASE = {"gray": _gray, "sepia": _sepia, "dark": _dark, "negative": _negative}
 HELD_BACK = {"duotone": _duotone, "blueprint": _blueprint, "sketch": _sketch, "neon": _neon, "mosaic": _mosaic}
-STYLES = BASE | HELD_BACK
+SPARE = {"woodcut": _woodcut, "ocean": _ocean, "chalk": _chalk}
+STYLES = BASE | HELD_BACK | SPARE

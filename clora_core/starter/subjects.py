@@ -5,7 +5,7 @@ import random
 from PIL import Image
 
 from .draw import draw
-from .styles import HELD_BACK
+from .styles import HELD_BACK, SPARE
 from .world import IDENTITY, Picture, imagine, imagine_portrait
 
 # Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
@@ -35,7 +35,7 @@ REHEARSAL: dict[str, dict[str, str]] = {
     }.items()
 }
 EVERYBODY = IDENTITIES | REHEARSAL
-STYLES = tuple(HELD_BACK)
+STYLES, SPARE_STYLES = tuple(HELD_BACK), tuple(SPARE)
 SUBJECTS = (*IDENTITIES, *STYLES)
 
 
@@ -50,7 +50,7 @@ def imagine_subject(subject: str, count: int, rng: random.Random) -> list[Pictur
     if subject in EVERYBODY:
         traits = EVERYBODY[subject]
         return [Picture(imagine_portrait(rng, traits), seed=rng.getrandbits(32)) for _ in range(count)]
-    if subject in STYLES:
+    if subject in (*STYLES, *SPARE_STYLES):
         plain = (imagine(rng)[0] for _ in range(count))
         return [Picture(picture.attributes, subject, picture.seed) for picture in plain]
     raise ValueError(f"no built-in subject '{subject}'. Choose one of: {', '.join(SUBJECTS)}")

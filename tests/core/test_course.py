@@ -18,7 +18,7 @@ from clora_core.starter.course import starter_recipe
 from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
 from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
-from clora_core.starter.subjects import STYLES
+from clora_core.starter.subjects import SPARE_STYLES, STYLES
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,17 @@ def test_the_style_judge_knows_every_style_of_pictures_that_it_has_not_seen(exam
         assert found.count(style) >= 44, style
 
 
+def test_the_spare_styles_are_judged_among_all(examiner: Examiner):
+    judge = examiner.spare_style_judge
+    for style in (*NAMES, *SPARE_STYLES):
+        assert judge.styles_of(drawn_in(style, 48, seed=5)).count(style) >= 44, style
+    assert set(judge.names) - set(examiner.style_judge.names) == set(SPARE_STYLES)
+
+
 def test_the_style_judge_knows_them_through_the_latents_too(examiner: Examiner, base: DiffusersBase):
-    for style in STYLES:
+    for style in (*STYLES, *SPARE_STYLES):
         again = base.decode_latents(base.encode_pictures(drawn_in(style, 32, seed=6)))
-        assert examiner.style_judge.styles_of(again).count(style) >= 26, style
+        assert examiner.spare_style_judge.styles_of(again).count(style) >= 26, style
 
 
 def test_the_style_judge_is_the_discriminant_of_the_textbook():

@@ -10,7 +10,7 @@ from clora_core.starter.draw import draw
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS
 from clora_core.starter.model import build_tokenizer, load_starter
-from clora_core.starter.styles import BASE, HELD_BACK
+from clora_core.starter.styles import BASE, HELD_BACK, SPARE
 from clora_core.starter.subjects import EVERYBODY, IDENTITIES, REHEARSAL, STYLES, pictures
 from clora_core.starter.world import (
     BASE_STYLES,
@@ -93,7 +93,11 @@ def test_an_identity_keeps_its_traits_and_changes_its_clothes():
 def test_styles_to_learn_are_not_in_the_base():
     assert len(STYLES) >= 5 and not set(HELD_BACK) & set(BASE) and set(BASE_STYLES) == {"plain", *BASE}
     plain = draw(imagine(random.Random(0))[0])
-    assert len({style(plain).tobytes() for style in (BASE | HELD_BACK).values()}) == len(BASE | HELD_BACK)
+    assert (
+        len({style(plain).tobytes() for style in (BASE | HELD_BACK | SPARE).values()})
+        == len(BASE | HELD_BACK | SPARE)
+        == 12
+    )
 
 
 def test_an_unknown_subject_is_refused():
