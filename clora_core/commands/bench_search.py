@@ -108,7 +108,8 @@ def worth(result: Mapping[str, Any]) -> float:
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; the best of each recipe is in bold."""
-    lines = ["| recipe | times its weight, or rate | learned | kept | forgotten | traits | plain prompts lost |", "|---" * 7 + "|"]
+    titles = ("recipe", "times its weight, or rate", "learned", "kept", "forgotten", "traits", "plain prompts lost")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
         best = max(own, key=worth)
