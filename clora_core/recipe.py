@@ -169,6 +169,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+USUAL = "preservation"  # where nobody chooses: README says what it was measured against
+
+
 def guarding(recipe: Recipe, factor: float) -> Recipe:
     """The recipe with the weights of its regularizers times this factor; for C-LoRA, whose own is 1, that is its κ."""
     regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)  # type: ignore[type-var]

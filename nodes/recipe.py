@@ -5,10 +5,10 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..clora_core.base import Precision
-from ..clora_core.recipe import RECIPES, LearningRateSchedule, recipe_named
+from ..clora_core.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
 from .sockets import RECIPE, described
 
-DEFAULT = RECIPES["c-lora"]
+DEFAULT = RECIPES[USUAL]
 
 
 class LearningRecipe(io.ComfyNode):
@@ -27,9 +27,9 @@ class LearningRecipe(io.ComfyNode):
                     "method",
                     options=list(RECIPES),
                     default=DEFAULT.method,
-                    tooltip="How earlier concepts are protected. c-lora: keep off the weights that they moved, as "
-                    "published. museum-maker: for styles. preservation, null-space: leave other prompts' keys and "
-                    "values where they are. word-gated: act at the word only; nothing else can change. orthogonal: "
+                    tooltip="How earlier concepts are protected. preservation, null-space: leave other prompts' keys "
+                    "and values where they are. c-lora: keep off the weights that they moved, as published. "
+                    "museum-maker: for styles. word-gated: act at the word only; nothing else can change. orthogonal: "
                     "read other directions than they do. The help page explains all of them.",
                 ),
                 io.Float.Input(

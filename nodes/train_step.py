@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.recipe import RECIPES, guarding
+from ..clora_core.recipe import RECIPES, USUAL, guarding
 from .host.progress import workflow_id
 from .sockets import CONCEPT, MUSEUM, RECIPE, SEED_MAX, described
 
-DEFAULT = RECIPES["c-lora"]
+DEFAULT = RECIPES[USUAL]
 
 
 class TrainStep(io.ComfyNode):

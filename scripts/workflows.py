@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clora_core.recipe import RECIPES
+from clora_core.recipe import RECIPES, USUAL
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from tests.host.finding import find_host
 from tests.host.server import Server
@@ -69,7 +69,7 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     )
     graph.group("The model, the recipe")
     base = graph.add("CLoRA_StarterModel", (270, 80))
-    recipe = starter_numbers(graph, "c-lora")
+    recipe = starter_numbers(graph, USUAL)
     shown, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
@@ -107,7 +107,7 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     )
     graph.group("The model, and the museum so far")
     base, shown = loaded(graph)
-    recipe = starter_numbers(graph, "c-lora")
+    recipe = starter_numbers(graph, USUAL)
     graph.group("Teach <eve>")
     shown = taught(graph, shown, base["vae"], "eve", recipe, shown["museum"])
     graph.group("Save it under another name")
@@ -287,7 +287,7 @@ def taught(
     recipe: Out,
     museum: Out | None,
     *,
-    method: str = "c-lora",
+    method: str = USUAL,
     kind: str = "object",
 ) -> Node:
     """A Train Step that teaches a built-in subject, with the starter model's numbers."""

@@ -11,7 +11,7 @@ from ..base_diffusers import open_base
 from ..errors import RecipeError
 from ..measure import forgetting, kept, learned
 from ..museum import Museum
-from ..recipe import RECIPES, Recipe
+from ..recipe import RECIPES, USUAL, Recipe
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
@@ -27,11 +27,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "demo",
         help="the whole job on the built-in model: learn, save, measure what is forgotten",
         description="Learn made-up, confusable characters one after another on the built-in model, look at all of "
-        "them after every step, and do the same without C-LoRA's regularizer for comparison. Downloads nothing.",
+        "them after every step, and do the same without any protection for comparison. Downloads nothing.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
     parser.add_argument("--concepts", type=int, default=3, help=f"how many to learn, 1 to {len(CONCEPTS)} (3)")
-    parser.add_argument("--recipe", default="c-lora", choices=sorted(RECIPES), help="how to learn (c-lora)")
+    parser.add_argument("--recipe", default=USUAL, choices=sorted(RECIPES), help=f"how to learn ({USUAL})")
     parser.add_argument("--no-comparison", action="store_true", help="leave out the run without a regularizer")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another run (0)")
     parser.add_argument("--json", type=Path, help="write the report to this file too")

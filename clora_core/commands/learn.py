@@ -14,7 +14,7 @@ from ..learn import Progress, learn, learning_key
 from ..learning_state import LearningState
 from ..museum import Museum
 from ..pictures import read_folder, thumbnail
-from ..recipe import RECIPES, Recipe, guarding, recipe_named
+from ..recipe import RECIPES, USUAL, Recipe, guarding, recipe_named
 from ..regularizers import SelfRegularization
 from ..storage import append_exhibit, check_target, load_museum, load_state, read_header, save_museum, save_state
 from .model import add_base, open_chosen
@@ -58,7 +58,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--vectors", type=int, default=1, help="vectors of the word (1)")
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="c-lora", help="how to learn (c-lora)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default=USUAL, help=f"how to learn ({USUAL})")
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
     parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1; C-LoRA's κ)")
     parser.add_argument("--forgetting-lambda", type=float, help="the paper's absolute λ instead (its own is 1e8)")
