@@ -33,7 +33,8 @@ def test_the_table_gives_means_and_their_intervals():
     results = [{"method": "one", **dict.fromkeys(COLUMNS, value)} for value in (0.2, 0.4, 0.6)]
     results.append({"method": "other", **dict.fromkeys(COLUMNS, 0.5)})
     lines = table_of(results).splitlines()
-    half = 1.96 * 0.2 / 3**0.5
+    student = 0.95 * (2 / (4 * 0.975 * 0.025)) ** 0.5  # the quantile of .975 with two degrees of freedom
+    half = student * 0.2 / 3**0.5
     assert lines[2].startswith(f"| one | 0.4 ± {half:.2g} |") and lines[2].endswith("| 3 |")
     assert lines[3].startswith("| other | 0.5 |") and lines[3].endswith("| 1 |")
 
