@@ -60,7 +60,12 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--looks-between", type=int, default=LOOKS_BETWEEN, help=f"the others ({LOOKS_BETWEEN})")
     parser.add_argument("--plain", type=int, default=PLAIN, help=f"prompts without a new word ({PLAIN})")
     parser.add_argument("--dressed", type=int, default=DRESSED, help=f"edited pictures per identity ({DRESSED})")
-    parser.add_argument("--out", type=Path, default=Path("out/forgetting"), help="folder for runs and results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="folder for forgetting.md, .json, .png, and the runs in forgetting/ (out)",
+    )
     parser.add_argument("--quick", action="store_true", help="two subjects, four steps: does everything work?")
     parser.set_defaults(run=run)
 
@@ -70,7 +75,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         vars(arguments).update(QUICK)
     for method in arguments.methods:
         varied(method, seed=0)  # so that a wrong name is said before anything has run
-    runs: Path = arguments.out / "runs"
+    runs: Path = arguments.out / "forgetting"
     runs.mkdir(parents=True, exist_ok=True)
     base = open_base("starter")
     examiner = Examiner(base, load_judge())

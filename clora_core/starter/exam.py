@@ -134,7 +134,7 @@ class Examiner:
         asked = plain_requests(count, seed=seed + 1)
         sampled = self._sampled(museum, [f"{prompt} in <{subject}> style" for prompt, _ in asked], seed)
         real = _floats([draw(Picture(content, subject, seed=number)) for number, (_, content) in enumerate(asked)])
-        expected = [_said(content) for _, content in asked]
+        expected = [said(content) for _, content in asked]
         found, ceiling = (agreement(read(self.judge, each), expected).mean().item() for each in (sampled, real))
         judge = self.spare_style_judge if subject in SPARE_STYLES else self.style_judge
         taken_for = judge.styles_of(sampled)
@@ -148,7 +148,7 @@ class Examiner:
 def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
     """How often prompts without any new word get what they ask for, relative to drawn pictures; and their pictures."""
     asked = plain_requests(count, seed=seed)
-    prompts, expected = [prompt for prompt, _ in asked], [_said(attributes) for _, attributes in asked]
+    prompts, expected = [prompt for prompt, _ in asked], [said(attributes) for _, attributes in asked]
     with shown(base, museum.dense(), museum.gated):
         sampled = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
     real = _floats([draw(Picture(attributes, seed=number)) for number, (_, attributes) in enumerate(asked)])
@@ -173,7 +173,7 @@ def _alike(identity: str) -> Mapping[str, Mapping[str, str]]:
     return IDENTITIES if identity in IDENTITIES else EVERYBODY
 
 
-def _said(attributes: dict[str, str]) -> dict[str, str]:
+def said(attributes: dict[str, str]) -> dict[str, str]:
     """The attributes that `describe` mentions."""
     if "thing" in attributes:
         return attributes

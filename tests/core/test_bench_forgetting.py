@@ -22,10 +22,10 @@ def test_a_quick_run_and_no_run_twice(tmp_path, capsys):
         assert all(math.isfinite(result[name]) for name in COLUMNS)
         if result["recipe"]["applied"] != "everywhere" or result["recipe"]["rank"] == 0:
             assert result["base_damage"] == 0, "no prompt without the word can change"
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "forgetting").iterdir()}
     assert len(kept) == 2 * len(METHODS), "a file of numbers and a sheet each"
     assert main(command) == 0
-    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "forgetting").iterdir()}
     assert (tmp_path / "forgetting.md").read_text().strip() in capsys.readouterr().out
 
 

@@ -36,7 +36,7 @@ def concept(word: str, **changes: Any) -> dict[str, Any]:
 
 def chain(count: int, *, base: Prompt | None = None, **numbers: Any) -> Prompt:
     """`count` concepts, one after another; each Train Step takes what the one before returned."""
-    prompt = base or starter()
+    prompt = dict(base or starter())
     model, clip, museum = ["base", 0], ["base", 1], None
     for number, subject in enumerate(SUBJECTS[:count], 1):
         prompt[f"pictures{number}"] = node("CLoRA_StarterPictures", subject=subject, count=6, picture_seed=0)

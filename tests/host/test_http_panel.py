@@ -43,7 +43,7 @@ def test_a_museum_is_told_by_its_header(server: Server, saved: str):
     assert status == 200 and told["base"].startswith("starter")
     ada, bo = told["exhibits"]
     assert (ada["word"], ada["kind"], ada["prompt"]) == ("<ada>", "object", "a photo of <ada>")
-    assert (bo["rank"], bo["steps"], bo["recipe"], bo["pictures"]) == (2, 4, "c-lora", 6)
+    assert (bo["rank"], bo["steps"], bo["recipe"], bo["pictures"]) == (2, 4, "preservation", 6)
     assert ada["date"].startswith("20")
     kind, _, encoded = ada["thumbnail"].partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -91,7 +91,7 @@ def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
     assert set(remembered) == {"train1", "train2"}
     assert remembered["train2"] == together
     assert together["where"] == "learned" and together["step"] == together["steps"] == 4
-    assert set(together["curves"]) == {"diffusion", "self_regularization"}
+    assert set(together["curves"]) == {"diffusion", "context_preservation"}
     assert [frame["step"] for frame in together["film"]] == [2, 4]
     assert set(together["effect"]["moved"]) == set(together["effect"]["overlap"]) == {"<ada>"}
     assert server.get("/clora/learning?workflow=another") == {} == server.get("/clora/learning")
