@@ -4,8 +4,9 @@
 
 Both sides show the same numbers on a UNet of SD1.5's real size with random weights (9 GiB of memory), in one process:
 C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. The pictures that they
-are told to draw must agree. Then sampling steps are timed, in turns on a model as it came and on one that views the
-museum, which share their weights; on the starter too, where whatever is added to a short step would show.
+are told to draw must agree. Then sampling steps are timed, in turns on a model as it came, on a clone of it that shows
+nothing, which tells how far such a clock can be trusted, and on one that views the museum; all share their weights. On
+the starter too, where whatever is added to a short step would show.
 Writes `benchmarks/results/museum_host.json`.
 """
 
@@ -65,9 +66,10 @@ def main() -> None:
             for part, row in parts.items():
                 times = f"stock {row['stock']:7.2f}   museum {row['museum']:7.2f}   {row['times']:5.1f} times faster"
                 print(f"  {part:32} {times}")
-    for model, took in report["a sampling step, CPU seconds"].items():
-        spread = f"quartiles {took['lower quartile']:.3f} to {took['upper quartile']:.3f}"
-        print(f"a sampling step, {model}: {took['median']:.3f} times the plain model's ({spread})")
+    for model, sides in report["a sampling step, CPU seconds"].items():
+        for side, took in sides.items():
+            spread = f"quartiles {took['lower quartile']:.3f} to {took['upper quartile']:.3f}"
+            print(f"a sampling step, {model}, {side}: {took['times']:.3f} times the plain model's ({spread})")
 
 
 def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -192,16 +194,20 @@ def away() -> None:
     comfy.model_management.unload_all_models()
 
 
-def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, float]:
-    """Processor seconds of a sampling step of both models, and how many times longer the viewing one's is."""
-    pairs = []
+def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, dict[str, float]]:
+    """Processor seconds of a sampling step, and how many times longer it is than the plain model's."""
+    sides = {"plain": plain, "a clone that shows nothing": plain.clone(), "the museum": viewing}
+    took: dict[str, list[float]] = {side: [] for side in sides}
+    orders = list(itertools.permutations(sides))
     for turn in range(turns):
-        order = (plain, viewing) if turn % 2 else (viewing, plain)
-        clocks = {model: step(model) for model in order}
-        pairs.append((clocks[plain], clocks[viewing]))
-    middle = {name: statistics.median(pair[side] for pair in pairs) for side, name in enumerate(("plain", "viewing"))}
-    low, ratio, high = statistics.quantiles([after / before for before, after in pairs], n=4)
-    return {**middle, "lower quartile": low, "median": ratio, "upper quartile": high}
+        for side in orders[turn % len(orders)]:
+            took[side].append(step(sides[side]))
+    found = {}
+    for side in list(sides)[1:]:
+        low, times, high = statistics.quantiles([a / b for a, b in zip(took[side], took["plain"], strict=True)], n=4)
+        seconds = {"plain": statistics.median(took["plain"]), "seconds": statistics.median(took[side])}
+        found[side] = {**seconds, "lower quartile": low, "times": times, "upper quartile": high}
+    return found
 
 
 def step(model: Any) -> float:
