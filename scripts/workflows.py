@@ -25,6 +25,7 @@ SIDE = 64  # pixels, of the starter model's pictures
 
 NODE, SMALL, TEXT, LOADER = (300, 200), (300, 110), (300, 110), (300, 130)
 TRAIN, SAMPLER, SAVE, DECODE = (340, 780), (300, 270), (340, 330), (160, 50)
+CURVE = 60  # what the panel of a Train Step grows by with every regularizer but the first
 
 
 def main() -> None:
@@ -297,9 +298,10 @@ def taught(
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
     concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
     graph.column()
+    width, height = TRAIN
     step = graph.add(
         "CLoRA_TrainStep",
-        TRAIN,
+        (width, height + CURVE * max(0, len(numbers.regularizers) - 1)),
         title=f"Teach <{subject}>",
         model=shown["model"],
         clip=shown["clip"],
