@@ -2,9 +2,9 @@
 
     python -m benchmarks.prompt_weighting
 
-Learns the ten built-in characters apart from each other (recipe `separate`) and looks at them in four ways: each with
-its own exhibit alone (an oracle, which is told who is asked for), all of them summed, and all of them weighted by the
-prompt ("elastic weight aggregation", arXiv:2410.17594), as the paper writes it and as its code does it:
+Learns the ten built-in characters apart from each other (recipe `separate`) and looks at the untouched model, at
+each with its own exhibit alone (an oracle, which is told who is asked for), at all of them summed, and at all of them
+weighted by the prompt ("elastic weight aggregation", arXiv:2410.17594), as the paper writes it and as its code does it:
 
     Δ = Σ_i ψ_i Δ_i        m_i = max over the prompt's places and the word's of cos(state, state of word i)
     paper: ψ = m² / ‖m²‖₂      code: ψ = m⁴ / ‖m⁴‖₁

@@ -49,7 +49,12 @@ def photograph(frontend: Frontend, server: Server, name: str, *, steps: int | No
     if run:
         ran = len(server.get("/history"))
         frontend.run()
-        server.wait_for(lambda: len(server.get("/history")) > ran, RUN_S, f"{name} does not end")
+        frontend.page.wait_for_function(  # in the page, which gets its pictures only while it is waited for
+            "async (ran) => Object.keys(await (await fetch('/history')).json()).length > ran",
+            arg=ran,
+            timeout=1000 * RUN_S,
+            polling=1000,
+        )
     frontend.page.evaluate(
         """([scale, x, y]) => {
             const view = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect()
