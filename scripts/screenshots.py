@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.browser.conftest import CHROMIUM
 from tests.browser.frontend import Frontend, chromium
-from tests.host.server import Server
 
 from .workflows import FOLDER, OWN, STARTER, started
 
@@ -36,10 +35,10 @@ def main() -> None:
             name = make.__name__.replace("_", "-")
             if not arguments.names or name in arguments.names:
                 with Frontend.opened(browser, server.address, size=(WIDTH_PX, 900), **SHARP) as frontend:
-                    photograph(frontend, server, name, steps=arguments.steps, run=make in STARTER)
+                    photograph(frontend, name, steps=arguments.steps, run=make in STARTER)
 
 
-def photograph(frontend: Frontend, server: Server, name: str, *, steps: int | None, run: bool) -> None:
+def photograph(frontend: Frontend, name: str, *, steps: int | None, run: bool) -> None:
     """Load a workflow, run it to its end if wished, and keep what the page then shows of it."""
     frontend.load(name, **({"CLoRA_TrainStep": {"steps": steps}} if steps and run else {}))
     left, top, right, bottom = around(name)
@@ -47,14 +46,8 @@ def photograph(frontend: Frontend, server: Server, name: str, *, steps: int | No
     height = round((bottom - top) * scale) + 2 * MARGIN_PX
     frontend.page.set_viewport_size({"width": WIDTH_PX + 2 * BARS_PX, "height": height + 2 * BARS_PX})
     if run:
-        ran = len(server.get("/history"))
         frontend.run()
-        frontend.page.wait_for_function(  # in the page, which gets its pictures only while it is waited for
-            "async (ran) => Object.keys(await (await fetch('/history')).json()).length > ran",
-            arg=ran,
-            timeout=1000 * RUN_S,
-            polling=1000,
-        )
+        frontend.wait_until_idle(RUN_S)
     frontend.page.evaluate(
         """([scale, x, y]) => {
             const view = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect()

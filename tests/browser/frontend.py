@@ -1,6 +1,7 @@
 """ComfyUI's page in a browser, and what tests and screenshots do with it."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +123,14 @@ class Frontend:
 
     def run(self) -> None:
         self.page.evaluate("() => app.queuePrompt(0, 1)")
+
+    def wait_until_idle(self, seconds: float = 180) -> None:
+        """Until nothing is queued or runs. This waits in the page, which gets its pictures only while it does."""
+        waiting = "async () => Object.values(await (await fetch('/queue')).json()).flat().length"
+        end = time.monotonic() + seconds
+        while self.page.evaluate(waiting):
+            assert time.monotonic() < end, "the queue does not end"
+            self.page.wait_for_timeout(500)
 
     def picture(self, path: Path, node: int, *, beside: str = "", margin: int = 20) -> None:
         """The node as it looks, with what else is on the page (a CSS selector), and a little around."""

@@ -43,9 +43,7 @@ def training(frontend: Frontend, steps: int) -> None:
     frontend.look_at(last, x=480, y=100)
     frontend.run()
     frontend.page.wait_for_selector(".clora-training:has(b:text-is('<cleo>')) dt", timeout=RUN_MS)
-    frontend.page.wait_for_function(
-        "async () => !(await (await fetch('/queue')).json()).queue_running.length", timeout=RUN_MS
-    )
+    frontend.wait_until_idle(RUN_MS / 1000)
     frontend.page.wait_for_timeout(1000)
     frontend.picture(DOCS / "panel-training.png", last)
 

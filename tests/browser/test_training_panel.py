@@ -70,7 +70,7 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend):
     last = wait_until_drawn(frontend, "<cleo>", "learned in")
     assert last["parts"] == first["parts"] and last["points"] == [12, 12]
     assert last["numbers"] == [*first["numbers"], "Earlier words moved by", "Overlap with earlier exhibits"]
-    frontend.page.wait_for_function("async () => !(await (await fetch('/queue')).json()).queue_running.length")
+    frontend.wait_until_idle()
 
     frontend.page.evaluate("() => app.loadGraphData(app.graph.serialize())")  # as undo does it
     look_at_all(frontend)
