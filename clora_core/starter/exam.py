@@ -31,6 +31,7 @@ from .world import (
 )
 
 LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)
+STYLE_GUIDANCE = 3.0  # at the 5 that shows characters well, the colors of learned styles burn out
 HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 
 
@@ -102,7 +103,7 @@ class Examiner:
         rng = random.Random(f"dressed {seed}")
         asked = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in asked]
-        verdict = read(self.judge, self._sampled(museum, prompts, seed))
+        verdict = read(self.judge, self._sampled(museum, prompts, Sampling(seed=seed)))
         drawings = [
             draw(Picture(imagine_portrait(rng, EVERYBODY[identity] | wanted), seed=number))
             for number, wanted in enumerate(asked)
@@ -120,7 +121,7 @@ class Examiner:
             return self.judge.trunk(pictures)
 
     def _identity(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
-        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, seed)
+        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, Sampling(seed=seed))
         verdict = read(self.judge, sampled)
         traits = {name: EVERYBODY[subject][name] for name in IDENTITY}
         if subject not in self.ceilings:
@@ -132,7 +133,8 @@ class Examiner:
 
     def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
         asked = plain_requests(count, seed=seed + 1)
-        sampled = self._sampled(museum, [f"{prompt} in <{subject}> style" for prompt, _ in asked], seed)
+        prompts = [f"{prompt} in <{subject}> style" for prompt, _ in asked]
+        sampled = self._sampled(museum, prompts, Sampling(seed=seed, guidance=STYLE_GUIDANCE))
         real = _floats([draw(Picture(content, subject, seed=number)) for number, (_, content) in enumerate(asked)])
         expected = [said(content) for _, content in asked]
         found, ceiling = (agreement(read(self.judge, each), expected).mean().item() for each in (sampled, real))
@@ -140,9 +142,9 @@ class Examiner:
         taken_for = judge.styles_of(sampled)
         return Sight(taken_for.count(subject) / count, found / ceiling, taken_for, sampled)
 
-    def _sampled(self, museum: Museum, prompts: Sequence[str], seed: int) -> Tensor:
+    def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
         with shown(self.base, museum.dense(), museum.gated):
-            return sample(self.base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
+            return sample(self.base, prompts, museum.tokens, sampling, latent_shape=LATENT_SHAPE)
 
 
 def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
