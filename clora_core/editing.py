@@ -5,13 +5,15 @@ An edit can be written in words, one per line:
     rename <a> <b>      move <a> 1      strength <a> 0.8      remove <a>
 """
 
+import datetime
 from dataclasses import replace
 from typing import TypeVar
 
-from .concept import word_pattern
+from .concept import Concept, word_pattern
 from .errors import MuseumError
 from .measure import overlap_matrix
 from .museum import Exhibit, Museum
+from .pictures import thumbnail
 
 SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, remove <a>"
 
@@ -54,9 +56,15 @@ def with_strength(museum: Museum, word: str, strength: float) -> Museum:
     return _with(museum, word, replace(museum.exhibit(word), strength=strength))
 
 
-def with_thumbnail(museum: Museum, word: str, thumbnail: bytes) -> Museum:
+def with_thumbnail(museum: Museum, word: str, jpeg: bytes) -> Museum:
     """The exhibit with another small JPEG, as `pictures.thumbnail` makes it."""
-    return _with(museum, word, replace(museum.exhibit(word), thumbnail=thumbnail))
+    return _with(museum, word, replace(museum.exhibit(word), thumbnail=jpeg))
+
+
+def labelled(exhibit: Exhibit, concept: Concept) -> Exhibit:
+    """What was just learned of the concept, with the date and a small copy of its first picture."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return replace(exhibit, facts={**exhibit.facts, "date": now}, thumbnail=thumbnail(concept.pictures[0]))
 
 
 def without(museum: Museum, word: str) -> Museum:

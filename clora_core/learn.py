@@ -24,6 +24,7 @@ from .museum import Exhibit, Museum, gate_of
 from .objective import diffusion_loss
 from .optimizer import Optimizer
 from .recipe import Recipe
+from .regularizers import StyleDistillation
 from .start import Trained, start
 from .step import Setting
 
@@ -65,10 +66,7 @@ def learn(
     the last good state in it, when the loss or its gradient is no longer finite.
     """
     together = (*companions, concept)
-    for each in together:
-        check_learnable(base, museum, each)
-    if companions and recipe.applied != "everywhere":
-        raise LearningError("Deltas that several concepts share cannot act at the word of one. Choose another recipe.")
+    check_learnable(base, museum, concept, recipe, companions)
     earlier = Museum(museum.base) if recipe.over == "the base" else museum
     with torch.inference_mode(False), torch.enable_grad():
         lessons = [Lesson.prepared(base, each, recipe) for each in together]
@@ -129,15 +127,24 @@ def learn(
     return museum
 
 
-def check_learnable(base: Base, museum: Museum, concept: Concept) -> None:
-    """Raise for a museum over another base, and for a word that it already holds."""
+def check_learnable(
+    base: Base, museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()
+) -> None:
+    """Raise for a museum over another base, a word that is taken, and a recipe that concepts cannot share."""
     museum.check_over(base.fingerprint)
-    if concept.word in museum.words:
-        place = museum.words.index(concept.word) + 1
-        raise ConceptError(
-            f"The word '{concept.word}' already names exhibit {place} of this museum. "
-            "Choose another word, or remove that exhibit first."
-        )
+    words = [each.word for each in (*companions, concept)]
+    for place, word in enumerate(words):
+        if word in museum.words:
+            raise ConceptError(
+                f"The word '{word}' already names exhibit {museum.words.index(word) + 1} of this museum. "
+                "Choose another word, or remove that exhibit first."
+            )
+        if word in words[:place]:
+            raise ConceptError(f"Two concepts that are learned together are called '{word}'. Give each its own word.")
+    if companions and recipe.applied != "everywhere":
+        raise LearningError("Deltas that several concepts share cannot act at the word of one. Choose another recipe.")
+    if companions and any(isinstance(regularizer, StyleDistillation) for regularizer in recipe.regularizers):
+        raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
 
 
 def learning_key(museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()) -> str:

@@ -178,6 +178,11 @@ def guarding(recipe: Recipe, factor: float) -> Recipe:
     return dataclasses.replace(recipe, regularizers=regularizers)
 
 
+def shared_by(recipe: Recipe, count: int) -> Recipe:
+    """The recipe for that many concepts at once: all the ranks and steps that they would have had one after another."""
+    return dataclasses.replace(recipe, rank=recipe.rank * count, steps=recipe.steps * count)
+
+
 def recipe_named(method: str, **numbers: object) -> Recipe:
     """A recipe by the name of its method, with some of its numbers replaced."""
     if method not in RECIPES:

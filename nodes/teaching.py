@@ -1,7 +1,5 @@
 """Teach one concept inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
 
-import dataclasses
-import datetime
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,10 +10,11 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from ..clora_core.concept import Concept, ConceptToken
+from ..clora_core.editing import labelled
 from ..clora_core.effect import effect
 from ..clora_core.learn import Progress, check_learnable, learn, learning_key
 from ..clora_core.museum import Museum, shown
-from ..clora_core.pictures import thumbnail, to_picture
+from ..clora_core.pictures import to_picture
 from ..clora_core.recipe import Recipe
 from ..clora_core.sampling import Sampling, sample, usual_guidance
 from .diary import Diary
@@ -66,7 +65,7 @@ def train(
         base.latent_shape(*pictures.shape[-2:])
         concept = draft.with_pictures(pictures, _lines(captions))
         so_far = so_far or Museum(base.fingerprint)
-        check_learnable(base, so_far, concept)
+        check_learnable(base, so_far, concept, recipe)
         models = identity(bare_model, bare_clip, vae)
         key = _digest(f"{learning_key(so_far, concept, recipe)} {models}")
         with _store(lasting=models is not None) as store:
@@ -102,9 +101,7 @@ def taught(
     try:
         learned, losses = _learned(base, museum, concept, recipe, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibit = learned.exhibits[-1]
-        facts = {**exhibit.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-        exhibit = dataclasses.replace(exhibit, facts=facts, thumbnail=thumbnail(concept.pictures[0]))
+        exhibit = labelled(learned.exhibits[-1], concept)
         height, width = concept.pictures.shape[-2:]
         count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
         with shown(base, learned.dense(), learned.gated):

@@ -24,7 +24,7 @@ from ..base import Fingerprint
 from ..concept import ConceptToken
 from ..museum import Exhibit
 from ..projections import Architecture, Projection, architecture_named, find_projections
-from ..storage import append_exhibit, load_museum, load_view, read_header, save_museum
+from ..storage import append_exhibits, load_museum, load_view, read_header, save_museum
 from .measuring import machine, random_museum
 from .progress import Say
 
@@ -97,7 +97,7 @@ def measured(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]
     renamed = Exhibit(ConceptToken("<new>", new.token.vectors), new.deltas, new.recipe)
 
     def append() -> None:
-        append_exhibit(renamed, grown, base=header.base)
+        append_exhibits([renamed], grown, base=header.base)
 
     def restore() -> None:
         shutil.copy(path, grown)

@@ -12,7 +12,7 @@ from ..errors import MuseumError
 from ..museum import Museum
 from ..storage import (
     OrdinaryLora,
-    append_exhibit,
+    append_exhibits,
     check_target,
     imported,
     read_embedding,
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         },
     )
     if header:
-        append_exhibit(exhibit, path, base=fingerprint)
+        append_exhibits([exhibit], path, base=fingerprint)
     else:
         save_museum(Museum(fingerprint, (exhibit,)), path)
     for left_out in lora.left_out if lora else ():

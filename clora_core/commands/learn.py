@@ -2,21 +2,22 @@
 
 import argparse
 import dataclasses
-import datetime
 import hashlib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..base import Base
 from ..concept import Concept, check_word
+from ..editing import labelled
 from ..errors import Cancelled, LearningError
 from ..learn import Progress, learn, learning_key
 from ..learning_state import LearningState
 from ..museum import Museum
-from ..pictures import read_folder, thumbnail
-from ..recipe import RECIPES, USUAL, Recipe, guarding, recipe_named
+from ..pictures import read_folder
+from ..recipe import RECIPES, USUAL, Recipe, guarding, recipe_named, shared_by
 from ..regularizers import SelfRegularization
-from ..storage import append_exhibit, check_target, load_museum, load_state, read_header, save_museum, save_state
+from ..storage import append_exhibits, check_target, load_museum, load_state, read_header, save_museum, save_state
 from .model import add_base, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 
@@ -52,6 +53,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--word", required=True, help='the new word, such as "<my-cat>"')
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument(
+        "--also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("WORD", "IMAGES"),
+        help="another word and folder, learned at the same time with deltas that all share (joint learning), times as "
+        "many ranks and steps; may be given several times",
+    )
+    parser.add_argument(
         "--kind", choices=["object", "style"], default="object", help="what the pictures share (object)"
     )
     parser.add_argument("--template", default="", help='what is said of each picture ("a photo of {word}")')
@@ -75,14 +85,29 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_target(arguments.museum)
-    recipe = chosen_recipe(arguments)
-    check_word(arguments.word)
+    wanted = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
+    recipe = shared_by(chosen_recipe(arguments), len(wanted))
+    for word, _ in wanted:
+        check_word(word)
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
-    resolution = arguments.resolution or base.resolution_px
-    pictures, captions = read_folder(arguments.images, resolution_px=resolution)
-    concept = Concept(
-        arguments.word,
+    *companions, concept = concepts = [_concept(word, folder, arguments, base) for word, folder in wanted]
+    told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
+    say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
+    museum = learn_keeping(base, museum, concept, recipe, state_path(arguments.museum, concept.word), say, companions)
+    new = [labelled(museum.exhibit(each.word), each) for each in concepts]
+    if arguments.museum.exists():  # to the file as it is by now: others may have added to it meanwhile
+        path = append_exhibits(new, arguments.museum, base=museum.base)
+    else:
+        path = save_museum(Museum(museum.base, tuple(new)), arguments.museum)
+    state_path(arguments.museum, concept.word).unlink(missing_ok=True)
+    say(f"{path} now holds: {', '.join(read_header(path).words)}")
+
+
+def _concept(word: str, folder: Path, arguments: argparse.Namespace, base: Base) -> Concept:
+    pictures, captions = read_folder(folder, resolution_px=arguments.resolution or base.resolution_px)
+    return Concept(
+        word,
         pictures,
         arguments.kind,
         arguments.template,
@@ -91,17 +116,6 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         arguments.start,
         arguments.token_seed,
     )
-    say(f"Learning {concept.word} from {len(pictures)} pictures over {base.fingerprint}, recipe {recipe.method}.")
-    museum = learn_keeping(base, museum, concept, recipe, state_path(arguments.museum, concept.word), say)
-    learned = museum.exhibits[-1]
-    facts = {**learned.facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-    learned = dataclasses.replace(learned, facts=facts, thumbnail=thumbnail(pictures[0]))
-    if arguments.museum.exists():  # to the file as it is by now: others may have added to it meanwhile
-        path = append_exhibit(learned, arguments.museum, base=museum.base)
-    else:
-        path = save_museum(dataclasses.replace(museum, exhibits=(*museum.exhibits[:-1], learned)), arguments.museum)
-    state_path(arguments.museum, concept.word).unlink(missing_ok=True)
-    say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
 
 def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
@@ -114,9 +128,17 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
     return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
 
-def learn_keeping(base: Base, museum: Museum, concept: Concept, recipe: Recipe, path: Path, say: Say) -> Museum:
+def learn_keeping(
+    base: Base,
+    museum: Museum,
+    concept: Concept,
+    recipe: Recipe,
+    path: Path,
+    say: Say,
+    companions: Sequence[Concept] = (),
+) -> Museum:
     """Learn with a progress bar and autosaves at `path`; go on from there if it holds a state of this very learning."""
-    resume = _resumable(path, learning_key(museum, concept, recipe), say)
+    resume = _resumable(path, learning_key(museum, concept, recipe, companions), say)
     with listening_for_ctrl_c() as pressed, Bar(concept.word, recipe.steps) as bar:
 
         def report(progress: Progress) -> None:
@@ -127,7 +149,7 @@ def learn_keeping(base: Base, museum: Museum, concept: Concept, recipe: Recipe, 
                 raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")
 
         try:
-            return learn(base, museum, concept, recipe, report=report, resume=resume)
+            return learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
         except LearningError as error:
             if error.state and error.state.step:
                 save_state(error.state, path)

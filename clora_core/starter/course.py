@@ -11,7 +11,7 @@ from torch import Tensor
 from ..learn import Progress, learn
 from ..measure import size
 from ..museum import Museum
-from ..recipe import Recipe, recipe_named
+from ..recipe import Recipe, recipe_named, shared_by
 from ..regularizers import ContextPreservation, Regularizer, SelfRegularization
 from .exam import Examiner, Sight, concept_of, plain_prompts
 
@@ -114,9 +114,7 @@ def take_course(
         return after
 
     if together:
-        count = len(subjects)
-        wide = dataclasses.replace(recipe, rank=recipe.rank * count, steps=recipe.steps * count)
-        museum = taught(museum, subjects, wide)
+        museum = taught(museum, subjects, shared_by(recipe, len(subjects)))
     for name in subjects:
         if not together:
             museum = taught(museum, [name], recipe)

@@ -6,7 +6,7 @@ from .files import check_target
 from .header import ExhibitHeader, Header, Stored
 from .importing import OrdinaryLora, imported, read_embedding, read_lora
 from .museum_file import View, load_museum, load_view, read_header
-from .saving import append_exhibit, save_museum
+from .saving import append_exhibits, save_museum
 
 __all__ = [
     "ExhibitHeader",
@@ -15,7 +15,7 @@ __all__ = [
     "OrdinaryLora",
     "Stored",
     "View",
-    "append_exhibit",
+    "append_exhibits",
     "check_target",
     "export",
     "export_embeddings",

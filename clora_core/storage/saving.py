@@ -1,6 +1,6 @@
-"""Write a museum to its file: anew, or with one exhibit more than it holds."""
+"""Write a museum to its file: anew, or with more exhibits than it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,15 +33,15 @@ def save_museum(museum: Museum, path: Path | str, *, overwrite: bool = False, dt
     return path
 
 
-def append_exhibit(exhibit: Exhibit, path: Path | str, *, base: Fingerprint) -> Path:
-    """Add an exhibit, learned over that base, to the museum in the file; the old file is kept beside it.
+def append_exhibits(exhibits: Sequence[Exhibit], path: Path | str, *, base: Fingerprint) -> Path:
+    """Add exhibits, learned over that base, to the museum in the file; the old file is kept beside it.
 
     The new file has the bytes that `save_museum` writes for the whole museum, in the dtype of the old one, but only
     some megabytes are in memory at a time. A word that the museum holds already, and another base, are refused.
     """
     path = Path(path)
     with errors_about(path), replacing(path, "keep beside") as new:
-        _dump_with(exhibit, base, path, new)
+        _dump_with(Museum(base, tuple(exhibits)), path, new)
     return path
 
 
@@ -69,13 +69,12 @@ def _dump(file: BinaryIO, path: Path, header: Header, tensors: Mapping[str, Tens
     dump(file, tensors, lambda content_hash: lora_facts(header, path.stem, content_hash) | ours)
 
 
-def _dump_with(exhibit: Exhibit, base: Fingerprint, path: Path, new: BinaryIO) -> None:
-    """The museum of the file with the exhibit. A function of its own: nothing may hold the file when it is replaced."""
+def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
+    """The museum of the file and the addition. A function of its own: nothing may hold the file when it is replaced."""
     with opened(path) as file:
         old = checked_header(file)
         check_alphas(file, old)
         check_strengths(file, old, old.exhibits)
-        addition = Museum(base, (exhibit,))
         addition.check_over(old.base)
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]
@@ -86,4 +85,5 @@ def _dump_with(exhibit: Exhibit, base: Fingerprint, path: Path, new: BinaryIO) -
         for projection, own in _pieces(addition, old.dtype).items():
             pieces.setdefault(projection, []).extend(own)
         kept = {name: Joined([file.get_slice(name)], "below", shape, dtype) for name, shape in shapes(old)}
-        _dump(new, path, header, kept | joined_factors(pieces, header, dtype) | _of_one(exhibit, header))
+        added = {name: tensor for exhibit in addition.exhibits for name, tensor in _of_one(exhibit, header).items()}
+        _dump(new, path, header, kept | joined_factors(pieces, header, dtype) | added)

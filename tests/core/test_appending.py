@@ -9,7 +9,7 @@ from clora_core.base import Fingerprint
 from clora_core.errors import MuseumError
 from clora_core.museum import Exhibit, Museum
 from clora_core.recipe import recipe_named
-from clora_core.storage import append_exhibit, load_museum, load_view, save_museum
+from clora_core.storage import append_exhibits, load_museum, load_view, save_museum
 from clora_core.storage.files import backup_of
 
 from .museums import assert_same, exhibit, museum, projections
@@ -31,7 +31,7 @@ def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtyp
     save_museum(Museum(plain.base), path, dtype=dtype)
     for count, one in enumerate(exhibits, 1):
         before = path.read_bytes()
-        append_exhibit(one, path, base=plain.base)
+        append_exhibits([one], path, base=plain.base)
         save_museum(Museum(plain.base, exhibits[:count]), whole, overwrite=True, dtype=dtype)
         assert path.read_bytes() == whole.read_bytes()
         assert backup_of(path).read_bytes() == before
@@ -48,7 +48,7 @@ def test_parts_of_any_size_give_the_same_file(parts, tmp_path, monkeypatch):
     save_museum(museum(), whole)
     monkeypatch.setattr(joined, "PART_BYTES", parts)
     save_museum(museum().only(["<my-cat>", "<ink>", "<bär>"]), path)
-    append_exhibit(museum().exhibits[3], path, base=museum().base)
+    append_exhibits([museum().exhibits[3]], path, base=museum().base)
     assert path.read_bytes() == whole.read_bytes()
 
 
@@ -72,7 +72,7 @@ def test_what_does_not_fit_leaves_the_file_as_it_was(addition, base, rule, tmp_p
     save_museum(museum(), path)
     before = path.read_bytes()
     with pytest.raises(MuseumError, match=rf"^a\.safetensors: .*{rule}"):
-        append_exhibit(addition(), path, base=base)
+        append_exhibits([addition()], path, base=base)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -81,8 +81,8 @@ def test_a_file_that_is_not_there_or_no_museum_is_not_begun(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"precious")
     for name in ("a", "b"):
         with pytest.raises(MuseumError, match=rf"^{name}\.safetensors"):
-            append_exhibit(
-                exhibit("<x>", projections("sd15"), seed=5), tmp_path / f"{name}.safetensors", base=museum().base
+            append_exhibits(
+                [exhibit("<x>", projections("sd15"), seed=5)], tmp_path / f"{name}.safetensors", base=museum().base
             )
     assert [file.name for file in tmp_path.iterdir()] == ["b.safetensors"]
     assert (tmp_path / "b.safetensors").read_bytes() == b"precious"

@@ -11,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from clora_core.base_diffusers import open_base
 from clora_core.cli import main
+from clora_core.concept import Concept
 from clora_core.errors import MuseumError
-from clora_core.museum import wanted
+from clora_core.learn import learn
+from clora_core.museum import Museum, wanted
+from clora_core.pictures import read_folder
 from clora_core.starter.subjects import pictures
 from clora_core.storage import load_museum
 
@@ -93,6 +97,29 @@ def test_a_word_is_learned_once(tmp_path, images, capsys):
     teach(museum, images, "<ada>")
     assert teach(museum, images, "<ada>") == 1
     assert "already names exhibit 1" in capsys.readouterr().err
+
+
+def test_several_words_are_learned_at_once(tmp_path, images, capsys):
+    """As the engine learns them together; into a new file as into one that holds other words."""
+    base, museum, folder = open_base("starter"), tmp_path / "m.safetensors", str(images)
+    for word, also in (("<two>", ["<one>"]), ("<five>", ["<three>", "<four>"])):
+        assert teach(museum, images, word, *(part for each in also for part in ("--also", each, folder))) == 0
+    found = load_museum(museum)
+    assert found.words == ("<one>", "<two>", "<three>", "<four>", "<five>")
+    assert [exhibit.rank for exhibit in found.exhibits] == [0, 4, 0, 0, 6]
+    assert [exhibit.recipe.steps for exhibit in found.exhibits] == [4, 4, 6, 6, 6]
+    assert all(exhibit.thumbnail and exhibit.facts["pictures"] == 3 for exhibit in found.exhibits)
+    one, two = (Concept(word, read_folder(images, resolution_px=64)[0]) for word in ("<one>", "<two>"))
+    alone = learn(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
+    assert all(theirs.same_as(ours) for theirs, ours in zip(alone.exhibits, found.exhibits[:2], strict=True))
+
+    before = museum.read_bytes()
+    for word, also, said in (("<six>", "<six>", "its own word"), ("<six>", "<one>", "already names exhibit 1")):
+        assert teach(museum, images, word, "--also", also, folder) == 1
+        assert said in capsys.readouterr().err
+    assert teach(museum, images, "<six>", "--also", "<seven>", folder, "--recipe", "museum-maker") == 1
+    assert "one style" in capsys.readouterr().err
+    assert museum.read_bytes() == before
 
 
 def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):

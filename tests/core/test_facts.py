@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from clora_core.museum import Museum
-from clora_core.storage import append_exhibit, export_lora, save_museum
+from clora_core.storage import append_exhibits, export_lora, save_museum
 
 from .museums import exhibit, museum, projections, taken_apart
 
@@ -57,7 +57,7 @@ def test_the_hash_is_the_one_that_kohya_civitai_and_webuis_compute(architecture,
     whole = museum(architecture)
     path = tmp_path / "a.safetensors"
     save_museum(whole.only(whole.words[:-1]), path, dtype=dtype)
-    append_exhibit(whole.exhibits[-1], path, base=whole.base)
+    append_exhibits([whole.exhibits[-1]], path, base=whole.base)
     facts = metadata_of(path)
     assert facts["sshs_model_hash"] == hashlib.sha256(taken_apart(path)[1]).hexdigest()
     assert facts["sshs_model_hash"] == as_kohya_hashes(safetensors.torch.load_file(path), facts)

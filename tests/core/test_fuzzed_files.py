@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from clora_core.errors import MuseumError
 from clora_core.museum import Exhibit, Museum
 from clora_core.recipe import recipe_named
-from clora_core.storage import append_exhibit, load_museum, load_view, read_header, save_museum
+from clora_core.storage import append_exhibits, load_museum, load_view, read_header, save_museum
 
 from .museums import exhibit, museum, projections
 
@@ -210,7 +210,7 @@ def small_museum() -> Museum:
 def appended(path: Path, addition: Exhibit) -> None:
     before = path.read_bytes()
     try:
-        append_exhibit(addition, path, base=small_museum().base)
+        append_exhibits([addition], path, base=small_museum().base)
     except MuseumError:
         assert path.read_bytes() == before
         raise

@@ -20,7 +20,7 @@ import torch
 
 from clora_core.errors import MuseumError
 from clora_core.museum import Museum
-from clora_core.storage import append_exhibit, files, load_museum, save_museum
+from clora_core.storage import append_exhibits, files, load_museum, save_museum
 from clora_core.storage.files import backup_of
 
 from .museums import assert_same, exhibit, museum, projections
@@ -109,7 +109,7 @@ def overwrite(path: Path) -> None:
 
 
 def append(path: Path) -> None:
-    append_exhibit(OTHER.exhibits[-1], path, base=OTHER.base)
+    append_exhibits([OTHER.exhibits[-1]], path, base=OTHER.base)
 
 
 @pytest.mark.parametrize("save", [overwrite, append])
@@ -214,7 +214,7 @@ def test_a_disk_that_is_really_full_leaves_the_old_file_and_no_rubbish(small_dis
     tiny = ONE.only(["lonely"])
     save_museum(tiny, path)
     wide = exhibit("<wide>", projections("starter", rows=2000), seed=1, ranks=(16,), architecture="starter")
-    for save in (overwrite, lambda path: append_exhibit(wide, path, base=ONE.base)):
+    for save in (overwrite, lambda path: append_exhibits([wide], path, base=ONE.base)):
         with pytest.raises(MuseumError, match=r"a\.safetensors: No space left on device .*Check the disk"):
             save(path)
         assert_same(tiny, load_museum(path))

@@ -22,7 +22,7 @@ from clora_core.low_rank import LowRank
 from clora_core.museum import Exhibit, Museum
 from clora_core.projections import Projection
 from clora_core.recipe import recipe_named
-from clora_core.storage import append_exhibit, load_museum, load_view, museum_file, read_header, save_museum
+from clora_core.storage import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 
 COUNT = 1000
 BASE = Fingerprint("sd15", "0123abcd" * 8)
@@ -191,7 +191,7 @@ def in_little_memory(path: str, grown: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (used + mapped + more, resource.RLIM_INFINITY))
 
     allow(SLACK_BYTES)
-    append_exhibit(replace(learned, token=replace(learned.token, word="<new>")), grown, base=BASE)
+    append_exhibits([replace(learned, token=replace(learned.token, word="<new>"))], grown, base=BASE)
     allow(SLACK_BYTES + DENSE_BYTES)
     assert len(load_view(path).tokens) == COUNT
     with pytest.raises(MuseumError):

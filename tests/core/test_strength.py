@@ -12,7 +12,7 @@ from clora_core.errors import MuseumError
 from clora_core.learn import learn, learning_key
 from clora_core.low_rank import LowRank
 from clora_core.museum import Museum
-from clora_core.storage import append_exhibit, load_museum, load_view, museum_file, read_header, save_museum
+from clora_core.storage import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 
 from .museums import assert_same, museum, taken_apart, with_inner
 from .small import C_LORA, museum_of, short, small_concept
@@ -141,7 +141,7 @@ def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(chang
     before = path.read_bytes()
 
     def append(path):
-        append_exhibit(one_more, path, base=museum().base)
+        append_exhibits([one_more], path, base=museum().base)
 
     for touch in (load_museum, load_view, append):
         with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' does not show '<ink>' .*strength -1\.7"):

@@ -11,7 +11,7 @@ from clora_core.errors import MuseumError
 from clora_core.low_rank import LowRank
 from clora_core.museum import Museum
 from clora_core.projections import Projection
-from clora_core.storage import append_exhibit, load_museum, save_museum
+from clora_core.storage import append_exhibits, load_museum, save_museum
 from clora_core.storage.files import backup_of
 
 from .museums import assert_same, exhibit, museum, projections
@@ -108,7 +108,7 @@ def test_names_of_any_alphabet_work(name, tmp_path):
     (tmp_path / "sub").mkdir()
     path = tmp_path / f"{name}.safetensors"
     save_museum(museum().only(["<ink>"]), path)
-    append_exhibit(museum().exhibits[2], path, base=museum().base)
+    append_exhibits([museum().exhibits[2]], path, base=museum().base)
     assert_same(museum().only(["<ink>", "<bär>"]), load_museum(path))
     assert load_museum(backup_of(path)).words == ("<ink>",)
     (tmp_path / "sub").rmdir()
