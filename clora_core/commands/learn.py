@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         check_word(word)
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
-    *companions, concept = concepts = [_concept(word, folder, arguments, base) for word, folder in wanted]
+    resolution = arguments.resolution or base.resolution_px
+    *companions, concept = concepts = [_concept(word, folder, arguments, resolution) for word, folder in wanted]
     told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
     say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
     museum = learn_keeping(base, museum, concept, recipe, state_path(arguments.museum, concept.word), say, companions)
@@ -104,8 +105,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
 
-def _concept(word: str, folder: Path, arguments: argparse.Namespace, base: Base) -> Concept:
-    pictures, captions = read_folder(folder, resolution_px=arguments.resolution or base.resolution_px)
+def _concept(word: str, folder: Path, arguments: argparse.Namespace, resolution: int) -> Concept:
+    pictures, captions = read_folder(folder, resolution_px=resolution)
     return Concept(
         word,
         pictures,
