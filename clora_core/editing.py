@@ -63,8 +63,12 @@ def with_thumbnail(museum: Museum, word: str, jpeg: bytes) -> Museum:
 
 def labelled(exhibit: Exhibit, concept: Concept) -> Exhibit:
     """What was just learned of the concept, with the date and a small copy of its first picture."""
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return replace(exhibit, facts={**exhibit.facts, "date": now}, thumbnail=thumbnail(concept.pictures[0]))
+    return replace(exhibit, facts={**exhibit.facts, "date": now()}, thumbnail=thumbnail(concept.pictures[0]))
+
+
+def now() -> str:
+    """The date among an exhibit's facts, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def without(museum: Museum, word: str) -> Museum:

@@ -29,8 +29,9 @@ class LearningRecipe(io.ComfyNode):
                     default=DEFAULT.method,
                     tooltip="How earlier concepts are protected. preservation, null-space: leave other prompts' keys "
                     "and values where they are. c-lora: keep off the weights that they moved, as published. "
-                    "museum-maker: for styles. word-gated: act at the word only; nothing else can change. orthogonal: "
-                    "read other directions than they do. The help page explains all of them.",
+                    "museum-maker: as published for styles. word-gated: act at the word only, or from it onwards; "
+                    "nothing else can change, and several styles are kept. orthogonal: read other directions than they "
+                    "do. The help page explains all of them.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",

@@ -47,11 +47,12 @@ def tables_of(results: Sequence[Run]) -> str:
 
 
 def table_of(results: Sequence[Run]) -> str:
-    """Per method the mean over its runs, ± half of a 95 % interval."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | runs |", "|---" * (len(COLUMNS) + 2) + "|"]
+    """Per method the mean over its runs, ± half of a 95 % interval; only what was measured in all of them."""
+    columns = {name: title for name, title in COLUMNS.items() if all(name in result for result in results)}
+    lines = ["| | " + " | ".join(columns.values()) + " | runs |", "|---" * (len(columns) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
-        cells = [_with_interval([result[name] for result in own]) for name in COLUMNS]
+        cells = [_with_interval([result[name] for result in own]) for name in columns]
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(own)} |")
     return "\n".join(lines)
 
@@ -78,9 +79,9 @@ def matrices_of(results: Sequence[Run]) -> Image.Image:
     picture = Image.new("RGB", (across * width, -(-len(names) // across) * height), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     small = ImageFont.load_default(9)
-    for place, ((_, method), matrix) in enumerate(zip(names, matrices, strict=True)):
+    for place, ((track, method), matrix) in enumerate(zip(names, matrices, strict=True)):
         left, top = place % across * width, place // across * height
-        pen.text((left, top + 2), method, fill="black", font=font)
+        pen.text((left, top + 2), f"{track}: {method}", fill="black", font=font)
         for row, values in enumerate(matrix):
             for column, value in enumerate(values):
                 if value is not None:

@@ -1,13 +1,13 @@
 """`import`: a LoRA or an embedding that was made elsewhere becomes an exhibit."""
 
 import argparse
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ..base import Base
+from ..editing import now
 from ..errors import MuseumError
 from ..museum import Museum
 from ..storage import (
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         template=arguments.template,
         facts={
             "imported": [file.name for file in (arguments.lora, arguments.embedding) if file],
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "date": now(),
         },
     )
     if header:

@@ -23,7 +23,8 @@ HELD_OUT = 10_000  # the seed of real pictures that nothing was learned from
 def marks(
     examiner: Examiner, subjects: Sequence[str], course: Course, before: tuple[float, Tensor], *, dressed: int
 ) -> dict[str, Any]:
-    """before: what plain prompts got of the untouched base, and their pictures. dressed: edited pictures of each."""
+    """before: what plain prompts got of the untouched base, and their pictures. dressed: edited pictures of each
+    identity; styles have none, and no marks for them."""
     first, last = [row[place] for place, row in enumerate(course.sights)], course.sights[-1]
     count = len(last[0].pictures)
 
@@ -49,8 +50,6 @@ def marks(
         "drop_per_step": drop_per_step(course.alignment),
         "confusion": _mean([_confused(sight, name, subjects) for sight, name in zip(last, subjects, strict=True)]),
         "traits": _mean([sight.attributes for sight in last]),
-        "text_alignment": _mean([found for found, _ in edited]),
-        "edited": _mean([still for _, still in edited]),
         "image_alignment": _mean(_each(_cosine, real, late)),
         "distance": _mean(at_end),
         "plasticity": _mean(when_learned),
@@ -63,7 +62,15 @@ def marks(
         "late_norm": course.norms[-1] / course.norms[0] if course.norms[0] else 0.0,
         "stored": _stored(course.museum) / len(subjects),
         "processor_seconds": course.processor_seconds / len(subjects),
+        **_of_edits(edited),
     }
+
+
+def _of_edits(edited: Sequence[tuple[float, float]]) -> dict[str, float]:
+    if not edited:
+        return {}
+    found, still = zip(*edited, strict=True)
+    return {"text_alignment": _mean(found), "edited": _mean(still)}
 
 
 def _seen(course: Course, subject: str) -> Museum:

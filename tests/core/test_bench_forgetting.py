@@ -39,6 +39,13 @@ def test_the_table_gives_means_and_their_intervals():
     assert lines[3].startswith("| other | 0.5 |") and lines[3].endswith("| 1 |")
 
 
+def test_what_a_track_does_not_measure_is_no_column():
+    results = [{"method": "one", **{name: 0.5 for name in COLUMNS if name != "edited"}}]
+    title, _, row = table_of(results).splitlines()
+    assert COLUMNS["edited"] not in title and COLUMNS["traits"] in title
+    assert title.count("|") == row.count("|")
+
+
 @pytest.mark.parametrize("method", sorted(RECIPES))
 def test_help_names_every_recipe(method: str, capsys):
     with pytest.raises(SystemExit):

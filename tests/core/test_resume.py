@@ -68,6 +68,17 @@ def test_resumed_in_fp16_goes_on_with_the_same_loss_scale(base: Base, first: Mus
     assert same_bits(learn(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
 
 
+def test_what_is_learned_together_is_resumed_together(base: Base, first: Museum):
+    """Also the words of companions, and whose turn it was."""
+    one, two = small_concept("<also>", seed=2), small_concept("<two>", seed=1)
+    states: list[LearningState] = []
+    whole = learn(base, first, two, PLAIN, companions=[one], report=lambda progress: states.append(progress.snapshot()))
+    for state in states:
+        assert same_bits(learn(base, first, two, PLAIN, companions=[one], resume=state), whole)
+    with pytest.raises(LearningError, match="another learning"):
+        learn(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
+
+
 def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Museum):
     kept: list[tuple[LearningState, dict[str, bytes]]] = []
 
