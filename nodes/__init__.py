@@ -6,6 +6,7 @@ that it costs nothing when ComfyUI starts.
 
 from comfy_api.latest import ComfyExtension, io
 
+from .companion import CompanionConcept
 from .concept_token import ConceptToken
 from .edit_museum import EditMuseum
 from .host.folders import register_museums
@@ -24,6 +25,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     EditMuseum,
     MuseumReport,
     LearningRecipe,
+    CompanionConcept,
     StarterModel,
     StarterPictures,
 )

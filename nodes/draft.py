@@ -1,5 +1,6 @@
-"""What travels from Concept Token to Train Step: a concept that still lacks its pictures."""
+"""What travels to a Train Step: a concept that still lacks its pictures, and one that has them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,3 +33,13 @@ class ConceptDraft:
         return Concept(
             self.word, pictures, self.kind, self.template, captions, self.vectors, self.start, self.token_seed
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Companion:
+    """A concept for a Train Step to learn at the same time as its own. images: (n, h, w, c) in 0..1, as the host has
+    them. captions: lines of a text, or one each."""
+
+    draft: ConceptDraft
+    images: Tensor
+    captions: str | Sequence[str] = ""

@@ -1,7 +1,7 @@
 """What was learned, kept on disk under the key of all that went into it: finished results and interrupted states.
 
-A file is a museum of the one new exhibit. What else came out of the learning, its losses and pictures, stands among
-the exhibit's facts as long as it is in here.
+A file is a museum of the new exhibits: one, or as many as were learned together. What else came out of the learning,
+its losses and pictures, stands among the last one's facts as long as it is in here.
 """
 
 import base64
@@ -35,13 +35,13 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came out of learning one concept.
+    """What came out of one learning.
 
-    losses: of every step. pictures: what the word shows, (n, 3, h, w) in [-1, 1], kept to 8 bits. diary: what the panel
-    showed at the end, plain JSON.
+    exhibits: one, or as many as were learned together, in order. losses: of every step. pictures: what the new words
+    show, (n, 3, h, w) in [-1, 1], kept to 8 bits. diary: what the panel showed at the end, plain JSON.
     """
 
-    exhibit: Exhibit
+    exhibits: tuple[Exhibit, ...]
     losses: tuple[float, ...]
     pictures: Tensor
     diary: Mapping[str, Any] = field(default_factory=dict)
@@ -61,8 +61,8 @@ class Store:
     def keep(self, key: str, base: Fingerprint, result: Result) -> None:
         """Keep what was learned; the state on the way there is no longer needed."""
         more = {LOSSES: list(result.losses), PICTURES: _encoded(result.pictures), DIARY: dict(result.diary)}
-        facts = {**result.exhibit.facts, **more}
-        museum = Museum(base, (dataclasses.replace(result.exhibit, facts=facts),))
+        *others, last = result.exhibits
+        museum = Museum(base, (*others, dataclasses.replace(last, facts={**last.facts, **more})))
         if self._write(self._result_path(key), lambda path: save_museum(museum, path, overwrite=True)):
             self._state_path(key).unlink(missing_ok=True)
 
@@ -117,15 +117,15 @@ class Store:
 
 
 def _read(path: Path) -> Result:
-    (exhibit,) = load_museum(path).exhibits
-    facts = dict(exhibit.facts)
     try:
+        *others, last = load_museum(path).exhibits
+        facts = dict(last.facts)
         losses = tuple(float(loss) for loss in facts.pop(LOSSES))  # type: ignore[attr-defined]
         pictures = _decoded(facts.pop(PICTURES))  # type: ignore[arg-type]
         diary: Any = facts.pop(DIARY, {})
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise MuseumError(f"{path.name}: its losses or pictures are missing ({error}).") from error
-    return Result(dataclasses.replace(exhibit, facts=facts), losses, pictures, diary)
+    return Result((*others, dataclasses.replace(last, facts=facts)), losses, pictures, diary)
 
 
 def _encoded(pictures: Tensor) -> list[str]:

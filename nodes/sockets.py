@@ -9,6 +9,7 @@ CATEGORY = "C-LoRA"
 SEED_MAX = 2**53 - 1  # the largest whole number that a browser holds exactly
 
 CONCEPT = io.Custom("CLORA_CONCEPT")
+COMPANIONS = io.Custom("CLORA_COMPANIONS")
 MUSEUM = io.Custom("CLORA_MUSEUM")
 RECIPE = io.Custom("CLORA_RECIPE")
 

@@ -1,4 +1,4 @@
-"""Teach one concept inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
+"""Teach inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from ..clora_core.pictures import to_picture
 from ..clora_core.recipe import Recipe
 from ..clora_core.sampling import Sampling, sample, usual_guidance
 from .diary import Diary
-from .draft import ConceptDraft
+from .draft import Companion
 from .host.base import VAE, HostBase
 from .host.differentiable import ordinary_tensors
 from .host.folders import results_folder
@@ -44,74 +44,73 @@ def train(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
-    images: Tensor,
-    draft: ConceptDraft,
+    asked: Sequence[Companion],
     recipe: Recipe,
     museum: Museum | None = None,
-    captions: str | Sequence[str] = "",
     preview_every: int = 0,
     workflow: str = "",
 ) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
     """What a Train Step returns: the model and the CLIP that show the new museum, the museum, its losses, pictures.
 
-    museum: what was taught so far; None is what the model shows, or nothing yet. workflow: ComfyUI's id of the one that
-    the node stands in, for its panel.
+    asked: the concept, after those that are learned together with it. museum: what was taught so far; None is what the
+    model shows, or nothing yet. workflow: ComfyUI's id of the one that the node stands in, for its panel.
     """
     with ordinary_tensors():
         so_far = museum or viewed(model)
         bare_model, bare_clip = base_beneath(model, clip, so_far)
         base = HostBase(bare_model, bare_clip, vae)
-        pictures = from_images(images, multiple=SIDE_PX, resolution_px=base.resolution_px)
-        base.latent_shape(*pictures.shape[-2:])
-        concept = draft.with_pictures(pictures, _lines(captions))
+        *companions, concept = concepts = [_with_pictures(each, base) for each in asked]
         so_far = so_far or Museum(base.fingerprint)
-        check_learnable(base, so_far, concept, recipe)
+        check_learnable(base, so_far, concept, recipe, companions)
         models = identity(bare_model, bare_clip, vae)
-        key = _digest(f"{learning_key(so_far, concept, recipe)} {models}")
+        key = _digest(f"{learning_key(so_far, concept, recipe, companions)} {models}")
         with _store(lasting=models is not None) as store:
-            diary = Diary(concept.word, recipe.steps, panel(workflow))
-            result = taught(base, so_far, concept, recipe, store, key, diary, preview_every)
+            diary = Diary(", ".join(each.word for each in concepts), recipe.steps, panel(workflow))
+            result = taught(base, so_far, concepts, recipe, store, key, diary, preview_every)
         if models is None:
             say(NOT_KEPT)
             diary.close("learned", diary.effect, NOT_KEPT)
-        new = so_far.with_exhibit(result.exhibit)
+        new = so_far
+        for exhibit in result.exhibits:
+            new = new.with_exhibit(exhibit)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
 def taught(
     base: HostBase,
     museum: Museum,
-    concept: Concept,
+    concepts: Sequence[Concept],
     recipe: Recipe,
     store: Store,
     key: str,
     diary: Diary,
     preview_every: int = 0,
 ) -> Result:
-    """What came out of learning the concept. What is in the store is taken from there, whole or to go on from.
+    """What came out of learning the concepts. What is in the store is taken from there, whole or to go on from.
 
     key: of everything that decides what is learned. preview_every: a picture every so many steps, 0 for none; nothing
     of what is learned depends on it.
     """
     if result := store.result(key):
         Bar(recipe.steps).at(recipe.steps)
-        say(f"{concept.word} was learned before, with the same pictures and numbers")
+        say(f"{diary.word} was learned before, with the same pictures and numbers")
         diary.keep(result.diary)
         return result
     try:
-        learned, losses = _learned(base, museum, concept, recipe, store, key, diary, preview_every)
+        learned, losses = _learned(base, museum, concepts, recipe, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibit = labelled(learned.exhibits[-1], concept)
-        height, width = concept.pictures.shape[-2:]
+        exhibits = tuple(labelled(learned.exhibit(each.word), each) for each in concepts)
+        height, width = concepts[-1].pictures.shape[-2:]
         count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
+        prompts = [each.prompt for each in reversed(concepts)] * max(1, count // len(concepts))
         with shown(base, learned.dense(), learned.gated):
-            pictures = _sampled(base, [concept.prompt] * count, learned.tokens, height, width)
+            pictures = _sampled(base, prompts, learned.tokens, height, width)
         diary.paste(pictures[0])
-        diary.close("learned", effect(base, museum, exhibit, concept, recipe))
+        diary.close("learned", effect(base, museum, exhibits[-1], concepts[-1], recipe))
     except BaseException as error:
         diary.close("stopped", note=str(error))
         raise
-    result = Result(exhibit, losses, in_8_bits(pictures), diary.read())
+    result = Result(exhibits, losses, in_8_bits(pictures), diary.read())
     store.keep(key, museum.base, result)
     return result
 
@@ -129,7 +128,7 @@ def _store(*, lasting: bool) -> Iterator[Store]:
 def _learned(
     base: HostBase,
     museum: Museum,
-    concept: Concept,
+    concepts: Sequence[Concept],
     recipe: Recipe,
     store: Store,
     key: str,
@@ -137,12 +136,14 @@ def _learned(
     preview_every: int,
 ) -> tuple[Museum, tuple[float, ...]]:
     """The museum after learning, and the loss of every step. However it is stopped, its state is kept."""
+    *companions, concept = concepts
     bar = Bar(recipe.steps)
     resume = store.state(key)
     losses = list(resume.losses) if resume else []
     height, width = concept.pictures.shape[-2:]
     last: Progress | None = None
-    begin = f"teaching {concept.word} with {len(concept.pictures)} pictures · {said(base, recipe, height, width)}"
+    count = sum(len(each.pictures) for each in concepts)
+    begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
     log.info("C-LoRA: %s", begin)
     say(begin if resume is None else f"going on from step {resume.step} · {begin}")
     diary.begin(len(losses), begin)
@@ -164,7 +165,8 @@ def _learned(
         bar.at(progress.step, picture)
 
     try:
-        return learn(base, museum, concept, recipe, report=report, resume=resume), tuple(losses)
+        learned = learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
+        return learned, tuple(losses)
     except BaseException:
         if last:
             store.keep_state(key, last.snapshot())
@@ -188,6 +190,13 @@ def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptTok
     sampling = Sampling(guidance=usual_guidance(base))
     shape = base.latent_shape(height, width)
     return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
+
+
+def _with_pictures(asked: Companion, base: HostBase) -> Concept:
+    """The concept as the engine learns it. Raises for pictures that the model cannot take."""
+    pictures = from_images(asked.images, multiple=SIDE_PX, resolution_px=base.resolution_px)
+    base.latent_shape(*pictures.shape[-2:])
+    return asked.draft.with_pictures(pictures, _lines(asked.captions))
 
 
 def _lines(captions: str | Sequence[str]) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.recipe import RECIPES, USUAL, guarding
+from ..clora_core.recipe import RECIPES, USUAL, guarding, shared_by
+from .draft import Companion
 from .host.progress import workflow_id
-from .sockets import CONCEPT, MUSEUM, RECIPE, SEED_MAX, described
+from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, described
 
 DEFAULT = RECIPES[USUAL]
 
@@ -101,6 +102,11 @@ class TrainStep(io.ComfyNode):
                     tooltip="Empty: the concept's template. Otherwise one line per picture, in their order, with "
                     "{word} where the new word belongs.",
                 ),
+                COMPANIONS.Input(
+                    "companions",
+                    optional=True,
+                    tooltip="Concepts to learn at the same time, from a C-LoRA Companion. Steps and rank are of each.",
+                ),
             ],
             outputs=[
                 io.Model.Output("taught_model", display_name="model", tooltip="The model, showing the new museum."),
@@ -126,6 +132,7 @@ class TrainStep(io.ComfyNode):
         museum=None,
         recipe=None,
         captions: str | Sequence[str] = "",
+        companions: Sequence[Companion] = (),
         **numbers: float,
     ) -> io.NodeOutput:
         from .teaching import train
@@ -133,7 +140,8 @@ class TrainStep(io.ComfyNode):
         recipe = guarding(recipe or DEFAULT, forgetting_weight)
         if recipe.rank == 0:  # a recipe of words alone stays one
             numbers["rank"] = 0
-        recipe = dataclasses.replace(recipe, **numbers, seed=training_seed)
+        recipe = shared_by(dataclasses.replace(recipe, **numbers, seed=training_seed), 1 + len(companions))
+        taught = [*companions, Companion(concept, images, captions)]
         workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
-        learned = train(model, clip, vae, images, concept, recipe, museum, captions, preview_every, workflow)
+        learned = train(model, clip, vae, taught, recipe, museum, preview_every, workflow)
         return io.NodeOutput(*learned)

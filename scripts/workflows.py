@@ -137,7 +137,7 @@ def styles(definitions: Mapping[str, Any]) -> Graph:
     graph.group("Save it")
     graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name="styles", overwrite=True)
     prompts = "a picture of a cat in the style of <duotone>", "a picture of a house in the style of <blueprint>"
-    use(graph, shown, base["vae"], prompts)
+    use(graph, shown, base["vae"], prompts, cfg=3.0)  # at the characters' 5 the colors of styles burn out
     return graph
 
 

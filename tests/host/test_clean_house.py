@@ -14,7 +14,7 @@ import pytest
 import torch
 from clora_pack.clora_core.learn import Progress, learn
 from clora_pack.clora_core.museum import Museum
-from clora_pack.nodes.draft import ConceptDraft
+from clora_pack.nodes.draft import Companion, ConceptDraft
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum
@@ -242,7 +242,7 @@ def test_a_model_that_was_loaded_in_part_is_loaded_completely():
 def train_step(models: Models) -> tuple[list[float], Museum]:
     """A Train Step of four steps that shows a preview every two: its losses, and the museum."""
     images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    _, _, museum, loss, _ = train(*models, images, ConceptDraft("<one>"), recipe(), preview_every=2)
+    _, _, museum, loss, _ = train(*models, [Companion(ConceptDraft("<one>"), images)], recipe(), preview_every=2)
     return loss["loss"], museum
 
 

@@ -147,3 +147,17 @@ def test_a_word_that_is_taken_is_refused_in_a_sentence(server: Server):
     assert not run.succeeded
     assert run.error.startswith("The word '<ada>' already names exhibit 1 of this museum. Choose another word")
     assert not (server.folder / "models/loras/museums/never.museum.safetensors").exists()
+
+
+def test_two_concepts_are_learned_at_once_saved_and_loaded_by_name(server: Server):
+    prompt = saved_chain(1, "together")
+    prompt["concept2"] = concept("<bo>")
+    prompt["pictures2"] = node("CLoRA_StarterPictures", subject="bo", count=6, picture_seed=0)
+    prompt["with"] = node("CLoRA_Companion", concept=["concept2", 0], images=["pictures2", 0], captions="")
+    prompt["train1"]["inputs"]["companions"] = ["with", 0]
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    assert "now holds: <bo>, <ada>" in run.history["outputs"]["save"]["text"][0]
+    again = server.run(loaded("together"))
+    assert again.succeeded, again.error
+    assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import folder_paths
 import pytest
 import torch
 from clora_pack import comfy_entrypoint
-from clora_pack.clora_core.concept import ConceptToken
+from clora_pack.clora_core.concept import Concept, ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError, MuseumError
+from clora_pack.clora_core.learn import learn
 from clora_pack.clora_core.museum import Museum
+from clora_pack.clora_core.recipe import RECIPES, USUAL, shared_by
 from clora_pack.nodes.host import folders, memory
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
+from clora_pack.nodes.pictures import from_images
 
 from .models import FAMILIES, Models, ordinary, random_museum, recipe, small_models
 
@@ -57,6 +61,11 @@ def train(nodes: dict[str, Any], models: Models, word: str = "<one>", **changes:
     given = {"images": images(), "concept": concept(nodes, word), **FEW}
     model, clip, vae = models
     return nodes["CLoRA_TrainStep"].execute(**{"model": model, "clip": clip, "vae": vae} | given | changes).args
+
+
+def companion(nodes: dict[str, Any], word: str, *before: Any, **changes: Any) -> Any:
+    given = {"concept": concept(nodes, word), "images": images(3, 128)}
+    return nodes["CLoRA_Companion"].execute(**given | changes, companions=before).args[0]
 
 
 def result_files() -> list[str]:
@@ -320,3 +329,44 @@ def test_a_new_museum_begins_where_there_is_none(nodes: dict[str, Any], starter:
         empty = Museum(HostBase(*starter).fingerprint)
     given, absent = train(nodes, starter, museum=empty), train(nodes, starter)
     assert same_museum(given[2], absent[2]) and len(result_files()) == 1
+
+
+def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict[str, Any], starter: Models):
+    companions = companion(nodes, "<three>", *companion(nodes, "<two>"))
+    model, clip, museum, loss, preview = train(nodes, starter, companions=companions)
+    assert museum.words == ("<two>", "<three>", "<one>") and preview.shape == (3, 64, 64, 3)
+    recipe = shared_by(replace(RECIPES[USUAL], steps=4, learning_rate=1e-2, rank=2, batch_size=2), 3)
+    with ordinary():
+        base = HostBase(*starter)
+        asked = [("<two>", images(3, 128)), ("<three>", images(3, 128)), ("<one>", images())]
+        *others, one = [Concept(word, from_images(pictures, multiple=64, resolution_px=64)) for word, pictures in asked]
+        expected = learn(base, Museum(base.fingerprint), one, recipe, companions=others)
+    assert same_museum(museum, expected) and len(loss["loss"]) == 12
+    assert museum.exhibits[2].rank == 6 and not museum.exhibits[0].deltas
+    assert all(exhibit.thumbnail and exhibit.facts["date"] for exhibit in museum.exhibits)
+    assert {len(rows) for rows in clip.tokenize("a photo of <one>, <two> and <three>").values()} == {1}
+    assert model is not None
+
+
+def test_companions_come_from_the_disk_and_are_part_of_what_was_learned(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
+):
+    first = train(nodes, starter, companions=companion(nodes, "<two>"))
+    with monkeypatch.context() as patch:
+        patch.setattr(HostBase, "predict", None)  # nothing may be computed
+        again = train(nodes, starter, companions=companion(nodes, "<two>"))
+    assert same_museum(again[2], first[2]) and again[3] == first[3] and torch.equal(again[4], first[4])
+    assert [e.facts for e in again[2].exhibits] == [e.facts for e in first[2].exhibits]
+    train(nodes, starter, companions=companion(nodes, "<two>", images=images(4, 128)))
+    train(nodes, starter)
+    assert result_files() == ["result"] * 3
+
+
+def test_companions_that_cannot_be_learned_together_are_refused(nodes: dict[str, Any], starter: Models):
+    with pytest.raises(ConceptError, match="Give each its own word"):
+        train(nodes, starter, companions=companion(nodes, "<one>"))
+    with pytest.raises(LearningError, match="cannot act at the word of one"):
+        train(nodes, starter, companions=companion(nodes, "<two>"), recipe=RECIPES["word-gated"])
+    with pytest.raises(ConceptError, match="3 pictures but 1 captions"):
+        train(nodes, starter, companions=companion(nodes, "<two>", captions="a {word}"))
+    assert result_files() == []

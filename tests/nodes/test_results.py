@@ -27,7 +27,7 @@ def made(seed: int = 0) -> Result:
     facts = {"pictures": 3, "date": "2026-01-02T03:04:05+00:00"}
     exhibit = Exhibit(token, {PROJECTION: delta}, Recipe(), "object", "a photo of <cat>", facts, b"\xff\xd8jpeg")
     pictures = in_8_bits(torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1)
-    return Result(exhibit, (0.5, 0.25, 0.125), pictures)
+    return Result((exhibit,), (0.5, 0.25, 0.125), pictures)
 
 
 def state(step: int = 1) -> LearningState:
@@ -50,10 +50,10 @@ def test_a_result_comes_back_as_it_was(store: Store):
     assert found is not None and store.result(B) is None
     assert found.losses == result.losses
     assert torch.equal(found.pictures, result.pictures)
-    assert found.exhibit.facts == result.exhibit.facts and found.exhibit.thumbnail == b"\xff\xd8jpeg"
-    assert found.exhibit.recipe == result.exhibit.recipe and found.exhibit.word == "<cat>"
-    assert torch.equal(found.exhibit.deltas[PROJECTION].up, result.exhibit.deltas[PROJECTION].up)
-    assert torch.equal(found.exhibit.token.vectors["clip_l"], result.exhibit.token.vectors["clip_l"])
+    assert found.exhibits[0].facts == result.exhibits[0].facts and found.exhibits[0].thumbnail == b"\xff\xd8jpeg"
+    assert found.exhibits[0].recipe == result.exhibits[0].recipe and found.exhibits[0].word == "<cat>"
+    assert torch.equal(found.exhibits[0].deltas[PROJECTION].up, result.exhibits[0].deltas[PROJECTION].up)
+    assert torch.equal(found.exhibits[0].token.vectors["clip_l"], result.exhibits[0].token.vectors["clip_l"])
 
 
 def test_a_state_comes_back_and_goes_when_the_learning_is_done(store: Store):
@@ -99,7 +99,7 @@ def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, capl
     from clora_bare.clora_core.storage import save_museum
 
     store.folder.mkdir()
-    save_museum(Museum(BASE, (made().exhibit,)), store.folder / f"{A}.result.safetensors")
+    save_museum(Museum(BASE, made().exhibits), store.folder / f"{A}.result.safetensors")
     assert store.result(A) is None and "losses or pictures are missing" in caplog.text
 
 

@@ -12,13 +12,14 @@ SCHEMAS = schemas()
 INPUTS = {  # for ever: saved workflows name them
     "CLoRA_ConceptToken": "word kind template vectors start token_seed",
     "CLoRA_TrainStep": "model clip vae images concept steps learning_rate rank batch_size forgetting_weight "
-    "training_seed preview_every museum recipe captions",
+    "training_seed preview_every museum recipe captions companions",
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
     "CLoRA_SaveMuseum": "museum name overwrite",
     "CLoRA_EditMuseum": "museum edits other images",
     "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing",
+    "CLoRA_Companion": "concept images captions companions",
     "CLoRA_StarterModel": "",
     "CLoRA_StarterPictures": "subject count picture_seed",
 }
@@ -30,6 +31,7 @@ OUTPUTS = {
     "CLoRA_EditMuseum": "museum",
     "CLoRA_MuseumReport": "exhibits overlap moved",
     "CLoRA_Recipe": "recipe",
+    "CLoRA_Companion": "companions",
     "CLoRA_StarterModel": "model clip vae",
     "CLoRA_StarterPictures": "images",
 }
