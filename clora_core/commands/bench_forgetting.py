@@ -20,7 +20,7 @@ from ..museum import Museum
 from ..recipe import RECIPES, Recipe, guarding
 from ..sheets import contact_sheet
 from ..starter.course import Course, starter_recipe, take_course
-from ..starter.exam import Examiner, drawn, plain_prompts
+from ..starter.exam import Examiner, Wording, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.marks import marks
 from ..starter.subjects import IDENTITIES, STYLES
@@ -34,8 +34,10 @@ QUICK: Mapping[str, Any] = {
     **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
 }
 JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
+WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
 METHOD = re.compile(
-    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?P<noun>\+noun)?(?:-without-(?P<term>[a-z_]+))?"
+    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
+    r"(?:-without-(?P<term>[a-z_]+))?"
 )
 
 
@@ -47,7 +49,8 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
         "on a CPU; it can be stopped and goes on where it was.",
         epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), sequential@0.006 "
-        "(that learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
+        "(that learning rate), c-lora+noun (words start from a noun that stays in the prompt), c-lora+first (a style's "
+        "word stands before what is on the picture), "
         "museum-maker-without-style_distillation; joint learns all at once. Recipes: " + ", ".join(RECIPES),
     )
     parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if arguments.quick:
         vars(arguments).update(QUICK)
     for method in arguments.methods:
-        varied(method, seed=0)  # so that a wrong name is said before anything has run
+        check_method(method, arguments.subjects)  # before anything has run
     runs: Path = arguments.out / "forgetting"
     runs.mkdir(parents=True, exist_ok=True)
     base = open_base("starter")
@@ -82,7 +85,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     names = TRACKS[arguments.subjects][: arguments.concepts]
     before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
     for method, order, seed in _planned(arguments):
-        recipe, noun = varied(method, seed=seed, steps=arguments.steps)
+        recipe, wording = varied(method, seed=seed, steps=arguments.steps)
         told = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
         path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{told}-order{order}-seed{seed}.json"
         if not path.exists():
@@ -95,7 +98,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 looks=arguments.looks,
                 looks_between=arguments.looks_between,
                 plain=arguments.plain,
-                noun=noun,
+                wording=wording,
                 together=method == JOINT,
             )
             result = marks(examiner, subjects, course, before, dressed=arguments.dressed)
@@ -113,10 +116,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png, and each run's in {runs}")
 
 
-def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, bool]:
-    """The recipe that a method's name stands for on the starter model, and whether words start from a noun."""
+def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
+    """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
     if method == JOINT:
-        return starter_recipe("sequential", seed=seed, **({"steps": steps} if steps else {})), False
+        return starter_recipe("sequential", seed=seed, **({"steps": steps} if steps else {})), "usual"
     match = METHOD.fullmatch(method)
     name = match["name"] if match else method
     if match is None or name not in RECIPES:
@@ -132,7 +135,14 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
             known = ", ".join(r.name for r in recipe.regularizers)
             raise RecipeError(f"The recipe '{name}' has no term '{match['term']}'. It has: {known or 'none'}.")
         recipe = dataclasses.replace(recipe, regularizers=left)
-    return recipe, bool(match["noun"])
+    return recipe, match["wording"] or "usual"
+
+
+def check_method(method: str, track: str) -> None:
+    """Raise RecipeError for a name that stands for nothing, or for a wording that these subjects do not have."""
+    _, wording = varied(method, seed=0)
+    if wording != "usual" and WORDED[wording] != track:
+        raise RecipeError(f"'{method}': +{wording} is a wording of {WORDED[wording]}; the subjects are {track}.")
 
 
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:

@@ -13,7 +13,7 @@ from ..measure import size
 from ..museum import Museum
 from ..recipe import Recipe, recipe_named, shared_by
 from ..regularizers import ContextPreservation, Regularizer, SelfRegularization
-from .exam import Examiner, Sight, concept_of, plain_prompts
+from .exam import Examiner, Sight, Wording, concept_of, plain_prompts
 
 PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
 
@@ -84,16 +84,16 @@ def take_course(
     looks: int = LOOKS,
     looks_between: int = LOOKS,
     plain: int = PLAIN,
-    noun: bool = False,
+    wording: Wording = "usual",
     together: bool = False,
 ) -> Course:
     """Learn every subject in turn; after each, look at all that were learned so far.
 
     looks: how many pictures, when a subject was just learned and at the end; looks_between: otherwise. plain: how many
-    prompts without a new word are asked at the end. noun: see `concept_of`. The recipe "separate" is the oracle that is
-    told which subject it is asked for: each is looked at with its own exhibit alone, and the last one's is what plain
-    prompts meet. together: all subjects are learned at once, with as many ranks and steps as they would have had one
-    by one, which is what learning in turn is measured by; every row of the matrices is then the same.
+    prompts without a new word are asked at the end. wording: see `concept_of`. The recipe "separate" is the oracle that
+    is told which subject it is asked for: each is looked at with its own exhibit alone, and the last one's is what
+    plain prompts meet. together: all subjects are learned at once, with as many ranks and steps as they would have had
+    one by one, which is what learning in turn is measured by; every row of the matrices is then the same.
     """
     base = examiner.base
     museum = Museum(base.fingerprint)
@@ -105,7 +105,7 @@ def take_course(
 
     def taught(after: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
         nonlocal seconds, processor_seconds
-        *companions, last = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, noun=noun) for n in names]
+        *companions, last = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, wording=wording) for n in names]
         begun, worked = time.monotonic(), time.process_time()
         with watched(f"learning {', '.join(f'<{name}>' for name in names)}", recipe.steps) as report:
             after = learn(base, after, last, recipe, companions=companions, report=report)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -32,6 +33,7 @@ from .world import (
 
 LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)
 STYLE_GUIDANCE = 3.0  # at the 5 that shows characters well, the colors of learned styles burn out
+Wording = Literal["usual", "noun", "first"]
 HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 
 
@@ -50,21 +52,28 @@ class Sight:
     pictures: Tensor
 
 
-def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, noun: bool = False) -> Concept:
+def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, wording: Wording = "usual") -> Concept:
     """A built-in subject as something to learn, its word in angle brackets.
 
-    An identity is "a photo of <word>" in every picture; of a style's pictures the captions say what is on them. noun:
-    an identity's word starts from the word for its kind, which also stands behind it ("a photo of <ada> person").
+    An identity is "a photo of <word>" in every picture; of a style's pictures the captions say what is on them. With
+    "noun" an identity's word starts from the word for its kind, which also stands behind it ("a photo of <ada>
+    person"); with "first" a style's word stands before what is on the picture ("in <neon> style a photo of …").
     """
     word, shown = f"<{subject}>", drawn(subject, count, seed=seed)
     if subject in EVERYBODY:
-        kind = EVERYBODY[subject]["kind"] if noun else ""
+        kind = EVERYBODY[subject]["kind"] if wording == "noun" else ""
         template = f"a photo of {{word}} {kind}".strip()
         return Concept(word, shown, template=template, vectors=vectors, start=kind, token_seed=seed)
     rng = random.Random(f"captions {subject} {seed}")
     contents = imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
-    captions = tuple(caption(replace(content, style="{word}"), rng) for content in contents)
-    return Concept(word, shown, "style", "a photo in {word} style", captions, vectors, token_seed=seed)
+    template = "in {word} style a photo" if wording == "first" else "a photo in {word} style"
+    captions = tuple(said_in(template, caption(replace(content, style="plain"), rng)) for content in contents)
+    return Concept(word, shown, "style", template, captions, vectors, token_seed=seed)
+
+
+def said_in(prompt: str, content: str) -> str:
+    """A style's prompt with something on the picture: "a cat in <neon> style"."""
+    return prompt.replace("a photo", content, 1)
 
 
 def drawn(subject: str, count: int, *, seed: int) -> Tensor:
@@ -92,7 +101,7 @@ class Examiner:
         return StyleJudge.fitted(self.judge, (*NAMES, *SPARE_STYLES))
 
     def look(self, museum: Museum, subject: str, *, count: int, seed: int = 0) -> Sight:
-        """Sample the subject's word under the whole museum: as it was learned, or many contents "in <word> style"."""
+        """Sample the subject's word under the whole museum: as it was learned, a style's with many contents."""
         if subject in EVERYBODY:
             return self._identity(museum, subject, count, seed)
         return self._style(museum, subject, count, seed)
@@ -133,7 +142,7 @@ class Examiner:
 
     def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
         asked = plain_requests(count, seed=seed + 1)
-        prompts = [f"{prompt} in <{subject}> style" for prompt, _ in asked]
+        prompts = [said_in(museum.exhibit(f"<{subject}>").prompt, prompt) for prompt, _ in asked]
         sampled = self._sampled(museum, prompts, Sampling(seed=seed, guidance=STYLE_GUIDANCE))
         real = _floats([draw(Picture(content, subject, seed=number)) for number, (_, content) in enumerate(asked)])
         expected = [said(content) for _, content in asked]

@@ -8,12 +8,13 @@ import torch
 
 from clora_core.base_diffusers import DiffusersBase, open_base
 from clora_core.cli import main
-from clora_core.commands.bench_forgetting import varied
+from clora_core.commands.bench_forgetting import check_method, varied
 from clora_core.commands.forgetting_table import HYPOTHESES, compared_with, table_of, tables_of
+from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
 from clora_core.measure import kernel_distance
-from clora_core.museum import Museum
+from clora_core.museum import Exhibit, Museum
 from clora_core.starter.course import starter_recipe
 from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
@@ -73,7 +74,34 @@ def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
     assert all(caption.endswith(" in {word} style") for caption in concept.captions)
     assert concept.prompt == "a photo in <neon> style"
     assert torch.equal(concept.pictures, drawn("neon", 6, seed=0))
-    assert concept_of("ada", 2, seed=0, noun=True).prompt == "a photo of <ada> person"
+    assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
+
+
+def test_a_styles_word_may_stand_before_what_is_on_the_pictures():
+    usual, first = concept_of("neon", 6, seed=0), concept_of("neon", 6, seed=0, wording="first")
+    end = " in {word} style"
+    assert first.captions == tuple(f"{end.strip()} {caption.removesuffix(end)}" for caption in usual.captions)
+    assert first.prompt == "in <neon> style a photo" and torch.equal(first.pictures, usual.pictures)
+
+
+def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    seen = drawn("neon", 2, seed=0)
+    monkeypatch.setattr(Examiner, "_sampled", lambda self, museum, prompts, *more: asked.extend(prompts) or seen)
+    for wording in ("usual", "first"):
+        concept = concept_of("neon", 2, seed=0, wording=wording)
+        exhibit = Exhibit(
+            ConceptToken("<neon>", {"clip_l": torch.zeros(1, 1, 128)}),
+            {},
+            starter_recipe("c-lora"),
+            concept.kind,
+            concept.prompt,
+        )
+        examiner.look(Museum(examiner.base.fingerprint, (exhibit,)), "neon", count=2)
+    assert [prompt.replace(" in <neon> style", "") for prompt in asked[:2]] == [
+        prompt.replace("in <neon> style ", "") for prompt in asked[2:]
+    ]
+    assert all(prompt.startswith("in <neon> style a photo of ") for prompt in asked[2:])
 
 
 @pytest.mark.slow
@@ -95,11 +123,15 @@ def test_a_benchmark_of_styles_measures_everything(tmp_path):
 
 
 def test_changes_of_a_recipe_by_name():
-    stronger, noun = varied("c-lora*10", seed=3)
+    stronger, wording = varied("c-lora*10", seed=3)
     assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
-    assert stronger.seed == 3 and not noun
-    assert varied("c-lora+noun", seed=0)[1]
+    assert stronger.seed == 3 and wording == "usual"
+    assert varied("c-lora+noun", seed=0)[1] == "noun"
     assert varied("sequential@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("sequential").learning_rate
+    assert varied("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
+    for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
+        with pytest.raises(RecipeError, match="is a wording of"):
+            check_method(method, track)
     less, _ = varied("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
     for wrong in ("c-lora-without-distillation", "d-lora", "c-lora*", "c-lora*x", "c-lora@", "c-lora@0"):
