@@ -1,0 +1,94 @@
+"""Does a learned delta answer to its word, or to any word that stands where it stood?
+
+    python -m benchmarks.style_words
+
+Learns one built-in style or character at a time with `preservation`, styles with their word behind what is on the
+picture ("a cat in <neon> style") and before it ("in <neon> style a cat"), and measures how far the delta moves keys and
+values of prompts that were not learned from, as a share of their own size:
+
+    E‖Δ s‖² / E‖W s‖², mean over all projections and places        s: text states
+
+for its own word, for a random word that was never learned in its place, and for prompts without any such word. Where
+the second is as large as the first, the next style has to undo the first one at the text states that it speaks with.
+Writes `benchmarks/results/style_words.json`.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from clora_core.base import Base
+from clora_core.base_diffusers import open_base
+from clora_core.commands.measuring import machine
+from clora_core.commands.progress import watched_bar
+from clora_core.concept import ConceptToken
+from clora_core.learn import learn
+from clora_core.museum import Exhibit, Museum
+from clora_core.regularizers.context_preservation import moved
+from clora_core.start import start_vectors
+from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
+from clora_core.starter.exam import Wording, concept_of, plain_requests, said_in
+from clora_core.text_states import moment_of, text_states
+
+RESULT = Path(__file__).parent / "results/style_words.json"
+CASES: tuple[tuple[str, Wording], ...] = (
+    ("mosaic", "usual"),
+    ("mosaic", "first"),
+    ("sketch", "usual"),
+    ("sketch", "first"),
+    ("ada", "usual"),
+    ("bo", "usual"),
+)
+PROMPTS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (0)")
+    parser.add_argument("--steps", type=int, default=600, help="updates (600)")
+    arguments = parser.parse_args()
+    base = open_base("starter")
+    found = []
+    for subject, wording in CASES:
+        runs = [shares(base, subject, wording, seed, arguments.steps) for seed in arguments.seeds]
+        means = {who: statistics.fmean(run[who] for run in runs) for who in runs[0]}
+        found.append({"subject": subject, "wording": wording, "runs": runs, "means": means})
+        print(f"{subject:8} {wording:6}" + "".join(f"   {who} {share:.4f}" for who, share in means.items()))
+    report = {"machine": machine(base.device), **vars(arguments), "prompts": PROMPTS, "shares": found}
+    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) -> dict[str, float]:
+    """Whose prompts → the share of their keys and values that the learned delta moves."""
+    concept = concept_of(subject, PICTURES, seed=seed, vectors=VECTORS, wording=wording)
+    with watched_bar(f"learning {concept.word}", steps) as report:
+        recipe = starter_recipe("preservation", seed=seed, steps=steps)
+        museum = learn(base, Museum(base.fingerprint), concept, recipe, report=report)
+    (exhibit,) = museum.exhibits
+    contents = [prompt for prompt, _ in plain_requests(PROMPTS, seed=1)]
+    own = [said_in(exhibit.prompt, content) for content in contents] if concept.kind == "style" else [exhibit.prompt]
+    stranger = start_vectors(base, replace(concept, token_seed=seed + 1000))
+    return {
+        "its own word": share(base, exhibit, own, [exhibit.token]),
+        "a random word in its place": share(base, exhibit, own, [ConceptToken(exhibit.word, stranger)]),
+        "no such word": share(base, exhibit, contents, []),
+    }
+
+
+@torch.no_grad()
+def share(base: Base, exhibit: Exhibit, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> float:
+    states = text_states(base, prompts, tokens)
+    moment = moment_of([states])
+    return statistics.fmean(
+        float(moved(delta.up, delta.down, moment) / base.modules[place](states[None])[0].square().sum(1).mean())
+        for place, delta in exhibit.deltas.items()
+    )
+
+
+if __name__ == "__main__":
+    main()
