@@ -10,7 +10,9 @@ from torch import Tensor
 from .errors import ConceptError
 
 Kind = Literal["object", "style"]
-TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a picture in the style of {word}"}
+# A style's word stands before what is on the picture: text encoders read forward, so all that follows can tell it from
+# another style's (benchmarks/style_words.py).
+TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} style picture"}
 
 # Characters that prompts use for something else: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")

@@ -69,7 +69,7 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     )
     graph.group("The model, the recipe")
     base = graph.add("CLoRA_StarterModel", (270, 80))
-    recipe = starter_numbers(graph, USUAL)
+    recipe = starter_numbers(graph)
     shown, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
@@ -107,7 +107,7 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     )
     graph.group("The model, and the museum so far")
     base, shown = loaded(graph)
-    recipe = starter_numbers(graph, USUAL)
+    recipe = starter_numbers(graph)
     graph.group("Teach <eve>")
     shown = taught(graph, shown, base["vae"], "eve", recipe, shown["museum"])
     graph.group("Save it under another name")
@@ -120,23 +120,23 @@ def styles(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("styles", definitions)
     graph.note(
         "# Styles\n\nA concept may be a **style**: set *kind* of the Concept Token to *style*, and its pictures are "
-        "told as “a picture in the style of <word>”.\n\n"
-        f"The *C-LoRA Recipe* names the method; here it is *{STYLE_RECIPE}*, which keeps several styles apart. Any "
-        "method works with any kind: try another, press Run, and compare.\n\nThe style's word stands in prompts like "
-        "any other.",
+        "told as “a <word> style picture”.\n\n**Write a style's word first**, before what is on the picture: “a "
+        "<word> style picture of a cat”. Text encoders read forward, so all that follows knows the word, and several "
+        "styles are kept apart.\n\nWith the word at the end take the method *word-gated-onwards* in the *C-LoRA "
+        "Recipe*. Any method works with any kind: try another, press Run, and compare.",
         size=(420, 320),
     )
     graph.group("The model, the recipe")
     base = graph.add("CLoRA_StarterModel", (270, 80))
-    recipe = starter_numbers(graph, STYLE_RECIPE)
+    recipe = starter_numbers(graph)
     shown, museum = base, None
     for number, subject in enumerate(("duotone", "blueprint"), 1):
         graph.group(f"{number} · Teach the style <{subject}>")
-        shown = taught(graph, shown, base["vae"], subject, recipe, museum, method=STYLE_RECIPE, kind="style")
+        shown = taught(graph, shown, base["vae"], subject, recipe, museum, kind="style")
         museum = shown["museum"]
     graph.group("Save it")
     graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name="styles", overwrite=True)
-    prompts = "a picture of a cat in the style of <duotone>", "a picture of a house in the style of <blueprint>"
+    prompts = "a <duotone> style picture of a cat", "a <blueprint> style picture of a house"
     use(graph, shown, base["vae"], prompts, cfg=3.0)  # at the characters' 5 the colors of styles burn out
     return graph
 
@@ -261,7 +261,6 @@ def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
 
 STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, report, styles)
 OWN = (own_pictures_sd15, own_pictures_sdxl)
-STYLE_RECIPE = "word-gated-onwards"  # which kept several styles where all others lost them
 PROMPTS = ("a photo of <ada> at the beach", "a photo of <bo> wearing a crown", "a photo of <cleo> in the snow")
 
 
@@ -273,11 +272,11 @@ def loaded(graph: Graph) -> tuple[Node, Node]:
     return base, shown
 
 
-def starter_numbers(graph: Graph, method: str) -> Out:
+def starter_numbers(graph: Graph) -> Out:
     """A Recipe node that learns well on the starter model."""
-    recipe = starter_recipe(method)
+    recipe = starter_recipe(USUAL)
     numbers = {"token_learning_rate": recipe.token_learning_rate, "schedule": recipe.schedule}
-    return graph.add("CLoRA_Recipe", (300, 330), method=method, **numbers)["recipe"]
+    return graph.add("CLoRA_Recipe", (300, 330), method=USUAL, **numbers)["recipe"]
 
 
 def taught(
@@ -288,11 +287,10 @@ def taught(
     recipe: Out,
     museum: Out | None,
     *,
-    method: str = USUAL,
     kind: str = "object",
 ) -> Node:
     """A Train Step that teaches a built-in subject, with the starter model's numbers."""
-    numbers, usual = starter_recipe(method), RECIPES[method]
+    numbers, usual = starter_recipe(USUAL), RECIPES[USUAL]
     pairs = zip(numbers.regularizers, usual.regularizers, strict=True)
     strengths = [tuned.weight / own.weight for tuned, own in pairs]
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)

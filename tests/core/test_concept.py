@@ -91,7 +91,7 @@ def test_characters_of_a_word_never_act_as_a_pattern(word: str):
 
 def test_without_captions_every_picture_is_told_by_the_template():
     assert Concept("<a>", PICTURES).prompts() == ["a photo of <a>"] * 3
-    assert Concept("<a>", PICTURES, "style").prompts() == ["a picture in the style of <a>"] * 3
+    assert Concept("<a>", PICTURES, "style").prompts() == ["a <a> style picture"] * 3
     assert Concept("<a>", PICTURES, template="{word} at home").prompts() == ["<a> at home"] * 3
 
 

@@ -75,7 +75,7 @@ def test_a_museum_that_is_there_needs_no_model(lora, museum, tmp_path, capsys):
     assert bring(museum, "<word>", "--embedding", tmp_path / "word.safetensors", "--kind", "style") == 0
     both = load_museum(museum)
     assert both.words == ("<tom>", "<kit>", "<word>") and not both.exhibits[2].deltas
-    assert both.exhibits[2].prompt == "a picture in the style of <word>"
+    assert both.exhibits[2].prompt == "a <word> style picture"
     for projection, delta in both.exhibits[0].deltas.items():
         assert torch.equal(delta.up, both.exhibits[1].deltas[projection].up)
     assert bring(museum, "<kit>", "--embedding", tmp_path / "word.safetensors") == 1

@@ -207,7 +207,7 @@ def test_too_many_exhibits_are_not_compared_in_pairs_and_that_is_said(report: Re
 
 def test_the_prompt_holds_the_word(base: Base):
     assert prompt_of(exhibit(base, "<a>", prompt="<a> on a sofa")) == "<a> on a sofa"
-    assert prompt_of(exhibit(base, "<a>", prompt="a sofa", kind="style")) == "a picture in the style of <a>"
+    assert prompt_of(exhibit(base, "<a>", prompt="a sofa", kind="style")) == "a <a> style picture"
 
 
 def test_everyday_prompts_are_spread_over_the_captions():

@@ -276,7 +276,7 @@ def test_a_model_that_shows_another_museum_is_refused(nodes: dict[str, Any], sta
 
 
 def test_a_template_of_a_style_is_a_styles(nodes: dict[str, Any]):
-    assert concept(nodes, kind="style").prompt == "a picture in the style of <one>"
+    assert concept(nodes, kind="style").prompt == "a <one> style picture"
     assert concept(nodes, kind="style", template="art like {word}").prompt == "art like <one>"
     assert concept(nodes).prompt == "a photo of <one>"
 

@@ -89,4 +89,4 @@ def test_a_draft_becomes_the_concept_that_it_says():
         "cat",
         7,
     )
-    assert concept.prompts() == ["one <cat>"] and draft.prompt == "a picture in the style of <cat>"
+    assert concept.prompts() == ["one <cat>"] and draft.prompt == "a <cat> style picture"
