@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -135,7 +135,7 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
             known = ", ".join(r.name for r in recipe.regularizers)
             raise RecipeError(f"The recipe '{name}' has no term '{match['term']}'. It has: {known or 'none'}.")
         recipe = dataclasses.replace(recipe, regularizers=left)
-    return recipe, match["wording"] or "usual"
+    return recipe, cast(Wording, match["wording"] or "usual")
 
 
 def check_method(method: str, track: str) -> None:
