@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..base import Base
+from ..concept import TEMPLATES
 from ..editing import now
 from ..errors import MuseumError
 from ..museum import Museum
@@ -41,7 +42,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     words.add_argument("--start", help='text that the word shall stand for, such as "sks cat"; needs --base')
     parser.add_argument("--skip-others", action="store_true", help="leave out what a museum has no place for")
     parser.add_argument("--kind", choices=["object", "style"], default="object", help="what it is (object)")
-    parser.add_argument("--template", default="", help='how its word is used ("a photo of {word}")')
+    usual = " or ".join(f'"{template}"' for template in TEMPLATES.values())
+    parser.add_argument("--template", default="", help=f"how its word is used ({usual}, by its kind)")
     add_base(parser, required=False)
     parser.set_defaults(run=run)
 

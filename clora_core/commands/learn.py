@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base import Base
-from ..concept import Concept, check_word
+from ..concept import TEMPLATES, Concept, check_word
 from ..editing import labelled
 from ..errors import Cancelled, LearningError
 from ..learn import Progress, learn, learning_key
@@ -64,7 +64,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--kind", choices=["object", "style"], default="object", help="what the pictures share (object)"
     )
-    parser.add_argument("--template", default="", help='what is said of each picture ("a photo of {word}")')
+    usual = " or ".join(f'"{template}"' for template in TEMPLATES.values())
+    parser.add_argument("--template", default="", help=f"what is said of each picture ({usual}, by its kind)")
     parser.add_argument("--vectors", type=int, default=1, help="vectors of the word (1)")
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
