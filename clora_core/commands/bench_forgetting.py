@@ -23,11 +23,11 @@ from ..starter.course import Course, starter_recipe, take_course
 from ..starter.exam import Examiner, Wording, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.marks import marks
-from ..starter.subjects import IDENTITIES, STYLES
+from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
 from .progress import Say, watched_bar
 
-TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES}
+TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
 LOOKS_AT_ENDS, LOOKS_BETWEEN, PLAIN, DRESSED = 64, 12, 96, 12
 QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
@@ -54,8 +54,12 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "museum-maker-without-style_distillation; joint learns all at once. Recipes: " + ", ".join(RECIPES),
     )
     parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
-    parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
-    parser.add_argument("--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles)")
+    parser.add_argument(
+        "--subjects", choices=list(TRACKS), default="identities", help="what is learned; a crowd is twenty (identities)"
+    )
+    parser.add_argument(
+        "--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles, 20 in a crowd)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
     parser.add_argument("--orders", type=int, default=2, help="orders of the subjects, which seeds take in turn (2)")
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")

@@ -1,7 +1,7 @@
 """Examine a museum over the starter model: is each subject still itself, and is the base still what it was?"""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -19,7 +19,7 @@ from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
 from .style_judge import NAMES, StyleJudge, style_features
-from .subjects import EVERYBODY, IDENTITIES, SPARE_STYLES, imagine_subject, pictures
+from .subjects import EVERYBODY, SPARE_STYLES, alike, imagine_subject, pictures
 from .world import (
     IDENTITY,
     SAYABLE,
@@ -41,7 +41,7 @@ HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 class Sight:
     """What the judges saw in pictures of one subject.
 
-    alignment: the share taken for it, among all ten identities or all ten styles (for a spare one, all thirteen).
+    alignment: the share taken for it, among those who are `alike` or all ten styles (for a spare one, all thirteen).
     attributes: the share of its traits that were found, for a style of what the prompts asked for in it, relative to
     real pictures. taken_for: what each picture was taken for. pictures: (n, 3, 64, 64).
     """
@@ -120,7 +120,7 @@ class Examiner:
         found, ceiling = (
             agreement(each, asked).mean().item() for each in (verdict, read(self.judge, _floats(drawings)))
         )
-        return found / ceiling, recognised(verdict, _alike(identity)).count(identity) / count
+        return found / ceiling, recognised(verdict, alike(identity)).count(identity) / count
 
     def features(self, pictures: Tensor, subject: str) -> Tensor:
         """What sets of pictures of that subject are compared by, (n, d)."""
@@ -137,7 +137,7 @@ class Examiner:
             real = read(self.judge, drawn(subject, 64, seed=10_000))
             self.ceilings[subject] = agreement(real, [traits] * 64).mean().item()
         found = agreement(verdict, [traits] * count).mean().item()
-        taken_for = recognised(verdict, _alike(subject))
+        taken_for = recognised(verdict, alike(subject))
         return Sight(taken_for.count(subject) / count, found / self.ceilings[subject], taken_for, sampled)
 
     def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Sight:
@@ -177,11 +177,6 @@ def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]
     things = [number % 4 == 3 for number in range(count)]
     attributes = [imagine_thing(rng) if thing else imagine_portrait(rng) for thing in things]
     return [(describe(each), each) for each in attributes]
-
-
-def _alike(identity: str) -> Mapping[str, Mapping[str, str]]:
-    """Those whom an identity can be taken for: the ten, and for one of the spare three everybody."""
-    return IDENTITIES if identity in IDENTITIES else EVERYBODY
 
 
 def said(attributes: dict[str, str]) -> dict[str, str]:

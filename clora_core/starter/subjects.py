@@ -34,9 +34,41 @@ REHEARSAL: dict[str, dict[str, str]] = {
         "max": "cat    short  red    gray   square tall   green  snout    beard",
     }.items()
 }
-EVERYBODY = IDENTITIES | REHEARSAL
+# Twenty more for a long sequence; each shares four or five traits with two others or more. No number was found on them.
+CROWD: dict[str, dict[str, str]] = {
+    name: dict(zip(IDENTITY, traits.split(), strict=True))
+    for name, traits in {
+        "abe": "person spiky  black  blue   round  big    black  triangle beard",
+        "bea": "rabbit spiky  white  blue   round  tall   black  triangle none",
+        "cal": "person short  black  pale   round  big    red    triangle stripe",
+        "dot": "person spiky  white  blue   wide   tall   black  ball     stripe",
+        "eli": "robot  curly  blue   blue   square big    black  triangle mask",
+        "fay": "robot  spiky  blue   purple round  big    green  ball     mask",
+        "gil": "robot  curly  brown  purple square sleepy black  ball     mask",
+        "hal": "rabbit curly  blue   brown  round  sleepy black  triangle mask",
+        "ida": "bear   curly  brown  pale   square sleepy green  snout    beard",
+        "jed": "robot  spiky  black  orange square sleepy green  snout    beard",
+        "kai": "cat    long   black  gray   square sleepy red    snout    beard",
+        "lea": "bear   curly  yellow gray   tall   big    green  ball     beard",
+        "mia": "robot  short  brown  brown  wide   dots   green  triangle patch",
+        "ned": "robot  short  white  brown  tall   sleepy red    triangle mask",
+        "ola": "person short  red    brown  wide   tall   yellow triangle none",
+        "pam": "person short  red    purple round  big    yellow triangle mask",
+        "quin": "rabbit short  white  pale   round  tall   green  none     none",
+        "ray": "bear   long   white  pale   round  big    yellow none     none",
+        "sue": "bear   curly  white  gray   round  tall   black  none     none",
+        "tom": "bear   curly  yellow green  round  tall   yellow none     beard",
+    }.items()
+}
+EVERYBODY = IDENTITIES | REHEARSAL | CROWD
 STYLES, SPARE_STYLES = tuple(HELD_BACK), tuple(SPARE)
 SUBJECTS = (*IDENTITIES, *STYLES)
+
+
+def alike(identity: str) -> dict[str, dict[str, str]]:
+    """Those whom an identity can be taken for: the ten, the twenty, and for one of the spare three the ten as well."""
+    groups = (IDENTITIES, CROWD, IDENTITIES | REHEARSAL)
+    return next(group for group in groups if identity in group)
 
 
 def pictures(subject: str, count: int, *, seed: int) -> list[Image.Image]:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from clora_core.cli import main
-from clora_core.commands.forgetting_table import COLUMNS, table_of
+from clora_core.commands.forgetting_table import COLUMNS, HYPOTHESES, table_of
 from clora_core.recipe import RECIPES
 
 METHODS = ("textual-inversion", "word-gated", "separate", "c-lora*10+noun")
@@ -44,6 +44,23 @@ def test_what_a_track_does_not_measure_is_no_column():
     title, _, row = table_of(results).splitlines()
     assert COLUMNS["edited"] not in title and COLUMNS["traits"] in title
     assert title.count("|") == row.count("|")
+
+
+def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_twice():
+    def runs(track: str, method: str, learned: list[float], times: int = 2):
+        matrix = [
+            [share if place == row else None for place in range(len(learned))] for row, share in enumerate(learned)
+        ]
+        return [{"track": track, "method": method, "alignment": matrix}] * times
+
+    verdict = {name: judge for name, _, judge in HYPOTHESES}["H8"]
+    ten = runs("identities", "c-lora", [1.0, 0.9, 0.7, 0.6]) + runs("identities", "orthogonal", [0.8, 0.8, 0.8, 0.8])
+    assert verdict(ten).startswith("Holds. ") and "c-lora 0.30, orthogonal 0.00 (identities)" in verdict(ten)
+    more = ten + runs("crowd", "c-lora", [0.9, 0.9]) + runs("crowd", "orthogonal", [0.9, 0.5], times=1)
+    assert verdict(more) == verdict(ten)
+    more += runs("crowd", "orthogonal", [0.9, 0.5], times=1)
+    assert verdict(more).startswith("Does not hold. ") and "c-lora 0.00, orthogonal 0.40 (crowd)" in verdict(more)
+    assert verdict(ten[:2]).startswith("Not decided")
 
 
 @pytest.mark.parametrize("method", sorted(RECIPES))
