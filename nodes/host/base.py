@@ -17,7 +17,7 @@ from ...clora_core.layers import check_layers, layer_count, own_layers
 from ...clora_core.projections import Architecture, Projection, architecture_of
 from ...clora_core.starter import world
 from .differentiable import differentiable, ordinary_tensors, plain_attention
-from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, unet_of
+from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of
 from .resident import resident_clip, resident_model
 from .text import encode, word_vectors
 from .view import base_beneath
@@ -161,6 +161,8 @@ class HostBase:
     def _ready(self, memory_required: int = 0) -> None:
         """Load the models, with room for so many bytes; while learning, once, completely, and made differentiable."""
         models = [self.model, self.clip.patcher]
+        for patcher in models:
+            take_off_others(patcher)
         if self._learning is None:
             comfy.model_management.load_models_gpu(models, memory_required=memory_required)
         elif not self._prepared:

@@ -19,8 +19,9 @@ def register_museums() -> None:
     It lies inside `loras`, so that stock LoRA loaders list the same files.
     """
     own = os.path.join(folder_paths.models_dir, "loras", KIND)
-    folders, _ = folder_paths.folder_names_and_paths.get(KIND, ([], set()))
-    folder_paths.folder_names_and_paths[KIND] = ([*folders, *([] if own in folders else [own])], {SUFFIX})
+    kinds = folder_paths.folder_names_and_paths
+    folders = kinds[KIND][0] if KIND in kinds else []
+    kinds[KIND] = ([*folders, *([] if own in folders else [own])], {SUFFIX})
 
 
 def museum_names() -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.utils
@@ -55,6 +56,19 @@ def own_weight(model: ModelPatcher, path: str) -> Tensor:
     else:
         weight = comfy.utils.get_attr(model.model, key)
     return weight.detach()
+
+
+def take_off_others(model: ModelPatcher) -> None:
+    """Take off the shared weights what other clones have merged into them, where loading this one would leave it there.
+
+    ComfyUI keeps on the model itself whose patches lie on the weights; hiddenswitch's keeps it on each clone, so that
+    one clone does not see what another did.
+    """
+    if hasattr(model.model, "current_weight_patches_uuid"):
+        return
+    for loaded in comfy.model_management.current_loaded_models:
+        if loaded.model is not None and loaded.model is not model and model.is_clone(loaded.model):
+            loaded.model.detach()
 
 
 def stored_dtype(weight: Tensor) -> torch.dtype | None:

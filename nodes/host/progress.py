@@ -34,7 +34,7 @@ class Bar:
         """So many steps are done. Raises ComfyUI's interrupt if Cancel was pressed."""
         check_interrupted()
         preview = ("JPEG", picture, PREVIEW_PX) if picture else None
-        self._bar.update_absolute(step, preview=preview)
+        self._bar.update_absolute(step, None, preview)  # hosts call the third by different names
 
 
 class Panels:

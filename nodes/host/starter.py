@@ -147,15 +147,18 @@ class StarterTokenizer(comfy.sd1_clip.SD1Tokenizer):
 
 
 class StarterEncoder(comfy.sd1_clip.SDClipModel):
-    """A CLIP text encoder of two layers with the starter's own word table."""
+    """A CLIP text encoder of two layers with the starter's own word table. Some hosts pass it more `options`."""
 
-    def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
+    def __init__(
+        self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None, **options: Any
+    ) -> None:
         ids = {word: index for index, word in enumerate(vocabulary())}
         super().__init__(
             device=device,
             dtype=dtype,
             max_length=TOKENS,
             textmodel_json_config={
+                "vocab_size": len(ids),
                 "hidden_size": WIDTH,
                 "intermediate_size": 4 * WIDTH,
                 "num_hidden_layers": 2,

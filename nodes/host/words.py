@@ -120,6 +120,17 @@ class Speaking:
         ids = self.plain(text, **options)["input_ids"]
         return list(ids[self.begin : len(ids) - self.end])
 
+    def get_vocab(self) -> dict[str, int]:
+        """Without the words that it knows: some hosts look a word up here before they have it tokenized."""
+        vocabulary = dict(self.plain.get_vocab())
+        for word in self.tokens:
+            vocabulary.pop(f"{word}</w>", None)
+        return vocabulary
+
+    def from_pretrained(self, *path: Any, **options: Any) -> "Speaking":
+        """Itself: some hosts make the tokenizer anew, from its class, wherever a CLIP is cloned."""
+        return self
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else is asked of it, the tokenizer behind it answers."""
         if name == "plain" or name.startswith("__"):  # asked while this is being copied, before there is one
@@ -147,7 +158,7 @@ def _speaking(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name, tokenizer in tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        part.tokenizer = speaking(name, tokenizer, tokens)
+        part.tokenizer = part.tokenizer_class = speaking(name, tokenizer, tokens)
         setattr(clone.tokenizer, name, part)
     return telling_places(clone) if tokens else telling_nothing(clone)
 

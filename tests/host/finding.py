@@ -23,6 +23,11 @@ def find_host() -> Path | None:
     return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
 
 
+def is_package(host: Path) -> bool:
+    """Whether it is the ComfyUI that pip can install (hiddenswitch), whose modules all lie in packages."""
+    return (host / "comfy" / "cmd" / "main.py").is_file()
+
+
 def host_python(host: Path) -> str:
     """The Python that ComfyUI is installed in."""
     if chosen := os.environ.get("COMFYUI_PYTHON"):
@@ -43,7 +48,10 @@ def import_host(host: Path) -> None:
         sys.argv = [arguments[0], *([] if torch.cuda.is_available() else ["--cpu"])]
         options = importlib.import_module("comfy.options")
         options.enable_args_parsing()
-        importlib.import_module("utils.install_util")  # before ComfyUI's `nodes` puts another `utils` in front of it
+        if is_package(host):
+            importlib.import_module("comfy_compatibility.vanilla").prepare_vanilla_environment()
+        else:
+            importlib.import_module("utils.install_util")  # before ComfyUI's `nodes` puts another `utils` before it
         importlib.import_module("comfy.sd")
     finally:
         sys.argv = arguments

@@ -1,8 +1,11 @@
 """Small real models in ComfyUI's own classes, and things to learn with."""
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import comfy.model_base
@@ -49,6 +52,16 @@ UNET: Mapping[str, Any] = {
 }
 CLIP: Mapping[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 HEADS: Mapping[str, Any] = {"num_heads": 4, "num_head_channels": -1}
+
+
+def extra(file: str) -> ModuleType:
+    """One of the files of nodes that come with ComfyUI."""
+    folder = "comfy_extras.nodes" if importlib.util.find_spec("comfy_extras.nodes") else "comfy_extras"
+    return importlib.import_module(f"{folder}.{file}")
+
+
+_INTERRUPTING = "comfy.interruption" if importlib.util.find_spec("comfy.interruption") else "comfy.model_management"
+INTERRUPTED = importlib.import_module(_INTERRUPTING).InterruptProcessingException  # where somebody pressed Cancel
 
 
 class SmallSD15(comfy.supported_models.SD15):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .finding import ROOT, host_python
+from .finding import ROOT, host_python, is_package
 
 START_S, RUN_S = 120, 240  # seconds that a slow machine may take
 Prompt = dict[str, dict[str, Any]]
@@ -71,6 +71,7 @@ class Server:
         self.address = f"127.0.0.1:{port}"
         options = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(self.folder)]
         options += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+        options += ["--logging-level", "DEBUG"] if is_package(self.host) else []  # or it tells no import times
         launcher = str(Path(__file__).with_name("launch.py"))
         command = [host_python(self.host), launcher, str(self.host), *_device_options(), *options]
         with self.log.open("ab") as log:

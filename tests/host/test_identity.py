@@ -19,21 +19,19 @@ from clora_pack.nodes.host.view import base_beneath, view
 from clora_pack.nodes.teaching import train
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
-from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
-from comfy_extras.nodes_hypertile import HyperTile
-from comfy_extras.nodes_tomesd import TomePatchModel
 from torch import Tensor
 
-from .models import Models, random_museum, recipe, stock
+from .models import Models, extra, random_museum, recipe, stock
 
 pytestmark = pytest.mark.usefixtures("own_results")
 FREE = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
 TILES = {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}
+FreeU, FreeU_V2 = extra("nodes_freelunch").FreeU, extra("nodes_freelunch").FreeU_V2
 STOCK = [
     (FreeU, FREE, {"s2": 0.21}),
     (FreeU_V2, FREE, {"b1": 1.0}),
-    (HyperTile, TILES, {"scale_depth": True}),
-    (TomePatchModel, {"ratio": 0.3}, {"ratio": 0.31}),
+    (extra("nodes_hypertile").HyperTile, TILES, {"scale_depth": True}),
+    (extra("nodes_tomesd").TomePatchModel, {"ratio": 0.3}, {"ratio": 0.31}),
 ]
 
 

@@ -102,6 +102,7 @@ def test_prompts_without_the_word_are_as_they_were(models: Models):
     assert plain is not showing
 
 
+@pytest.mark.usefixtures("clones_stay_apart")
 def test_taking_the_view_off_leaves_nothing(models: Models):
     model, clip, _ = models
     museum = museum_over(models)

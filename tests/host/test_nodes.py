@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
 import pytest
 import torch
@@ -22,7 +21,7 @@ from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
 from clora_pack.nodes.pictures import from_images
 
-from .models import FAMILIES, Models, ordinary, random_museum, recipe, small_models
+from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, recipe, small_models
 
 FEW = {"steps": 4, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "forgetting_weight": 1.0, "training_seed": 0}
 
@@ -91,7 +90,7 @@ def test_previews_change_nothing_of_what_is_learned(nodes: dict[str, Any], start
     assert same_museum(without[2], watched[2]) and torch.equal(without[4], watched[4])
 
 
-@pytest.mark.parametrize("failure", [comfy.model_management.InterruptProcessingException, RuntimeError])
+@pytest.mark.parametrize("failure", [INTERRUPTED, RuntimeError])
 def test_a_step_that_was_stopped_goes_on_to_the_same_result(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ):

@@ -24,6 +24,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .conftest import HOST
+from .finding import is_package
 from .models import FAMILIES, denoised, recipe, small_models
 
 # the published UNets' blocks: Load LoRA finds its way by them (wrongly, where levels differ in their number of blocks)
@@ -55,6 +56,13 @@ def stock() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _replaceable_folders() -> None:
+    assert HOST is not None
+    if is_package(HOST):
+        pytest.skip("this ComfyUI has no nodes.py, and its folders cannot be replaced for a while")
 
 
 @pytest.fixture(autouse=True)
