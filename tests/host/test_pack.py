@@ -9,7 +9,7 @@ import pytest
 from comfy_config.config_parser import extract_node_configuration
 
 from .conftest import HOST
-from .finding import ROOT, host_python
+from .finding import ROOT, host_python, is_package
 
 START = """
 import asyncio, importlib, json, sys, time
@@ -67,6 +67,8 @@ def test_the_hosts_own_parser_reads_what_the_registry_is_told(host: Path):
 
 
 def test_the_host_brings_all_that_is_asked_for(host: Path):
+    if is_package(host):
+        pytest.skip("this ComfyUI has no requirements.txt")
     own, hosts = (names(folder / "requirements.txt") for folder in (ROOT, host))
     assert own and own <= hosts
 
@@ -81,5 +83,6 @@ def test_install_is_content_with_the_host_and_changes_nothing(host: Path, monkey
     before = run(host, "-m", "pip", "freeze").stdout
     done = run(host, str(ROOT / "install.py"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "present  ComfyUI" in done.stdout and "MISSING" not in done.stdout
+    assert "MISSING" not in done.stdout
+    assert is_package(host) or "present  ComfyUI" in done.stdout  # whose version stands in no file of its own
     assert run(host, "-m", "pip", "freeze").stdout == before != ""
