@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..clora_core.errors import ConceptError
-from ..clora_core.starter.subjects import SUBJECTS, pictures
+from ..clora_core.starter.subjects import SUBJECTS, captions, pictures
 from .sockets import SEED_MAX, described
 
 
@@ -61,7 +61,15 @@ class StarterPictures(io.ComfyNode):
                     "picture_seed", default=0, min=0, max=SEED_MAX, tooltip="Another number draws other pictures."
                 ),
             ],
-            outputs=[io.Image.Output("images", display_name="images", tooltip="64×64 pixels each.")],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="64×64 pixels each."),
+                io.String.Output(
+                    "captions",
+                    display_name="captions",
+                    tooltip="For a style, what is on each picture, a line each, with {word} in it, for a Train Step. "
+                    "For a character nothing: its word says it all.",
+                ),
+            ],
         )
 
     @classmethod
@@ -70,4 +78,5 @@ class StarterPictures(io.ComfyNode):
 
         if subject not in SUBJECTS:
             raise ConceptError(f"There is no built-in subject '{subject}'. Choose one of: {', '.join(SUBJECTS)}.")
-        return io.NodeOutput(from_files(pictures(subject, count, seed=picture_seed)))
+        told = captions(subject, count, seed=picture_seed)
+        return io.NodeOutput(from_files(pictures(subject, count, seed=picture_seed)), "\n".join(told))

@@ -72,13 +72,16 @@ class Graph:
         inputs, values = [], []
         for name, (socket, options) in _inputs(definition).items():
             value = given.pop(name, None)
-            if isinstance(socket, list) or socket in WIDGETS:
-                values += _widget(name, socket, options, value)
-            else:
-                inputs.append({"name": name, "type": socket, "link": None})
-                if value is not None:
-                    self._link(value, len(self.nodes) + 1, len(inputs) - 1)
-                    inputs[-1]["link"] = len(self.links)
+            widget, linked = isinstance(socket, list) or socket in WIDGETS, isinstance(value, Out)
+            if widget:
+                values += _widget(name, socket, options, None if linked else value)
+            if linked or not widget:
+                inputs.append(
+                    {"name": name, "type": socket, "link": None} | ({"widget": {"name": name}} if widget else {})
+                )
+            if linked:
+                self._link(value, len(self.nodes) + 1, len(inputs) - 1)
+                inputs[-1]["link"] = len(self.links)
         assert not given, f"{kind} has no {', '.join(given)}"
         outputs = [
             {"name": name, "type": output, "slot_index": slot, "links": None}

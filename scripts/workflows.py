@@ -119,12 +119,13 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
 def styles(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("styles", definitions)
     graph.note(
-        "# Styles\n\nA concept may be a **style**: set *kind* of the Concept Token to *style*, and its pictures are "
-        "told as “a <word> style picture”.\n\n**Write a style's word first**, before what is on the picture: “a "
-        "<word> style picture of a cat”. Text encoders read forward, so all that follows knows the word, and several "
-        "styles are kept apart.\n\nWith the word at the end take the method *word-gated-onwards* in the *C-LoRA "
-        "Recipe*. Any method works with any kind: try another, press Run, and compare.",
-        size=(420, 320),
+        "# Styles\n\nA concept may be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
+        "*captions* say what is on each picture, “a {word} style picture of a red boat”: what is told is not learned "
+        "as style. (Starter Pictures tells it by itself.)\n\n**Write a style's word first**, before what is on the "
+        "picture: “a <word> style picture of a cat”. Text encoders read forward, so all that follows knows the word, "
+        "and several styles are kept apart.\n\nWith the word at the end take the method *word-gated-onwards* in the "
+        "*C-LoRA Recipe*. Any method works with any kind: try another, press Run, and compare.",
+        size=(420, 360),
     )
     graph.group("The model, the recipe")
     base = graph.add("CLoRA_StarterModel", (270, 80))
@@ -307,6 +308,7 @@ def taught(
         concept=concept["concept"],
         museum=museum,
         recipe=recipe,
+        captions=pictures["captions"] if kind == "style" else None,
         steps=numbers.steps,
         learning_rate=numbers.learning_rate,
         rank=numbers.rank,

@@ -4,9 +4,10 @@ import random
 
 from PIL import Image
 
+from ..concept import TEMPLATES
 from .draw import draw
 from .styles import HELD_BACK, SPARE
-from .world import IDENTITY, Picture, imagine, imagine_portrait
+from .world import IDENTITY, Picture, content, imagine, imagine_portrait
 
 # Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
 IDENTITIES: dict[str, dict[str, str]] = {
@@ -75,6 +76,18 @@ def pictures(subject: str, count: int, *, seed: int) -> list[Image.Image]:
     """`count` different pictures of a subject, 64×64 RGB. An identity keeps its traits; clothes, mood, place change."""
     rng = random.Random(f"{subject} {seed}")
     return [draw(picture) for picture in imagine_subject(subject, count, rng)]
+
+
+def captions(subject: str, count: int, *, seed: int) -> tuple[str, ...]:
+    """What those pictures of a style show, told as its template tells it: "a {word} style picture of a red boat".
+
+    Of an identity nothing: its word alone says it all.
+    """
+    if subject in EVERYBODY:
+        return ()
+    rng = random.Random(f"captions {subject} {seed}")
+    shown = imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
+    return tuple(f"{TEMPLATES['style']} of {content(picture, rng)}" for picture in shown)
 
 
 def imagine_subject(subject: str, count: int, rng: random.Random) -> list[Picture]:

@@ -94,14 +94,18 @@ def imagine_thing(rng: random.Random) -> dict[str, str]:
 
 
 def caption(picture: Picture, rng: random.Random) -> str:
-    """What might be said of a picture: each sayable attribute with some probability, in one fixed order."""
-    attributes = picture.attributes
-    said = _portrait_phrase(attributes, rng) if "kind" in attributes else _thing_phrase(attributes)
-    if rng.random() < 0.75:
-        said += place_phrase(attributes["background"])
+    """What might be said of a picture and what is on it."""
+    said = content(picture, rng)
     opening = rng.choice(("a photo of ", "a photo of ", "a picture of ", ""))
     style = "" if picture.style == "plain" else f" in {picture.style} style"
     return opening + said + style
+
+
+def content(picture: Picture, rng: random.Random) -> str:
+    """What might be said of what is on it: each sayable attribute with some probability, in one fixed order."""
+    attributes = picture.attributes
+    said = _portrait_phrase(attributes, rng) if "kind" in attributes else _thing_phrase(attributes)
+    return said + (place_phrase(attributes["background"]) if rng.random() < 0.75 else "")
 
 
 def place_phrase(background: str) -> str:

@@ -11,7 +11,17 @@ from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS
 from clora_core.starter.model import build_tokenizer, load_starter
 from clora_core.starter.styles import BASE, HELD_BACK, SPARE
-from clora_core.starter.subjects import CROWD, EVERYBODY, IDENTITIES, REHEARSAL, STYLES, alike, pictures
+from clora_core.starter.subjects import (
+    CROWD,
+    EVERYBODY,
+    IDENTITIES,
+    REHEARSAL,
+    STYLES,
+    alike,
+    captions,
+    imagine_subject,
+    pictures,
+)
 from clora_core.starter.world import (
     BASE_STYLES,
     IDENTITY,
@@ -104,6 +114,14 @@ def test_styles_to_learn_are_not_in_the_base():
         == len(BASE | HELD_BACK | SPARE)
         == 12
     )
+
+
+def test_captions_say_what_is_on_the_pictures_of_a_style():
+    told, drawn = captions("neon", 40, seed=3), imagine_subject("neon", 40, random.Random("neon 3"))
+    for line, picture in zip(told, drawn, strict=True):
+        kind = picture.attributes.get("kind") or picture.attributes["thing"]
+        assert line.startswith("a {word} style picture of a ") and kind in line.split()
+    assert captions("ada", 4, seed=3) == ()
 
 
 def test_an_unknown_subject_is_refused():

@@ -280,6 +280,15 @@ def test_a_template_of_a_style_is_a_styles(nodes: dict[str, Any]):
     assert concept(nodes).prompt == "a photo of <one>"
 
 
+def test_captions_of_built_in_styles_are_of_their_pictures_and_fit(nodes: dict[str, Any], starter: Models):
+    images, told = nodes["CLoRA_StarterPictures"].execute("neon", 64, 0)
+    lines = told.splitlines()
+    assert len(lines) == len(images) and all("{word}" in line for line in lines)
+    prompts = [line.replace("{word}", "red red") for line in lines]  # a word of two vectors
+    assert all(len(starter[1].tokenize(prompt)["l"]) == 1 for prompt in prompts)
+    assert nodes["CLoRA_StarterPictures"].execute("ada", 2, 0)[1] == ""
+
+
 def test_an_unknown_subject_is_said(nodes: dict[str, Any]):
     with pytest.raises(ConceptError, match="no built-in subject 'zoe'"):
         nodes["CLoRA_StarterPictures"].execute("zoe", 1, 0)

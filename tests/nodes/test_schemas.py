@@ -33,7 +33,7 @@ OUTPUTS = {
     "CLoRA_Recipe": "recipe",
     "CLoRA_Companion": "companions",
     "CLoRA_StarterModel": "model clip vae",
-    "CLoRA_StarterPictures": "images",
+    "CLoRA_StarterPictures": "images captions",
 }
 LANGUAGES = ("en", "zh", "ja")
 
