@@ -29,7 +29,7 @@ COLUMNS = {
     "processor_seconds": "CPU s per concept",
 }
 AGAINST = ("kept", "forgetting", "learned", "plasticity", "distance", "base_damage", "processor_seconds")
-CELL_PX, GAP_PX, TITLE_PX = 22, 18, 20
+CELL_PX, GAP_PX, TITLE_PX, NAME_PX, ACROSS_PX = 22, 18, 20, 160, 960
 # Student's t for 95 % intervals of 2, 3, … values; for more than there are here, the normal distribution's.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
@@ -71,15 +71,26 @@ def compared_with(rival: str, results: Sequence[Run]) -> str:
 
 def matrices_of(results: Sequence[Run]) -> Image.Image:
     """Every method's mean alignment matrix: row i after learning concept i, column j the concept; green is 1."""
-    names = list(dict.fromkeys((result["track"], result["method"]) for result in results))
-    matrices = [_mean_matrix([r for r in results if (r["track"], r["method"]) == name]) for name in names]
-    across = 4
+    tracks = dict.fromkeys(result["track"] for result in results)
+    parts = [_matrices_of_track(track, [r for r in results if r["track"] == track]) for track in tracks]
+    picture = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        picture.paste(part, (0, top))
+        top += part.height
+    return picture
+
+
+def _matrices_of_track(track: str, results: Sequence[Run]) -> Image.Image:
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    matrices = [_mean_matrix([r for r in results if r["method"] == method]) for method in methods]
     side = max(len(matrix) for matrix in matrices) * CELL_PX
-    width, height = side + GAP_PX, side + GAP_PX + TITLE_PX
-    picture = Image.new("RGB", (across * width, -(-len(names) // across) * height), "white")
+    width, height = max(side, NAME_PX) + GAP_PX, side + GAP_PX + TITLE_PX
+    across = max(1, ACROSS_PX // width)
+    picture = Image.new("RGB", (across * width, -(-len(methods) // across) * height), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     small = ImageFont.load_default(9)
-    for place, ((track, method), matrix) in enumerate(zip(names, matrices, strict=True)):
+    for place, (method, matrix) in enumerate(zip(methods, matrices, strict=True)):
         left, top = place % across * width, place // across * height
         pen.text((left, top + 2), f"{track}: {method}", fill="black", font=font)
         for row, values in enumerate(matrix):
