@@ -6,7 +6,9 @@ import math
 import pytest
 
 from clora_core.cli import main
-from clora_core.commands.forgetting_table import COLUMNS, HYPOTHESES, table_of
+from clora_core.commands.forgetting_table import table_of
+from clora_core.commands.hypotheses import HYPOTHESES
+from clora_core.commands.runs import COLUMNS
 from clora_core.recipe import RECIPES
 
 METHODS = ("textual-inversion", "word-gated", "separate", "c-lora*10+noun")
@@ -44,6 +46,19 @@ def test_what_a_track_does_not_measure_is_no_column():
     title, _, row = table_of(results).splitlines()
     assert COLUMNS["edited"] not in title and COLUMNS["traits"] in title
     assert title.count("|") == row.count("|")
+
+
+def test_museum_maker_has_to_hold_styles_better_wherever_it_was_run():
+    def runs(wording: str, **kept: float):
+        values = {name.replace("_", "-") + wording: value for name, value in kept.items()}
+        marks = dict.fromkeys(COLUMNS, 0.0)
+        return [{**marks, "track": "styles", "method": name, "kept": value} for name, value in values.items()] * 2
+
+    verdict = {name: judge for name, _, judge in HYPOTHESES}["H6"]
+    last = runs("", museum_maker=0.5, sequential=0.4, c_lora=0.3)
+    assert verdict(last).startswith("Holds. ") and "museum-maker+first: not run" in verdict(last)
+    assert verdict(last + runs("+first", museum_maker=0.5, sequential=0.6, c_lora=0.3)).startswith("Does not hold. ")
+    assert verdict(last[:1]).startswith("Not decided")
 
 
 def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_twice():

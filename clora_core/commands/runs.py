@@ -1,0 +1,49 @@
+"""What the file of a run of `bench forgetting` holds, means over a few of them, and how far to trust those."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Run = Mapping[str, Any]
+
+# Name in a run's file → what the table calls it.
+COLUMNS = {
+    "learned": "recognised when learned",
+    "kept": "recognised at the end",
+    "forgetting": "forgotten",
+    "confusion": "taken for another",
+    "traits": "traits at the end",
+    "text_alignment": "edits followed",
+    "edited": "recognised when edited",
+    "distance": "A_mmd",
+    "plasticity": "A_mmd when learned",
+    "drift": "F_mmd",
+    "copying": "nearer to its own pictures",
+    "base_damage": "plain prompts lost",
+    "base_distance": "plain prompts' MMD",
+    "late_norm": "‖Δ‖ last / first",
+    "stored": "numbers stored",
+    "processor_seconds": "CPU s per concept",
+}
+
+# Student's t for 95 % intervals of 2, 3, … values; for more than there are here, the normal distribution's.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def with_interval(values: Sequence[float], *, sign: str = "") -> str:
+    """The mean, ± half of its 95 % interval where there are several values."""
+    mean, around = statistics.fmean(values), half(values)
+    return f"{mean:{sign}.3g}" if math.isnan(around) else f"{mean:{sign}.3g} ± {around:.2g}"
+
+
+def half(values: Sequence[float]) -> float:
+    """Half of a 95 % interval of the mean, by Student's distribution."""
+    count = len(values)
+    times = STUDENT[count - 2] if 2 <= count < len(STUDENT) + 2 else 1.96
+    return times * standard_error(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; not a number for a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
