@@ -1,4 +1,4 @@
-"""The hypotheses that `bench forgetting` is there to answer, stated before it was run, and what its runs say of them."""
+"""The hypotheses that `bench forgetting` is there to answer, stated before it was run, and what its runs say."""
 
 import math
 import statistics
