@@ -15,13 +15,15 @@ from clora_core.recipe import RECIPES
 from clora_core.storage import save_museum
 
 SMALL, LARGE = "three.museum.safetensors", "thousand.museum.safetensors"
+LOADED = "three-concepts.museum.safetensors"  # by example workflows, after another of them has been run
 PROJECTION = Projection("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
 
 
 def save_museums(folder: Path) -> None:
-    """One museum of three exhibits, and one of a thousand."""
+    """Museums of three exhibits, and one of a thousand."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_museum(_museum(["<ada>", "<bo>", "<cleo>"]), folder / SMALL)
+    for name in (SMALL, LOADED):
+        save_museum(_museum(["<ada>", "<bo>", "<cleo>"]), folder / name)
     save_museum(_museum([f"<w{number:04}>" for number in range(1000)]), folder / LARGE)
 
 
