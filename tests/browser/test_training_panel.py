@@ -6,6 +6,7 @@ from .frontend import Frontend
 
 KIND = "CLoRA_TrainStep"
 QUICK = {KIND: {"steps": 12, "batch_size": 4, "preview_every": 4}, "KSampler": {"steps": 2}}
+FILES = ("CheckpointLoaderSimple", "LoadImage")  # of the user's own; newer frontends mark those that are not there
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
 
 
@@ -13,7 +14,7 @@ def test_every_example_is_loaded_whole(frontend: Frontend):
     for name in EXAMPLES:
         frontend.load(name)
         kinds = frontend.page.evaluate("() => app.graph.nodes.map((node) => [node.type, node.has_errors ?? false])")
-        assert kinds and not [kind for kind, broken in kinds if broken], name
+        assert kinds and not [kind for kind, broken in kinds if broken and kind not in FILES], name
         assert not frontend.page.locator("text=Missing Node Types").count(), name
 
 
