@@ -72,11 +72,14 @@ def browser() -> Iterator[object]:
         yield browser
 
 
-@pytest.fixture(scope="module")
-def frontend(server: Server, browser: object) -> Iterator[object]:
-    """ComfyUI's page, freshly loaded for the tests of a file; none of the pack's scripts may fail in it."""
-    from .frontend import Frontend
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "Vue"])
+def frontend(server: Server, browser: object, request: pytest.FixtureRequest) -> Iterator[object]:
+    """ComfyUI's page, freshly loaded for the tests of a file, with nodes drawn in both of its ways; none of the pack's
+    scripts may fail in it."""
+    from .frontend import VUE, Frontend
 
-    with Frontend.opened(browser, server.address) as frontend:
+    with Frontend.opened(browser, server.address, **{VUE: request.param}) as frontend:
+        if request.param and frontend.version() < (1, 58):
+            pytest.skip("this frontend's Vue nodes have no panels yet")  # 1.27 has none; between, nobody looked
         yield frontend
         assert not frontend.errors, frontend.errors

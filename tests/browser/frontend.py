@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disabl
 READY = "window.app?.canvas && app.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length > 0"
 PATIENCE_MS = 60_000
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
-VUE = "Comfy.VueNodes.Enabled"
+VUE = "Comfy_VueNodes_Enabled"
 
 
 @contextmanager
@@ -65,14 +66,19 @@ class Frontend:
         self.page.wait_for_function(READY)
         self.page.keyboard.press("Escape")
 
+    def version(self) -> tuple[int, ...]:
+        """(1, 27) for 1.27.10."""
+        return tuple(map(int, self.page.evaluate("__COMFYUI_FRONTEND_VERSION__").split(".")[:2]))
+
     def reload(self) -> None:
         self.page.wait_for_timeout(1500)  # the page keeps its workflow about a second after a change
         self.page.reload(wait_until="domcontentloaded")
         self.ready()
 
     def load(self, name: str, **changes: Mapping[str, Any]) -> None:
-        """An example workflow, with the widgets of some kinds of nodes changed: kind → widget → value."""
+        """An example workflow as one of its own, with widgets of kinds of nodes changed: kind → widget → value."""
         workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        workflow["id"] = str(uuid.uuid4())
         self.page.evaluate(
             """async ([workflow, changes]) => {
                 await app.loadGraphData(workflow)
