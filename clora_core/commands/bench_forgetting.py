@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         told = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
         path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{told}-order{order}-seed{seed}.json"
         if not path.exists():
-            subjects = _ordered(names, order)
+            subjects = in_order(names, order)
             course = take_course(
                 examiner,
                 subjects,
@@ -156,7 +156,8 @@ def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
             yield method, seed % arguments.orders, seed
 
 
-def _ordered(names: Sequence[str], order: int) -> list[str]:
+def in_order(names: Sequence[str], order: int) -> list[str]:
+    """The names in the order of that number, the same every time."""
     shuffled = list(names)
     random.Random(f"order {order}").shuffle(shuffled)
     return shuffled
