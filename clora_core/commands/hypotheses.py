@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from .runs import COLUMNS, Run, half, standard_error, with_interval
 
+FEWEST = 3  # runs of a method, before anything is said to hold or not
+
 
 def _values(results: Sequence[Run], method: str, name: str, *, track: str = "identities") -> list[float]:
     return [result[name] for result in results if (result["track"], result["method"]) == (track, method)]
@@ -24,9 +26,9 @@ def _compared(
 
 
 def _means(results: Sequence[Run], *wanted: tuple[str, str], track: str = "identities") -> list[float] | None:
-    """The mean of each (method, name); None if one was not run at least twice."""
+    """The mean of each (method, name); None if one was not run often enough."""
     found = [_values(results, method, name, track=track) for method, name in wanted]
-    return [statistics.fmean(values) for values in found] if min(map(len, found)) > 1 else None
+    return [statistics.fmean(values) for values in found] if min(map(len, found)) >= FEWEST else None
 
 
 def _judged(holds: bool | None, measured: str) -> str:
@@ -36,15 +38,15 @@ def _judged(holds: bool | None, measured: str) -> str:
 def _sequential_forgets(results: Sequence[Run]) -> str:
     methods = ("sequential", "single-lora", "full-kv")
     found = [_values(results, method, "forgetting") for method in methods]
-    clear = [len(values) > 1 and statistics.fmean(values) - half(values) > 0 for values in found]
-    holds = all(clear) if all(len(values) > 1 for values in found) else None
+    clear = [len(values) >= FEWEST and statistics.fmean(values) - half(values) > 0 for values in found]
+    holds = all(clear) if all(len(values) >= FEWEST for values in found) else None
     return _judged(holds, _compared(results, methods, ("forgetting",)))
 
 
 def _c_lora_forgets_less(results: Sequence[Run]) -> str:
     measured = _compared(results, ("c-lora", "sequential"), ("forgetting", "kept", "learned"))
     ours, theirs = (_values(results, method, "forgetting") for method in ("c-lora", "sequential"))
-    if min(len(ours), len(theirs)) < 2:
+    if min(len(ours), len(theirs)) < FEWEST:
         return _judged(None, measured)
     error = math.hypot(standard_error(ours), standard_error(theirs))
     less = statistics.fmean(theirs) - statistics.fmean(ours) > 2 * error
@@ -107,14 +109,14 @@ def _late_concepts(results: Sequence[Run]) -> str:
 
 
 def _later_is_worse(results: Sequence[Run], method: str, *, track: str) -> float | None:
-    """How much better the first half of the concepts was learned than the second; None if not run at least twice."""
+    """How much better the first half of the concepts was learned than the second; None if not run often enough."""
     runs = [r for r in results if (r["track"], r["method"]) == (track, method)]
     drops = []
     for run in runs:
         own = [row[place] for place, row in enumerate(run["alignment"])]
         half = len(own) // 2
         drops.append(statistics.fmean(own[:half]) - statistics.fmean(own[-half:]))
-    return statistics.fmean(drops) if len(drops) > 1 else None
+    return statistics.fmean(drops) if len(drops) >= FEWEST else None
 
 
 HYPOTHESES: tuple[tuple[str, str, Callable[[Sequence[Run]], str]], ...] = (

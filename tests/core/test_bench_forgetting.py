@@ -52,7 +52,7 @@ def test_museum_maker_has_to_hold_styles_better_wherever_it_was_run():
     def runs(wording: str, **kept: float):
         values = {name.replace("_", "-") + wording: value for name, value in kept.items()}
         marks = dict.fromkeys(COLUMNS, 0.0)
-        return [{**marks, "track": "styles", "method": name, "kept": value} for name, value in values.items()] * 2
+        return [{**marks, "track": "styles", "method": name, "kept": value} for name, value in values.items()] * 3
 
     verdict = {name: judge for name, _, judge in HYPOTHESES}["H6"]
     last = runs("", museum_maker=0.5, sequential=0.4, c_lora=0.3)
@@ -61,8 +61,8 @@ def test_museum_maker_has_to_hold_styles_better_wherever_it_was_run():
     assert verdict(last[:1]).startswith("Not decided")
 
 
-def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_twice():
-    def runs(track: str, method: str, learned: list[float], times: int = 2):
+def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_three_times():
+    def runs(track: str, method: str, learned: list[float], times: int = 3):
         matrix = [
             [share if place == row else None for place in range(len(learned))] for row, share in enumerate(learned)
         ]
@@ -71,7 +71,7 @@ def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_twice():
     verdict = {name: judge for name, _, judge in HYPOTHESES}["H8"]
     ten = runs("identities", "c-lora", [1.0, 0.9, 0.7, 0.6]) + runs("identities", "orthogonal", [0.8, 0.8, 0.8, 0.8])
     assert verdict(ten).startswith("Holds. ") and "c-lora 0.30, orthogonal 0.00 (identities)" in verdict(ten)
-    more = ten + runs("crowd", "c-lora", [0.9, 0.9]) + runs("crowd", "orthogonal", [0.9, 0.5], times=1)
+    more = ten + runs("crowd", "c-lora", [0.9, 0.9]) + runs("crowd", "orthogonal", [0.9, 0.5], times=2)
     assert verdict(more) == verdict(ten)
     more += runs("crowd", "orthogonal", [0.9, 0.5], times=1)
     assert verdict(more).startswith("Does not hold. ") and "c-lora 0.00, orthogonal 0.40 (crowd)" in verdict(more)
