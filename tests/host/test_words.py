@@ -6,7 +6,7 @@ import torch
 from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import ConceptError
 from clora_pack.nodes.host.starter import load_clip
-from clora_pack.nodes.host.words import known_words, widths, with_words, without_words
+from clora_pack.nodes.host.words import known_words, tokenizers, widths, with_words, without_words
 from torch import Tensor
 
 from .models import small_models
@@ -124,6 +124,16 @@ def test_calls_can_be_chained(clip: comfy.sd.CLIP):
     assert shown(both.clone(), f"{CAT} {DOG}") == shown(with_words(clip, [first, second]), f"{CAT} {DOG}")
     assert shown(without_words(both, [CAT]), f"{CAT} {DOG}") == shown(with_words(clip, [second]), f"{CAT} {DOG}")
     assert shown(without_words(both, [CAT, DOG]), f"{CAT} {DOG}") == shown(clip, f"{CAT} {DOG}")
+
+
+def test_a_host_may_look_words_up_itself_and_make_the_tokenizer_anew(clip: comfy.sd.CLIP):
+    """As hiddenswitch's does: a piece of prompt that is one known word, and the tokenizer's class when it clones."""
+    for name, tokenizer in tokenizers(with_words(clip, tokens(clip))).items():
+        plain = tokenizers(clip)[name].tokenizer.get_vocab()
+        assert set(plain) - set(tokenizer.tokenizer.get_vocab()) == {f"{DOG}</w>"} & set(plain)
+        again = tokenizer.tokenizer_class.from_pretrained("anywhere", legacy=True)
+        for vector, expected in zip(again(CAT)["input_ids"], tokenizer.tokenizer(CAT)["input_ids"], strict=True):
+            assert vector is expected or torch.equal(torch.as_tensor(vector), torch.as_tensor(expected))
 
 
 def test_it_needs_no_folder_of_embeddings_and_says_which_word_a_place_belongs_to():
