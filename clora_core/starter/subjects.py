@@ -1,6 +1,7 @@
 """Built-in subjects to learn: identities that no caption can name, and styles that the base has never seen."""
 
 import random
+from collections.abc import Mapping
 
 from PIL import Image
 
@@ -9,10 +10,15 @@ from .draw import draw
 from .styles import HELD_BACK, SPARE
 from .world import IDENTITY, Picture, content, imagine, imagine_portrait
 
+
+def _told(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Each name's traits by the names that they have in `IDENTITY`."""
+    return {name: dict(zip(IDENTITY, values.split(), strict=True)) for name, values in traits.items()}
+
+
 # Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
-IDENTITIES: dict[str, dict[str, str]] = {
-    name: dict(zip(IDENTITY, traits.split(), strict=True))
-    for name, traits in {
+IDENTITIES: dict[str, dict[str, str]] = _told(
+    {
         #        kind   hairstyle hair  skin   face   eyes   iris   nose     mark
         "ada": "person long   yellow blue   round  big    green  ball     mask",
         "bo": "person  short  black  green  round  sleepy green  ball     none",
@@ -24,21 +30,19 @@ IDENTITIES: dict[str, dict[str, str]] = {
         "hana": "bear  long   blue   pale   wide   tall   red    triangle patch",
         "ivo": "bear   spiky  blue   tan    tall   tall   black  triangle stripe",
         "juno": "rabbit curly blue   pale   wide   sleepy red    triangle stripe",
-    }.items()
-}
+    }
+)
 # Three more, as easy to confuse, on whom the numbers of recipes are found before they are measured on the ten.
-REHEARSAL: dict[str, dict[str, str]] = {
-    name: dict(zip(IDENTITY, traits.split(), strict=True))
-    for name, traits in {
+REHEARSAL: dict[str, dict[str, str]] = _told(
+    {
         "kim": "cat    short  brown  gray   tall   big    yellow snout    patch",
         "lou": "cat    curly  brown  purple tall   sleepy yellow ball     beard",
         "max": "cat    short  red    gray   square tall   green  snout    beard",
-    }.items()
-}
+    }
+)
 # Twenty more for a long sequence; each shares four or five traits with two others or more. No number was found on them.
-CROWD: dict[str, dict[str, str]] = {
-    name: dict(zip(IDENTITY, traits.split(), strict=True))
-    for name, traits in {
+CROWD: dict[str, dict[str, str]] = _told(
+    {
         "abe": "person spiky  black  blue   round  big    black  triangle beard",
         "bea": "rabbit spiky  white  blue   round  tall   black  triangle none",
         "cal": "person short  black  pale   round  big    red    triangle stripe",
@@ -59,8 +63,8 @@ CROWD: dict[str, dict[str, str]] = {
         "ray": "bear   long   white  pale   round  big    yellow none     none",
         "sue": "bear   curly  white  gray   round  tall   black  none     none",
         "tom": "bear   curly  yellow green  round  tall   yellow none     beard",
-    }.items()
-}
+    }
+)
 EVERYBODY = IDENTITIES | REHEARSAL | CROWD
 STYLES, SPARE_STYLES = tuple(HELD_BACK), tuple(SPARE)
 SUBJECTS = (*IDENTITIES, *STYLES)
