@@ -4,27 +4,25 @@ Each run (recipe, order, seed) is kept as a file of its own, so a stopped benchm
 """
 
 import argparse
-import dataclasses
 import json
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from ..base_diffusers import open_base
-from ..errors import RecipeError
 from ..museum import Museum
-from ..recipe import RECIPES, Recipe, guarding
+from ..recipe import RECIPES
 from ..sheets import contact_sheet
-from ..starter.course import Course, starter_recipe, take_course
-from ..starter.exam import Examiner, Wording, drawn, plain_prompts
+from ..starter.course import Course, take_course
+from ..starter.exam import Examiner, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.marks import marks
 from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
+from .methods import JOINT, check_method, varied
 from .progress import Say, watched_bar
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
@@ -33,12 +31,6 @@ QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
     **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
 }
-JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
-WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
-METHOD = re.compile(
-    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
-    r"(?:-without-(?P<term>[a-z_]+))?"
-)
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
@@ -118,35 +110,6 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     matrices_of(results).save(arguments.out / "forgetting.png")
     say("\n" + report)
     say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png, and each run's in {runs}")
-
-
-def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
-    """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
-    if method == JOINT:
-        return starter_recipe("sequential", seed=seed, **({"steps": steps} if steps else {})), "usual"
-    match = METHOD.fullmatch(method)
-    name = match["name"] if match else method
-    if match is None or name not in RECIPES:
-        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(RECIPES)}; see --help.")
-    recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
-    if match["factor"]:
-        recipe = guarding(recipe, float(match["factor"]))
-    if match["rate"]:
-        recipe = dataclasses.replace(recipe, learning_rate=float(match["rate"]))
-    if match["term"]:
-        left = tuple(r for r in recipe.regularizers if r.name != match["term"])
-        if len(left) == len(recipe.regularizers):
-            known = ", ".join(r.name for r in recipe.regularizers)
-            raise RecipeError(f"The recipe '{name}' has no term '{match['term']}'. It has: {known or 'none'}.")
-        recipe = dataclasses.replace(recipe, regularizers=left)
-    return recipe, cast(Wording, match["wording"] or "usual")
-
-
-def check_method(method: str, track: str) -> None:
-    """Raise RecipeError for a name that stands for nothing, or for a wording that these subjects do not have."""
-    _, wording = varied(method, seed=0)
-    if wording != "usual" and WORDED[wording] != track:
-        raise RecipeError(f"'{method}': +{wording} is a wording of {WORDED[wording]}; the subjects are {track}.")
 
 
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:

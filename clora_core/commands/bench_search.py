@@ -1,9 +1,9 @@
 """`bench search`: the numbers of every recipe, looked for on characters or styles that `bench forgetting` leaves out.
 
-Every recipe gets the same budget: three values of its protection's weight or, where it has none, of its learning rate.
-The best has the highest share recognised at the end minus what plain prompts lost; for a style, which can be recognised
-in pictures of nothing, half of that share is the share of what was asked for in it. Nothing is set by this command;
-`starter/course.py` holds what was chosen.
+Every recipe gets the same budget: three values of its protection's weight or, where it has none, of its learning rate
+(the word's, where nothing else is learned). The best has the highest share recognised at the end minus what plain
+prompts lost; for a style, which can be recognised in pictures of nothing, half of that share is the share of what was
+asked for in it. Nothing is set by this command; `starter/course.py` holds what was chosen.
 """
 
 import argparse
@@ -11,17 +11,18 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..base_diffusers import open_base
 from ..measure import forgetting, kept, learned
 from ..museum import Museum
 from ..recipe import RECIPES, Recipe, guarding, recipe_named
 from ..starter.course import starter_recipe, take_course
-from ..starter.exam import Examiner, plain_prompts
+from ..starter.exam import Examiner, Wording, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.subjects import REHEARSAL, SPARE_STYLES
 from .measuring import machine
+from .methods import check_method
 from .progress import Say, watched_bar
 
 FACTORS: Mapping[str, Sequence[float]] = {
@@ -35,6 +36,7 @@ FACTORS: Mapping[str, Sequence[float]] = {
     "preservation": (0.3, 1, 3),
 }
 RATES = (2e-3, 6e-3, 1.8e-2)
+WORD_RATES = (1.7e-2, 5e-2, 1.5e-1)
 TRACKS = {"identities": tuple(REHEARSAL), "styles": SPARE_STYLES}
 
 
@@ -47,6 +49,12 @@ def add(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes (all)")
     parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
+    parser.add_argument(
+        "--wording",
+        choices=get_args(Wording),
+        default="usual",
+        help="of prompts, as +noun and +first in `bench forgetting` (usual)",
+    )
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
     parser.add_argument("--looks", type=int, default=32, help="pictures per look (32)")
     parser.add_argument("--plain", type=int, default=48, help="prompts without a new word (48)")
@@ -55,15 +63,19 @@ def add(kinds: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    worded = "" if arguments.wording == "usual" else f"+{arguments.wording}"
+    names = {method: f"{method}{worded}" for method in arguments.methods}
+    for name in names.values():
+        check_method(name, arguments.subjects)  # before anything has run
     trials: Path = arguments.out / "trials"
     trials.mkdir(parents=True, exist_ok=True)
     examiner = Examiner(open_base("starter"), load_judge())
     empty = Museum(examiner.base.fingerprint)
     before, _ = plain_prompts(examiner.base, empty, examiner.judge, count=arguments.plain)
-    for method in arguments.methods:
-        for number in FACTORS.get(method, RATES):
+    for method, name in names.items():
+        for number in FACTORS.get(method, RATES if RECIPES[method].rank else WORD_RATES):
             recipe = _tried(method, number, arguments.steps)
-            path = trials / f"{arguments.subjects}-{method}-{number:g}-{recipe.steps}.json"
+            path = trials / f"{arguments.subjects}-{name}-{number:g}-{recipe.steps}.json"
             if not path.exists():
                 course = take_course(
                     examiner,
@@ -73,10 +85,11 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     looks=arguments.looks,
                     looks_between=arguments.looks,
                     plain=arguments.plain,
+                    wording=arguments.wording,
                 )
                 found = {
                     "track": arguments.subjects,
-                    "method": method,
+                    "method": name,
                     "weight" if method in FACTORS else "learning_rate": number,
                     "learned": learned(course.alignment),
                     "kept": kept(course.alignment),
@@ -89,7 +102,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 }
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             told = json.loads(path.read_text(encoding="utf-8"))
-            say(f"{method} {number:g}: kept {told['kept']:.2f}, plain prompts lost {told['base_damage']:.2f}")
+            say(f"{name} {number:g}: kept {told['kept']:.2f}, plain prompts lost {told['base_damage']:.2f}")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(trials.glob("*.json"))]
     (arguments.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     tables = [
@@ -125,5 +138,5 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> str:
 def _tried(method: str, number: float, steps: int | None) -> Recipe:
     recipe = starter_recipe(method, **({"steps": steps} if steps else {}))
     if method not in FACTORS:
-        return dataclasses.replace(recipe, learning_rate=number)
+        return dataclasses.replace(recipe, **{"learning_rate" if recipe.rank else "token_learning_rate": number})
     return dataclasses.replace(recipe, regularizers=guarding(recipe_named(method), number).regularizers)

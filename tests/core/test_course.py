@@ -8,8 +8,8 @@ import torch
 
 from clora_core.base_diffusers import DiffusersBase, open_base
 from clora_core.cli import main
-from clora_core.commands.bench_forgetting import check_method, varied
 from clora_core.commands.forgetting_table import HYPOTHESES, compared_with, table_of, tables_of
+from clora_core.commands.methods import check_method, varied
 from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
