@@ -1,19 +1,21 @@
 """Two learned characters in one picture: how often does the judge find both, each in its half?
 
-    python -m benchmarks.two_concepts --museum out/demo/museum.safetensors      what the demo learned
+    python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   what the demo learned, by any recipe
 
-Runs the example workflow `two-concepts` in a ComfyUI that is started for it, with the museum's first two words: both in
-one plain prompt, and each with a place of its own. As a third way, each place also sees its own exhibit alone, through
-ComfyUI's LoRA hooks over the files that `export` writes for single exhibits.
-Writes `benchmarks/results/two_concepts.json` and `docs/two-concepts.png`.
+Runs the example workflow `two-concepts` in a ComfyUI that is started for it, with every two of a museum's first three
+words: both in one plain prompt, and each with a place of its own. As a third way, each place also sees its own exhibit
+alone, through ComfyUI's LoRA hooks over the files that `export` writes for single exhibits, where it can.
+Writes `benchmarks/results/two_concepts.json`, and `docs/two-concepts.png` of the first museum's first two words.
 """
 
 import argparse
 import json
 import shutil
+import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -39,45 +41,77 @@ WAYS = {
     "hooked": "each place sees its own exhibit alone",
 }
 SHOWN, ZOOM, TITLE_PX = 6, 2, 26
+Pictures = Mapping[str, np.ndarray]  # way → (n, 64, 128, 3) uint8
+Scores = Mapping[str, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--museum", type=Path, required=True, help="file that holds two built-in characters or more")
-    parser.add_argument("--pictures", type=int, default=48, help="for each way (48)")
+    parser.add_argument(
+        "--museums", type=Path, nargs="+", required=True, help="files that hold three built-in characters or more"
+    )
+    parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
     arguments = parser.parse_args()
     host = find_host()
     if host is None:
         sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
-    words = read_header(arguments.museum).words[:2]
+    shown: dict[str, Pictures] = {}
+    scores: dict[str, dict[str, dict[str, Scores]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host, Path(folder))
-        loras = server.folder / "models/loras"
-        (loras / "museums").mkdir(parents=True)
-        shutil.copy(arguments.museum, loras / "museums/three-concepts.museum.safetensors")
-        for number, word in enumerate(words, 1):
-            export_lora(load_museum(arguments.museum, words=[word]), loras / f"only{number}.safetensors")
+        (server.folder / "models/loras/museums").mkdir(parents=True)
+        museums = {recipe_of(path): prepared(path, server.folder / "models/loras") for path in arguments.museums}
         try:
             server.start()
-            pictures = drawn(server, words, arguments.pictures)
+            for recipe, words in museums.items():
+                for pair in combinations(words[:3], 2):
+                    pictures = drawn(server, recipe, pair, arguments.pictures)
+                    shown.setdefault(recipe, pictures)
+                    found: dict[str, Scores] = {way: scored(seen, pair) for way, seen in pictures.items()}
+                    scores.setdefault(recipe, {})[" ".join(pair)] = found
+                    print(recipe, *pair, found, flush=True)
         finally:
             server.stop()
-    scores = {way: scored(shown, words) for way, shown in pictures.items()}
-    report = {"machine": machine(torch.device("cpu")), "words": words, "pictures": arguments.pictures, "scores": scores}
+    means = {recipe: over_pairs(pairs) for recipe, pairs in scores.items()}
+    report = {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures, "means": means, "pairs": scores}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sheet(pictures).save(PICTURE)
-    for way, score in scores.items():
-        print(f"{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
+    sheet(next(iter(shown.values()))).save(PICTURE)
+    for recipe, ways in means.items():
+        for way, score in ways.items():
+            print(f"{recipe:20}{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
 
 
-def drawn(server: Server, words: Sequence[str], count: int) -> dict[str, np.ndarray]:
-    """way → pictures (n, 64, 128, 3), uint8, all from the same noise."""
+def recipe_of(path: Path) -> str:
+    return read_header(path).exhibits[0].recipe.method
+
+
+def prepared(path: Path, loras: Path) -> tuple[str, ...]:
+    """Lay a museum, and its exhibits as single LoRA files where other loaders can show them, where ComfyUI looks."""
+    header, recipe = read_header(path), recipe_of(path)
+    shutil.copy(path, loras / f"museums/{recipe}.museum.safetensors")
+    for exhibit in header.exhibits:
+        if exhibit.ordinary:
+            export_lora(load_museum(path, words=[exhibit.word]), loras / only(recipe, exhibit.word))
+    return header.words
+
+
+def only(recipe: str, word: str) -> str:
+    return f"{recipe}-{word.strip('<>')}.safetensors"
+
+
+def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictures:
+    """All from the same noise."""
     workflow = json.loads((ROOT / "example_workflows/two-concepts.json").read_text(encoding="utf-8"))
-    prompt = with_hooks(as_prompt(workflow, server.get("/object_info")))
+    prompt = as_prompt(workflow, server.get("/object_info"))
+    files = [only(recipe, word) for word in pair]
+    if all((server.folder / "models/loras" / file).exists() for file in files):
+        prompt = with_hooks(prompt, files)
     for entry in prompt.values():
         if entry["class_type"] == "CLIPTextEncode":
-            for asked, word in zip(ASKED, words, strict=True):
+            for asked, word in zip(ASKED, pair, strict=True):
                 entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, word)
+        if entry["class_type"] == "CLoRA_LoadMuseum":
+            entry["inputs"]["museum"] = f"{recipe}.museum.safetensors"
         if entry["class_type"] == "EmptyLatentImage":
             entry["inputs"]["batch_size"] = count
     run = server.run(prompt, seconds=1200)
@@ -87,20 +121,27 @@ def drawn(server: Server, words: Sequence[str], count: int) -> dict[str, np.ndar
         for id, entry in prompt.items()
         if entry["class_type"] == "SaveImage"
     }
-    return {way: server.pictures(run, saving[way]) for way in WAYS}
+    return {way: server.pictures(run, saving[way]) for way in WAYS if way in saving}
 
 
-def with_hooks(prompt: Prompt) -> Prompt:
+def over_pairs(pairs: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
+    ways = next(iter(pairs.values()))
+    return {
+        way: {name: statistics.fmean(scores[way][name] for scores in pairs.values()) for name in ways[way]}
+        for way in ways
+    }
+
+
+def with_hooks(prompt: Prompt, files: Sequence[str]) -> Prompt:
     """The workflow, and beside its places the same ones with a hook each, over a model that shows no exhibit itself."""
     only = {kind: [id for id, entry in prompt.items() if entry["class_type"] == kind] for kind in kinds(prompt)}
     (shown,), (combine,) = only["CLoRA_LoadMuseum"], only["ConditioningCombine"]
     silent = {"class_type": "CLoRA_LoadMuseum", "inputs": prompt[shown]["inputs"] | {"strength": 0.0}}
     more: Prompt = {"silent": silent}
-    for number in (1, 2):
+    for number, file in enumerate(files, 1):
         place = prompt[prompt[combine]["inputs"][f"conditioning_{number}"][0]]
         text = prompt[place["inputs"]["conditioning"][0]]["inputs"]["text"]
         more[f"text{number}"] = node("CLIPTextEncode", text=text, clip=["silent", 1])
-        file = f"only{number}.safetensors"
         more[f"hook{number}"] = node("CreateHookLora", lora_name=file, strength_model=1.0, strength_clip=0.0)
         sources = {"cond_NEW": [f"text{number}", 0], "hooks": [f"hook{number}", 0]}
         more[f"hooked{number}"] = node("ConditioningSetProperties", **sources, strength=1.0, set_cond_area="default")
@@ -122,7 +163,7 @@ def kinds(prompt: Prompt) -> set[str]:
 
 
 def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
-    """Shares of the pictures: both found, each in its half; both, in any order. And of each word's traits in its half.
+    """Shares of the pictures: both found, each in its half; both, in any order. And of all traits, each in its half.
 
     A character is found where its traits are the most likely of all ten characters'.
     """
@@ -134,12 +175,12 @@ def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
         "both": sum(list(pair) == names for pair in pairs) / len(pairs),
         "in either order": sum(sorted(pair) == sorted(names) for pair in pairs) / len(pairs),
     }
-    for word, name, verdict in zip(words, names, verdicts, strict=True):
-        score[f"traits of {word}"] = agreement(verdict, [IDENTITIES[name]] * len(pairs)).mean().item()
-    return score
+    halves = zip(names, verdicts, strict=True)
+    found = [agreement(verdict, [IDENTITIES[name]] * len(pairs)).mean().item() for name, verdict in halves]
+    return score | {"traits": statistics.fmean(found)}
 
 
-def sheet(pictures: dict[str, np.ndarray]) -> Image.Image:
+def sheet(pictures: Pictures) -> Image.Image:
     """The first pictures of every way, a titled line each."""
     height, width = next(iter(pictures.values())).shape[1:3]
     line = TITLE_PX + ZOOM * height + 10
