@@ -111,7 +111,7 @@ def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictu
             for asked, word in zip(ASKED, pair, strict=True):
                 entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, word)
         if entry["class_type"] == "CLoRA_LoadMuseum":
-            entry["inputs"]["museum"] = f"{recipe}.museum.safetensors"
+            entry["inputs"]["museum_name"] = f"{recipe}.museum.safetensors"
         if entry["class_type"] == "EmptyLatentImage":
             entry["inputs"]["batch_size"] = count
     run = server.run(prompt, seconds=1200)

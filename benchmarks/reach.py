@@ -1,0 +1,45 @@
+"""Whom does a delta answer to: its own word, the other words of its museum, prompts without any such word?
+
+    python -m benchmarks.reach --museums out/demo/museum.safetensors ...   what the demo learned, by any recipes
+
+Prints, for every exhibit that acts everywhere, the share of keys and values that its delta moves, as `style_words`
+defines it, for its own prompt, for each other exhibit's, and for everyday prompts: 1 is as much as they are long.
+Writes `benchmarks/results/reach.json`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from clora_core.base_diffusers import open_base
+from clora_core.commands.measuring import machine
+from clora_core.starter.exam import plain_requests
+from clora_core.storage import load_museum
+
+from .style_words import PROMPTS, share
+
+RESULT = Path(__file__).parent / "results/reach.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--museums", type=Path, nargs="+", required=True, help="files over the starter model")
+    arguments = parser.parse_args()
+    base = open_base("starter")
+    everyday = [prompt for prompt, _ in plain_requests(PROMPTS, seed=1)]
+    found = []
+    for museum in map(load_museum, arguments.museums):
+        for exhibit in museum.exhibits:
+            if exhibit.recipe.applied != "everywhere":
+                continue
+            words = {other.word: share(base, exhibit, [other.prompt], [other.token]) for other in museum.exhibits}
+            row = {"recipe": exhibit.recipe.method, "delta of": exhibit.word, "moves": words}
+            found.append(row | {"everyday prompts": share(base, exhibit, everyday, [])})
+            told = "  ".join(f"{word} {moved:.3f}" for word, moved in words.items())
+            print(f"{exhibit.recipe.method:14}{exhibit.word:8}{told}  everyday {found[-1]['everyday prompts']:.4f}")
+    report = {"machine": machine(base.device), "prompts": PROMPTS, "shares": found}
+    RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
