@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from clora_core.errors import RecipeError
 from clora_core.learn import learn
 from clora_core.measure import kernel_distance
 from clora_core.museum import Exhibit, Museum
+from clora_core.recipe import RECIPES
 from clora_core.starter.course import starter_recipe
 from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
@@ -120,6 +122,14 @@ def test_a_benchmark_of_styles_measures_everything(tmp_path):
     text = (tmp_path / "forgetting.md").read_text()
     assert "## Styles" in text and "## Identities" not in text
     assert all(f"**{name}**" in text for name, _, _ in HYPOTHESES)
+
+
+@pytest.mark.parametrize("method", sorted(RECIPES))
+def test_on_the_starter_model_a_recipe_has_other_numbers_and_is_the_same_method(method: str):
+    ours, usual = starter_recipe(method), RECIPES[method]
+    numbers = ("regularizers", "rank", "steps", "learning_rate", "token_learning_rate", "batch_size", "schedule")
+    assert replace(ours, **{name: getattr(usual, name) for name in numbers}) == usual
+    assert [replace(r, weight=1.0) for r in ours.regularizers] == [replace(r, weight=1.0) for r in usual.regularizers]
 
 
 def test_changes_of_a_recipe_by_name():
