@@ -98,6 +98,7 @@ def learn(
                 [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
                 trained.continued,
                 lessons[-1].latents[0],
+                earlier.prompts_beside(concept),
             )
             with as_before():
                 terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}

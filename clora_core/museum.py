@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .attach import Gate, attached
 from .base import Base, Fingerprint
-from .concept import ConceptToken, Kind
+from .concept import Concept, ConceptToken, Kind, word_pattern
 from .errors import BaseModelError, MuseumError
 from .low_rank import LowRank, concatenated
 from .projections import Projection
 from .recipe import Applied, Recipe
 
 STRENGTH_LIMIT = 100
+BESIDE = 32  # a layer-wise word takes 44 MB a prompt on SDXL
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,20 @@ class Museum:
     def prompts(self) -> tuple[str, ...]:
         """What each exhibit was learned with."""
         return tuple(exhibit.prompt or exhibit.word for exhibit in self.exhibits)
+
+    def prompts_beside(self, concept: Concept) -> tuple[str, ...]:
+        """`prompts`; and, for exhibits of that concept's kind, what is said of its pictures with their word in its
+        word's place ("a cat in <old> style"), about 32 of these."""
+        kin = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
+        texts = list(dict.fromkeys(concept.prompts()))
+        share = min(len(texts), max(1, BESIDE // max(1, len(kin))))
+        new = word_pattern([concept.word])
+        beside = [
+            new.sub(old, texts[(place * share + number) % len(texts)])
+            for number in range(share)
+            for place, old in enumerate(kin)
+        ]
+        return tuple(dict.fromkeys([*self.prompts, *beside]))
 
     def check_over(self, base: Fingerprint) -> None:
         """Raise BaseModelError unless this museum was made over that base."""

@@ -25,7 +25,8 @@ class Setting:
     while entered, the model answers as it did before this concept. reference_loss: the diffusion loss of the model
     as it stands before this concept, a fixed average. earlier: the deltas of which `past` is the sum, one entry an
     exhibit. continued: the shared delta that the new one started from, as it was, if there is one. latents: the
-    concept's pictures as the UNet sees them, (n, c, h, w).
+    concept's pictures as the UNet sees them, (n, c, h, w). beside: the old prompts, and old words in what is said of
+    the concept's pictures, as `Museum.prompts_beside` gives them.
     """
 
     base: Base
@@ -38,6 +39,7 @@ class Setting:
     earlier: Sequence[Deltas] = ()
     continued: Deltas = field(default_factory=dict)
     latents: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1))
+    beside: Sequence[str] = ()
 
     @cached_property
     def reference_loss(self) -> float:

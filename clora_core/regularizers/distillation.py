@@ -1,10 +1,11 @@
 """Distillation: what the model showed for old words before this concept, it shall still show.
 
-    L = β · E‖ ε_θ(z_s, s, c_j) - ε_old(z_s, s, c_j) ‖²        j: an earlier exhibit, another one at every step
+    L = β · E‖ ε_θ(z_s, s, c_j) - ε_old(z_s, s, c_j) ‖²        c_j: a prompt with an old word, drawn anew for each z_s
 
 Li and Hoiem 2016 (Learning without Forgetting), arXiv:1606.09282, brought to diffusion as the continual-customization
-papers do: old prompts on the new pictures, with the model as it was before this concept as the teacher. It takes one
-more forward pass without and one with a backward pass per step.
+papers do: old words on the new pictures, with the model as it was before this concept as the teacher. What is said of
+the new pictures stands around the old words too: our reading, without which a style is kept for pictures of nothing. It
+takes one more forward pass without and one with a backward pass per step.
 """
 
 from dataclasses import dataclass
@@ -33,13 +34,13 @@ class Distillation:
     def begin(self, setting: Setting) -> Term:
         base = setting.base
         with torch.no_grad():
-            old = base.encode_prompts(setting.old_prompts, setting.old_words) if setting.old_prompts else None
+            old = base.encode_prompts(setting.beside, setting.old_words) if setting.beside else None
 
         def term(step: Step) -> Tensor:
             if old is None:
                 return step.latents.new_zeros(())
             chosen = torch.randint(
-                len(setting.old_prompts), (len(step.latents),), generator=seeded("distillation", step.number)
+                len(setting.beside), (len(step.latents),), generator=seeded("distillation", step.number)
             )
             conditioning = old[chosen.to(old.states.device)]
             noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)

@@ -30,7 +30,9 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
         before = base.predict(noisy, step.timesteps, conditioning).detach()
         with attached(base, deltas) as new:
             after = base.predict(noisy, step.timesteps, conditioning).detach()
-            setting = Setting(base, concept, museum.dense(), [PROMPT], museum.tokens, new.left_out, lambda: 1.0)
+            setting = Setting(
+                base, concept, museum.dense(), (), museum.tokens, new.left_out, lambda: 1.0, beside=[PROMPT]
+            )
             value = Distillation(2.0).begin(setting)(step)
             assert torch.equal(base.predict(noisy, step.timesteps, conditioning), after), "the deltas are back"
     assert value.item() == pytest.approx(2 * (after - before).square().mean().item(), rel=1e-5)

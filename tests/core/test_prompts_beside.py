@@ -1,4 +1,4 @@
-"""What is answered as before while a concept is learned: old prompts, and the new pictures' captions with old words."""
+"""Old words beside a new concept: in their own prompts, and in what is said of the new pictures."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,12 +8,10 @@ import torch
 
 from clora_core.base import Base
 from clora_core.concept import Concept, ConceptToken
-from clora_core.directions import QUIET_SHARE, quiet_directions
 from clora_core.learn import learn
 from clora_core.museum import BESIDE, Exhibit, Museum
 from clora_core.regularizers.protocol import Term
 from clora_core.step import Setting
-from clora_core.text_states import second_moment
 
 from .small import short, small_concept
 
@@ -76,13 +74,4 @@ def test_the_terms_of_the_loss_get_them(base: Base):
     held, heard = museum(base, ("<old>", "style", "a <old> style picture")), []
     concept = Concept("<new>", small_concept(count=3).pictures, "style", captions=CAPTIONS)
     learn(base, held, concept, short(Listening(heard), steps=1))
-    assert heard[0].old_prompts == held.prompts_beside(concept) != held.prompts
-
-
-def test_quiet_directions_are_quiet_for_them(base: Base):
-    held = museum(base, ("<old>", "style", "a <old> style picture"))
-    concept = style(*CAPTIONS)
-    quiet = quiet_directions(base, held, concept)
-    moment = second_moment(base, held.prompts_beside(concept), held.tokens)
-    least = torch.linalg.eigvalsh(moment.double())[: round(len(moment) * QUIET_SHARE)].sum().item()
-    assert torch.trace(quiet.double() @ moment.double()).item() == pytest.approx(least, rel=1e-4)
+    assert heard[0].beside == held.prompts_beside(concept) != heard[0].old_prompts == held.prompts

@@ -181,6 +181,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
             lambda: lesson.reference_loss(token),
             continued=random_deltas(base, seed=8),
             latents=lesson.latents[0],
+            beside=["a photo of <old>"],
         )
         term = kind().begin(setting)
         value = term(lesson.step(0, trained))
