@@ -48,7 +48,11 @@ Scores = Mapping[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--museums", type=Path, nargs="+", required=True, help="files that hold three built-in characters or more"
+        "--museums",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files that hold three built-in characters or more, one of a recipe",
     )
     parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
     arguments = parser.parse_args()
@@ -91,11 +95,11 @@ def prepared(path: Path, loras: Path) -> tuple[str, ...]:
     shutil.copy(path, loras / f"museums/{recipe}.museum.safetensors")
     for exhibit in header.exhibits:
         if exhibit.ordinary:
-            export_lora(load_museum(path, words=[exhibit.word]), loras / only(recipe, exhibit.word))
+            export_lora(load_museum(path, words=[exhibit.word]), loras / lora_of(recipe, exhibit.word))
     return header.words
 
 
-def only(recipe: str, word: str) -> str:
+def lora_of(recipe: str, word: str) -> str:
     return f"{recipe}-{word.strip('<>')}.safetensors"
 
 
@@ -103,7 +107,7 @@ def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictu
     """All from the same noise."""
     workflow = json.loads((ROOT / "example_workflows/two-concepts.json").read_text(encoding="utf-8"))
     prompt = as_prompt(workflow, server.get("/object_info"))
-    files = [only(recipe, word) for word in pair]
+    files = [lora_of(recipe, word) for word in pair]
     if all((server.folder / "models/loras" / file).exists() for file in files):
         prompt = with_hooks(prompt, files)
     for entry in prompt.values():

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from clora_core.cli import main
+from clora_core.commands import bench_search
 from clora_core.commands.bench_search import TRACKS, table_of
 from clora_core.recipe import RECIPES
+from clora_core.starter.course import take_course
 from clora_core.starter.subjects import CROWD, IDENTITIES, STYLES
 
 SHORT = ["--steps", "1", "--looks", "2", "--plain", "4"]
@@ -26,13 +28,22 @@ def test_three_weights_are_tried_and_none_twice(tmp_path, capsys):
     assert (tmp_path / "search.md").read_text().strip() in capsys.readouterr().out
 
 
-def test_where_there_is_no_weight_the_rate_of_what_is_learned_is_tried_in_any_wording(tmp_path):
+def test_where_there_is_no_weight_the_rate_of_what_is_learned_is_tried_in_any_wording(tmp_path, monkeypatch):
+    prompts = []
+
+    def course(*arguments, **more):
+        taken = take_course(*arguments, **more)
+        prompts.extend(taken.museum.prompts)
+        return taken
+
+    monkeypatch.setattr(bench_search, "take_course", course)
     command = ["bench", "search", "--subjects", "styles", "--methods", "textual-inversion", "--wording", "first"]
     assert main([*command, *SHORT, "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "search.json").read_text())
     assert {result["method"] for result in results} == {"textual-inversion+first"}
     assert sorted(result["learning_rate"] for result in results) == [1.7e-2, 5e-2, 1.5e-1]
     assert all(result["recipe"]["token_learning_rate"] == result["learning_rate"] for result in results)
+    assert prompts and all(prompt.endswith("style a photo") for prompt in prompts)
 
 
 def test_a_wording_that_the_subjects_do_not_have_is_refused_before_anything_runs(tmp_path, capsys):
