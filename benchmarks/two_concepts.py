@@ -52,7 +52,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="files that hold three built-in characters or more, one of a recipe",
+        help="files of three built-in characters or more, one a recipe",
     )
     parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
     arguments = parser.parse_args()
