@@ -4,8 +4,9 @@
 
 Li and Hoiem 2016 (Learning without Forgetting), arXiv:1606.09282, brought to diffusion as the continual-customization
 papers do: old words on the new pictures, with the model as it was before this concept as the teacher. What is said of
-the new pictures stands around the old words too: our reading, which holds styles better (docs/measurements.md). It takes
-one more forward pass without and one with a backward pass per step.
+the new pictures stands around the old words too: our reading, which holds styles better (docs/measurements.md).
+
+It takes one more forward pass without and one with a backward pass per step.
 """
 
 from dataclasses import dataclass
