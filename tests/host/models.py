@@ -192,7 +192,7 @@ def denoised(model: ModelPatcher, states: Tensor, pooled: Tensor | None = None) 
     empty = torch.zeros_like(start)
     options = {"seed": 1, "callback": watch, "disable_pbar": True}
     comfy.sample.sample(model, start, 1, 1.0, "euler", "normal", conditions, conditions, empty, **options)
-    return seen[0]
+    return seen[0].cpu()
 
 
 def noise(model: ModelPatcher) -> Tensor:

@@ -125,7 +125,7 @@ def test_the_layer_that_the_user_chose_is_read(clip_skip: int):
     clip = clip.clone()
     clip.clip_layer(clip_skip)
     states = HostBase(model, clip, vae).encode_prompts(["a photo"], []).states
-    close(states, clip.encode("a photo"), 1e-6)
+    close(states.cpu(), clip.encode("a photo").cpu(), 1e-6)
 
 
 def test_float8_with_scales_is_learned_over_as_what_it_stands_for():

@@ -54,11 +54,12 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
     if applied == "from its word on":
         mask = mask.cumsum(0) > 0
     base = HostBase(*models)
+    mask = mask.to(base.device)
 
     def adding(delta):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             ours = (inputs[0] == states.to(inputs[0])).all(-1) & mask  # no other prompt has these states there
-            return output + (inputs[0] * ours[..., None]) @ (0.7 * delta.up @ delta.down).T
+            return output + (inputs[0] * ours[..., None]) @ (0.7 * delta.up @ delta.down).T.to(inputs[0])
 
         return hook
 

@@ -108,7 +108,7 @@ def weights(model: ModelPatcher) -> dict[Projection, Tensor]:
     """Every key and value projection as it is when the model runs, float32."""
     comfy.model_management.load_models_gpu([model])
     unet = model.model.diffusion_model
-    return {p: unet.get_submodule(path).weight.float().clone() for p, path in projection_paths(model).items()}
+    return {p: unet.get_submodule(path).weight.float().clone().cpu() for p, path in projection_paths(model).items()}
 
 
 def with_files(clip: comfy.sd.CLIP, folder: Path) -> comfy.sd.CLIP:

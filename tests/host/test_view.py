@@ -116,11 +116,10 @@ def test_loading_in_part_loses_nothing(dtype: torch.dtype):
     shown.patch_model(shown.load_device, lowvram_model_memory=1000)
     assert shown.loaded_size() < shown.model_size()
     options = {"wrappers": shown.wrappers}
-    sigma, scaled = noisiest(shown)
-    states = states.expand(2, -1, -1)
+    sigma, scaled, states = (each.to(shown.load_device) for each in (*noisiest(shown), states.expand(2, -1, -1)))
     found = shown.model.apply_model(scaled, sigma.expand(2), c_crossattn=states, transformer_options=options)
     shown.detach()
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.cpu(), whole, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
