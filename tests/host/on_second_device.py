@@ -1,7 +1,7 @@
 """`python -m pytest -p tests.host.on_second_device tests/host`: the tests with ComfyUI on another device than the CPU.
 
 ComfyUI then takes `tests.second_device` for its graphics card of 16 GiB, moves its models there and back, and computes
-in float32. (One test fails there: the device's tensors are never inference tensors.)
+in float32. (A test that asks for inference tensors fails there: the device has none.)
 """
 
 from collections.abc import Iterator
