@@ -62,11 +62,13 @@ def recipe_of(method: str) -> Recipe:
 
 
 def taught(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
-    """Two concepts learned one after another: the loss of every step, and a picture of the first, as numbers."""
+    """Two concepts learned one after another: every step's diffusion loss, and a picture of the first, as numbers."""
     museum, losses = Museum(base.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
         concept = small_concept(word, seed=number)
-        museum = learn(base, museum, concept, recipe, report=lambda progress: losses.append(progress.loss))
+        museum = learn(
+            base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"])
+        )
     assert {tensor.device.type for tensor in tensors_of(museum).values()} == {"cpu"}
     with shown(base, museum.dense(), museum.gated):
         shape = base.latent_shape(64, 64)
