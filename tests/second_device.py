@@ -2,7 +2,7 @@
 
 With a CPU alone, code that forgets to move a tensor works all the same, and breaks on the first graphics card. Here it
 breaks too: an operation on tensors of both devices raises, as on CUDA. Only copies go across, and tensors without
-dimensions. Nothing else is computed differently.
+dimensions. But for rounding, nothing else is computed differently.
 
 Once the device has been entered, torch takes it for this process's accelerator, so tests do that in a process of their
 own.
@@ -36,10 +36,11 @@ WHOLE = {aten.scaled_dot_product_attention.default}  # done as it is, not by the
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
-    """The device, for as long as the block lasts."""
+    """The device, for as long as the block lasts. What runs in there without using it has shown nothing, and raises."""
     _register()
-    with _Operations():
+    with _Operations() as operations:
         yield torch.device(NAME, 0)
+    assert operations.done, "nothing was computed on the device"
 
 
 @contextmanager
@@ -88,6 +89,10 @@ class _There(Tensor):
 
 
 class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not (_is_there(kwargs.get("device")) or any(issubclass(kind, _There) for kind in types)):
@@ -95,6 +100,7 @@ class _Operations(TorchDispatchMode):
         if operation not in WHOLE and _made_of_others(operation):  # which is so under inference mode alone
             with self:
                 return operation.decompose(*args, **kwargs)
+        self.done += 1
         return _done(operation, args, kwargs)
 
 

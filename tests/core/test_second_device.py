@@ -109,6 +109,7 @@ def goes_on() -> None:
             states.append(progress.snapshot())
 
         whole = learn(base, Museum(base.fingerprint), concept, recipe, report=keep)
+        assert {tensor.device.type for tensor in states[1].tensors.values()} == {"cpu"}
         resumed = learn(base, Museum(base.fingerprint), concept, recipe, resume=states[1])
         assert same_bits(resumed, whole)
         both = learn(base, whole, small_concept("<two>"), recipe, companions=[small_concept("<three>", seed=1)])
