@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "there"
+TESTS = Path(__file__).parent
 MISSING = (
     ""
     if hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
@@ -45,15 +47,16 @@ def second_device() -> Iterator[torch.device]:
 
 @contextmanager
 def own_process() -> Iterator[Callable[..., Any]]:
-    """`call(work, *given)` does the work in one other process, and raises what it raises."""
+    """`call(work, *given)` does the work in one other process, and raises what it raises.
+
+    That process looks for modules where pytest names ours from, and not in a ComfyUI, which has `tests` of its own.
+    """
+    others = [folder for folder in sys.path if not Path(folder, "tests/__init__.py").exists()]
     spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawning, _prepare) as pool:
-        yield lambda work, *given: pool.submit(work, *given).result()
-
-
-def _prepare() -> None:
-    sys.path.insert(0, str(Path(__file__).parent))  # pytest names modules from there
-    _register()  # before the first backward pass, which counts the devices
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "path", [str(TESTS.parent), str(TESTS), *others])
+        with ProcessPoolExecutor(1, spawning, _register) as pool:  # before a backward pass, which counts the devices
+            yield lambda work, *given: pool.submit(work, *given).result()
 
 
 class _There(Tensor):
