@@ -38,7 +38,7 @@ def identity(model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE) -> str
             digest.add(patcher)
         digest.add(clip.layer_idx)
         digest.add(known_words(clip))
-        digest.add(model.get_model_object("model_sampling").sigmas)
+        digest.add(model.get_model_object("model_sampling").sigmas.cpu())
     except _UnreadableError as error:
         log.warning("C-LoRA: what is put on this model cannot be told from other settings of it (%s).", error)
         return None
@@ -107,7 +107,8 @@ class _Digest:
         for name, weight in _own_weights(patcher):
             flat = weight.detach().flatten()
             sampled = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to("cpu", torch.float32)
-            self._say(name, weight.dtype, tuple(weight.shape), sampled.tolist())
+            stored = weight.dtype if weight.dim() else "scalar"  # of any dtype: newer ComfyUIs change it when they load
+            self._say(name, stored, tuple(weight.shape), sampled.tolist())
         self._own |= {id(module): name for name, module in patcher.model.named_modules()}
         for kind in PUT_ON:
             self.add({key: put_on for key, put_on in getattr(patcher, kind).items() if put_on})

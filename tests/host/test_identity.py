@@ -20,8 +20,9 @@ from clora_pack.nodes.teaching import train
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
+from torch.nn import Parameter
 
-from .models import Models, extra, random_museum, recipe, stock
+from .models import Models, extra, random_museum, recipe, small_models, stock
 
 pytestmark = pytest.mark.usefixtures("own_results")
 FREE = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
@@ -75,6 +76,17 @@ def test_models_of_one_fingerprint_are_told_apart(starter: Models):
     skipped.clip_layer(-2)
     found = [identity(lora, clip, vae), identity(weaker, clip, vae), identity(model, skipped, vae)]
     assert len({mine, *found}) == 4
+
+
+def test_loading_a_model_does_not_change_who_it_is():
+    """Some of what a file holds is brought to another dtype or device then."""
+    model, clip, vae = small_models("sd15")
+    clip.cond_stage_model.clip_l.logit_scale = Parameter(torch.tensor(4.0, dtype=torch.float16), requires_grad=False)
+    mine = identity(model, clip, vae)
+    comfy.model_management.load_models_gpu([model, clip.patcher])
+    assert identity(model, clip, vae) == mine
+    comfy.model_management.unload_all_models()
+    assert identity(model, clip, vae) == mine
 
 
 def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
