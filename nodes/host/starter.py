@@ -47,10 +47,12 @@ def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
     return ModelPatcher(model.eval(), comfy.model_management.get_torch_device(), offload)
 
 
-def load_clip(weights: Path = WEIGHTS) -> CLIP:
+def load_clip(weights: Path = WEIGHTS, **options: Any) -> CLIP:
+    """options: what a ComfyUI that pages weights in and out asks for, where it needs them as a whole."""
     target = comfy.supported_models_base.ClipTarget(StarterTokenizer, StarterText)
     folders = folder_paths.get_folder_paths("embeddings")
-    clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32})
+    clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
+    clip.patcher.cached_patcher_init = (_text_patcher, (weights,))
     tensors = {_text_name(name): tensor for name, tensor in _tensors(weights, "text_encoder").items()}
     projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class has one; this model's UNet reads none
     _fill(clip.cond_stage_model.clip_l.transformer, tensors | projection)
@@ -178,6 +180,10 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
 class StarterText(comfy.sd1_clip.SD1ClipModel):
     def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
         super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=StarterEncoder)
+
+
+def _text_patcher(weights: Path, **options: Any) -> ModelPatcher:
+    return load_clip(weights, **options).patcher
 
 
 def _text_name(name: str) -> str:

@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sample
 import comfy.sd
 import comfy.sd1_clip
@@ -103,6 +104,13 @@ def small_models(
     dtype: that the UNet is stored in; compute: what it computes in, where that is another. scaled: it is stored in
     float8 with a scale beside each linear layer, and computes in float32.
     """
+    with made_at_once():
+        return _model(family, dtype, compute, scaled), _clip(family), small_vae()
+
+
+def _model(
+    family: str, dtype: torch.dtype, compute: torch.dtype | None, scaled: bool, *, disable_dynamic: bool = False
+) -> ModelPatcher:
     kind, changes = FAMILIES[family]
     config = kind({**UNET, **changes})
     config.set_inference_dtype(dtype, compute)
@@ -112,12 +120,37 @@ def small_models(
     if scaled:
         round_to_float8(model.diffusion_model)
         model = in_scaled_float8(model.diffusion_model, kind({**UNET, **changes}))
-    clip = comfy.sd.CLIP(
-        config.clip_target(), model_options={f"clip_{name}_model_config": dict(CLIP) for name in ("l", "g", "h")}
-    )
+    paged = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    patcher = (ModelPatcher if disable_dynamic else paged)(model, comfy.model_management.get_torch_device(), offload)
+    patcher.cached_patcher_init = (made_at_once()(_model), (family, dtype, compute, scaled))
+    return patcher
+
+
+def _clip(family: str, **options: bool) -> comfy.sd.CLIP:
+    kind, changes = FAMILIES[family]
+    sizes = {f"clip_{name}_model_config": dict(CLIP) for name in ("l", "g", "h")}
+    clip = comfy.sd.CLIP(kind({**UNET, **changes}).clip_target(), model_options=sizes, **options)
     fill(clip.cond_stage_model, seed=2)
-    patcher = ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
-    return patcher, clip, small_vae()
+    clip.patcher.cached_patcher_init = (made_at_once()(_text), (family,))
+    return clip
+
+
+def _text(family: str, **options: bool) -> ModelPatcher:
+    return _clip(family, **options).patcher
+
+
+@contextmanager
+def made_at_once() -> Iterator[None]:
+    """Newer ComfyUIs may put off making weights until there are some in a file; ours come from none."""
+    memory = getattr(comfy, "memory_management", None)
+    if not getattr(memory, "aimdo_enabled", False):
+        yield
+        return
+    memory.aimdo_enabled = False
+    try:
+        yield
+    finally:
+        memory.aimdo_enabled = True
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from clora_pack.clora_core.museum import Museum, shown
 from clora_pack.clora_core.recipe import Recipe
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.gates import PLACES
+from clora_pack.nodes.host.model import projections_of
 from clora_pack.nodes.host.view import base_beneath, view
 from torch import Tensor, nn
 
@@ -53,8 +54,7 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
     states, mask = positive[0][0][0], positive[0][1][PLACES]["<one>"][0]
     if applied == "from its word on":
         mask = mask.cumsum(0) > 0
-    base = HostBase(*models)
-    mask = mask.to(base.device)
+    mask, modules = mask.to(model.load_device), projections_of(model)
 
     def adding(delta):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
 
     plain = sampled(model, positive, negative)
     deltas = museum.exhibit("<one>").deltas
-    handles = [base.modules[projection].register_forward_hook(adding(delta)) for projection, delta in deltas.items()]
+    handles = [modules[projection].register_forward_hook(adding(delta)) for projection, delta in deltas.items()]
     expected = sampled(model, positive, negative)
     for handle in handles:
         handle.remove()

@@ -11,6 +11,7 @@ from clora_pack.clora_core.learn import learn
 from clora_pack.clora_core.museum import Museum, shown
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.layers import LAYERS
+from clora_pack.nodes.host.model import projections_of
 from clora_pack.nodes.host.view import base_beneath, view
 from clora_pack.nodes.host.words import with_words
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
     model, clip, _ = models
     museum = museum_over(models)
     showing, speaking = view(model, clip, museum)
-    base = HostBase(*models)
-    numbers = layer_numbers(base.modules)
+    modules = projections_of(model)
+    numbers = layer_numbers(modules)
     positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
     first = positive[0][0]
     alone = [encoded(with_words(clip, flattened(museum, n)), PROMPT)[0][0] for n in range(max(numbers.values()) + 1)]
@@ -79,7 +80,7 @@ def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
         return hook
 
     without = sampled(plain, encoded(plain_speaking, PROMPT), negative)
-    handles = [base.modules[projection].register_forward_pre_hook(own(layer)) for projection, layer in numbers.items()]
+    handles = [modules[projection].register_forward_pre_hook(own(layer)) for projection, layer in numbers.items()]
     expected = sampled(plain, encoded(plain_speaking, PROMPT), encoded(plain_speaking, ""))
     for handle in handles:
         handle.remove()
