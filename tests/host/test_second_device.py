@@ -12,6 +12,7 @@ from .finding import ROOT
 
 pytestmark = pytest.mark.usefixtures("devices_in_python")
 HERE = Path(__file__).parent
+SHOWN = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 PAGED = (
     "test_base.py::test_the_layer_that_the_user_chose_is_read",
     "test_gates.py",
@@ -20,6 +21,8 @@ PAGED = (
     "test_nodes.py::test_a_step_teaches_in_every_family",
     "test_nodes.py::test_the_same_step_again_comes_from_the_disk",
     "test_view.py::test_a_view_of_the_starter_is_the_one_over_diffusers",
+    "test_view.py::test_a_view_is_recognised_extended_and_taken_off",
+    *(f"test_view.py::test_what_is_shown_is_what_the_engine_attaches[torch.{dtype}-small]" for dtype in SHOWN),
     "test_words.py",
 )
 ASKED = (

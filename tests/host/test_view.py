@@ -48,7 +48,7 @@ def test_what_is_shown_is_what_the_engine_attaches(dtype: torch.dtype | str, siz
     states = states_of(base)
     before = denoised(model, states)
     with attached(base, museum.deltas(STRENGTHS)):
-        expected = denoised(model, states)
+        expected = denoised(base.model, states)
     shown, _ = view(model, clip, museum, STRENGTHS)
     found = denoised(shown, states)
     moved = (expected - before).norm()
