@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import comfy.model_management
 import comfy.sd
@@ -45,13 +46,13 @@ class HostBase:
 
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
         model, clip = base_beneath(model, clip)
-        model, clip = resident_model(model), resident_clip(clip)
-        self.modules: Mapping[Projection, nn.Module] = projections_of(model)
-        self.architecture: Architecture = architecture_of(self.modules)
+        self.architecture: Architecture = architecture_of(projections_of(model))
         self.schedule: Schedule = schedule_of(model)
         self.fingerprint = fingerprint_of(model)
         self.device: torch.device = model.load_device
-        self.model, self.clip, self.vae = model, clip, vae
+        self.vae = vae
+        self._given = model, clip
+        self._latents = model.model.latent_format
         self._check()
         starter = self.architecture.name == "starter"
         self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
@@ -59,6 +60,21 @@ class HostBase:
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
         self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
         self._prepared = False
+
+    @cached_property
+    def model(self) -> ModelPatcher:
+        """What is run. Where ComfyUI pages weights in and out, this loads them once more, as a whole."""
+        return resident_model(self._given[0])
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """What encodes prompts, loaded like `model`."""
+        return resident_clip(self._given[1])
+
+    @cached_property
+    def modules(self) -> Mapping[Projection, nn.Module]:
+        """What can be taught, of `model`."""
+        return projections_of(self.model)
 
     @property
     def factor(self) -> int:
@@ -77,7 +93,7 @@ class HostBase:
                 f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
                 f"{self.factor}."
             )
-        return int(self.model.model.latent_format.latent_channels), height // self.factor, width // self.factor
+        return int(self._latents.latent_channels), height // self.factor, width // self.factor
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -88,7 +104,7 @@ class HostBase:
             for part in pictures.split(PICTURES_AT_ONCE):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 encoded = self._vae().encode((part.float() / 2 + 0.5).movedim(1, -1))
-                latents.append(self.model.model.process_latent_in(encoded.float()).cpu())
+                latents.append(self._latents.process_in(encoded.float()).cpu())
         return torch.cat(latents)
 
     @torch.no_grad()
@@ -98,7 +114,7 @@ class HostBase:
         with self._resting():
             for part in latents.split(PICTURES_AT_ONCE):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                decoded = self._vae().decode(self.model.model.process_latent_out(part.float()))
+                decoded = self._vae().decode(self._latents.process_out(part.float()))
                 pictures.append(decoded.float().cpu().movedim(-1, 1) * 2 - 1)
         return torch.cat(pictures).clamp(-1, 1)
 
@@ -197,14 +213,15 @@ class HostBase:
         return self.vae
 
     def _check(self) -> None:
-        found = widths(self.clip)
+        model, clip = self._given
+        found = widths(clip)
         if found != dict(self.architecture.encoders):
             raise BaseModelError(
                 f"The text encoders (name: width) are {found}; a model of architecture {self.architecture.name} has "
                 f"{dict(self.architecture.encoders)}. Connect the CLIP that belongs to this model."
             )
-        channels = int(self.model.model.model_config.unet_config["in_channels"])
-        latents = int(self.model.model.latent_format.latent_channels)
+        channels = int(model.model.model_config.unet_config["in_channels"])
+        latents = int(self._latents.latent_channels)
         if latents != channels:
             raise BaseModelError(
                 f"The UNet reads {channels} channels, but its latents have {latents}: an inpainting or "

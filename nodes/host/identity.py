@@ -70,7 +70,7 @@ class _Digest:
         self._open.pop()
 
     def _read(self, value: object) -> None:
-        self._say(type(value).__qualname__)
+        self._say("ModelPatcher" if isinstance(value, ModelPatcher) else type(value).__qualname__)  # of any kind
         match value:
             case None | bool() | int() | float() | complex() | str() | bytes():
                 self._say(repr(value))

@@ -282,4 +282,4 @@ def test_weights_that_are_paged_are_loaded_as_a_whole():
     _, losses = learned(base, Museum(base.fingerprint), "<one>")
     assert losses == learned(expected, Museum(expected.fingerprint), "<one>")[1]
     with pytest.raises(BaseModelError, match=r"BaseModel cannot be held in memory as a whole .*--disable-dynamic-vram"):
-        HostBase(paged(model, None), clip, vae)
+        learned(HostBase(paged(model, None), clip, vae), Museum(base.fingerprint), "<one>")

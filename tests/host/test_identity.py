@@ -89,6 +89,15 @@ def test_loading_a_model_does_not_change_who_it_is():
     assert identity(model, clip, vae) == mine
 
 
+def test_another_kind_of_patcher_over_the_same_weights_is_the_same_model(starter: Models):
+    class Paging(ModelPatcher):
+        """As newer ComfyUIs have one for some devices and settings, and not for others."""
+
+    model, clip, vae = starter
+    other = Paging(model.model, model.load_device, model.offload_device)
+    assert identity(other, clip, vae) == identity(model, clip, vae)
+
+
 def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
     model, clip, vae = starter
     mine = identity(model, clip, vae)

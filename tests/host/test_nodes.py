@@ -119,7 +119,9 @@ def test_the_same_step_again_comes_from_the_disk(
 ):
     first = train(nodes, starter)
     with monkeypatch.context() as patch:
-        patch.setattr(HostBase, "predict", None)  # nothing may be computed
+        patch.setattr(HostBase, "predict", None)  # nothing may be computed, and no weights be loaded for it
+        patch.setattr("clora_pack.nodes.host.base.resident_model", None)
+        patch.setattr("clora_pack.nodes.host.base.resident_clip", None)
         again = train(nodes, load_starter())
     assert again[3] == first[3] and torch.equal(again[4], first[4])
     assert same_museum(again[2], first[2]) and again[2].exhibits[0].facts == first[2].exhibits[0].facts
