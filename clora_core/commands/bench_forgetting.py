@@ -22,7 +22,7 @@ from ..starter.judge import load_judge
 from ..starter.marks import marks
 from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
-from .methods import JOINT, check_method, varied
+from .methods import JOINT, check_method, is_joint, varied
 from .progress import Say, watched_bar
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
@@ -43,7 +43,8 @@ def add(kinds: argparse._SubParsersAction) -> None:
         epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), sequential@0.006 "
         "(that learning rate), c-lora+noun (words start from a noun that stays in the prompt), c-lora+first (a style's "
         "word stands before what is on the picture), "
-        "museum-maker-without-style_distillation; joint learns all at once. Recipes: " + ", ".join(RECIPES),
+        "museum-maker-without-style_distillation (or another of its terms, or layer_wise: a word of one part); joint "
+        "learns all at once. Recipes: " + ", ".join(RECIPES),
     )
     parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
     parser.add_argument(
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 looks_between=arguments.looks_between,
                 plain=arguments.plain,
                 wording=wording,
-                together=method == JOINT,
+                together=is_joint(method),
             )
             result = marks(examiner, subjects, course, before, dressed=arguments.dressed)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}

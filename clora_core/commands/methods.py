@@ -11,6 +11,7 @@ from ..starter.course import starter_recipe
 from ..starter.exam import Wording
 
 JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
+LAYER_WISE = "layer_wise"  # what a recipe may go without, though it is no regularizer
 WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
 METHOD = re.compile(
     r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
@@ -20,10 +21,8 @@ METHOD = re.compile(
 
 def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
     """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
-    if method == JOINT:
-        return starter_recipe("sequential", seed=seed, **({"steps": steps} if steps else {})), "usual"
     match = METHOD.fullmatch(method)
-    name = match["name"] if match else method
+    name = "sequential" if is_joint(method) else match["name"] if match else method
     if match is None or name not in RECIPES:
         raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(RECIPES)}; see --help.")
     recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
@@ -32,12 +31,23 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
     if match["rate"]:
         recipe = dataclasses.replace(recipe, learning_rate=float(match["rate"]))
     if match["term"]:
-        left = tuple(r for r in recipe.regularizers if r.name != match["term"])
-        if len(left) == len(recipe.regularizers):
-            known = ", ".join(r.name for r in recipe.regularizers)
-            raise RecipeError(f"The recipe '{name}' has no term '{match['term']}'. It has: {known or 'none'}.")
-        recipe = dataclasses.replace(recipe, regularizers=left)
+        recipe = _without(recipe, match["term"])
     return recipe, cast(Wording, match["wording"] or "usual")
+
+
+def is_joint(method: str) -> bool:
+    """Whether the method, or what it is a change of, learns all subjects at once."""
+    match = METHOD.fullmatch(method)
+    return match is not None and match["name"] == JOINT
+
+
+def _without(recipe: Recipe, term: str) -> Recipe:
+    terms = [r.name for r in recipe.regularizers] + [LAYER_WISE] * recipe.layer_wise
+    if term not in terms:
+        raise RecipeError(f"The recipe '{recipe.method}' has no term '{term}'. It has: {', '.join(terms) or 'none'}.")
+    if term == LAYER_WISE:
+        return dataclasses.replace(recipe, layer_wise=False)
+    return dataclasses.replace(recipe, regularizers=tuple(r for r in recipe.regularizers if r.name != term))
 
 
 def check_method(method: str, track: str) -> None:

@@ -54,7 +54,7 @@ def test_museum_maker_has_to_hold_styles_better_wherever_it_was_run():
         marks = dict.fromkeys(COLUMNS, 0.0)
         return [{**marks, "track": "styles", "method": name, "kept": value} for name, value in values.items()] * 3
 
-    verdict = {name: judge for name, _, judge in HYPOTHESES}["H6"]
+    verdict = {name: judge for name, _, judge in HYPOTHESES}["H6a"]
     last = runs("", museum_maker=0.5, sequential=0.4, c_lora=0.3)
     assert verdict(last).startswith("Holds. ") and "museum-maker+first: not run" in verdict(last)
     assert verdict(last + runs("+first", museum_maker=0.5, sequential=0.6, c_lora=0.3)).startswith("Does not hold. ")

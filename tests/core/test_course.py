@@ -9,8 +9,9 @@ import torch
 
 from clora_core.base_diffusers import DiffusersBase, open_base
 from clora_core.cli import main
-from clora_core.commands.forgetting_table import HYPOTHESES, compared_with, table_of, tables_of
-from clora_core.commands.methods import check_method, varied
+from clora_core.commands.forgetting_table import compared_with, table_of, tables_of
+from clora_core.commands.hypotheses import HYPOTHESES
+from clora_core.commands.methods import check_method, is_joint, varied
 from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
@@ -21,7 +22,7 @@ from clora_core.starter.course import starter_recipe
 from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
 from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
-from clora_core.starter.subjects import SPARE_STYLES, STYLES
+from clora_core.starter.subjects import EVERYBODY, SPARE_STYLES, STYLES
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,22 @@ def test_changes_of_a_recipe_by_name():
             check_method(method, track)
     less, _ = varied("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
-    for wrong in ("c-lora-without-distillation", "d-lora", "c-lora*", "c-lora*x", "c-lora@", "c-lora@0"):
+    less, _ = varied("museum-maker-without-style_distillation", seed=0)
+    assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
+    one_part, _ = varied("museum-maker-without-layer_wise", seed=0)
+    assert one_part == replace(starter_recipe("museum-maker"), layer_wise=False) != starter_recipe("museum-maker")
+    assert varied("joint+first", seed=0) == (starter_recipe("sequential"), "first")
+    assert is_joint("joint") and is_joint("joint+first") and not is_joint("separate")
+    for wrong in (
+        "c-lora-without-distillation",
+        "c-lora-without-layer_wise",
+        "d-lora",
+        "jointly",
+        "c-lora*",
+        "c-lora*x",
+        "c-lora@",
+        "c-lora@0",
+    ):
         with pytest.raises(RecipeError):
             varied(wrong, seed=0)
 
@@ -155,8 +171,8 @@ def made_up(method: str, track: str = "identities", **values: float) -> list[dic
     runs = []
     for wobble in (-0.01, 0.0, 0.01):
         run = dict.fromkeys(COLUMNS, 0.5) | {name: value + wobble for name, value in values.items()}
-        told = {"method": method, "track": track, "seed": len(runs), "alignment": [[0.5, None], [0.5, 0.5]]}
-        runs.append(run | told)
+        told = {"method": method, "track": track, "seed": len(runs), "subjects": ["ada", "dex"]}
+        runs.append(run | told | {"alignment": [[0.5, None], [0.5, 0.5]]})
     return runs
 
 
@@ -165,15 +181,47 @@ def test_hypotheses_are_decided_by_the_numbers():
         line = tables_of(results).partition(f"**{name}**")[2].splitlines()[1].strip()
         return line.partition(". ")[0]
 
-    forgetful = [run for method in ("sequential", "single-lora", "full-kv") for run in made_up(method, forgetting=0.4)]
-    assert verdict("H1", forgetful) == "Holds"
-    assert verdict("H1", forgetful[:-3]) == "Not decided by these runs"
-    assert verdict("H1", [*forgetful[:-3], *made_up("full-kv", forgetting=0.0)]) == "Does not hold"
-    assert verdict("H2", [*forgetful, *made_up("c-lora", forgetting=0.1, kept=0.6)]) == "Holds"
-    assert verdict("H2", [*forgetful, *made_up("c-lora", forgetting=0.1, kept=0.4)]) == "Does not hold"
+    forgetful = [run for m in ("sequential", "single-lora", "full-kv") for run in made_up(m, distance_forgotten=0.4)]
+    assert verdict("H1a", forgetful) == "Holds"
+    assert verdict("H1a", forgetful[:-3]) == "Not decided by these runs"
+    assert verdict("H1a", [*forgetful[:-3], *made_up("full-kv", distance_forgotten=0.0)]) == "Does not hold"
+    assert verdict("H2a", [*forgetful, *made_up("c-lora", distance_forgotten=0.1, distance=0.4)]) == "Holds"
+    assert verdict("H2a", [*forgetful, *made_up("c-lora", distance_forgotten=0.1, distance=0.6)]) == "Does not hold"
+    assert verdict("H2b", [*forgetful, *made_up("c-lora", plasticity=0.59)]) == "Holds"
+    assert verdict("H2b", [*forgetful, *made_up("c-lora", plasticity=0.61)]) == "Does not hold"
     styles = [*made_up("museum-maker", "styles", kept=0.9), *made_up("c-lora", "styles", kept=0.5)]
-    assert verdict("H6", styles) == "Not decided by these runs"
-    assert verdict("H6", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
+    assert verdict("H6a", styles) == "Not decided by these runs"
+    assert verdict("H6a", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
+
+
+def test_parts_of_museum_maker_are_judged_by_what_is_missed_without_them():
+    verdict = {name: judge for name, _, judge in HYPOTHESES}
+    whole = made_up("museum-maker", "styles", copying=0.1, plasticity=0.2)
+
+    def without(term: str, **values: float) -> list[dict]:
+        return made_up(f"museum-maker-without-{term}", "styles", **values)
+
+    assert verdict["H6b"](whole).startswith("Not decided")
+    assert verdict["H6b"]([*whole, *without("style_distillation", copying=0.0)]).startswith("Holds")
+    assert verdict["H6b"]([*whole, *without("style_distillation", copying=0.2)]).startswith("Does not hold")
+    others = [*without("style_distillation"), *without("weight_direction")]
+    assert verdict["H6c"]([*others, *without("distillation", distance_forgotten=0.6)]).startswith("Holds")
+    assert verdict["H6c"]([*others, *without("distillation", distance_forgotten=0.4)]).startswith("Does not hold")
+    assert verdict["H6d"]([*whole, *without("layer_wise", plasticity=0.3)]).startswith("Holds")
+    assert verdict["H6d"]([*whole, *without("layer_wise", plasticity=0.1)]).startswith("Does not hold")
+
+
+def test_forgetting_of_those_who_are_alike_is_counted_apart():
+    """finn shares five traits with dex (robot, white or orange, square, cheeks), and nothing with ada."""
+    assert sum(EVERYBODY["finn"][trait] == EVERYBODY["dex"][trait] for trait in EVERYBODY["finn"]) >= 4
+    matrix = [[1.0, None, None], [0.9, 1.0, None], [0.9, 0.5, 1.0]]
+    run = {"track": "identities", "subjects": ["ada", "dex", "finn"], "alignment": matrix}
+    runs = [run | {"method": method} for method in ("sequential", "single-lora", "full-kv")] * 3
+    verdict = {name: judge for name, _, judge in HYPOTHESES}["H1b"]
+    assert verdict(runs).startswith("Holds. ") and "sequential 0.500, others 0.050" in verdict(runs)
+    assert verdict(runs[:-1]).startswith("Not decided")
+    mild = [run | {"alignment": [[1.0, None, None], [0.5, 1.0, None], [0.5, 0.9, 1.0]]} for run in runs]
+    assert verdict(mild).startswith("Does not hold. ")
 
 
 def test_runs_are_compared_seed_by_seed():
