@@ -44,6 +44,12 @@ def _judged(holds: bool | None, measured: str) -> str:
     return {True: "Holds. ", False: "Does not hold. ", None: "Not decided by these runs. "}[holds] + measured
 
 
+def _clearly_more(values: Sequence[float], *, than: Sequence[float]) -> bool:
+    """Whether the mean is higher by more than two standard errors."""
+    error = math.hypot(standard_error(values), standard_error(than))
+    return statistics.fmean(values) - statistics.fmean(than) > 2 * error
+
+
 def _sequential_forgets(results: Sequence[Run]) -> str:
     found = [_values(results, method, "distance_forgotten") for method in UNPROTECTED]
     clear = [len(values) >= FEWEST and statistics.fmean(values) - half(values) > 0 for values in found]
@@ -84,9 +90,7 @@ def _c_lora_forgets_less(results: Sequence[Run]) -> str:
     ends = _means(results, ("c-lora", "distance"), ("sequential", "distance"))
     if ends is None:
         return _judged(None, measured)
-    error = math.hypot(standard_error(ours), standard_error(theirs))
-    less = statistics.fmean(theirs) - statistics.fmean(ours) > 2 * error
-    return _judged(less and ends[0] <= ends[1], measured)
+    return _judged(_clearly_more(theirs, than=ours) and ends[0] <= ends[1], measured)
 
 
 def _c_lora_learns(results: Sequence[Run]) -> str:
@@ -135,10 +139,11 @@ def _without(term: str) -> str:
 def _copies_less(results: Sequence[Run]) -> str:
     methods = (WHOLE, _without("style_distillation"))
     measured = _compared(results, methods, ("copying", "distance", "kept"), track="styles")
-    copied, apart = (_means(results, *((m, name) for m in methods), track="styles") for name in ("copying", "distance"))
-    if copied is None or apart is None:
+    further, nearer = (_values(results, method, "copying", track="styles") for method in methods)
+    ends = _means(results, *((method, "distance") for method in methods), track="styles")
+    if ends is None:
         return _judged(None, measured)
-    return _judged(copied[0] > copied[1] and apart[0] <= apart[1], measured)
+    return _judged(_clearly_more(further, than=nearer) and ends[0] <= ends[1], measured)
 
 
 def _distillation_holds(results: Sequence[Run]) -> str:
@@ -211,7 +216,11 @@ HYPOTHESES: tuple[tuple[str, str, Callable[[Sequence[Run]], str]], ...] = (
         partial(_words_alone, name="distance"),
     ),
     ("H6a", "MuseumMaker holds styles better than C-LoRA and than no protection.", _museum_maker),
-    ("H6b", "Its style distillation copies less of the pictures, and its A_mmd ends no worse.", _copies_less),
+    (
+        "H6b",
+        "Its style distillation copies less of the pictures by more than two standard errors; A_mmd ends no worse.",
+        _copies_less,
+    ),
     ("H6c", "Of its terms, distillation is the one that forgetting depends on most.", _distillation_holds),
     ("H6d", "Layer-wise words learn better than words of one part in as many steps.", _layer_wise_words),
     ("H7a", "EWC on deltas keeps as much as C-LoRA.", _elastic_deltas),
