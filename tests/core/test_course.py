@@ -145,8 +145,6 @@ def test_changes_of_a_recipe_by_name():
             check_method(method, track)
     less, _ = varied("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
-    less, _ = varied("museum-maker-without-style_distillation", seed=0)
-    assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
     one_part, _ = varied("museum-maker-without-layer_wise", seed=0)
     assert one_part == replace(starter_recipe("museum-maker"), layer_wise=False) != starter_recipe("museum-maker")
     assert varied("joint+first", seed=0) == (starter_recipe("sequential"), "first")
