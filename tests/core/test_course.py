@@ -187,6 +187,13 @@ def test_hypotheses_are_decided_by_the_numbers():
     assert verdict("H2a", [*forgetful, *made_up("c-lora", distance_forgotten=0.1, distance=0.6)]) == "Does not hold"
     assert verdict("H2b", [*forgetful, *made_up("c-lora", plasticity=0.59)]) == "Holds"
     assert verdict("H2b", [*forgetful, *made_up("c-lora", plasticity=0.61)]) == "Does not hold"
+    usual = made_up("c-lora")
+    assert verdict("H4", [*usual, *made_up("c-lora+noun", confusion=0.6)]) == "Holds"
+    assert verdict("H4", [*usual, *made_up("c-lora+noun", confusion=0.4)]) == "Does not hold"
+    assert verdict("H7a", [*usual, *made_up("ewc-lora", kept=0.6)]) == "Holds"
+    assert verdict("H7a", [*usual, *made_up("ewc-lora", kept=0.4)]) == "Does not hold"
+    assert verdict("H7b", [*usual, *made_up("orthogonal", distance=0.54)]) == "Holds"
+    assert verdict("H7b", [*usual, *made_up("orthogonal", distance=0.56)]) == "Does not hold"
     styles = [*made_up("museum-maker", "styles", kept=0.9), *made_up("c-lora", "styles", kept=0.5)]
     assert verdict("H6a", styles) == "Not decided by these runs"
     assert verdict("H6a", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
