@@ -24,6 +24,7 @@ from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
 from .methods import JOINT, check_method, is_joint, varied
 from .progress import Say, watched_bar
+from .runs import Run
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
 LOOKS_AT_ENDS, LOOKS_BETWEEN, PLAIN, DRESSED = 64, 12, 96, 12
@@ -39,10 +40,10 @@ def add(kinds: argparse._SubParsersAction) -> None:
         help="what every recipe learns and forgets, over a sequence of subjects",
         description="Let every recipe learn the built-in characters, or styles, one after another, in several orders "
         "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
-        "on a CPU; it can be stopped and goes on where it was.",
-        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten), sequential@0.006 "
-        "(that learning rate), c-lora+noun (words start from a noun that stays in the prompt), c-lora+first (a style's "
-        "word stands before what is on the picture), "
+        "on a CPU; it can be stopped and goes on where it was; runs that are in the folder stay as they are.",
+        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten; *0: none), "
+        "sequential@0.006 (that learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
+        "c-lora+first (a style's word stands before what is on the picture), "
         "museum-maker-without-style_distillation (or another of its terms, or layer_wise: a word of one part); joint "
         "learns all at once. Recipes: " + ", ".join(RECIPES),
     )
@@ -104,13 +105,21 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             path.write_text(json.dumps(result | {"recipe": recipe.to_json()}, indent=1), encoding="utf-8")
         last = json.loads(path.read_text(encoding="utf-8"))
         say(f"{method}, order {order}, seed {seed}: kept {last['kept']:.2f}, forgotten {last['forgetting']:.2f}")
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    results = [result for result in found if _as_long(result, arguments)]
     report = tables_of(results)
     (arguments.out / "forgetting.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (arguments.out / "forgetting.md").write_text(report + "\n", encoding="utf-8")
     matrices_of(results).save(arguments.out / "forgetting.png")
     say("\n" + report)
     say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png, and each run's in {runs}")
+
+
+def _as_long(result: Run, arguments: argparse.Namespace) -> bool:
+    """Whether a run has the length and the steps that are asked for; others are of another benchmark."""
+    whole = len(TRACKS[result["track"]][: arguments.concepts])
+    recipe, _ = varied(result["method"], seed=0, steps=arguments.steps)
+    return (len(result["subjects"]), result["recipe"]["steps"]) == (whole, recipe.steps)
 
 
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:

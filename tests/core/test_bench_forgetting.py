@@ -26,7 +26,11 @@ def test_a_quick_run_and_no_run_twice(tmp_path, capsys):
             assert result["base_damage"] == 0, "no prompt without the word can change"
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "forgetting").iterdir()}
     assert len(kept) == 2 * len(METHODS), "a file of numbers and a sheet each"
+    longer = tmp_path / "forgetting" / "longer.json"
+    longer.write_text(json.dumps(results[0] | {"subjects": ["ada", "bo", "cleo"]}))
     assert main(command) == 0
+    assert json.loads((tmp_path / "forgetting.json").read_text()) == results, "another length is another benchmark"
+    longer.unlink()
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "forgetting").iterdir()}
     assert (tmp_path / "forgetting.md").read_text().strip() in capsys.readouterr().out
 
