@@ -145,6 +145,7 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    # Of the paper's shared LoRA the keys and values of the cross-attention alone, and no part of a word from a noun.
     "museum-maker": Recipe(
         "museum-maker",
         (StyleDistillation(), WeightDirection(), Distillation()),

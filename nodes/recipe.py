@@ -28,10 +28,10 @@ class LearningRecipe(io.ComfyNode):
                     options=list(RECIPES),
                     default=DEFAULT.method,
                     tooltip="How earlier concepts are protected. preservation, null-space: leave other prompts' keys "
-                    "and values where they are. c-lora: keep off the weights that they moved, as published. "
-                    "museum-maker: as published for styles. word-gated: act at the word only, or from it onwards; "
-                    "nothing else can change, and several styles are kept. orthogonal: read other directions than they "
-                    "do. The help page explains all of them.",
+                    "and values where they are. c-lora: keep off the weights that they moved, as its paper does. "
+                    "museum-maker: for styles, partly reconstructed from its paper. word-gated: act at the word only, "
+                    "or from it onwards; nothing else can change, and several styles are kept. orthogonal: read other "
+                    "directions than they do. The help page explains all of them.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",

@@ -9,6 +9,10 @@ from .hypotheses import HYPOTHESES
 from .runs import COLUMNS, Run, with_interval
 
 AGAINST = ("kept", "forgetting", "learned", "plasticity", "distance", "base_damage", "processor_seconds")
+ZERO = (
+    "F_mmd and plain prompts' MMD compare pictures that were made of the same noise, so they are below zero where no "
+    "picture changed: see textual-inversion."
+)
 CELL_PX, GAP_PX, TITLE_PX, NAME_PX, ACROSS_PX = 22, 18, 20, 160, 960
 
 
@@ -17,7 +21,7 @@ def tables_of(results: Sequence[Run]) -> str:
     parts = []
     for track in dict.fromkeys(result["track"] for result in results):
         own = [result for result in results if result["track"] == track]
-        parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}")
+        parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}\n\n{ZERO}")
         if compared := compared_with("c-lora", own):
             parts.append(f"### {track.capitalize()}: what each differs from c-lora by\n\n{compared}")
     lines = [f"- **{name}** {claim}\n  {verdict(results)}" for name, claim, verdict in HYPOTHESES]

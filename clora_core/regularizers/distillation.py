@@ -5,6 +5,8 @@
 Li and Hoiem 2016 (Learning without Forgetting), arXiv:1606.09282, brought to diffusion as the continual-customization
 papers do: old words on the new pictures, with the model as it was before this concept as the teacher. What is said of
 the new pictures stands around the old words too: our reading, which holds styles better (docs/measurements.md).
+In MuseumMaker (arXiv:2404.16612) it stands for the feature half of its dual regularization; reconstructed, since that
+formula could not be read: predictions where the paper may compare features inside the model, and old words only.
 
 It takes one more forward pass without and one with a backward pass per step.
 """

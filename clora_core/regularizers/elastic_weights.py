@@ -4,8 +4,10 @@
 
 Kirkpatrick et al. 2017 (EWC), arXiv:1612.00796; of low-rank deltas, with the Fisher information in the full space of
 weights, EWC-LoRA, arXiv:2602.17559. It is C-LoRA's penalty with another importance than past². Ours: nothing is stored
-for it and no earlier picture is needed, since Ω is measured on pictures that the museum itself shows for its words
-before a new one is learned; and the weight κ is relative, λ = κ · L_ref / Σ mean(Ω)·‖past‖²_F.
+for it and no earlier picture is needed, since Ω is measured on pictures that the museum's words show before a new one
+is learned (without deltas that act at a word's place only); and the weight κ is relative:
+
+    λ = κ · L_ref / Σ_projections mean(Ω) · ‖past‖²_F
 """
 
 from collections.abc import Mapping

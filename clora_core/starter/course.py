@@ -16,8 +16,8 @@ from .exam import Examiner, Sight, Wording, concept_of, plain_prompts
 
 PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
 
-# Found by `bench search` or, c-lora's, before there was one: of the protection, times the recipe's own weight; and of
-# the deltas, 6e-3 for all others.
+# Found by `bench search` or, those of c-lora and c-lora-squares, before it: of the protection, times the recipe's own
+# weight; and of the deltas, 6e-3 for all others.
 WEIGHTS = {"c-lora": 3.0, "c-lora-squares": 3.0, "c-lora-rows": 100.0, "ewc": 100.0}
 RATES = {"sequential": 2e-3}
 

@@ -107,8 +107,8 @@ class Examiner:
         return self._style(museum, subject, count, seed)
 
     def dressed(self, museum: Museum, identity: str, *, count: int, seed: int = 0) -> tuple[float, float]:
-        """Ask for an identity with a hat at some place: how often both are there, relative to real pictures; and how
-        often it is still taken for that identity."""
+        """Ask for an identity by its word alone, with a hat at some place: how often both are there, relative to real
+        pictures; and how often it is still taken for that identity."""
         rng = random.Random(f"dressed {seed}")
         asked = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in asked]

@@ -2,6 +2,8 @@
 
 Distances between sets of pictures are MMD² (`measure.kernel_distance`) of the features that the judge reads
 attributes, or styles, from; they are computed per dimension, so they can be compared between features of other sizes.
+`drift` and `base_distance` compare pictures of the same noise, for which the estimator is not unbiased: where no picture
+changed, it is somewhat below zero.
 """
 
 import statistics
@@ -52,6 +54,7 @@ def marks(
         "traits": _mean([sight.attributes for sight in last]),
         "image_alignment": _mean(_each(_cosine, real, late)),
         "distance": _mean(at_end),
+        "distances_when_learned": when_learned,
         "plasticity": _mean(when_learned),
         "drift": _mean(drift),
         "distance_forgotten": _mean([now - then for now, then in zip(at_end[:-1], when_learned[:-1], strict=True)]),

@@ -38,6 +38,36 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
     assert value.item() == pytest.approx(2 * (after - before).square().mean().item(), rel=1e-5)
 
 
+def test_every_noisy_picture_is_asked_with_a_prompt_of_its_own_drawn_anew_each_step(base: Base):
+    """The term is the mean of what moved for each picture's own prompt; twelve batches of two meet all four pairs."""
+    museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short(batch_size=2)
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    prompts = [PROMPT, "a photo of a cat"]
+    with base.learning(precision="fp32", checkpointing=False):
+        steps = [lesson.step(number, trained) for number in range(12)]
+        with attached(base, random_deltas(base)) as new:
+            setting = Setting(base, concept, {}, (), museum.tokens, new.left_out, lambda: 1.0, beside=prompts)
+            term = Distillation().begin(setting)
+            values = [term(step).item() for step in steps]
+
+            def moved(step, prompt: str) -> list[float]:
+                noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)
+                conditioning = base.encode_prompts([prompt] * len(noisy), museum.tokens)
+                now = base.predict(noisy, step.timesteps, conditioning)
+                with new.left_out():
+                    before = base.predict(noisy, step.timesteps, conditioning)
+                return (now - before).square().flatten(1).mean(1).tolist()
+
+            asked = set()
+            for step, value in zip(steps, values, strict=True):
+                by_prompt = [moved(step, prompt) for prompt in prompts]
+                means = {(i, j): (by_prompt[i][0] + by_prompt[j][1]) / 2 for i in (0, 1) for j in (0, 1)}
+                nearest = min(means, key=lambda pair: abs(means[pair] - value))
+                assert value == pytest.approx(means[nearest], rel=1e-4)
+                asked.add(nearest)
+    assert asked == {(0, 0), (0, 1), (1, 0), (1, 1)}, "within a batch and from step to step"
+
+
 def test_learning_with_it_moves_old_answers_less(base: Base):
     museum = museum_of(base, "<old>")
     concept = small_concept("<new>", seed=4)

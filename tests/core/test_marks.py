@@ -84,6 +84,7 @@ def test_how_far_pictures_are_from_real_ones_when_learned_and_at_the_end(examine
     real = [drawn(name, LOOKS, seed=HELD_OUT) for name in SUBJECTS]
     then = [far(examiner, real[place], shown(name, place)) for place, name in enumerate(SUBJECTS)]
     now = [far(examiner, real[place], shown(name, 2)) for place, name in enumerate(SUBJECTS)]
+    assert found["distances_when_learned"] == pytest.approx(then, rel=1e-5)
     assert found["plasticity"] == pytest.approx(sum(then) / 3, rel=1e-5)
     assert found["distance"] == pytest.approx(sum(now) / 3, rel=1e-5)
     assert found["distance_forgotten"] == pytest.approx((now[0] - then[0] + now[1] - then[1]) / 2, rel=1e-5)
