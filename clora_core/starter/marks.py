@@ -2,8 +2,8 @@
 
 Distances between sets of pictures are MMD² (`measure.kernel_distance`) of the features that the judge reads
 attributes, or styles, from; they are computed per dimension, so they can be compared between features of other sizes.
-`drift` and `base_distance` compare pictures of the same noise, for which the estimator is not unbiased: where no picture
-changed, it is somewhat below zero.
+`drift` and `base_distance` compare pictures of the same noise, for which the estimator is not unbiased: where no
+picture changed, it is somewhat below zero.
 """
 
 import statistics
