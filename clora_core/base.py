@@ -120,8 +120,11 @@ class Base(Protocol):
         """The UNet's raw prediction for latents noised as `schedule` says; gradients flow. float32."""
         ...
 
-    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[None]:
-        """While entered, the model can be differentiated through, in that precision; afterwards all is as it was."""
+    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[torch.dtype]:
+        """While entered, the model can be differentiated through, in that precision; afterwards all is as it was.
+
+        Gives the dtype that the UNet computes in.
+        """
         ...
 
 

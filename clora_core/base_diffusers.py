@@ -140,10 +140,10 @@ class DiffusersBase:
         return prediction.float()
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[None]:
+    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, everything is frozen and `predict` computes in that precision, with checkpoints if wished.
 
-        fp32 means the dtype that the weights are held in. With checkpointing a backward pass runs parts of the model
+        Gives the dtype that is computed in; fp32 means the dtype that the weights are held in. With checkpointing a backward pass runs parts of the model
         again, so it must come before any hook is taken off.
         """
         with ExitStack() as afterwards:
@@ -159,7 +159,7 @@ class DiffusersBase:
             afterwards.enter_context(own_layers(self.modules))
             afterwards.callback(setattr, self, "_compute", self._compute)
             self._compute = AUTOCAST[precision]
-            yield
+            yield self._compute or self.unet.dtype
 
     @property
     def _models(self) -> tuple[nn.Module, ...]:

@@ -71,15 +71,15 @@ def learn(
     with torch.inference_mode(False), torch.enable_grad():
         lessons = [Lesson.prepared(base, each, recipe) for each in together]
         trained = start(base, concept, recipe, museum, companions)
-        optimizer = Optimizer(trained, recipe, base.device)
-        book = _Book(learning_key(museum, concept, recipe, companions), trained, optimizer)
         past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
         beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
         with (
-            base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing),
+            base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing) as computed_in,
             attached(base, beneath),
             attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
         ):
+            optimizer = Optimizer(trained, recipe, base.device, computed_in)
+            book = _Book(learning_key(museum, concept, recipe, companions), trained, optimizer)
             first_word = trained.token(concept.word)
 
             @contextmanager
@@ -115,7 +115,7 @@ def learn(
                     for name, value in values.items():
                         losses[name] += value.item() / recipe.accumulation
                 if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
-                    raise LearningError(_not_finite(concept.word, index, losses, recipe), book.state())
+                    raise LearningError(_not_finite(concept.word, index, losses, computed_in), book.state())
                 trained.settle()
                 book.losses.append(sum(losses.values()))
                 if report:
@@ -202,8 +202,10 @@ class _Book:
         self.losses = list(state.losses)
 
 
-def _not_finite(word: str, index: int, losses: Mapping[str, float], recipe: Recipe) -> str:
+def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in: torch.dtype) -> str:
     broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
     what = f"the loss ({broken})" if broken else "the gradient"
-    advice = "a lower learning rate" if recipe.precision == "fp32" else "precision fp32, or a lower learning rate"
-    return f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {advice}."
+    exact = "" if computed_in == torch.float32 else "precision fp32 over weights in fp32, or "
+    return (
+        f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {exact}a lower learning rate."
+    )

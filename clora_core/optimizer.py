@@ -11,9 +11,12 @@ from .start import Trained
 
 
 class Optimizer:
-    """Gathers gradients over `accumulation` batches, then updates once. fp16 gets loss scaling."""
+    """Gathers gradients over `accumulation` batches, then updates once.
 
-    def __init__(self, trained: Trained, recipe: Recipe, device: torch.device) -> None:
+    computed_in: the dtype that gradients come through; float16 gets loss scaling, since small ones would be lost.
+    """
+
+    def __init__(self, trained: Trained, recipe: Recipe, device: torch.device, computed_in: torch.dtype) -> None:
         self.recipe = recipe
         self.named = trained.parameters()
         words = [value for name, value in self.named.items() if name.startswith("token.")]
@@ -25,7 +28,7 @@ class Optimizer:
             ]
         )
         self.full_rates = [group["lr"] for group in self.adamw.param_groups]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=computed_in == torch.float16)
 
     def gather(self, loss: Tensor) -> None:
         """Add one batch's gradients."""
@@ -34,7 +37,7 @@ class Optimizer:
     def update(self, index: int) -> bool:
         """Clip what was gathered, move the parameters, forget the gradients.
 
-        False, and nothing moves, where the gradient is not finite; in fp16 the scaler takes care of that.
+        False, and nothing moves, where the gradient is not finite; in float16 the scaler takes care of that.
         """
         for group, rate in zip(self.adamw.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.recipe, index)
@@ -67,7 +70,7 @@ class Optimizer:
                 if (value := memory.get(f"{name}.{key}")) is not None:
                     place = "cpu" if key == "step" else parameter.device
                     self.adamw.state[parameter][key] = value.clone().to(place)
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and "scale" in memory:
             scale, growth = memory["scale"].tolist()
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
 

@@ -25,6 +25,8 @@ from ..step import Setting, Step
 from ..text_states import kept_states, moment_of
 from .protocol import Term
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
     """E‖up·down·s‖² for states s of that second moment. up (out, rank), down (rank, in), second_moment (in, in)."""
@@ -37,7 +39,9 @@ def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
     groups = kept_states(setting.base, setting.old_prompts, setting.old_words)
     sizes = {}
     for projection, module in setting.base.modules.items():
-        answers = [module(states[None])[0].float() for states in groups]
+        held = module.get_parameter("weight").dtype
+        asked = held if held in HALVES else torch.float32  # float8 weights are cast to what they are asked in
+        answers = [module(states[None].to(asked))[0].float() for states in groups]
         sizes[projection] = float(torch.stack([answer.square().sum(1).mean() for answer in answers]).mean())
     return moment_of(groups), sizes
 
@@ -57,6 +61,8 @@ class ContextPreservation:
         second_moment, sizes = statistics(setting)
 
         def term(step: Step) -> Tensor:
+            if not step.deltas:
+                return step.latents.new_zeros(())
             shares = [moved(d.up, d.down, second_moment) / sizes[projection] for projection, d in step.deltas.items()]
             return self.weight * torch.stack(shares).mean()
 

@@ -159,17 +159,17 @@ class HostBase:
             ).float()
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[None]:
+    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, gradients flow and `predict` computes in that precision, with checkpoints if wished.
 
-        All of the UNet and the text encoder is loaded, at the cost of every other model. With checkpointing a backward
+        Gives the dtype that is computed in. All of the UNet and the text encoder is loaded, at the cost of every other model. With checkpointing a backward
         pass runs parts of the model again, so it must come before any hook is taken off.
         """
         before, self._learning = self._learning, (DTYPES[precision], checkpointing)
         try:
             with ordinary_tensors(), self._resting(), own_layers(self.modules):
                 self._ready()
-                yield
+                yield DTYPES[precision]
         finally:
             self._learning, self.answering = before, None  # which would hold on to what was trained
             comfy.model_management.soft_empty_cache()

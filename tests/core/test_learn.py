@@ -198,7 +198,7 @@ def test_the_first_step_sees_the_unchanged_model(base: Base):
 def test_down_waits_for_up_and_then_all_is_moved(base: Base):
     concept, recipe = small_concept(), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
-    optimizer = Optimizer(trained, recipe, base.device)
+    optimizer = Optimizer(trained, recipe, base.device, torch.float32)
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas):
         for number in range(2):
             optimizer.gather(diffusion_loss(lesson.step(number, trained), base.schedule))

@@ -25,7 +25,7 @@ def gradients(base: Base, recipe: Recipe, *batches: int) -> dict[str, Tensor]:
     """What these batches leave as gradients on freshly started factors, up and down both random."""
     concept = small_concept()
     lesson, trained = Lesson.prepared(base, concept, recipe), started(base, recipe)
-    optimizer = Optimizer(trained, recipe, base.device)
+    optimizer = Optimizer(trained, recipe, base.device, torch.float32)
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas):
         for number in batches:
             optimizer.gather(diffusion_loss(lesson.step(number, trained), base.schedule))
@@ -90,7 +90,7 @@ def test_an_update_is_adamw_by_hand(base: Base):
     expected = {name: value.detach().double().clone() for name, value in trained.parameters().items()}
     first = {name: torch.zeros_like(value) for name, value in expected.items()}
     second = {name: torch.zeros_like(value) for name, value in expected.items()}
-    optimizer = Optimizer(trained, recipe, base.device)
+    optimizer = Optimizer(trained, recipe, base.device, torch.float32)
     rng = torch.Generator().manual_seed(0)
     for index in range(2):
         for name, parameter in trained.parameters().items():

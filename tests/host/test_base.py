@@ -1,5 +1,7 @@
 """The base over ComfyUI: the engine learns over it what it learns over diffusers, whatever the model is stored in."""
 
+from dataclasses import replace
+
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_sampling
@@ -13,6 +15,7 @@ from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
 from clora_pack.clora_core.learn import Progress, learn
 from clora_pack.clora_core.museum import Exhibit, Museum
+from clora_pack.clora_core.recipe import RECIPES
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
@@ -153,6 +156,24 @@ def test_a_model_that_is_stored_coarsely_can_be_learned_over(stored: torch.dtype
     assert torch.tensor(losses).isfinite().all()
     for delta in museum.exhibits[0].deltas.values():
         assert delta.up.abs().max() > 0 and delta.dense().isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["preservation", "ewc-lora"])
+@pytest.mark.parametrize(
+    ("stored", "precision"), [(torch.float16, "fp32"), (torch.float16, "fp16"), (torch.bfloat16, "bf16")]
+)
+def test_recipes_that_ask_the_model_learn_over_what_computes_as_it_is_stored(
+    stored: torch.dtype, precision: str, method: str
+):
+    """As on graphics cards, where nothing is cast; the second concept has an earlier one to leave alone."""
+    base, named = HostBase(*small_models("sd15", stored)), RECIPES[method]
+    quick = recipe(precision=precision, steps=2)
+    told = replace(quick, regularizers=named.regularizers, over=named.over, layer_wise=named.layer_wise)
+    with ordinary():
+        museum = learn(base, Museum(base.fingerprint), concept("<one>"), told)
+        museum = learn(base, museum, concept("<two>", seed=1), told)
+    for exhibit in museum.exhibits:
+        assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
 
 
 def test_attention_without_a_backward_pass_is_put_aside(monkeypatch: pytest.MonkeyPatch):
