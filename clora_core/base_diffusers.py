@@ -143,8 +143,8 @@ class DiffusersBase:
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, everything is frozen and `predict` computes in that precision, with checkpoints if wished.
 
-        Gives the dtype that is computed in; fp32 means the dtype that the weights are held in. With checkpointing a backward pass runs parts of the model
-        again, so it must come before any hook is taken off.
+        Gives the dtype that is computed in; fp32 means the one that the weights are held in. With checkpointing a
+        backward pass runs parts of the model again, so it must come before any hook is taken off.
         """
         with ExitStack() as afterwards:
             for model in self._models:

@@ -77,11 +77,8 @@ class Concept:
                 f"'{self.word}' has {len(self.pictures)} pictures but {len(self.captions)} captions. "
                 "Give one caption per picture, or none."
             )
-        for text in self.captions or (self.template or TEMPLATES[self.kind],):
-            if "{word}" not in text and not mentions(text, self.word):
-                raise ConceptError(
-                    f"'{text}' does not mention the new word. Write {{word}} where '{self.word}' belongs."
-                )
+        for text in (self.template or TEMPLATES[self.kind], *self.captions):
+            check_mentioned(text, self.word)
         if not 1 <= self.vectors <= 16:
             raise ConceptError(f"A word takes 1 to 16 vectors, not {self.vectors}.")
 
@@ -115,7 +112,26 @@ def mentions(text: str, word: str) -> bool:
     return word_pattern([word]).search(text) is not None
 
 
+def check_mentioned(template: str, word: str) -> None:
+    """Raise ConceptError for a template, with or without {word}, that the word does not stand in by itself."""
+    if mentions(template.replace("{word}", word), word):
+        return
+    if "{word}" in template:
+        raise ConceptError(
+            f"In '{template}' the word touches other letters, so that '{word}' is not seen in it. Put spaces around "
+            f"it, or call it <{word}>."
+        )
+    raise ConceptError(f"'{template}' does not mention the new word. Write {{word}} where '{word}' belongs.")
+
+
 def word_pattern(words: list[str]) -> re.Pattern[str]:
-    """Matches any of the words where it stands by itself, the longest first."""
-    alternatives = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
+    """Matches any of the words where it stands by itself, the longest first.
+
+    A word's own first and last character say where it ends: <cat> may touch letters, as in "two <cat>s" and in writing
+    without spaces, while "sks" is not in "masks".
+    """
+    alternatives = []
+    for word in sorted(words, key=len, reverse=True):
+        before, after = (r"(?<!\w)" if re.match(r"\w", word) else "", r"(?!\w)" if re.search(r"\w\Z", word) else "")
+        alternatives.append(f"{before}{re.escape(word)}{after}")
+    return re.compile("|".join(alternatives))

@@ -43,7 +43,7 @@ class Effect:
 def effect(base: Base, museum: Museum, new: Exhibit, concept: Concept, recipe: Recipe) -> Effect:
     """The effect of learning `new` after all that the museum holds. It takes some forward passes."""
     asked = _spread(museum.exhibits, ASKED)
-    lesson = Lesson.prepared(base, concept, recipe)
+    lesson = Lesson.prepared(base, concept, recipe, museum.tokens)
     prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
     first = ConceptToken(concept.word, start_vectors(base, concept))
 

@@ -69,7 +69,8 @@ def learn(
     check_learnable(base, museum, concept, recipe, companions)
     earlier = Museum(museum.base) if recipe.over == "the base" else museum
     with torch.inference_mode(False), torch.enable_grad():
-        lessons = [Lesson.prepared(base, each, recipe) for each in together]
+        words = [each.word for each in together]
+        lessons = [Lesson.prepared(base, each, recipe, museum.tokens, words) for each in together]
         trained = start(base, concept, recipe, museum, companions)
         past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
         beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
@@ -80,7 +81,7 @@ def learn(
         ):
             optimizer = Optimizer(trained, recipe, base.device, computed_in)
             book = _Book(learning_key(museum, concept, recipe, companions), trained, optimizer)
-            first_word = trained.token(concept.word)
+            first_words = [trained.token(word) for word in words]
 
             @contextmanager
             def as_before() -> Iterator[None]:
@@ -94,7 +95,7 @@ def learn(
                 earlier.prompts,
                 earlier.tokens,
                 as_before,
-                lambda: lessons[-1].reference_loss(first_word),
+                lambda: lessons[-1].reference_loss(*first_words),
                 [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
                 trained.continued,
                 lessons[-1].latents[0],

@@ -1,13 +1,13 @@
 """The pictures of one concept, ready to be shown to the model: cached latents, and prompts encoded as needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import Base, Conditioning
-from .concept import Concept, ConceptToken
+from .concept import Concept, ConceptToken, mentions
 from .recipe import Recipe
 from .seeds import seeded
 from .start import Trained
@@ -18,18 +18,34 @@ REFERENCE_DRAWS = 8
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """latents: (views, n, c, h, w) on the CPU; the second view, if there is one, holds the mirrored pictures."""
+    """latents: (views, n, c, h, w) on the CPU; the second view, if there is one, holds the mirrored pictures.
+
+    known, taught: the words that its prompts mention, those of earlier exhibits, and those that are learned.
+    """
 
     base: Base
     concept: Concept
     recipe: Recipe
     latents: Tensor
+    known: Sequence[ConceptToken] = ()
+    taught: Sequence[str] = ()
 
     @classmethod
-    def prepared(cls, base: Base, concept: Concept, recipe: Recipe) -> "Lesson":
-        """Encode every picture once."""
+    def prepared(
+        cls,
+        base: Base,
+        concept: Concept,
+        recipe: Recipe,
+        known: Sequence[ConceptToken] = (),
+        taught: Sequence[str] = (),
+    ) -> "Lesson":
+        """Encode every picture once. known, taught: what its prompts may mention besides its own word."""
         views = [concept.pictures, concept.pictures.flip(-1)] if recipe.flip else [concept.pictures]
-        return cls(base, concept, recipe, torch.stack([base.encode_pictures(view) for view in views]))
+        latents = torch.stack([base.encode_pictures(view) for view in views])
+        told = "\n".join(concept.prompts())
+        known = [token for token in known if mentions(told, token.word)]
+        taught = [word for word in dict.fromkeys((concept.word, *taught)) if mentions(told, word)]
+        return cls(base, concept, recipe, latents, known, taught)
 
     def step(self, number: int, trained: Trained) -> Step:
         """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
@@ -41,12 +57,12 @@ class Lesson:
         timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
         latents = self.latents[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
-        conditioning = self.conditioning(chosen, trained.token(self.concept.word))
+        conditioning = self.conditioning(chosen, *map(trained.token, self.taught))
         return self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
 
-    def reference_loss(self, token: ConceptToken) -> float:
+    def reference_loss(self, *tokens: ConceptToken) -> float:
         """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
-        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, token))
+        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens))
         return (predictions - targets).square().flatten(1).mean(1).mean().item()
 
     @torch.no_grad()
@@ -66,12 +82,12 @@ class Lesson:
             steps.append(self._shown(0, latents[part], noise[part], timesteps[part], told(chosen[part]), {}))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
-    def conditioning(self, chosen: Tensor, token: ConceptToken) -> Conditioning:
-        """What is said of the pictures of these numbers, (b,). Each different prompt is encoded once."""
+    def conditioning(self, chosen: Tensor, *tokens: ConceptToken) -> Conditioning:
+        """What is said of the pictures of these numbers, (b,), in these words. Every prompt is encoded once."""
         prompts = self.concept.prompts()
         wanted = [prompts[index] for index in chosen.tolist()]
         different = list(dict.fromkeys(wanted))
-        encoded = self.base.encode_prompts(different, [token])
+        encoded = self.base.encode_prompts(different, [*tokens, *self.known])
         return encoded[torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)]
 
     def _shown(

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..base import Fingerprint
-from ..concept import TEMPLATES, ConceptToken, Kind
+from ..concept import TEMPLATES, ConceptToken, Kind, check_mentioned
 from ..errors import MuseumError
 from ..low_rank import LowRank
 from ..museum import Exhibit, Museum
@@ -125,7 +125,9 @@ def imported(
             "have. Was it made for another model? If not, name the museum's base, so that it can be looked up there."
         )
     rank = max((delta.rank for delta in lora.deltas.values()), default=1)
-    prompt = (template or TEMPLATES[kind]).replace("{word}", word)
+    template = template or TEMPLATES[kind]
+    check_mentioned(template, word)
+    prompt = template.replace("{word}", word)
     recipe = Recipe("imported", rank=rank, steps=lora.steps)
     exhibit = Exhibit(ConceptToken(word, vectors), lora.deltas, recipe, kind, prompt, facts or {})
     header_of(Museum(base, (exhibit,)))

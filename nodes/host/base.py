@@ -162,8 +162,9 @@ class HostBase:
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, gradients flow and `predict` computes in that precision, with checkpoints if wished.
 
-        Gives the dtype that is computed in. All of the UNet and the text encoder is loaded, at the cost of every other model. With checkpointing a backward
-        pass runs parts of the model again, so it must come before any hook is taken off.
+        Gives the dtype that is computed in. All of the UNet and the text encoder is loaded, at the cost of every other
+        model. With checkpointing a backward pass runs parts of the model again, so it must come before any hook is
+        taken off.
         """
         before, self._learning = self._learning, (DTYPES[precision], checkpointing)
         try:

@@ -67,6 +67,27 @@ def test_a_bracketed_word_is_found_beside_punctuation_and_every_time():
     assert not mentions("a <my-cats>", "<my-cat>")
 
 
+def test_a_bracketed_word_ends_where_its_brackets_do():
+    """Plurals, and writing that puts no spaces between words."""
+    for text in ("two <猫>s", "一张<猫>的照片", "a_<猫>_b", "<猫>2"):
+        assert word_pattern(["<猫>"]).findall(text) == ["<猫>"]
+    assert mentions("a cat!s", "cat!") and not mentions("acat!", "cat!") and not mentions("一张猫的照片", "猫")
+
+
+@pytest.mark.parametrize("texts", [{"template": "two {word}s"}, {"captions": ("{word}", "my_{word}", "{word}")}])
+def test_a_word_that_would_melt_into_its_neighbours_is_refused(texts: dict):
+    """Nothing would be learned of it, since it would be read as other letters."""
+    wrong = texts.get("template") or texts["captions"][1]
+    with pytest.raises(ConceptError, match=re.escape(f"In '{wrong}' the word touches other letters") + ".*<sks>"):
+        Concept("sks", PICTURES, **texts)
+    assert Concept("<sks>", PICTURES, **texts).prompts()[1] in ("two <sks>s", "my_<sks>")
+
+
+def test_the_template_is_looked_at_beside_captions_too():
+    with pytest.raises(ConceptError, match="'a photo' does not mention"):
+        Concept("<a>", PICTURES, template="a photo", captions=("{word}",) * 3)
+
+
 def test_the_longest_of_several_words_is_found_first():
     assert word_pattern(["<cat>", "<cat>-two"]).findall("<cat>-two and <cat>") == ["<cat>-two", "<cat>"]
 

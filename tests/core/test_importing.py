@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clora_core.errors import CLoRAError, MuseumError
+from clora_core.errors import CLoRAError, ConceptError, MuseumError
 from clora_core.learn import learn
 from clora_core.museum import Museum
 from clora_core.storage import (
@@ -230,6 +230,12 @@ def test_a_lora_of_another_model_is_refused(tmp_path):
     other = read_lora(written(tmp_path / "a.safetensors"))
     with pytest.raises(MuseumError, match=r"\(8, 768\).*not known to have"):
         imported(museum().base, "<x>", vectors, other, known=projections("sd15"))
+
+
+def test_a_template_without_the_word_is_refused():
+    vectors = museum().exhibits[0].token.vectors
+    with pytest.raises(ConceptError, match="'a photo' does not mention the new word"):
+        imported(museum().base, "<x>", vectors, known=(), template="a photo")
 
 
 def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):

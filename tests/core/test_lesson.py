@@ -14,7 +14,7 @@ from clora_core.recipe import Recipe
 from clora_core.start import start, start_vectors
 from clora_core.step import Step
 
-from .small import museum_of, short, small_concept
+from .small import museum_of, same_bits, short, small_concept
 
 
 def steps(base: Base, concept: Concept, recipe: Recipe, count: int) -> tuple[Lesson, list[Step]]:
@@ -164,3 +164,32 @@ def test_gradients_of_a_prompt_that_a_batch_repeats_add_up_in_the_same_order_eve
         torch.set_num_threads(threads)
     assert all(torch.equal(found[0], other) for other in found)
     torch.testing.assert_close(found[0], upstream.sum(0, keepdim=True), rtol=1e-4, atol=1e-4)
+
+
+def test_captions_may_mention_words_that_were_learned_before(base: Base):
+    """They are spoken with what was learned of them, and stay as they are."""
+    museum = museum_of(base, "<dog>")
+    concept = small_concept(captions=("{word}", "{word} and <dog>", "{word} beside a <dog>", "{word}"))
+    lesson = Lesson.prepared(base, concept, short(), museum.tokens)
+    token = start(base, concept, short(), museum).token("<one>")
+    with torch.no_grad():
+        found = lesson.conditioning(torch.arange(4), token)
+        expected = base.encode_prompts(concept.prompts(), [*museum.tokens, token])
+        deaf = base.encode_prompts(concept.prompts(), [token])
+    assert torch.equal(found.states, expected.states) and not torch.equal(found.states[1], deaf.states[1])
+    assert found.places["<dog>"].any(1).tolist() == [False, True, True, False]
+    after = learn(base, museum, concept, short())
+    assert same_bits(Museum(base.fingerprint, after.exhibits[:1]), museum)
+
+
+def test_captions_may_mention_words_that_are_learned_at_the_same_time(base: Base):
+    """A picture of both teaches both words, also where one has no other picture that moves it."""
+    both = small_concept("<two>", captions=("<one> and {word}",) * 4)
+    alone = small_concept("<one>", seed=1)
+    recipe = short(steps=2, batch_size=1)
+    trained = start(base, both, recipe, Museum(base.fingerprint), [alone])
+    step = Lesson.prepared(base, both, recipe, (), ["<one>", "<two>"]).step(0, trained)
+    step.prediction.sum().backward()
+    assert trained.companions["<one>"]["clip_l"].grad.abs().max() > 0
+    museum = learn(base, Museum(base.fingerprint), both, recipe, companions=[alone])
+    assert museum.words == ("<one>", "<two>")
