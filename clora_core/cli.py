@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from .commands import bench, demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
 
@@ -18,6 +20,11 @@ your own pictures, over your own model:
   python -m clora_core view  --base sd15.safetensors --museum my.museum.safetensors \\
                              --prompt "<my-cat> and <my-dog> on a sofa" --out both.png
 """
+
+SMALLER = (
+    "Hold the model in half of it (--dtype bf16); learn with --checkpointing, --batch-size 1 or a smaller "
+    "--resolution; look at fewer or smaller pictures."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.run(parsed, print)
     except CLoRAError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.cuda.OutOfMemoryError:
+        print(f"error: The device is out of memory. {SMALLER}", file=sys.stderr)
         return 1
     except (Cancelled, KeyboardInterrupt) as stopped:
         print(f"\n{stopped or 'Stopped.'}", file=sys.stderr)

@@ -100,7 +100,10 @@ def _upright(path: Path) -> Image.Image:
                     f"'{path}' has {picture.width}×{picture.height} pixels; at most {PIXELS_LIMIT} are read. Make it "
                     "smaller."
                 )
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits of grey, most of which Pillow would make white
+                upright = Image.fromarray((np.asarray(upright, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise ConceptError(f"'{path}' cannot be read as a picture: {error}.") from error
 

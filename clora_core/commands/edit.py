@@ -8,7 +8,7 @@ from ..editing import edited, merged, with_thumbnail
 from ..errors import MuseumError
 from ..museum import Museum
 from ..pictures import thumbnail_of
-from ..storage import Stored, load_museum, read_header, save_museum
+from ..storage import Stored, identity, load_museum, read_header, save_museum
 from .progress import Say
 
 
@@ -46,14 +46,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.edits:
         raise MuseumError('There is nothing to do. Write edits, such as: --rename "<my-cat>" "<tom>".')
+    target: Path = arguments.to or arguments.museum
+    read = identity(target) if target == arguments.museum and target.exists() else None
     museum, files = load_museum(arguments.museum), [arguments.museum]
     for name, values in arguments.edits:
         if name == "merge":
             files.append(Path(values[0]))
         museum, told = _edited(museum, name, values)
         say(told)
-    target = arguments.to or arguments.museum
-    save_museum(museum, target, overwrite=arguments.overwrite or not arguments.to, dtype=_dtype_for(files))
+    overwrite = arguments.overwrite or not arguments.to
+    save_museum(museum, target, overwrite=overwrite, dtype=_dtype_for(files), read=read)
     say(f"{target} now holds: {', '.join(museum.words) or 'nothing'}")
 
 

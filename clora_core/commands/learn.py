@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import glob
 import hashlib
 import typing
 from collections.abc import Sequence
@@ -96,13 +97,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     *companions, concept = concepts = [_concept(word, folder, arguments, resolution) for word, folder in wanted]
     told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
     say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
-    museum = learn_keeping(base, museum, concept, recipe, state_path(arguments.museum, concept.word), say, companions)
+    unfinished = state_path(arguments.museum, concept.word, learning_key(museum, concept, recipe, companions))
+    museum = learn_keeping(base, museum, concept, recipe, unfinished, say, companions)
     new = [labelled(museum.exhibit(each.word), each) for each in concepts]
     if arguments.museum.exists():  # to the file as it is by now: others may have added to it meanwhile
         path = append_exhibits(new, arguments.museum, base=museum.base)
     else:
         path = save_museum(Museum(museum.base, tuple(new)), arguments.museum)
-    state_path(arguments.museum, concept.word).unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
 
@@ -139,8 +141,8 @@ def learn_keeping(
     say: Say,
     companions: Sequence[Concept] = (),
 ) -> Museum:
-    """Learn with a progress bar and autosaves at `path`; go on from there if it holds a state of this very learning."""
-    resume = _resumable(path, learning_key(museum, concept, recipe, companions), say)
+    """Learn with a progress bar and autosaves at `path`; go on from there if there is such a file."""
+    resume = _resumable(path, say)
     with listening_for_ctrl_c() as pressed, Bar(concept.word, recipe.steps) as bar:
 
         def report(progress: Progress) -> None:
@@ -158,17 +160,18 @@ def learn_keeping(
             raise
 
 
-def state_path(museum: Path, word: str) -> Path:
-    """Where an unfinished learning of this word is kept, beside its museum."""
-    return museum.with_name(f"{museum.stem}.{hashlib.sha256(word.encode()).hexdigest()[:8]}.learning.safetensors")
+def state_path(museum: Path, word: str, key: str) -> Path:
+    """Where an unfinished learning of this word, with these pictures and numbers, is kept, beside its museum."""
+    named = hashlib.sha256(word.encode()).hexdigest()[:8]
+    return museum.with_name(f"{museum.stem}.{named}.{key[:8]}.learning.safetensors")
 
 
-def _resumable(path: Path, key: str, say: Say) -> LearningState | None:
-    if not path.exists():
-        return None
-    state = load_state(path)
-    if state.key != key:
-        say(f"{path} holds an unfinished learning with other pictures or numbers; starting anew.")
-        return None
-    say(f"Going on from step {state.step}.")
-    return state
+def _resumable(path: Path, say: Say) -> LearningState | None:
+    if path.exists():
+        state = load_state(path)
+        say(f"Going on from step {state.step}.")
+        return state
+    same_word, *_ = path.name.rsplit(".", 3)
+    for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
+        say(f"{other} holds an unfinished learning of this word with another museum, pictures or numbers. It stays.")
+    return None

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..base_diffusers import DiffusersBase, open_base
+from ..errors import BaseModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +23,12 @@ def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 
 def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
-    """The model that the options name."""
+    """The model that the options name. Raises BaseModelError where the device is not there, before anything is read."""
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BaseModelError(f"The device '{arguments.device}' cannot be used: {reason}") from error
     return open_base(
         arguments.base,
         dtype=DTYPES[arguments.dtype],

@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pictures", type=int, default=usual.pictures, help=f"per exhibit ({usual.pictures})")
     parser.add_argument("--everyday", type=int, default=usual.everyday, help=f"everyday prompts ({usual.everyday})")
     parser.add_argument("--steps", type=int, default=usual.steps, help=f"sampling steps ({usual.steps})")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (7.5; 5 on the starter)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (7.5; 5 on the starter)")
     parser.add_argument("--seed", type=int, default=usual.seed, help=f"of the noise ({usual.seed})")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's own)")
     parser.set_defaults(run=run)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_museum(arguments.museum)
     base = open_chosen(arguments)
     size = arguments.size or base.resolution_px
-    guidance = arguments.guidance or usual_guidance(base)
+    guidance = usual_guidance(base) if arguments.guidance is None else arguments.guidance
     looks = Looks(arguments.pictures, arguments.everyday, arguments.steps, guidance, arguments.seed)
     with Bar("looking", 1) as bar:
         report = reviewed(base, museum, looks, latent_shape=base.latent_shape(size, size), report=bar.of)

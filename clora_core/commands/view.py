@@ -27,13 +27,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="of all exhibits (1)")
     parser.add_argument("--count", type=int, default=4, help="how many pictures (4)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (7.5; 5 on the starter)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (7.5; 5 on the starter)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's own)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    if not arguments.out.parent.is_dir():
+        raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not any(mentions(arguments.prompt, token.word) for token in museum.tokens):
         words = ", ".join(token.word for token in museum.tokens)
         say(f"Note: the prompt holds none of the museum's words ({words}).")
-    guidance = arguments.guidance or usual_guidance(base)
+    guidance = usual_guidance(base) if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
     count = max(1, arguments.count)
     with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:

@@ -107,6 +107,9 @@ def reviewed(
     museum.check_over(base.fingerprint)
     if not museum.exhibits:
         raise MuseumError("This museum is empty, so there is nothing to report. Teach it something first.")
+    for exhibit in museum.exhibits:
+        if exhibit.thumbnail:
+            from_thumbnail(exhibit.thumbnail)  # a broken one is refused before the long work
     count, prompts = len(museum.exhibits), everyday_prompts(base.captions, looks.everyday)
     done = 0
 

@@ -2,7 +2,7 @@
 
 from .checkpoint import load_state, save_state
 from .export import Exported, export, export_embeddings, export_lora
-from .files import check_target
+from .files import check_target, identity
 from .header import ExhibitHeader, Header, Stored
 from .importing import OrdinaryLora, imported, read_embedding, read_lora
 from .museum_file import View, load_museum, load_view, read_header
@@ -20,6 +20,7 @@ __all__ = [
     "export",
     "export_embeddings",
     "export_lora",
+    "identity",
     "imported",
     "load_museum",
     "load_state",

@@ -33,6 +33,8 @@ HEADER_LIMIT = 64 * 1024 * 1024  # bytes
 ENTRIES_LIMIT = 1_000_000  # commas in the header
 MESSAGE_LIMIT = 600  # characters
 OPENINGS = 100  # tries to open a file that is replaced at just that moment
+
+Identity = tuple[int, ...]
 DEVICE_NAME = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # on Windows, in every folder
 
 DTYPE_NAMES = {
@@ -78,15 +80,15 @@ def opened(path: Path) -> Iterator[safe_open]:
 def _opened_whole(path: Path) -> safe_open:
     """safetensors opens a file twice, for the header and for the data; both must be of the same one."""
     for _ in range(OPENINGS):
-        known = _identity(path)
+        known = identity(path)
         _check_size(path)
         try:
             whole = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, RuntimeError, OSError):
-            if _identity(path) == known:
+            if identity(path) == known:
                 raise
         else:
-            if _identity(path) == known:
+            if identity(path) == known:
                 return whole
     raise MuseumError("It is being replaced again and again. Load it when nothing writes it.")
 
@@ -108,12 +110,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         dump(file, tensors, lambda _: metadata)
 
 
+class ChangedMeanwhileError(MuseumError):
+    """Another program has written the file since it was read; its work would be lost."""
+
+
 @contextmanager
-def replacing(path: Path, existing: Existing) -> Iterator[BinaryIO]:
+def replacing(path: Path, existing: Existing, *, read: Identity | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the name when the block is left without an error, and is gone otherwise.
 
     existing: what happens to a file of that name. "keep beside" renames it to `<name>.bak.safetensors`, in the place of
-    an older one.
+    an older one. read: which file of that name the new one was made of; ChangedMeanwhileError if there is another now.
     """
     _check_target(path)
     if existing == "refuse" and path.exists():
@@ -125,6 +131,8 @@ def replacing(path: Path, existing: Existing) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if read and identity(path) != read:
+            raise ChangedMeanwhileError("Another program has changed it since it was read. Do it again.")
         if existing == "refuse":
             _link_new(temporary, path)
         else:
@@ -180,6 +188,12 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def identity(path: Path) -> Identity:
+    """Another one for another file of that name."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def backup_of(path: Path) -> Path:
     """Where the old file is kept when a new one takes its name."""
     return path.with_name(f"{path.stem}.bak{SUFFIX}")
@@ -200,12 +214,6 @@ def _check_size(path: Path) -> None:
             raise MuseumError(f"{found} Is it a safetensors file?")
         if (entries := file.read(size).count(b",")) > ENTRIES_LIMIT:
             raise MuseumError(f"Its header has about {entries} entries; at most {ENTRIES_LIMIT} are read.")
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Another one for another file of that name."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_target(path: Path) -> None:

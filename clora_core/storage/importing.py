@@ -31,6 +31,7 @@ from .lora_names import lora_names, told
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_CONFIG_LIMIT = 2**20  # bytes
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def _scaling(path: Path, metadata: Mapping[str, str], *, peft: bool) -> _Scaling
 
 
 def _delta(file: safe_open, path: str, parts: Mapping[str, str], scaling: _Scaling) -> tuple[Projection, LowRank]:
-    tensors = {part: _numbers(name, file.get_tensor(name)) for part, name in parts.items()}
+    tensors = {part: _numbers(name, file.get_tensor(name), whole=part == "alpha") for part, name in parts.items()}
     up, down = tensors["up"], tensors["down"]
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or 0 in (*up.shape, *down.shape):
         shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
@@ -205,8 +206,9 @@ def _vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     raise MuseumError(f"It holds {found}, which is an embedding for none of the known architectures: {known}.")
 
 
-def _numbers(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
+def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
+    """float32. whole: whether whole numbers will do, as which some trainers write alpha."""
+    if not tensor.is_floating_point() and not (whole and tensor.dtype in WHOLE):
         raise MuseumError(f"'{name:.100}' has dtype {tensor.dtype}; floating point numbers were expected.")
     tensor = tensor.to(torch.float32, copy=True)
     check_finite({name: tensor})

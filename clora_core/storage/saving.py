@@ -10,21 +10,29 @@ from ..base import Fingerprint
 from ..museum import Exhibit, Museum
 from ..projections import Projection
 from .facts import lora_facts
-from .files import dump, errors_about, opened, replacing
+from .files import ChangedMeanwhileError, Identity, dump, errors_about, identity, opened, replacing
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
 from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
 from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, check_strengths, checked_header
 
 
-def save_museum(museum: Museum, path: Path | str, *, overwrite: bool = False, dtype: Stored = "float32") -> Path:
+def save_museum(
+    museum: Museum,
+    path: Path | str,
+    *,
+    overwrite: bool = False,
+    dtype: Stored = "float32",
+    read: Identity | None = None,
+) -> Path:
     """Write the museum and say where. The same museum under the same name gives the same bytes.
 
     overwrite: whether a file of that name may be replaced; it is then kept as `<name>.bak.safetensors`. dtype: how the
-    tensors are stored; float16 and bfloat16 halve the file and round the numbers.
+    tensors are stored; float16 and bfloat16 halve the file and round the numbers. read: the `identity` of the file that
+    the museum was made of; one that another program has written since is not replaced.
     """
     path = Path(path)
-    with errors_about(path), replacing(path, "keep beside" if overwrite else "refuse") as new:
+    with errors_about(path), replacing(path, "keep beside" if overwrite else "refuse", read=read) as new:
         header = header_of(museum, dtype)
         tensors = joined_factors(_pieces(museum, dtype), header, DTYPES[dtype])
         for exhibit in museum.exhibits:
@@ -37,12 +45,19 @@ def append_exhibits(exhibits: Sequence[Exhibit], path: Path | str, *, base: Fing
     """Add exhibits, learned over that base, to the museum in the file; the old file is kept beside it.
 
     The new file has the bytes that `save_museum` writes for the whole museum, in the dtype of the old one, but only
-    some megabytes are in memory at a time. A word that the museum holds already, and another base, are refused.
+    some megabytes are in memory at a time. A word that the museum holds already, and another base, are refused. What
+    another program adds meanwhile is kept.
     """
     path = Path(path)
-    with errors_about(path), replacing(path, "keep beside") as new:
-        _dump_with(Museum(base, tuple(exhibits)), path, new)
-    return path
+    with errors_about(path):
+        while True:
+            known = identity(path) if path.exists() else None
+            try:
+                with replacing(path, "keep beside", read=known) as new:
+                    _dump_with(Museum(base, tuple(exhibits)), path, new)
+                return path
+            except ChangedMeanwhileError:
+                continue  # with the file as it is now
 
 
 def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, Rows]]]:

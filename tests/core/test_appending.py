@@ -9,7 +9,7 @@ from clora_core.base import Fingerprint
 from clora_core.errors import MuseumError
 from clora_core.museum import Exhibit, Museum
 from clora_core.recipe import recipe_named
-from clora_core.storage import append_exhibits, load_museum, load_view, save_museum
+from clora_core.storage import append_exhibits, identity, load_museum, load_view, save_museum
 from clora_core.storage.files import backup_of
 
 from .museums import assert_same, exhibit, museum, projections
@@ -50,6 +50,38 @@ def test_parts_of_any_size_give_the_same_file(parts, tmp_path, monkeypatch):
     save_museum(museum().only(["<my-cat>", "<ink>", "<bär>"]), path)
     append_exhibits([museum().exhibits[3]], path, base=museum().base)
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_what_another_program_adds_meanwhile_is_kept(tmp_path, monkeypatch):
+    """A second append starts and ends while the first one writes."""
+    from clora_core.storage import saving
+
+    path, (one, two, *rest) = tmp_path / "a.safetensors", museum().exhibits
+    save_museum(Museum(museum().base, tuple(rest)), path)
+    dump_with, calls = saving._dump_with, []
+
+    def interrupted(addition: Museum, *where: object) -> None:
+        dump_with(addition, *where)
+        calls.append(addition.words)
+        if len(calls) == 1:
+            append_exhibits([two], path, base=museum().base)
+
+    monkeypatch.setattr(saving, "_dump_with", interrupted)
+    append_exhibits([one], path, base=museum().base)
+    assert calls == [(one.word,), (two.word,), (one.word,)]
+    assert_same(load_museum(path), Museum(museum().base, (*rest, two, one)))
+
+
+def test_a_file_that_was_changed_since_it_was_read_is_not_replaced(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    read = identity(path)
+    append_exhibits([exhibit("<x>", projections("sd15"), seed=8)], path, base=museum().base)
+    before = path.read_bytes()
+    with pytest.raises(MuseumError, match="Another program has changed it since it was read"):
+        save_museum(museum(), path, overwrite=True, read=read)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    save_museum(museum(), path, overwrite=True, read=identity(path))
 
 
 def broken(shown: Exhibit) -> Exhibit:

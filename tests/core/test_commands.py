@@ -1,6 +1,7 @@
 """The commands as a person types them, on the built-in model, with few steps."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -144,6 +145,51 @@ def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
     one, other = load_museum(whole).dense(), load_museum(halves).dense()
     assert all(torch.equal(one[projection], other[projection]) for projection in one)
     assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, monkeypatch):
+    """A command with a number too many does not cost what the right one has learned so far."""
+    from clora_core.commands import learn as command
+
+    def stopped(*inputs, report, **named):
+        def once(progress):
+            report(progress)
+            raise KeyboardInterrupt
+
+        return learn(*inputs, report=once, **named)
+
+    museum = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "SAVE_EVERY", 1)
+        patched.setattr(command, "learn", stopped)
+        assert teach(museum, images, "<ada>") == 130
+        (begun,) = tmp_path.glob("*.learning.safetensors")
+        before = begun.read_bytes()
+        assert teach(museum, images, "<ada>", "--flip") == 130
+        assert f"{begun} holds an unfinished learning" in capsys.readouterr().out
+        assert len(list(tmp_path.glob("*.learning.safetensors"))) == 2 and begun.read_bytes() == before
+    assert teach(museum, images, "<ada>") == 0
+    assert "Going on from step 1" in capsys.readouterr().out
+    assert not begun.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == 1
+
+
+def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images, "<ada>", "--device", "gpu") == 1
+    assert "The device 'gpu' cannot be used" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert teach(museum, images, "<ada>", "--device", "cuda") == 1
+        assert "The device 'cuda' cannot be used" in capsys.readouterr().err
+    assert teach(museum, images, "<ada>") == 0
+    assert main(["export", str(museum), "--to", str(museum)]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_output_that_knows_few_characters_gets_the_others_replaced():
+    """As a pipe on Windows does."""
+    command = [sys.executable, "-m", "clora_core", "learn", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert told.returncode == 0 and b"C-LoRA's ?" in told.stdout
 
 
 def test_exhibits_are_named_with_their_strength():

@@ -232,6 +232,24 @@ def test_a_lora_of_another_model_is_refused(tmp_path):
         imported(museum().base, "<x>", vectors, other, known=projections("sd15"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.bfloat16, torch.float64])
+def test_alpha_may_be_a_whole_number(dtype, tmp_path):
+    """As trainers write it that keep what was typed; the factors may not."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    up, down = torch.ones(320, 2), torch.ones(2, 768)
+    tensors = {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": torch.tensor(6, dtype=dtype),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    (delta,) = read_lora(tmp_path / "a.safetensors").deltas.values()
+    assert torch.equal(delta.dense(), 6 / 2 * up @ down)
+    save_file(tensors | {f"{name}.lora_up.weight": up.to(torch.int64)}, tmp_path / "b.safetensors")
+    with pytest.raises(MuseumError, match="floating point"):
+        read_lora(tmp_path / "b.safetensors")
+
+
 def test_a_template_without_the_word_is_refused():
     vectors = museum().exhibits[0].token.vectors
     with pytest.raises(ConceptError, match="'a photo' does not mention the new word"):

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,13 @@ def test_no_folder_and_no_pictures_are_said(tmp_path):
 def test_bytes_and_floats_are_the_same_picture():
     pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     assert torch.equal(to_bytes(to_picture(as_floats(pixels))), pixels)
+
+
+def test_sixteen_bits_of_grey_are_the_same_grey(tmp_path):
+    values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    pictures, _ = read_folder(tmp_path, resolution_px=8)
+    assert torch.equal(pictures, as_floats(torch.from_numpy((values >> 8).astype(np.uint8)).expand(1, 3, 8, 8)))
 
 
 def test_a_thumbnail_is_a_small_jpeg(tmp_path):

@@ -40,6 +40,15 @@ def path(zoo: Museum, tmp_path: Path) -> Path:
     return save_museum(zoo, tmp_path / "zoo.safetensors")
 
 
+def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
+    """A prompt and a fact that would clear the screen and set its title."""
+    told = replace(museum().exhibits[0], prompt="a\x1b[2J\x9b1m <my-cat>\nb", facts={"date": "\x1b]0;you\x07"})
+    path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
+    assert main(["show", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert r"“a\x1b[2J\x9b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+
+
 def test_people_read_what_they_need(path, capsys):
     assert main(["show", str(path)]) == 0
     told = capsys.readouterr().out
