@@ -15,6 +15,8 @@ from .concept import ConceptToken
 from .errors import ConceptError
 from .projections import Projection
 
+ROWS_AT_ONCE = 128  # that a text encoder is given; 33 prompts for each of SDXL's 70 layers would fill 30 GB
+
 
 def layer_numbers(projections: Iterable[Projection]) -> dict[Projection, int]:
     """Each projection → the number of its cross-attention, in the order in which a UNet runs them."""

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 from .base import Conditioning
 from .concept import ConceptToken, word_pattern
 from .errors import BaseModelError, ConceptError
-from .layers import check_layers
+from .layers import ROWS_AT_ONCE, check_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +86,17 @@ def encode(
         ids, places = _laid_out(encoder, prompts, known, layers)
         masks = masks or _masks(places, ids.shape, encoder.table.weight.device)
         wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
-        with _spoken(encoder, places, known, wide):
-            rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
-            output = encoder.model(rows, output_hidden_states=encoder.penultimate)
-        found = (output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float()
-        states.append(found.unflatten(0, (-1, wide)).transpose(1, 2))
+        rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
+        found, pools = [], []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = range(len(rows))[start : start + ROWS_AT_ONCE]
+            with _spoken(encoder, places, known, wide, part):
+                output = encoder.model(rows[part.start : part.stop], output_hidden_states=encoder.penultimate)
+            found.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
+            pools.append(getattr(output, "text_embeds", None))
+        states.append(torch.cat(found).unflatten(0, (-1, wide)).transpose(1, 2))
         if isinstance(encoder.model, CLIPTextModelWithProjection):
-            pooled = output.text_embeds[::wide].float()
+            pooled = torch.cat(pools)[::wide].float()
     return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks)
 
 
@@ -154,25 +158,26 @@ def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptT
 
 @contextmanager
 def _spoken(
-    encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken], wide: int
+    encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken], wide: int, part: range
 ) -> Iterator[None]:
     """While entered, the encoder's word table answers with the words' own vectors at their places.
 
-    wide: how many rows in a row are the same prompt, each for another layer.
+    wide: how many rows in a row are the same prompt, each for another layer. part: which of all rows are read.
     """
-    if not places:
+    spots = [(place, layer) for place in places for layer in range(wide) if place.prompt * wide + layer in part]
+    if not spots:
         yield
         return
-    rows = torch.tensor([place.prompt * wide + layer for place in places for layer in range(wide)])
-    columns = torch.tensor([place.position for place in places for _ in range(wide)])
+    rows = torch.tensor([place.prompt * wide + layer - part.start for place, layer in spots])
+    columns = torch.tensor([place.position for place, _ in spots])
     spoken = []
-    for place in places:
-        vectors = tokens[place.word].vectors[encoder.name][:, place.index]
-        spoken.append(vectors.expand(wide, -1))
+    for place, layer in spots:
+        vectors = tokens[place.word].vectors[encoder.name]
+        spoken.append(vectors[layer if len(vectors) > 1 else 0, place.index])
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         where = (rows.to(output.device), columns.to(output.device))
-        return output.index_put(where, torch.cat(spoken).to(output))
+        return output.index_put(where, torch.stack(spoken).to(output))
 
     handle = encoder.table.register_forward_hook(hook)
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...clora_core.base import Conditioning
 from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import ConceptError
+from ...clora_core.layers import ROWS_AT_ONCE
 from .gates import places
 from .layers import layer_count, layer_of
 from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths
@@ -37,9 +38,10 @@ def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -
         rows = [_row(tokenizer, pieces(prompt), prompt) for prompt in prompts]
         stand = stand or places(rows)
         wide = layer_count([piece for row in rows for piece in row])
-        encoded = encoder.encode([[layer_of(piece, layer) for piece in row] for row in rows for layer in range(wide)])
-        states.append(encoded[0].float().unflatten(0, (-1, wide)).transpose(1, 2))
-        pooled = encoded[1][::wide] if encoded[1] is not None else None
+        told = [[layer_of(piece, layer) for piece in row] for row in rows for layer in range(wide)]
+        parts = [encoder.encode(told[start : start + ROWS_AT_ONCE]) for start in range(0, len(told), ROWS_AT_ONCE)]
+        states.append(torch.cat([part[0].float() for part in parts]).unflatten(0, (-1, wide)).transpose(1, 2))
+        pooled = None if parts[0][1] is None else torch.cat([part[1] for part in parts])[::wide]
     pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
     joined = torch.cat(states, dim=-1).flatten(2)
     return Conditioning(joined, pooled.float() if pools and pooled is not None else None, stand)

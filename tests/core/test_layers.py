@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clora_core import prompts
 from clora_core.base import Base, Conditioning
 from clora_core.concept import ConceptToken
 from clora_core.errors import ConceptError
@@ -60,6 +61,26 @@ def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: t
         part = together.states[..., layer * WIDTH : (layer + 1) * WIDTH]
         torch.testing.assert_close(part, alone.states, rtol=1e-4, atol=1e-5)
         assert all(torch.equal(together.places[word], alone.places[word]) for word in alone.places)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 7])
+def test_many_rows_are_encoded_some_at_a_time(at_once: int, base: Base, monkeypatch: pytest.MonkeyPatch):
+    """Also where a prompt's layers end up in two parts; states, places and gradients are those of all at once."""
+    rng = torch.Generator().manual_seed(3)
+    vectors = torch.randn(LAYERS, 2, WIDTH, generator=rng).requires_grad_()
+    deep, flat = ConceptToken("<deep>", {"clip_l": vectors}), torch.randn(1, 1, WIDTH, generator=rng)
+
+    def encoded() -> tuple[Conditioning, Tensor]:
+        found = base.encode_prompts(PROMPTS, [deep, ConceptToken("<flat>", {"clip_l": flat})])
+        (gradient,) = torch.autograd.grad(found.states.square().sum(), vectors)
+        return found, gradient
+
+    whole, slope = encoded()
+    monkeypatch.setattr(prompts, "ROWS_AT_ONCE", at_once)
+    parts, found = encoded()
+    torch.testing.assert_close(parts.states, whole.states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(parts.places[word], where) for word, where in whole.places.items())
 
 
 def test_prompts_without_such_a_word_stay_as_narrow_as_ever(base: Base, words: tuple[ConceptToken, ...]):
