@@ -9,6 +9,7 @@ from clora_pack.clora_core.errors import ConceptError
 from clora_pack.clora_core.layers import layer_numbers
 from clora_pack.clora_core.learn import learn
 from clora_pack.clora_core.museum import Museum, shown
+from clora_pack.nodes.host import text
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.layers import LAYERS
 from clora_pack.nodes.host.model import projections_of
@@ -130,6 +131,18 @@ def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
         noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         assert base.predict(noisy, torch.tensor([500, 500]), conditioning).isfinite().all()
     assert not any(module._forward_pre_hooks for module in base.modules.values())
+
+
+def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: pytest.MonkeyPatch):
+    base, museum = HostBase(*models), museum_over(models)
+    prompts = ["a photo of <one> at night", "a cat"]
+    whole = base.encode_prompts(prompts, museum.tokens)
+    monkeypatch.setattr(text, "ROWS_AT_ONCE", 5)
+    parts = base.encode_prompts(prompts, museum.tokens)
+    torch.testing.assert_close(parts.states, whole.states, rtol=1e-4, atol=1e-4)
+    assert (parts.pooled is None) == (whole.pooled is None)
+    if whole.pooled is not None:
+        torch.testing.assert_close(parts.pooled, whole.pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
