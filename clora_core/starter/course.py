@@ -19,7 +19,7 @@ PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
 # Found by `bench search` or, those of c-lora and c-lora-squares, before it: of the protection, times the recipe's own
 # weight; and of the deltas, 6e-3 for all others.
 WEIGHTS = {"c-lora": 3.0, "c-lora-squares": 3.0, "c-lora-rows": 100.0, "ewc": 100.0}
-RATES = {"sequential": 2e-3}
+RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # Told the subject and the number of steps, gives a context in which every step is reported.
 Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]

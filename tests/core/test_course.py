@@ -137,7 +137,7 @@ def test_changes_of_a_recipe_by_name():
     assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
     assert stronger.seed == 3 and wording == "usual"
     assert varied("c-lora+noun", seed=0)[1] == "noun"
-    assert varied("sequential@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("sequential").learning_rate
+    assert varied("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
     assert varied("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
     for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
         with pytest.raises(RecipeError, match="is a wording of"):
