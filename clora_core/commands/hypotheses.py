@@ -1,7 +1,8 @@
 """The hypotheses that `bench forgetting` is there to answer, stated before it was run, and what its runs say.
 
 H1b, H2b, H5b and H6b to H6d were put into numbers when some runs had been made, as they had been stated; since then H6b
-asks for two standard errors, and H2 compares with C-LoRA's own rate, not that of `sequential`. A_mmd measures how far pictures are from real ones, so smaller is better.
+asks for two standard errors, and H2 compares at C-LoRA's own rate, not at that of `sequential`. A_mmd measures how far
+pictures are from real ones, so smaller is better.
 """
 
 import math
