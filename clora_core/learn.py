@@ -171,6 +171,8 @@ def learning_key(museum: Museum, concept: Concept, recipe: Recipe, companions: S
             add(delta.down)
     for each in (concept, *companions):
         add([each.word, each.kind, each.prompts(), each.vectors, each.start, each.token_seed])
+        if each.captions:
+            add(each.prompt)  # which stands in the exhibit, and is what later concepts leave alone
         add(each.pictures)
     return digest.hexdigest()
 

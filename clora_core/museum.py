@@ -1,5 +1,6 @@
 """What was learned: exhibits, in order, over one base."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,8 +121,8 @@ class Museum:
         """Raise BaseModelError unless this museum was made over that base."""
         if self.base != base:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', the loaded model is '{base}'. "
-                "Load the museum's own base, or start a new museum."
+                f"This museum was made over '{self.base}', the loaded model is '{base}'. Load the museum's own base, "
+                "stored as it was then (bfloat16 rounds what is finer), or start a new museum."
             )
 
     @property
@@ -201,7 +202,13 @@ def wanted(entries: Sequence[str]) -> dict[str, float]:
     for entry in entries:
         word, _, strength = entry.partition(":")
         try:
-            chosen[word.strip()] = float(strength) if strength else 1.0
+            number = float(strength) if strength else 1.0
         except ValueError:
-            raise MuseumError(f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8.") from None
+            number = math.nan
+        if not abs(number) <= STRENGTH_LIMIT:
+            raise MuseumError(
+                f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8, with a strength from -{STRENGTH_LIMIT} to "
+                f"{STRENGTH_LIMIT}."
+            )
+        chosen[word.strip()] = number
     return chosen

@@ -1,11 +1,11 @@
 """C-LoRA Companion: one more concept for a Train Step to learn at the same time as its own."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
 from .draft import Companion
-from .sockets import COMPANIONS, CONCEPT, described
+from .sockets import COMPANIONS, CONCEPT, described, one_each
 
 
 class CompanionConcept(io.ComfyNode):
@@ -39,10 +39,11 @@ class CompanionConcept(io.ComfyNode):
                     tooltip="For a Train Step, or for another Companion.",
                 )
             ],
+            is_input_list=True,
         )
 
     @classmethod
-    def execute(
-        cls, concept, images, captions: str | Sequence[str] = "", companions: Sequence[Companion] = ()
-    ) -> io.NodeOutput:
-        return io.NodeOutput((*companions, Companion(concept, images, captions)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        given = one_each(inputs, "images", "captions")
+        this = Companion(given["concept"], given["images"], given.get("captions", ()))
+        return io.NodeOutput((*given.get("companions", ()), this))

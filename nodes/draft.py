@@ -37,9 +37,12 @@ class ConceptDraft:
 
 @dataclass(frozen=True, eq=False)
 class Companion:
-    """A concept for a Train Step to learn at the same time as its own. images: (n, h, w, c) in 0..1, as the host has
-    them. captions: lines of a text, or one each."""
+    """A concept for a Train Step to learn, with others at the same time or alone.
+
+    images: (n, h, w, c) in 0..1, as the host has them; a list of such may be of several sizes. captions: a text with
+    one line for each picture, or one text each.
+    """
 
     draft: ConceptDraft
-    images: Tensor
-    captions: str | Sequence[str] = ""
+    images: Sequence[Tensor]
+    captions: Sequence[str] = ()

@@ -22,7 +22,7 @@ class LoadMuseum(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input(
                     "museum_name",
-                    options=folders.museum_names(),
+                    options=folders.museum_names() or [""],  # else the frontend leaves the input away
                     tooltip="A file of models/loras/museums. Without effect where a museum is connected.",
                 ),
                 io.String.Input(

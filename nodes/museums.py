@@ -36,7 +36,7 @@ def saved(museum: Museum, name: str, overwrite: bool) -> str:
     """Write the museum and say where. A file that holds this very museum is left as it is."""
     path = new_museum_path(name)
     words = ", ".join(museum.words) or "nothing yet"
-    if not overwrite and path.exists() and _holds(path, museum):
+    if path.exists() and _holds(path, museum):
         return f"{path} holds this museum already: {words}"
     save_museum(museum, path, overwrite=overwrite)
     return f"{path} now holds: {words}"
@@ -65,13 +65,16 @@ def _edited(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, s
             count = 0 if images is None else len(images)
             if images is None or number not in map(str, range(1, count + 1)):
                 raise MuseumError(f"'{line}': {count} images are connected. Connect some, and count them from 1.")
-            picture = from_images(images[int(number) - 1 : int(number)], multiple=1, resolution_px=THUMBNAIL_PX)[0]
+            picture = from_images([images[int(number) - 1 : int(number)]], multiple=1, resolution_px=THUMBNAIL_PX)[0]
             return with_thumbnail(museum, word, thumbnail(picture)), f"'{word}' has another thumbnail now."
     return edited(museum, line)
 
 
 def _holds(path: Path, museum: Museum) -> bool:
+    """Whether the file shows the same and tells the same; when something was learned may differ."""
     try:
-        return same_museum(load_museum(path), museum)
+        found = load_museum(path)
     except MuseumError:
         return False
+    told = ((each.kind, each.prompt, each.thumbnail) for each in museum.exhibits)
+    return same_museum(found, museum) and [(e.kind, e.prompt, e.thumbnail) for e in found.exhibits] == list(told)

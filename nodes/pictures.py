@@ -27,22 +27,29 @@ def in_8_bits(pictures: Tensor) -> Tensor:
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def from_images(images: Tensor, *, multiple: int, resolution_px: int) -> Tensor:
-    """The host's pictures as the engine's, ready to learn from.
+def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) -> Tensor:
+    """The host's pictures as the engine's, ready to learn from. images: stacks of pictures, of one size each.
 
     Those with more pixels than resolution_px² are made smaller, to about as many; sides become multiples of `multiple`,
-    for which edges are cut off. Alpha is left out, gray becomes RGB. Raises ConceptError where there is no picture.
+    for which edges are cut off. Stacks of other sizes get that of the first. Alpha is left out, gray becomes RGB.
+    Raises ConceptError where there is no picture.
     """
-    if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3, 4):
-        raise ConceptError(f"These are no pictures: (count, height, width, colors) is {tuple(images.shape)}.")
+    for stack in images:
+        if stack.ndim != 4 or 0 in stack.shape or stack.shape[-1] not in (1, 3, 4):
+            raise ConceptError(f"These are no pictures: (count, height, width, colors) is {tuple(stack.shape)}.")
+    if not images:
+        raise ConceptError("There are no pictures: the list is empty.")
+    height, width = images[0].shape[1:3]
+    smaller = min(1.0, resolution_px / math.sqrt(height * width))
+    nearest = [round(side * smaller / multiple) for side in (height, width)]
+    target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
     with torch.inference_mode(False):  # what other nodes made may be inference tensors, which cannot be learned from
-        pictures = images.detach().to("cpu", torch.float32, copy=True)[..., :3].permute(0, 3, 1, 2)
-        pictures = pictures.expand(-1, 3, -1, -1) * 2 - 1
-        height, width = pictures.shape[-2:]
-        smaller = min(1.0, resolution_px / math.sqrt(height * width))
-        nearest = [round(side * smaller / multiple) for side in (height, width)]
-        target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
-        return _covering(pictures, *target).clamp(-1, 1).contiguous()
+        return torch.cat([_covering(_pictures(stack), *target).clamp(-1, 1) for stack in images]).contiguous()
+
+
+def _pictures(stack: Tensor) -> Tensor:
+    pictures = stack.detach().to("cpu", torch.float32, copy=True)[..., :3].permute(0, 3, 1, 2)
+    return pictures.expand(-1, 3, -1, -1) * 2 - 1
 
 
 def _covering(pictures: Tensor, height: int, width: int) -> Tensor:

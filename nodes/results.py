@@ -27,6 +27,7 @@ from ..clora_core.pictures import as_floats, to_bytes, to_picture
 from ..clora_core.storage import load_museum, load_state, save_museum, save_state
 
 LIMIT_BYTES = 4 * 2**30
+DAY_S = 24 * 60 * 60
 LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,12 @@ class Store:
         try:
             found = read(path)
         except MuseumError as error:
+            if isinstance(error.__cause__, (OSError, MemoryError)):  # of the system, not of the file
+                log.warning("C-LoRA: a kept result cannot be read now, so it is learned anew. %s", error)
+                return None
             log.warning("C-LoRA: a kept result cannot be read and is removed; it will be learned anew. %s", error)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
         with suppress(OSError):
             os.utime(path)
@@ -106,6 +111,10 @@ class Store:
 
     def _clean(self, newest: Path) -> None:
         """Remove files, the longest unused first, until the others fit the limit; never the newest."""
+        for path in self.folder.glob(".clora-*.tmp"):  # what a process left that was killed while it wrote
+            with suppress(OSError):
+                if newest.stat().st_mtime - path.stat().st_mtime > DAY_S:
+                    path.unlink()
         files = [path for path in self.folder.glob("*.safetensors") if path != newest]
         sizes = {path: path.stat() for path in files}
         total = newest.stat().st_size + sum(stat.st_size for stat in sizes.values())

@@ -1,9 +1,12 @@
 """The socket types that this pack adds, and the frame that the schemas of all its nodes share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from comfy_api.latest import io
+
+from ..clora_core.errors import CLoRAError
 
 CATEGORY = "C-LoRA"
 SEED_MAX = 2**53 - 1  # the largest whole number that a browser holds exactly
@@ -24,8 +27,12 @@ def described(
     outputs: Sequence[io.Output] = (),
     is_output_node: bool = False,
     hidden: Sequence[io.Hidden] = (),
+    is_input_list: bool = False,
 ) -> io.Schema:
-    """A node's schema. Search aliases go to those versions of ComfyUI that know them."""
+    """A node's schema. Search aliases go to those versions of ComfyUI that know them.
+
+    is_input_list: the node gets every input as a list, all at once, instead of being called for each entry of one.
+    """
     schema = io.Schema(
         node_id,
         display_name,
@@ -35,7 +42,22 @@ def described(
         description=description,
         is_output_node=is_output_node,
         hidden=list(hidden),
+        is_input_list=is_input_list,
     )
     if any(field.name == "search_aliases" for field in dataclasses.fields(io.Schema)):
         schema = dataclasses.replace(schema, search_aliases=list(search_aliases))
     return schema
+
+
+def one_each(inputs: Mapping[str, Any], *several: str) -> dict[str, Any]:
+    """What a node with is_input_list was given: a single value of every input, but a list of the `several`.
+
+    Raises CLoRAError for a list where one value is meant.
+    """
+    found = {}
+    for name, given in inputs.items():
+        values = given if isinstance(given, list) else [given]
+        if name not in several and len(values) != 1:
+            raise CLoRAError(f"'{name}' is a list of {len(values)}; only pictures and captions may be. Connect one.")
+        found[name] = values if name in several else values[0]
+    return found

@@ -199,8 +199,8 @@ def _with_pictures(asked: Companion, base: HostBase) -> Concept:
     return asked.draft.with_pictures(pictures, _lines(asked.captions))
 
 
-def _lines(captions: str | Sequence[str]) -> tuple[str, ...]:
-    lines = captions.splitlines() if isinstance(captions, str) else captions
+def _lines(captions: Sequence[str]) -> tuple[str, ...]:
+    lines = captions[0].splitlines() if len(captions) == 1 else captions
     return tuple(line.strip() for line in lines if line.strip())
 
 

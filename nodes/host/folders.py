@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -10,6 +11,7 @@ from ...clora_core.errors import MuseumError
 
 KIND = "museums"
 SUFFIX = ".safetensors"
+LONGEST = 200  # bytes of a name, with room for what is added to it
 UNUSABLE = re.compile(r'[<>:"|?*\x00-\x1f]')  # in names of files, on one system or another
 
 
@@ -49,7 +51,7 @@ def new_museum_path(name: str) -> Path:
     "cats" becomes cats.museum.safetensors. Raises MuseumError for a name that leads elsewhere.
     """
     parts = [part.strip() for part in name.replace("\\", "/").split("/")]
-    if not all(parts) or any(part in (".", "..") or UNUSABLE.search(part) for part in parts):
+    if unusable(parts):
         raise MuseumError(
             f"'{name}' cannot be a museum's name. Use letters, digits and such, and / for a folder: people/cats."
         )
@@ -59,8 +61,19 @@ def new_museum_path(name: str) -> Path:
     path = folder.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise MuseumError(f"'{name}' leads out of the folder of museums, '{folder}'. Choose a plain name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MuseumError(f"The folder '{path.parent}' cannot be made: {error.strerror}. Choose another.") from error
     return path
+
+
+def unusable(parts: Sequence[str]) -> bool:
+    """Whether names of folders and a file cannot be used on one system or another."""
+    return any(
+        not part.strip() or part in (".", "..") or UNUSABLE.search(part) or len(part.encode()) > LONGEST
+        for part in parts
+    )
 
 
 def results_folder() -> Path:

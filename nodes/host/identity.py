@@ -13,6 +13,7 @@ from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 import comfy.model_patcher
 import comfy.sd
 import torch
+from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 from torch.nn import Module, Parameter
 
@@ -85,6 +86,8 @@ class _Digest:
                 self._say(*sorted(_digest_of(part) for part in value))
             case ModelPatcher():
                 self._patcher(value)
+            case WeightAdapterBase() if type(value).__module__.startswith("comfy.weight_adapter."):
+                self._all([value.name, value.weights])  # not the keys of the whole file that it came from
             case Module() if id(value) in self._own:
                 self._say(self._own[id(value)])
             case type() | ModuleType():

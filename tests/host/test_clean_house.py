@@ -241,7 +241,7 @@ def test_a_model_that_was_loaded_in_part_is_loaded_completely():
 def train_step(models: Models) -> tuple[list[float], Museum]:
     """A Train Step of four steps that shows a preview every two: its losses, and the museum."""
     images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    _, _, museum, loss, _ = train(*models, [Companion(ConceptDraft("<one>"), images)], recipe(), preview_every=2)
+    _, _, museum, loss, _ = train(*models, [Companion(ConceptDraft("<one>"), [images])], recipe(), preview_every=2)
     return loss["loss"], museum
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import torch
+from clora_pack.clora_core.storage import read_header
 from safetensors.torch import load_file
 
 from .events import Events
@@ -23,6 +24,20 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     assert "load" in server.run(loaded("three", PROMPT + " again")).cached
     without = server.run(starter() | shown(PROMPT, ["base", 0], ["base", 1]))
     assert not np.array_equal(server.pictures(without, "show"), server.pictures(run, "show"))
+
+
+def test_a_list_of_pictures_is_learned_as_a_whole(server: Server):
+    """As the stock nodes that read a folder return it; the node is not called for each picture."""
+    assert server.run(saved_chain(1, "stacked", text="a photo of <ada>")).succeeded
+    prompt = saved_chain(1, "listed", text="a photo of <ada>")
+    prompt["listed"] = node("RebatchImages", images=["pictures1", 0], batch_size=1)
+    prompt["train1"]["inputs"]["images"] = ["listed", 0]
+    before = server.results
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    assert server.results == before, "the same as what a stack of them gave"
+    (exhibit,) = read_header(server.folder / "models/loras/museums/listed.museum.safetensors").exhibits
+    assert exhibit.facts["pictures"] == 6
 
 
 def test_a_fourth_train_step_trains_only_the_fourth(server: Server):

@@ -55,7 +55,7 @@ def scaled(by: object) -> Callable:
 def taught(model: ModelPatcher, clip: Any, vae: Any) -> list[float]:
     """The loss of every step of a Train Step; its results are this test's own."""
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    return train(model, clip, vae, [Companion(ConceptDraft("<one>"), images)], recipe(steps=2))[3]["loss"]
+    return train(model, clip, vae, [Companion(ConceptDraft("<one>"), [images])], recipe(steps=2))[3]["loss"]
 
 
 def results() -> int:

@@ -82,7 +82,7 @@ def test_cancel_stops_it_and_nothing_is_written(
     assert not list(output.rglob("*.html"))
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", ""])
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "", "a\0b", "report 12:30", "x" * 300])
 def test_reports_stay_in_the_output_folder(output: Path, name: str):
     with pytest.raises(CLoRAError, match="no name for a file"):
         new_output_path(name, ".html")

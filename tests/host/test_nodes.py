@@ -15,11 +15,12 @@ from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptErro
 from clora_pack.clora_core.learn import learn
 from clora_pack.clora_core.museum import Museum
 from clora_pack.clora_core.recipe import RECIPES, USUAL, shared_by
+from clora_pack.clora_core.storage import load_museum
 from clora_pack.nodes.host import folders, memory
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
-from clora_pack.nodes.pictures import from_images
+from clora_pack.nodes.pictures import from_images, to_images
 
 from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, recipe, small_models
 
@@ -38,6 +39,7 @@ def nodes() -> dict[str, Any]:
 def own_folders(tmp_path: Path, own_results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Results and museums of each test are its own."""
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     yield tmp_path
 
 
@@ -200,7 +202,72 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     assert folders.museum_names() == ["mine.museum.bak.safetensors", "mine.museum.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b"])
+def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, Any], starter: Models):
+    """A picture is replaced before a file is shared; the old one must not stay in it unnoticed."""
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save, (first, second) = nodes["CLoRA_SaveMuseum"].execute, museum.exhibits
+    save(museum, "mine", False)
+    for change in ({"thumbnail": b"\xff\xd8other"}, {"prompt": "a drawing of <one>"}):
+        other = replace(museum, exhibits=(replace(first, **change), second))
+        with pytest.raises(MuseumError, match="exists already"):
+            save(other, "mine", False)
+        assert "now holds" in save(other, "mine", True).ui.as_dict()["text"][0]
+        assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)
+    assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
+
+
+def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save = nodes["CLoRA_SaveMuseum"].execute
+    for saved in (museum.only(["<one>"]), museum, museum):
+        text = save(saved, "mine", True).ui.as_dict()["text"][0]
+    assert "already" in text
+    assert load_museum(folders.museum_path("mine.museum.bak.safetensors")).words == ("<one>",)
+
+
+def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any], starter: Models):
+    """An empty list of names would be no input at all, and the node could not even show what is connected."""
+    load = nodes["CLoRA_LoadMuseum"]
+    names = next(field for field in load.GET_SCHEMA().inputs if field.id == "museum_name").options
+    assert names == [""] and load.validate_inputs(names[0]) and load.fingerprint_inputs(names[0]) == ""
+    museum = random_museum(HostBase(*starter), "<one>")
+    assert load.execute(*starter[:2], names[0], "", 1.0, museum).args[2].words == ("<one>",)
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-1000", "much"])
+def test_a_strength_that_is_none_is_refused(nodes: dict[str, Any], starter: Models, strength: str):
+    museum = random_museum(HostBase(*starter), "<one>")
+    with pytest.raises(MuseumError, match="a strength from -100 to 100"):
+        nodes["CLoRA_LoadMuseum"].execute(*starter[:2], "", f"<one>: {strength}", 1.0, museum)
+
+
+def test_a_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Models):
+    """As stock nodes that read a folder give them: a stack for each file, and a list of captions."""
+    stacks = [images(1, 64), images(2, 64), images(1, 128)]
+    texts = ["a {word} here", "a {word} there", "{word}", "my {word}"]
+    listed = train(nodes, starter, images=stacks, captions=texts, steps=[4], museum=[None])
+    whole = torch.cat([*stacks[:2], to_images(from_images(stacks[2:], multiple=64, resolution_px=64))])
+    together = train(nodes, starter, images=[whole], captions=["\n".join(texts)])
+    assert listed[3]["loss"] == pytest.approx(together[3]["loss"], rel=1e-3)
+    assert listed[2].exhibits[0].facts["pictures"] == 4
+    (beside,) = companion(nodes, "<two>", images=stacks, captions=texts)
+    assert [stack.shape[0] for stack in beside.images] == [1, 2, 1] and beside.captions == texts
+    with pytest.raises(CLoRAError, match="'steps' is a list of 2"):
+        train(nodes, starter, steps=[4, 5])
+
+
+def test_another_template_is_another_result_beside_captions_too(nodes: dict[str, Any], starter: Models):
+    """What is said of pictures is the same; what is stored as the exhibit's prompt is not."""
+    text = "\n".join(["a {word}"] * 4)
+    for template in ("a photo of {word}", "a drawing of {word}"):
+        told = train(nodes, starter, concept=concept(nodes, template=template), captions=text)
+        assert told[2].exhibits[0].prompt == template.replace("{word}", "<one>")
+
+
+OUTSIDE = ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b", "x" * 300]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, own_folders: Path, name: str):
     museum = random_museum(HostBase(*starter), "<one>")
     with pytest.raises(MuseumError):
@@ -349,7 +416,7 @@ def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict
     with ordinary():
         base = HostBase(*starter)
         asked = [("<two>", images(3, 128)), ("<three>", images(3, 128)), ("<one>", images())]
-        *others, one = [Concept(word, from_images(pictures, multiple=64, resolution_px=64)) for word, pictures in asked]
+        *others, one = [Concept(word, from_images([stack], multiple=64, resolution_px=64)) for word, stack in asked]
         expected = learn(base, Museum(base.fingerprint), one, recipe, companions=others)
     assert same_museum(museum, expected) and len(loss["loss"]) == 12
     assert museum.exhibits[2].rank == 6 and not museum.exhibits[0].deltas

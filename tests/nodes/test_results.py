@@ -94,6 +94,34 @@ def test_a_damaged_file_is_removed_and_said(store: Store, caplog: pytest.LogCapt
     assert not path.exists() and "learned anew" in caplog.text
 
 
+@pytest.mark.parametrize("refusal", [OSError(24, "Too many open files"), MemoryError()])
+def test_what_the_system_refuses_to_read_just_now_stays(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+):
+    from clora_bare.clora_core.storage import files
+
+    def refuse(path: Path) -> None:
+        raise refusal
+
+    store.keep(A, BASE, made())
+    store.keep_state(B, state())
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_check_size", refuse)
+        assert store.result(A) is None and store.state(B) is None
+    assert "cannot be read now" in caplog.text
+    assert store.result(A) is not None and store.state(B) is not None
+
+
+def test_what_a_killed_process_was_writing_goes_after_a_day(store: Store):
+    store.keep(A, BASE, made())
+    old, new = store.folder / ".clora-0123.tmp", store.folder / ".clora-4567.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1000, 1000))
+    store.keep(B, BASE, made(1))
+    assert not old.exists() and new.exists()
+
+
 def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
     from clora_bare.clora_core.museum import Museum
     from clora_bare.clora_core.storage import save_museum
