@@ -3,8 +3,10 @@
 Those in test_http_*.py share a server that is started for them; all others have ComfyUI and the pack in this process.
 """
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,16 @@ def _as_nodes_run() -> Iterator[None]:
     """ComfyUI runs nodes under inference mode; so do these tests, or half of what can go wrong would not."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def nodes() -> dict[str, Any]:
+    """The pack's nodes by id, as ComfyUI is given them."""
+    from clora_pack import comfy_entrypoint
+
+    extension = asyncio.run(comfy_entrypoint())
+    listed = asyncio.run(extension.get_node_list())
+    return {node.GET_SCHEMA().node_id: node for node in listed}
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """C-LoRA Edit Museum: what it returns, as the other nodes save and show it, and as ComfyUI's own loader shows it."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import pytest
 import torch
-from clora_pack import comfy_entrypoint
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, MuseumError
 from clora_pack.clora_core.museum import Museum
 from clora_pack.clora_core.pictures import thumbnail
@@ -19,12 +17,6 @@ from clora_pack.nodes.host.view import same_museum, view
 
 from .layouts import assert_same_move, layout_models, moved, stock_view
 from .models import FAMILIES, Models, random_museum
-
-
-@pytest.fixture(scope="module")
-def nodes() -> dict[str, Any]:
-    extension = asyncio.run(comfy_entrypoint())
-    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The nodes in this process, over real models in ComfyUI's own classes."""
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from clora_pack import comfy_entrypoint
 from clora_pack.clora_core.concept import Concept, ConceptToken
-from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError, MuseumError
+from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError
 from clora_pack.clora_core.learn import learn
 from clora_pack.clora_core.museum import Museum
 from clora_pack.clora_core.recipe import RECIPES, USUAL, shared_by
-from clora_pack.clora_core.storage import load_museum
 from clora_pack.nodes.host import folders, memory
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
@@ -27,19 +24,10 @@ from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, reci
 FEW = {"steps": 4, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "forgetting_weight": 1.0, "training_seed": 0}
 
 
-@pytest.fixture(scope="module")
-def nodes() -> dict[str, Any]:
-    """The pack's nodes by id, as ComfyUI is given them."""
-    extension = asyncio.run(comfy_entrypoint())
-    listed = asyncio.run(extension.get_node_list())
-    return {node.GET_SCHEMA().node_id: node for node in listed}
-
-
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, own_results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Results and museums of each test are its own."""
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     yield tmp_path
 
 
@@ -172,75 +160,6 @@ def test_captions_are_what_is_said_of_the_pictures(nodes: dict[str, Any], starte
     assert as_text[3] == as_list[3] != plain[3]
 
 
-def test_a_museum_is_saved_and_some_of_it_is_loaded(nodes: dict[str, Any], starter: Models, own_folders: Path):
-    museum = random_museum(HostBase(*starter), "<one>", "<two>", "<three>")
-    save, load = nodes["CLoRA_SaveMuseum"].execute, nodes["CLoRA_LoadMuseum"].execute
-    save(museum, "people/mine", False)
-    assert folders.museum_names() == ["people/mine.museum.safetensors"]
-    name, (model, clip, _) = folders.museum_names()[0], starter
-    all_of_it = load(model, clip, name, "", 1.0).args
-    assert same_museum(all_of_it[2], museum)
-    some = load(model, clip, name, "<three>\n<one>: 0.5\n", 2.0).args
-    assert some[2].words == ("<one>", "<three>")
-    expected, _ = view(model, clip, museum.only(["<one>", "<three>"]), {"<one>": 1.0, "<three>": 2.0})
-    for key, ((_, adapter, *_),) in some[0].patches.items():
-        assert torch.equal(
-            adapter.weights[0] @ adapter.weights[1], expected.patches[key][0][1].weights[0] @ adapter.weights[1]
-        )
-    connected = load(model, clip, "", "<two>", 1.0, museum).args
-    assert connected[2].words == ("<two>",)
-
-
-def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: dict[str, Any], starter: Models):
-    museum = random_museum(HostBase(*starter), "<one>", "<two>")
-    save = nodes["CLoRA_SaveMuseum"].execute
-    save(museum, "mine", False)
-    assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
-    with pytest.raises(MuseumError, match="exists already"):
-        save(museum.only(["<one>"]), "mine", False)
-    assert "now holds: <one>" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
-    assert folders.museum_names() == ["mine.museum.bak.safetensors", "mine.museum.safetensors"]
-
-
-def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, Any], starter: Models):
-    """A picture is replaced before a file is shared; the old one must not stay in it unnoticed."""
-    museum = random_museum(HostBase(*starter), "<one>", "<two>")
-    save, (first, second) = nodes["CLoRA_SaveMuseum"].execute, museum.exhibits
-    save(museum, "mine", False)
-    for change in ({"thumbnail": b"\xff\xd8other"}, {"prompt": "a drawing of <one>"}):
-        other = replace(museum, exhibits=(replace(first, **change), second))
-        with pytest.raises(MuseumError, match="exists already"):
-            save(other, "mine", False)
-        assert "now holds" in save(other, "mine", True).ui.as_dict()["text"][0]
-        assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)
-    assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
-
-
-def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes: dict[str, Any], starter: Models):
-    museum = random_museum(HostBase(*starter), "<one>", "<two>")
-    save = nodes["CLoRA_SaveMuseum"].execute
-    for saved in (museum.only(["<one>"]), museum, museum):
-        text = save(saved, "mine", True).ui.as_dict()["text"][0]
-    assert "already" in text
-    assert load_museum(folders.museum_path("mine.museum.bak.safetensors")).words == ("<one>",)
-
-
-def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any], starter: Models):
-    """An empty list of names would be no input at all, and the node could not even show what is connected."""
-    load = nodes["CLoRA_LoadMuseum"]
-    names = next(field for field in load.GET_SCHEMA().inputs if field.id == "museum_name").options
-    assert names == [""] and load.validate_inputs(names[0]) and load.fingerprint_inputs(names[0]) == ""
-    museum = random_museum(HostBase(*starter), "<one>")
-    assert load.execute(*starter[:2], names[0], "", 1.0, museum).args[2].words == ("<one>",)
-
-
-@pytest.mark.parametrize("strength", ["nan", "inf", "-1000", "much"])
-def test_a_strength_that_is_none_is_refused(nodes: dict[str, Any], starter: Models, strength: str):
-    museum = random_museum(HostBase(*starter), "<one>")
-    with pytest.raises(MuseumError, match="a strength from -100 to 100"):
-        nodes["CLoRA_LoadMuseum"].execute(*starter[:2], "", f"<one>: {strength}", 1.0, museum)
-
-
 def test_a_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Models):
     """As stock nodes that read a folder give them: a stack for each file, and a list of captions."""
     stacks = [images(1, 64), images(2, 64), images(1, 128)]
@@ -262,33 +181,6 @@ def test_another_template_is_another_result_beside_captions_too(nodes: dict[str,
     for template in ("a photo of {word}", "a drawing of {word}"):
         told = train(nodes, starter, concept=concept(nodes, template=template), captions=text)
         assert told[2].exhibits[0].prompt == template.replace("{word}", "<one>")
-
-
-OUTSIDE = ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b", "x" * 300]
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, own_folders: Path, name: str):
-    museum = random_museum(HostBase(*starter), "<one>")
-    with pytest.raises(MuseumError):
-        nodes["CLoRA_SaveMuseum"].execute(museum, name, True)
-    assert not list(own_folders.rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
-def test_a_museum_that_is_not_there_is_said(nodes: dict[str, Any], starter: Models, name: str):
-    with pytest.raises(MuseumError, match="There is no museum"):
-        nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], name, "", 1.0)
-
-
-def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Models):
-    museum = random_museum(HostBase(*starter), "<one>", "<two>")
-    load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
-    save(museum, "mine", False)
-    before = load.fingerprint_inputs("mine.museum.safetensors")
-    assert before == load.fingerprint_inputs("mine.museum.safetensors")
-    save(museum.only(["<two>"]), "mine", True)
-    assert before != load.fingerprint_inputs("mine.museum.safetensors")
 
 
 WRONG = {

@@ -1,0 +1,126 @@
+"""C-LoRA Save Museum and Load Museum: between the graph and the folder of museums."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from clora_pack.clora_core.errors import MuseumError
+from clora_pack.clora_core.storage import load_museum
+from clora_pack.nodes.host import folders
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.starter import load_starter
+from clora_pack.nodes.host.view import same_museum, view
+
+from .models import Models, random_museum
+
+
+@pytest.fixture(autouse=True)
+def museum_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def starter() -> Models:
+    with torch.inference_mode():
+        return load_starter()
+
+
+def test_a_museum_is_saved_and_some_of_it_is_loaded(nodes: dict[str, Any], starter: Models, museum_folder: Path):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>", "<three>")
+    save, load = nodes["CLoRA_SaveMuseum"].execute, nodes["CLoRA_LoadMuseum"].execute
+    save(museum, "people/mine", False)
+    assert folders.museum_names() == ["people/mine.museum.safetensors"]
+    name, (model, clip, _) = folders.museum_names()[0], starter
+    all_of_it = load(model, clip, name, "", 1.0).args
+    assert same_museum(all_of_it[2], museum)
+    some = load(model, clip, name, "<three>\n<one>: 0.5\n", 2.0).args
+    assert some[2].words == ("<one>", "<three>")
+    expected, _ = view(model, clip, museum.only(["<one>", "<three>"]), {"<one>": 1.0, "<three>": 2.0})
+    for key, ((_, adapter, *_),) in some[0].patches.items():
+        assert torch.equal(
+            adapter.weights[0] @ adapter.weights[1], expected.patches[key][0][1].weights[0] @ adapter.weights[1]
+        )
+    connected = load(model, clip, "", "<two>", 1.0, museum).args
+    assert connected[2].words == ("<two>",)
+
+
+def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save = nodes["CLoRA_SaveMuseum"].execute
+    save(museum, "mine", False)
+    assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
+    with pytest.raises(MuseumError, match="exists already"):
+        save(museum.only(["<one>"]), "mine", False)
+    assert "now holds: <one>" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    assert folders.museum_names() == ["mine.museum.bak.safetensors", "mine.museum.safetensors"]
+
+
+def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, Any], starter: Models):
+    """A picture is replaced before a file is shared; the old one must not stay in it unnoticed."""
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save, (first, second) = nodes["CLoRA_SaveMuseum"].execute, museum.exhibits
+    save(museum, "mine", False)
+    for change in ({"thumbnail": b"\xff\xd8other"}, {"prompt": "a drawing of <one>"}):
+        other = replace(museum, exhibits=(replace(first, **change), second))
+        with pytest.raises(MuseumError, match="exists already"):
+            save(other, "mine", False)
+        assert "now holds" in save(other, "mine", True).ui.as_dict()["text"][0]
+        assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)
+    assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
+
+
+def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save = nodes["CLoRA_SaveMuseum"].execute
+    for saved in (museum.only(["<one>"]), museum, museum):
+        text = save(saved, "mine", True).ui.as_dict()["text"][0]
+    assert "already" in text
+    assert load_museum(folders.museum_path("mine.museum.bak.safetensors")).words == ("<one>",)
+
+
+def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any], starter: Models):
+    """An empty list of names would be no input at all, and the node could not even show what is connected."""
+    load = nodes["CLoRA_LoadMuseum"]
+    names = next(field for field in load.GET_SCHEMA().inputs if field.id == "museum_name").options
+    assert names == [""] and load.validate_inputs(names[0]) and load.fingerprint_inputs(names[0]) == ""
+    museum = random_museum(HostBase(*starter), "<one>")
+    assert load.execute(*starter[:2], names[0], "", 1.0, museum).args[2].words == ("<one>",)
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-1000", "much"])
+def test_a_strength_that_is_none_is_refused(nodes: dict[str, Any], starter: Models, strength: str):
+    museum = random_museum(HostBase(*starter), "<one>")
+    with pytest.raises(MuseumError, match="a strength from -100 to 100"):
+        nodes["CLoRA_LoadMuseum"].execute(*starter[:2], "", f"<one>: {strength}", 1.0, museum)
+
+
+OUTSIDE = ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b", "x" * 300]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, museum_folder: Path, name: str):
+    museum = random_museum(HostBase(*starter), "<one>")
+    with pytest.raises(MuseumError):
+        nodes["CLoRA_SaveMuseum"].execute(museum, name, True)
+    assert not list(museum_folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
+def test_a_museum_that_is_not_there_is_said(nodes: dict[str, Any], starter: Models, name: str):
+    with pytest.raises(MuseumError, match="There is no museum"):
+        nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], name, "", 1.0)
+
+
+def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Models):
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
+    save(museum, "mine", False)
+    before = load.fingerprint_inputs("mine.museum.safetensors")
+    assert before == load.fingerprint_inputs("mine.museum.safetensors")
+    save(museum.only(["<two>"]), "mine", True)
+    assert before != load.fingerprint_inputs("mine.museum.safetensors")
