@@ -50,10 +50,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of results and states. When it grows over its limit, what was not asked for the longest goes first."""
+    """A folder of results and states. When it grows over its limit, what was not asked for the longest goes first.
+
+    lasting: whether what it holds can be asked for the next time.
+    """
 
     folder: Path
     limit_bytes: int = LIMIT_BYTES
+    lasting: bool = True
 
     def result(self, key: str) -> Result | None:
         """What was learned under this key, if it still is in here."""

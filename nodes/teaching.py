@@ -122,7 +122,7 @@ def _store(*, lasting: bool) -> Iterator[Store]:
         yield Store(results_folder())
     else:
         with TemporaryDirectory() as folder:
-            yield Store(Path(folder))
+            yield Store(Path(folder), lasting=False)
 
 
 def _learned(
@@ -144,6 +144,7 @@ def _learned(
     last: Progress | None = None
     count = sum(len(each.pictures) for each in concepts)
     begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
+    begin += "" if store.lasting else f" · {NOT_KEPT}"
     log.info("C-LoRA: %s", begin)
     say(begin if resume is None else f"going on from step {resume.step} · {begin}")
     diary.begin(len(losses), begin)

@@ -16,7 +16,7 @@ from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.identity import identity
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, view
-from clora_pack.nodes.teaching import train
+from clora_pack.nodes.teaching import NOT_KEPT, train
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
@@ -170,12 +170,32 @@ def test_functions_that_hold_on_to_themselves_are_read(starter: Models):
     assert found[0] == found[2] != found[1]
 
 
+def test_as_many_loras_as_people_chain_are_read(starter: Models):
+    """Three whole LoRAs of SDXL; each of their adapters remembers all keys of the file that it came from."""
+    model, clip, vae = starter
+    key = next(key for key in model.model.state_dict() if key.endswith("attn2.to_k.weight"))
+    out, width = model.model.state_dict()[key].shape
+
+    def with_loras(strength: float, *, keys: int = 2000) -> str | None:
+        known, patched = {f"key {number}" for number in range(keys)}, model.clone()
+        for number in range(3000):
+            weights = (torch.full((out, 1), float(number)), torch.ones(1, width), None, None, None, None)
+            patched.add_patches({key: LoRAAdapter(known, weights)}, strength)
+        return identity(patched, clip, vae)
+
+    assert with_loras(1.0) is not None
+    assert with_loras(1.0) == with_loras(1.0, keys=3) != with_loras(0.5)
+
+
 @pytest.mark.parametrize("hidden", [threading.Lock(), (one for one in [1])], ids=["lock", "generator"])
 def test_where_a_patch_cannot_be_read_nothing_is_kept_and_that_is_said(
     starter: Models, hidden: object, caplog: pytest.LogCaptureFixture
 ):
     model, clip, vae = starter
     unread = patched(model, scaled(hidden))
+    caplog.set_level("INFO")
     assert taught(unread, clip, vae) == taught(unread, clip, vae)
     assert results() == 0
     assert "cannot be told from other settings" in caplog.text
+    begun = [line for line in caplog.messages if "teaching" in line]
+    assert begun and all(NOT_KEPT in line for line in begun), "said before it takes its time"
