@@ -36,10 +36,11 @@ def edited(museum: Museum, line: str) -> tuple[Museum, str]:
 
 
 def renamed(museum: Museum, old: str, new: str) -> Museum:
-    """The exhibit under another word, also in its prompt."""
-    exhibit = museum.exhibit(old)
-    prompt = word_pattern([old]).sub(lambda _: new, exhibit.prompt)
-    return _with(museum, old, replace(exhibit, token=replace(exhibit.token, word=new), prompt=prompt))
+    """The exhibit under another word, also in the prompts of all that mention it."""
+    exhibit, pattern = museum.exhibit(old), word_pattern([old])
+    museum = _with(museum, old, replace(exhibit, token=replace(exhibit.token, word=new)))
+    told = (replace(each, prompt=pattern.sub(lambda _: new, each.prompt)) for each in museum.exhibits)
+    return replace(museum, exhibits=tuple(told))
 
 
 def moved(museum: Museum, word: str, place: int) -> Museum:

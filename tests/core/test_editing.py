@@ -45,6 +45,13 @@ def test_only_whole_words_of_a_prompt_are_renamed():
     assert renamed(Museum(museum().base, (one,)), "cat", "g<0>").exhibits[0].prompt == "a g<0>, no cats, a tomcat, g<0>"
 
 
+def test_a_word_is_renamed_in_the_prompts_of_others_too():
+    """Which later concepts leave alone: a word that nobody knows any more would be protected in vain."""
+    beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
+    after = renamed(museum().with_exhibit(beside), "<my-cat>", "<tom>")
+    assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
+
+
 @pytest.mark.parametrize("new", ["<ink>", "", "a b", "7", "x" * 65])
 def test_a_word_that_is_taken_or_none_is_refused(new):
     with pytest.raises(CLoRAError):
