@@ -39,8 +39,10 @@ def renamed(museum: Museum, old: str, new: str) -> Museum:
     """The exhibit under another word, also in the prompts of all that mention it."""
     exhibit, pattern = museum.exhibit(old), word_pattern([old])
     museum = _with(museum, old, replace(exhibit, token=replace(exhibit.token, word=new)))
-    told = (replace(each, prompt=pattern.sub(lambda _: new, each.prompt)) for each in museum.exhibits)
-    return replace(museum, exhibits=tuple(told))
+    for each in museum.exhibits:
+        if pattern.search(each.prompt):
+            museum = _with(museum, each.word, replace(each, prompt=pattern.sub(lambda _: new, each.prompt)))
+    return museum
 
 
 def moved(museum: Museum, word: str, place: int) -> Museum:
