@@ -1,5 +1,6 @@
 """What the runs of `bench forgetting` say together: tables with intervals, hypotheses, matrices as a picture."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ ZERO = (
     "F_mmd and plain prompts' MMD compare pictures that were made of the same noise, so they are below zero where no "
     "picture changed: see textual-inversion."
 )
-CELL_PX, GAP_PX, TITLE_PX, NAME_PX, ACROSS_PX = 22, 18, 20, 160, 960
+CELL_PX, GAP_PX, TITLE_PX, ACROSS_PX = 22, 18, 20, 960
 
 
 def tables_of(results: Sequence[Run]) -> str:
@@ -66,15 +67,16 @@ def matrices_of(results: Sequence[Run]) -> Image.Image:
 def _matrices_of_track(track: str, results: Sequence[Run]) -> Image.Image:
     methods = list(dict.fromkeys(result["method"] for result in results))
     matrices = [_mean_matrix([r for r in results if r["method"] == method]) for method in methods]
+    titles, font = [f"{track}: {method}" for method in methods], ImageFont.load_default(12)
     side = max(len(matrix) for matrix in matrices) * CELL_PX
-    width, height = max(side, NAME_PX) + GAP_PX, side + GAP_PX + TITLE_PX
+    width = math.ceil(max(side, *map(font.getlength, titles))) + GAP_PX
+    height = side + GAP_PX + TITLE_PX
     across = max(1, ACROSS_PX // width)
     picture = Image.new("RGB", (across * width, -(-len(methods) // across) * height), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-    small = ImageFont.load_default(9)
-    for place, (method, matrix) in enumerate(zip(methods, matrices, strict=True)):
+    pen, small = ImageDraw.Draw(picture), ImageFont.load_default(9)
+    for place, (title, matrix) in enumerate(zip(titles, matrices, strict=True)):
         left, top = place % across * width, place // across * height
-        pen.text((left, top + 2), f"{track}: {method}", fill="black", font=font)
+        pen.text((left, top + 2), title, fill="black", font=font)
         for row, values in enumerate(matrix):
             for column, value in enumerate(values):
                 if value is not None:
