@@ -1,11 +1,11 @@
 """C-LoRA Companion: one more concept for a Train Step to learn at the same time as its own."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from comfy_api.latest import io
 
 from .draft import Companion
-from .sockets import COMPANIONS, CONCEPT, described, one_each
+from .sockets import COMPANIONS, CONCEPT, described, one_each_but
 
 
 class CompanionConcept(io.ComfyNode):
@@ -43,7 +43,8 @@ class CompanionConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        given = one_each(inputs, "images", "captions")
-        this = Companion(given["concept"], given["images"], given.get("captions", ()))
-        return io.NodeOutput((*given.get("companions", ()), this))
+    @one_each_but("images", "captions")
+    def execute(
+        cls, concept, images, captions: Sequence[str] = (), companions: Sequence[Companion] = ()
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*companions, Companion(concept, images, captions)))

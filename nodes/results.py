@@ -91,9 +91,8 @@ class Store:
         try:
             found = read(path)
         except MuseumError as error:
-            if isinstance(error.__cause__, (OSError, MemoryError)):  # of the system, not of the file
-                log.warning("C-LoRA: a kept result cannot be read now, so it is learned anew. %s", error)
-                return None
+            if isinstance(error.__cause__, (OSError, MemoryError)):  # the file may be whole: Run can find it again
+                raise
             log.warning("C-LoRA: a kept result cannot be read and is removed; it will be learned anew. %s", error)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -137,7 +136,7 @@ def _read(path: Path) -> Result:
         pictures = _decoded(facts.pop(PICTURES))  # type: ignore[arg-type]
         diary: Any = facts.pop(DIARY, {})
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise MuseumError(f"{path.name}: its losses or pictures are missing ({error}).") from error
+        raise MuseumError(f"{path.name}: its losses or pictures are missing ({error}).") from None
     return Result((*others, dataclasses.replace(last, facts=facts)), losses, pictures, diary)
 
 

@@ -1,8 +1,8 @@
 """The socket types that this pack adds, and the frame that the schemas of all its nodes share."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
 
 from comfy_api.latest import io
 
@@ -49,15 +49,25 @@ def described(
     return schema
 
 
-def one_each(inputs: Mapping[str, Any], *several: str) -> dict[str, Any]:
-    """What a node with is_input_list was given: a single value of every input, but a list of the `several`.
+def one_each_but(*several: str) -> Callable[[Callable], Callable]:
+    """Around the `execute` of a node with is_input_list, which then gets single values, but lists of the `several`.
 
     Raises CLoRAError for a list where one value is meant.
     """
-    found = {}
-    for name, given in inputs.items():
+
+    def one(name: str, given: object) -> object:
         values = given if isinstance(given, list) else [given]
-        if name not in several and len(values) != 1:
-            raise CLoRAError(f"'{name}' is a list of {len(values)}; only pictures and captions may be. Connect one.")
-        found[name] = values if name in several else values[0]
-    return found
+        if name in several:
+            return values
+        if len(values) != 1:
+            raise CLoRAError(f"'{name}' is a list of {len(values)}; only {' and '.join(several)} may be. Connect one.")
+        return values[0]
+
+    def around(execute: Callable) -> Callable:
+        @functools.wraps(execute)
+        def called(cls: type, **inputs: object) -> object:
+            return execute(cls, **{name: one(name, given) for name, given in inputs.items()})
+
+        return called
+
+    return around

@@ -1,14 +1,14 @@
 """C-LoRA Train Step: teach one concept, and view it together with all that was taught before."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 from comfy_api.latest import io
 
 from ..clora_core.recipe import RECIPES, USUAL, guarding, shared_by
 from .draft import Companion
 from .host.progress import workflow_id
-from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, described, one_each
+from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, described, one_each_but
 
 DEFAULT = RECIPES[USUAL]
 
@@ -120,19 +120,30 @@ class TrainStep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
+    @one_each_but("images", "captions")
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        images,
+        concept,
+        forgetting_weight: float,
+        training_seed: int,
+        preview_every: int = 0,
+        museum=None,
+        recipe=None,
+        captions: Sequence[str] = (),
+        companions: Sequence[Companion] = (),
+        **numbers: float,
+    ) -> io.NodeOutput:
         from .teaching import train
 
-        given = one_each(inputs, "images", "captions")
-        model, clip, vae, concept = (given.pop(name) for name in ("model", "clip", "vae", "concept"))
-        companions, museum = given.pop("companions", ()), given.pop("museum", None)
-        taught = [*companions, Companion(concept, given.pop("images"), given.pop("captions", ()))]
-        preview_every = given.pop("preview_every", 0)
-        recipe = guarding(given.pop("recipe", None) or DEFAULT, given.pop("forgetting_weight"))
+        recipe = guarding(recipe or DEFAULT, forgetting_weight)
         if recipe.rank == 0:  # a recipe of words alone stays one
-            given["rank"] = 0
-        recipe = dataclasses.replace(recipe, seed=given.pop("training_seed"), **given)
-        recipe = shared_by(recipe, len(taught))
+            numbers["rank"] = 0
+        recipe = shared_by(dataclasses.replace(recipe, **numbers, seed=training_seed), 1 + len(companions))
+        taught = [*companions, Companion(concept, images, captions)]
         workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
         learned = train(model, clip, vae, taught, recipe, museum, preview_every, workflow)
         return io.NodeOutput(*learned)
