@@ -52,6 +52,11 @@ def test_learn_view_show_and_export(tmp_path, images, capsys):
     view = ["view", *model, "--prompt", "<ada> and <eve> at night", "--count", "2", "--steps", "2"]
     assert main([*view, "--out", str(out)]) == 0
     assert Image.open(out).size == (128, 64)
+    pictures = []
+    for guidance in ([], ["--guidance", "5"], ["--guidance", "0"]):
+        assert main([*view, "--out", str(out), *guidance]) == 0
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1] != pictures[2], "0 is a number too"
 
     capsys.readouterr()
     assert main(["show", str(museum), "--json"]) == 0
@@ -183,6 +188,23 @@ def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys)
     assert teach(museum, images, "<ada>") == 0
     assert main(["export", str(museum), "--to", str(museum)]) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*inputs, **named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "learn", full)
+    assert teach(tmp_path / "m.safetensors", images, "<ada>") == 1
+    assert "--checkpointing" in capsys.readouterr().err
+
+
+def test_pictures_for_a_folder_that_is_not_there_are_not_sampled(tmp_path, capsys):
+    view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat"]
+    assert main([*view, "--out", str(tmp_path / "nowhere" / "view.png")]) == 1
+    assert "There is no folder" in capsys.readouterr().err
 
 
 def test_output_that_knows_few_characters_gets_the_others_replaced():

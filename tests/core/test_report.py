@@ -225,6 +225,14 @@ def test_what_cannot_be_reported_is_said(base: Base):
         Looks(pictures=0)
 
 
+def test_a_broken_thumbnail_is_said_before_anything_is_looked_at(base: Base):
+    """It begins like a JPEG, which is all that reading a museum asks for."""
+    seen, heard = museum(base, exhibit(base, "<a>", thumbnail=b"\xff\xd8\xff\xe0 and no more")), []
+    with pytest.raises(MuseumError, match="cannot be read as a JPEG"):
+        reviewed(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append(done))
+    assert not heard
+
+
 def test_the_command_writes_page_figures_and_numbers(tmp_path, capsys):
     from clora_core.base_diffusers import open_base
 
