@@ -37,7 +37,7 @@ class Optimizer:
     def update(self, index: int) -> bool:
         """Clip what was gathered, move the parameters, forget the gradients.
 
-        False, and nothing moves, where the gradient is not finite; in float16 the scaler takes care of that.
+        False, and nothing moves, where the gradient is not finite; in float16 only where no loss scale above 1 helps.
         """
         for group, rate in zip(self.adamw.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.recipe, index)
@@ -48,7 +48,7 @@ class Optimizer:
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.adamw.zero_grad(set_to_none=True)
-        return True
+        return self.scaler.get_scale() >= 1
 
     def memory(self) -> dict[str, Tensor]:
         """What it would need to go on: tensors by name, on the CPU."""

@@ -120,6 +120,20 @@ def test_the_gradient_of_an_update_is_no_longer_than_clip_norm(base: Base):
     assert all(torch.equal(barely[name], value) for name, value in whole.items())
 
 
+def test_float16_gives_up_where_no_loss_scale_makes_the_gradient_finite(base: Base):
+    trained = started(base, short())
+    before = {name: value.detach().clone() for name, value in trained.parameters().items()}
+    optimizer = Optimizer(trained, short(), base.device, torch.float16)
+    scale, updates = optimizer.scaler.get_scale(), 0
+    while True:
+        optimizer.gather(sum(value.sum() * torch.inf for value in trained.parameters().values()))
+        if not optimizer.update(updates):
+            break
+        updates += 1
+    assert updates == math.log2(scale), "the scale is halved after each, down to 1"
+    assert all(torch.equal(value.detach(), before[name]) for name, value in trained.parameters().items())
+
+
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
 def test_rates_follow_their_closed_forms(warmup: float):
     steps = 20
