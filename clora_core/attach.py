@@ -75,19 +75,19 @@ def attached(
 
 
 def _adding(base: Base, delta: LowRank | Tensor, gate: Gate | None, attachment: Attachment):
-    placed: dict[object, Tensor] = {}  # a dense delta is moved and cast once, not at every step
+    placed: Tensor | None = None  # a dense delta is moved and cast once, not at every step
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        nonlocal placed
         x = gate.opened(base, inputs[0]) if gate else inputs[0]
         if x is None or not attachment.on:
             return output
         if isinstance(delta, LowRank):
             moved = F.linear(F.linear(x, delta.down.to(x)), delta.up.to(x))
         else:
-            place = (x.device, x.dtype)
-            if place not in placed:
-                placed[place] = delta.to(x)
-            moved = F.linear(x, placed[place])
+            if placed is None or (placed.device, placed.dtype) != (x.device, x.dtype):
+                placed = delta.to(x)
+            moved = F.linear(x, placed)
         return output + moved.to(output.dtype)
 
     return hook

@@ -80,7 +80,7 @@ def learn(
             attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
         ):
             optimizer = Optimizer(trained, recipe, base.device, computed_in)
-            book = _Book(learning_key(museum, concept, recipe, companions), trained, optimizer)
+            book = _Book(learning_key(base, museum, concept, recipe, companions), trained, optimizer)
             first_words = [trained.token(word) for word in words]
 
             @contextmanager
@@ -149,8 +149,13 @@ def check_learnable(
         raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
 
 
-def learning_key(museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()) -> str:
-    """A fingerprint of everything that decides what is learned: base, museum, concept, pictures and numbers."""
+def learning_key(
+    base: Base, museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()
+) -> str:
+    """A fingerprint of everything that decides what is learned: base, museum, concept, pictures and numbers.
+
+    Of the base what its fingerprint knows, and its schedule.
+    """
     digest = hashlib.sha256()
 
     def add(value: object) -> None:
@@ -160,9 +165,10 @@ def learning_key(museum: Museum, concept: Concept, recipe: Recipe, companions: S
         else:
             digest.update(json.dumps(value, sort_keys=True).encode())
 
-    add([museum.base.architecture, museum.base.digest, recipe.to_json()])
+    add([museum.base.architecture, museum.base.digest, base.schedule.prediction, recipe.to_json()])
+    add(base.schedule.alphas_cumprod)
     for exhibit in museum.exhibits:
-        add([exhibit.word, exhibit.prompt])
+        add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json()])
         for vectors in exhibit.token.vectors.values():
             add(vectors)
         for projection, delta in exhibit.deltas.items():

@@ -124,10 +124,10 @@ def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, L
                     f"The shared delta of this museum, last trained for '{exhibit.word}', has rank {rank}; it cannot "
                     f"go on with rank {recipe.rank}. Choose rank {rank}, or another recipe."
                 )
-            return {
+            return {  # copies, since what a museum was loaded as may take part in no backward pass
                 projection: LowRank(
-                    delta.up[:, :rank].to(base.device, torch.float32),
-                    delta.down[:rank].to(base.device, torch.float32),
+                    delta.up[:, :rank].to(base.device, torch.float32, copy=True),
+                    delta.down[:rank].to(base.device, torch.float32, copy=True),
                 )
                 for projection, delta in exhibit.deltas.items()
             }

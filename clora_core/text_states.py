@@ -13,10 +13,17 @@ AT_ONCE = 16
 
 @torch.no_grad()
 def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Tensor:
-    """The text states of all prompts at all places, (prompts · places, width) float32."""
+    """The text states of all prompts at all places, (prompts · places, width) float32.
+
+    Prompts that are encoded beside a layer-wise word have more of them, and these are scaled, so that in a mean of
+    squares every prompt weighs the same.
+    """
     parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
     width = base.architecture.text_width
-    return torch.cat([base.encode_prompts(part, tokens).states.float().reshape(-1, width) for part in parts])
+    states = [base.encode_prompts(part, tokens).states.float().reshape(-1, width) for part in parts]
+    count = sum(map(len, states))
+    shares = [len(part) * count / (len(prompts) * len(each)) for part, each in zip(parts, states, strict=True)]
+    return torch.cat([each * share**0.5 for each, share in zip(states, shares, strict=True)])
 
 
 def kept_states(base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]) -> list[Tensor]:

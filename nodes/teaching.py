@@ -63,7 +63,7 @@ def train(
         so_far = so_far or Museum(base.fingerprint)
         check_learnable(base, so_far, concept, recipe, companions)
         models = identity(bare_model, bare_clip, vae)
-        key = _digest(f"{learning_key(so_far, concept, recipe, companions)} {models}")
+        key = _digest(f"{learning_key(base, so_far, concept, recipe, companions)} {models}")
         with _store(lasting=models is not None) as store:
             diary = Diary(", ".join(each.word for each in concepts), recipe.steps, panel(workflow))
             result = taught(base, so_far, concepts, recipe, store, key, diary, preview_every)

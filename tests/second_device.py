@@ -1,8 +1,8 @@
 """A second device on a machine that has but one: its tensors lie in ordinary memory, yet mix with no others.
 
 With a CPU alone, code that forgets to move a tensor works all the same, and breaks on the first graphics card. Here it
-breaks too: an operation on tensors of both devices raises, as on CUDA. Only copies go across, and tensors without
-dimensions. But for rounding, nothing else is computed differently.
+breaks too: an operation on tensors of both devices raises, as on CUDA, and so does one in float64, as on Apple's
+cards. Only copies go across, and tensors without dimensions. But for rounding, nothing else is computed differently.
 
 Once the device has been entered, torch takes it for this process's accelerator, so tests do that in a process of their
 own.
@@ -112,6 +112,8 @@ def _done(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     there = any(isinstance(tensor, _There) for tensor in tensors)
     if operation not in COPIES and there and any(t.dim() for t in tensors if not isinstance(t, _There)):
         raise RuntimeError(f"{operation} was given tensors of two devices: {[(t.shape, t.device) for t in tensors]}")
+    if there and kwargs.get("dtype") == torch.float64:
+        raise TypeError(f"{operation} was asked for float64, which this device does not have, nor copies into")
     asked = kwargs.get("device")
     inner = dict(tree_map(_inner, kwargs)) | ({} if asked is None else {"device": "cpu"})
     result = operation(*tree_map(_inner, args), **inner)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..base import Base
 from ..concept import TEMPLATES, Concept, check_word
 from ..editing import labelled
-from ..errors import Cancelled, LearningError
+from ..errors import Cancelled, LearningError, MuseumError, RecipeError
 from ..learn import Progress, learn, learning_key
 from ..learning_state import LearningState
 from ..museum import Museum
@@ -73,7 +73,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default=USUAL, help=f"how to learn ({USUAL})")
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
     parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1; C-LoRA's κ)")
-    parser.add_argument("--forgetting-lambda", type=float, help="the paper's absolute λ instead (its own is 1e8)")
+    parser.add_argument(
+        "--forgetting-lambda",
+        type=float,
+        help="with c-lora: the paper's λ instead of κ (its own is 1e8)",
+    )
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
     defaults = Recipe()
@@ -97,15 +101,23 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     *companions, concept = concepts = [_concept(word, folder, arguments, resolution) for word, folder in wanted]
     told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
     say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
-    unfinished = state_path(arguments.museum, concept.word, learning_key(museum, concept, recipe, companions))
+    unfinished = state_path(arguments.museum, concept.word, learning_key(base, museum, concept, recipe, companions))
     museum = learn_keeping(base, museum, concept, recipe, unfinished, say, companions)
     new = [labelled(museum.exhibit(each.word), each) for each in concepts]
-    if arguments.museum.exists():  # to the file as it is by now: others may have added to it meanwhile
-        path = append_exhibits(new, arguments.museum, base=museum.base)
-    else:
-        path = save_museum(Museum(museum.base, tuple(new)), arguments.museum)
+    path = _added(Museum(museum.base, tuple(new)), arguments.museum)
     unfinished.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
+
+
+def _added(new: Museum, path: Path) -> Path:
+    """Write the exhibits to the file as it is by now: others may have added to it, or made it, meanwhile."""
+    if not path.exists():
+        try:
+            return save_museum(new, path)
+        except MuseumError:
+            if not path.exists():
+                raise
+    return append_exhibits(new.exhibits, path, base=new.base)
 
 
 def _concept(word: str, folder: Path, arguments: argparse.Namespace, resolution: int) -> Concept:
@@ -128,6 +140,8 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
     numbers |= {"flip": arguments.flip, "checkpointing": arguments.checkpointing}
     recipe = recipe_named(arguments.recipe, **numbers)
     if arguments.forgetting_lambda is not None:
+        if arguments.recipe != "c-lora":
+            raise RecipeError("--forgetting-lambda is the weight of C-LoRA's own penalty: add --recipe c-lora.")
         return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
     return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
@@ -147,7 +161,7 @@ def learn_keeping(
 
         def report(progress: Progress) -> None:
             bar.report(progress)
-            if pressed.is_set() or progress.step % SAVE_EVERY == 0:
+            if pressed.is_set() or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
                 save_state(progress.snapshot(), path)
             if pressed.is_set():
                 raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")

@@ -60,9 +60,7 @@ def relative_weight(
     kappa: float, reference_loss: float, importance: Mapping[Projection, Tensor], past: Mapping[Projection, Tensor]
 ) -> float:
     """λ for a κ: a delta as large as the past, and unrelated to Ω, costs κ diffusion losses."""
-    scale = sum(
-        float(omega.mean().double() * past[place].square().sum().double()) for place, omega in importance.items()
-    )
+    scale = sum(omega.mean().item() * past[place].square().sum().item() for place, omega in importance.items())
     return kappa * reference_loss / scale if scale > 0 else 0.0
 
 

@@ -36,7 +36,7 @@ class RowOverlap:
 
     def begin(self, setting: Setting) -> Term:
         past = setting.past if self.weight else {}
-        scale = sum(float(matrix.square().sum().double()) ** 2 / matrix.shape[1] for matrix in past.values())
+        scale = sum(matrix.square().sum().item() ** 2 / matrix.shape[1] for matrix in past.values())
         weight = self.weight * setting.reference_loss / scale if scale else 0.0
         rows = {projection: matrix.T @ matrix for projection, matrix in past.items()}
 

@@ -131,14 +131,15 @@ def replacing(path: Path, existing: Existing, *, read: Identity | None = None) -
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if read and identity(path) != read:
-            raise ChangedMeanwhileError("Another program has changed it since it was read. Do it again.")
-        if existing == "refuse":
-            _link_new(temporary, path)
-        else:
-            if existing == "keep beside" and path.exists():
-                _keep(path)
-            os.replace(temporary, path)
+        with _alone_in(path.parent):
+            if read and identity(path) != read:
+                raise ChangedMeanwhileError("Another program has changed it since it was read. Do it again.")
+            if existing == "refuse":
+                _link_new(temporary, path)
+            else:
+                if existing == "keep beside" and path.exists():
+                    _keep(path)
+                os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
         with suppress(OSError):
@@ -267,6 +268,26 @@ def _bytes(tensor: Tensor) -> memoryview:
 def _temporary(path: Path) -> Path:
     """A short name, since file systems limit its length; hidden, and not found by lists of models."""
     return path.with_name(f".clora-{secrets.token_hex(8)}.tmp")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While entered, no other process puts a file into its place there, as far as they ask for it in this way.
+
+    Windows has no such lock, and some file systems neither: there the last of two that end at once wins.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _keep(path: Path) -> None:

@@ -36,7 +36,8 @@ def differentiable(unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, chec
 
     dtype: what the UNet computes in, whatever it is stored in. The models must be loaded already, and must not be
     moved or patched until the end. The caller sees to grad mode. With checkpointing the blocks of the UNet are computed
-    again on the way back, so `backward` must come before any hook is taken off.
+    again on the way back, so `backward` must come before any hook is taken off. The text encoders' layers always are:
+    what they would keep, their weights in float32 above all, is more than they are worth.
     """
     with ExitStack() as afterwards:
         for module in (*unet.modules(), *text.modules()):
@@ -51,6 +52,7 @@ def differentiable(unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, chec
             if isinstance(module, comfy.clip_model.CLIPLayer):
                 for norm in (module.layer_norm1, module.layer_norm2):
                     afterwards.callback(norm.register_forward_pre_hook(_copy_input).remove)
+                _set(module, "forward", _Checkpointed(_on_a_copy(module.forward)), afterwards)
         yield
 
 
@@ -118,6 +120,15 @@ def _check_kernel(module: nn.Module) -> None:
 def _copy_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """CLIP's layers add to a tensor in place that their norms still need for the way back; these get a copy."""
     return (inputs[0].clone(), *inputs[1:])
+
+
+def _on_a_copy(forward: Any) -> Any:
+    """The layer adds to its input in place, which would be added to once more on the way back."""
+
+    def run(states: Tensor, *inputs: Any, **options: Any) -> Tensor:
+        return forward(states.clone(), *inputs, **options)
+
+    return run
 
 
 class _Checkpointed:

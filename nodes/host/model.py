@@ -76,6 +76,12 @@ def stored_dtype(weight: Tensor) -> torch.dtype | None:
     return weight.dtype if type(weight.data) is Tensor else None
 
 
+def run_dtype(module: nn.Module, name: str, weight: Tensor) -> torch.dtype | None:
+    """The dtype that a module's weight has when it runs: where ComfyUI pages weights in, often not its file's."""
+    stored = stored_dtype(weight)
+    return stored and (getattr(module, f"{name}_comfy_model_dtype", None) or stored)
+
+
 def schedule_of(model: ModelPatcher) -> Schedule:
     """The noise schedule that the model samples by, or what the user chose instead (by a "ModelSampling…" node).
 
@@ -100,7 +106,7 @@ def schedule_of(model: ModelPatcher) -> Schedule:
             f"{type(model.model).__name__} samples by {bases}. Only models that predict epsilon or v_prediction over "
             "discrete timesteps can be learned over; take off what changes its sampling, or use another model."
         )
-    variances = sampling.sigmas.detach().to("cpu", torch.float64).square()
+    variances = sampling.sigmas.detach().cpu().double().square()
     return Schedule((1 / (1 + variances)).float(), prediction)
 
 

@@ -6,8 +6,10 @@ delegate, loaded from the same file in the ordinary way, which ComfyUI itself us
 
 import comfy.model_patcher
 import comfy.sd
+from torch import nn
 
 from ...clora_core.errors import BaseModelError
+from .model import run_dtype, stored_dtype
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 CLIP = comfy.sd.CLIP
@@ -18,7 +20,7 @@ def resident_model(model: ModelPatcher) -> ModelPatcher:
     if not getattr(model, "is_dynamic", bool)():
         return model
     try:
-        return model.get_non_dynamic_delegate()
+        return _as_run(model.get_non_dynamic_delegate())
     except RuntimeError as error:
         raise BaseModelError(
             f"{type(model.model).__name__} cannot be held in memory as a whole to learn over it ({error}). Load it by "
@@ -34,3 +36,13 @@ def resident_clip(clip: CLIP) -> CLIP:
     clone = clip.clone()
     clone.patcher, clone.cond_stage_model = patcher, patcher.model
     return clone
+
+
+def _as_run(delegate: ModelPatcher) -> ModelPatcher:
+    """With every weight in the dtype that ComfyUI would page it in as; the delegate's linears keep their file's."""
+    for module in delegate.model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            dtype = run_dtype(module, name, weight)
+            if dtype != stored_dtype(weight):
+                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    return delegate

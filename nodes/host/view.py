@@ -2,8 +2,8 @@
 
     W·x + Σ_i strength_i · up_i·(down_i·x)          on every projection, in one of two ways
 
-Where the weights are stored in float32 or float16, all exhibits are one low-rank patch per weight, which ComfyUI merges
-when it loads the model; a sampling step then costs what it always did. Where they are stored more coarsely (bfloat16,
+Where the weights are float32 or float16 when the model runs, all exhibits are one low-rank patch per weight, which
+ComfyUI merges when it loads the model; a sampling step then costs what it always did. Where they are coarser (bfloat16,
 float8, quantized) rounding the sum would eat small deltas, so they stay beside the weights and are added to their
 outputs while the UNet runs. Exhibits applied at their word only are never merged: `gates.py`.
 """
@@ -25,7 +25,7 @@ from ...clora_core.museum import Exhibit, Museum
 from ...clora_core.projections import Projection
 from .adding import Adding
 from .gates import Gated, put_gates, take_gates
-from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, stored_dtype
+from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, run_dtype, stored_dtype, unet_of
 from .words import CLIP, with_words, without_words
 
 KEY = "clora.museum"
@@ -48,7 +48,7 @@ def view(
     model, clip = base_beneath(model, clip, museum)
     deltas = _deltas(model, museum, strengths)
     model = model.clone()
-    merged = {path: delta for path, delta in deltas.items() if stored_dtype(own_weight(model, path)) in MERGED}
+    merged = {path: delta for path, delta in deltas.items() if _run_dtype(model, path) in MERGED}
     patches = {
         f"{PREFIX}{path}.weight": LoRAAdapter(set(), (delta.up, delta.down, None, None, None, None))
         for path, delta in merged.items()
@@ -143,6 +143,10 @@ def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float])
     if exact or museum.base.architecture != base.architecture:
         museum.check_over(base)
     return _by_path(museum.deltas(strengths), paths)
+
+
+def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
+    return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
 def _gated(model: ModelPatcher, exhibit: Exhibit, strength: float) -> Gated:

@@ -1,6 +1,9 @@
 """One exhibit more: the file becomes, byte for byte, the one that holds the whole museum."""
 
+import multiprocessing
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +73,25 @@ def test_what_another_program_adds_meanwhile_is_kept(tmp_path, monkeypatch):
     append_exhibits([one], path, base=museum().base)
     assert calls == [(one.word,), (two.word,), (one.word,)]
     assert_same(load_museum(path), Museum(museum().base, (*rest, two, one)))
+
+
+def append_many(number: int, path: Path) -> None:
+    for count in range(12):
+        one = exhibit(f"<p{number}-{count}>", projections("sd15")[:2], seed=count, ranks=(1,))
+        append_exhibits([one], path, base=museum().base)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no lock on a folder")
+def test_programs_that_add_at_the_same_time_lose_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(Museum(museum().base), path)
+    writers = [multiprocessing.get_context("fork").Process(target=append_many, args=(n, path)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(load_museum(path).exhibits) == 36
 
 
 def test_a_file_that_was_changed_since_it_was_read_is_not_replaced(tmp_path):

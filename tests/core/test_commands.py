@@ -20,7 +20,7 @@ from clora_core.learn import learn
 from clora_core.museum import Museum, wanted
 from clora_core.pictures import read_folder
 from clora_core.starter.subjects import pictures
-from clora_core.storage import load_museum
+from clora_core.storage import load_museum, save_museum
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--steps", "2", "--rank", "2", "--batch-size", "2"]
@@ -89,6 +89,7 @@ def test_the_same_commands_give_the_same_museum(tmp_path, images):
         (["--rank", "-1"], "rank"),
         (["--museum", "nowhere/m.safetensors"], "nowhere"),
         (["--museum", "museum.ckpt"], "safetensors"),
+        (["--forgetting-lambda", "1e8"], "add --recipe c-lora"),
     ],
 )
 def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, images, capsys, change, said):
@@ -176,6 +177,37 @@ def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, m
     assert teach(museum, images, "<ada>") == 0
     assert "Going on from step 1" in capsys.readouterr().out
     assert not begun.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == 1
+
+
+def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*_):
+        raise MuseumError("No space left on device.")
+
+    museum = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "save_museum", full)
+        assert teach(museum, images, "<ada>") == 1
+    assert teach(museum, images, "<ada>") == 0
+    assert "Going on from step 2" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypatch):
+    from clora_core.commands import learn as command
+
+    museum = tmp_path / "m.safetensors"
+
+    def late(new, path):
+        with monkeypatch.context() as undone:
+            undone.setattr(command, "save_museum", save_museum)
+            assert teach(museum, images, "<bo>") == 0
+        return save_museum(new, path)
+
+    monkeypatch.setattr(command, "save_museum", late)
+    assert teach(museum, images, "<ada>") == 0
+    assert load_museum(museum).words == ("<bo>", "<ada>")
 
 
 def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clora_core.attach import attached
 from clora_core.base import Base
+from clora_core.concept import ConceptToken
 from clora_core.errors import RecipeError
 from clora_core.learn import learn
 from clora_core.museum import Museum
@@ -15,6 +16,7 @@ from clora_core.projections import Projection
 from clora_core.regularizers import ContextPreservation
 from clora_core.regularizers.context_preservation import moved, statistics
 from clora_core.step import Setting
+from clora_core.text_states import AT_ONCE, moment_of, text_states
 
 from .small import museum_of, random_deltas, short, small_concept, step_with
 
@@ -59,6 +61,20 @@ def test_the_term_is_the_mean_share_by_which_keys_and_values_move(base: Base, wo
     expected = [naive_share(base, projection, delta.dense(), groups) for projection, delta in deltas.items()]
     term = ContextPreservation(weight=3).begin(setting_of(base, museum))
     assert term(step_with(deltas)).item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-3)
+
+
+def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Base):
+    """A layer-wise word multiplies the states of all prompts that are encoded with it, sixteen at a time."""
+    rng = torch.Generator().manual_seed(0)
+    layers = [6, *[1] * AT_ONCE]
+    words = [
+        ConceptToken(f"<o{number}>", {"clip_l": torch.randn(count, 1, 128, generator=rng)})
+        for number, count in enumerate(layers)
+    ]
+    prompts = [f"a photo of {token.word}" for token in words]
+    alone = [base.encode_prompts([prompt], words).states.reshape(-1, 128) for prompt in prompts]
+    naive = torch.stack([states.T @ states / len(states) for states in alone]).mean(0)
+    torch.testing.assert_close(moment_of([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_are_those_of_the_model_as_it_stands(base: Base):

@@ -1,6 +1,7 @@
 """Every recipe learns: over weights that are held in float16 or bfloat16, and the word alone."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from clora_core.base_diffusers import DiffusersBase
 from clora_core.learn import Progress, learn
 from clora_core.museum import Museum
 from clora_core.recipe import RECIPES, Recipe
+from clora_core.storage import load_museum, save_museum
 
-from .small import short, small_base, small_concept, small_starter
+from .small import same_bits, short, small_base, small_concept, small_starter
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -36,6 +38,17 @@ def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
         assert bool(exhibit.deltas) == (RECIPES[method].rank > 0)
         assert all(delta.dense().abs().max() > 0 for delta in exhibit.deltas.values())
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_recipe_goes_on_over_what_was_loaded_under_inference_mode(method: str, tmp_path: Path):
+    """As ComfyUI runs the node that loads a museum."""
+    base = small_base()
+    first = learn(base, Museum(base.fingerprint), small_concept("<one>"), quick(method))
+    path = save_museum(first, tmp_path / "m.safetensors")
+    with torch.inference_mode():
+        second = learn(base, load_museum(path), small_concept("<two>", seed=1), quick(method))
+    assert same_bits(second, learn(base, first, small_concept("<two>", seed=1), quick(method)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

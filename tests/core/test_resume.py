@@ -1,6 +1,6 @@
 """An interrupted learning goes on as if it had never been interrupted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from clora_core.regularizers import Term
 from clora_core.step import Setting, Step
 from clora_core.storage import load_state, save_state
 
-from .small import C_LORA, bits, museum_of, same_bits, short, small_concept
+from .small import C_LORA, bits, museum_of, same_bits, short, small_base, small_concept
 
 PLAIN = short(C_LORA, steps=4)
 ALL_AT_ONCE = short(
@@ -118,9 +118,25 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
     state = stopped_at(base, first, PLAIN, 1)
     inputs = {"museum": first, "concept": small_concept("<two>", seed=1), "recipe": PLAIN} | other
     inputs["museum"] = inputs["museum"] or Museum(base.fingerprint)
-    assert learning_key(**inputs) != state.key
+    assert learning_key(base, **inputs) != state.key
     with pytest.raises(LearningError, match="belongs to another learning"):
         learn(base, **inputs, resume=state)
+
+
+def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
+    """It decides what is gone on from, and which prompts stand for them, also where no number of theirs differs."""
+    (only,) = first.exhibits
+    others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="the last delta"))]
+    museums = [first, *(Museum(first.base, (other,)) for other in others)]
+    assert len({learning_key(base, museum, small_concept("<two>"), PLAIN) for museum in museums}) == 3
+
+
+def test_the_schedule_is_part_of_the_learning(base: Base):
+    """A model's fingerprint does not know what it predicts, which a wrong option of a command may have said."""
+    bases = [base, small_base("epsilon")]
+    assert bases[0].fingerprint == bases[1].fingerprint
+    keys = {learning_key(each, Museum(base.fingerprint), small_concept(), PLAIN) for each in bases}
+    assert len(keys) == 2
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(base: Base):

@@ -177,5 +177,5 @@ def test_what_is_learned_next_stands_on_what_is_shown(base):
     recipe = short(C_LORA, steps=2)
     learned = [learn(base, past, small_concept("<three>"), recipe).exhibits[-1] for past in (weaker, by_hand, whole)]
     assert learned[0].same_as(learned[1]) and not learned[0].same_as(learned[2])
-    keys = [learning_key(past, small_concept("<three>"), recipe) for past in (weaker, by_hand, whole)]
+    keys = [learning_key(base, past, small_concept("<three>"), recipe) for past in (weaker, by_hand, whole)]
     assert keys[0] == keys[1] != keys[2]

@@ -17,7 +17,7 @@ MEMORY = 2**34
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop() -> Iterator[None]:
     import comfy.model_management as management
-    from clora_pack.nodes.host import memory, model, view
+    from clora_pack.nodes.host import memory, model, resident, view
 
     with pytest.MonkeyPatch.context() as patched, second_device() as device:
 
@@ -41,6 +41,6 @@ def pytest_runtestloop() -> Iterator[None]:
         }
         for name, answer in answers.items():
             patched.setattr(management, name, answer)
-        for module in (model, memory, view):  # take the device's tensors for no other kind of weights
+        for module in (model, memory, resident, view):  # take the device's tensors for no other kind of weights
             patched.setattr(module, "stored_dtype", lambda weight: weight.dtype)
         return (yield)
