@@ -15,7 +15,7 @@ from .measure import overlap_matrix
 from .museum import Exhibit, Museum
 from .pictures import thumbnail
 
-SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, remove <a>"
+SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, thumbnail <a> 1, remove <a>"
 
 Number = TypeVar("Number", int, float)
 
@@ -110,14 +110,17 @@ def overlap_with_later(museum: Museum, word: str) -> dict[str, float]:
 
 
 def what_removing_does(museum: Museum, word: str) -> str:
-    """A sentence on what the others are without this exhibit."""
+    """What the others are without this exhibit, in sentences."""
+    said, own = f"'{word}' is removed.", museum.words.index(museum.exhibit(word).word)
+    if together := [museum.words[place] for place in range(own) if museum.learned_with(place) == own]:
+        said += f" It held what {', '.join(together)} learned together with it, and with it they lose that."
     overlaps = overlap_with_later(museum, word)
     if not any(overlaps.values()):
-        return f"'{word}' is removed. No later exhibit moves the same weights."
+        return f"{said} No later exhibit moves the same weights."
     told = ", ".join(f"{other} {overlap:.2f}" for other, overlap in overlaps.items())
     return (
-        f"'{word}' is removed. Later exhibits were learned on top of it and may look different without it. They "
-        f"overlap with it (0: apart, 0.6: by chance, 1: the same weights): {told}. Their own numbers stay as they are."
+        f"{said} Later exhibits may have been learned on top of it and look different without it. They overlap with it "
+        f"(0: apart, 0.6: by chance, 1: the same weights): {told}. Their own numbers stay as they are."
     )
 
 

@@ -137,6 +137,15 @@ class Museum:
                 return exhibit
         raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
 
+    def learned_with(self, place: int) -> int:
+        """The place of the exhibit that holds the deltas which the one at this place was learned with: its own, but for
+        concepts that were learned together, whose deltas stand in the last one of them."""
+        while place + 1 < len(self.exhibits) and not (own := self.exhibits[place]).deltas:
+            if own.recipe.rank == 0 or own.recipe != self.exhibits[place + 1].recipe:
+                break
+            place += 1
+        return place
+
     def with_exhibit(self, exhibit: Exhibit) -> "Museum":
         """This museum and one more exhibit."""
         return replace(self, exhibits=(*self.exhibits, exhibit))

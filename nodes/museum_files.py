@@ -76,8 +76,8 @@ class SaveMuseum(io.ComfyNode):
         return described(
             "CLoRA_SaveMuseum",
             "C-LoRA Save Museum",
-            "Write a museum into models/loras/museums. The file is also an ordinary LoRA: other loaders show the whole "
-            "museum.",
+            "Write a museum into models/loras/museums. The file is also an ordinary LoRA: other loaders show all of it "
+            "but word-gated exhibits.",
             search_aliases=["save lora", "export lora", "c-lora", "concepts"],
             inputs=[
                 MUSEUM.Input("museum", tooltip="What the last Train Step returned."),

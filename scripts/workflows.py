@@ -245,7 +245,7 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
     )
     graph.column()
     graph.add("PreviewImage", SAVE, images=step["preview"])
-    graph.add("CLoRA_SaveMuseum", (300, 130), museum=step["museum"], name=saved_as, overwrite=True)
+    graph.add("CLoRA_SaveMuseum", (300, 130), museum=step["museum"], name=saved_as)
     use(graph, step, base["VAE"], ("a photo of <my-cat> in the snow",), side=side, cfg=7.0)
     return graph
 

@@ -1,16 +1,19 @@
 """`view`: sample pictures of a prompt in which the words of a museum may stand."""
 
 import argparse
+import re
 from pathlib import Path
 
 from ..concept import mentions
 from ..errors import CLoRAError
-from ..museum import Museum, shown, wanted
+from ..museum import STRENGTH_LIMIT, Museum, shown, wanted
 from ..sampling import Sampling, sample, usual_guidance
 from ..sheets import grid
 from ..storage import load_view, read_header
 from .model import add_base, open_chosen
 from .progress import Bar, Say
+
+BRACKETED = re.compile(r"<[^<>\s]+>")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,29 +39,36 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.out.parent.is_dir():
         raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
+    if arguments.count < 1:
+        raise CLoRAError(f"--count is {arguments.count}; sample 1 picture at least.")
+    if not abs(arguments.strength) <= STRENGTH_LIMIT:
+        raise CLoRAError(
+            f"--strength is {arguments.strength}; it must be between -{STRENGTH_LIMIT} and {STRENGTH_LIMIT}."
+        )
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
     chosen = wanted(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
     strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
     museum = load_view(arguments.museum, strengths)
-    if not any(mentions(arguments.prompt, token.word) for token in museum.tokens):
-        words = ", ".join(token.word for token in museum.tokens)
-        say(f"Note: the prompt holds none of the museum's words ({words}).")
+    words = [token.word for token in museum.tokens]
+    if unknown := [word for word in BRACKETED.findall(arguments.prompt) if word not in words]:
+        say(f"Note: {', '.join(unknown)} of the prompt is no word of this museum ({', '.join(words)}).")
+    elif not any(mentions(arguments.prompt, word) for word in words):
+        say(f"Note: the prompt holds none of the museum's words ({', '.join(words)}).")
     guidance = usual_guidance(base) if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
-    count = max(1, arguments.count)
     with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
-            [arguments.prompt] * count,
+            [arguments.prompt] * arguments.count,
             museum.tokens,
             Sampling(arguments.steps, guidance, arguments.seed),
             latent_shape=base.latent_shape(size, size),
             report=bar.of,
         )
     try:
-        grid(pictures, columns=min(4, count)).save(arguments.out)
+        grid(pictures, columns=min(4, arguments.count)).save(arguments.out)
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
-    say(f"{arguments.out}: {count} pictures of “{arguments.prompt}”")
+    say(f"{arguments.out}: {arguments.count} pictures of “{arguments.prompt}”")

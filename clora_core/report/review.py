@@ -49,7 +49,8 @@ class Looks:
 class Report:
     """What was seen. exhibits: in the museum's order; overlap: (exhibits, exhibits), None if there are too many.
 
-    An exhibit's `then` is the museum up to it, and an everyday prompt's is the base model alone; `now` is all of it.
+    An exhibit's `then` is the museum up to it (and what was learned together with it), and an everyday prompt's is the
+    base model alone; `now` is all of it.
     """
 
     museum: Museum
@@ -59,7 +60,7 @@ class Report:
 
     @property
     def forgetting(self) -> list[float]:
-        """How far each exhibit's predictions moved since it was learned, by what was learned after it."""
+        """How far each exhibit's predictions moved since it was learned, by what stands after it."""
         return [compared.moved.mean().item() for compared in self.exhibits]
 
     @property
@@ -120,12 +121,13 @@ def reviewed(
             report(done, total)
 
     compare = Comparing(looks.sampling, latent_shape, tick)
-    total = (count - 1) * compare.ticks(looks.pictures, same=False)
-    total += compare.ticks(looks.pictures, same=True) + compare.ticks(len(prompts), same=False)
+    ends = [museum.learned_with(place) + 1 for place in range(count)]
+    total = sum(compare.ticks(looks.pictures, same=end == count) for end in ends)
+    total += compare.ticks(len(prompts), same=False)
     now = State(base, museum)
     exhibits = []
-    for place, exhibit in enumerate(museum.exhibits, 1):
-        then = now if place == count else State(base, replace(museum, exhibits=museum.exhibits[:place]))
+    for exhibit, end in zip(museum.exhibits, ends, strict=True):
+        then = now if end == count else State(base, replace(museum, exhibits=museum.exhibits[:end]))
         exhibits.append(compare(then, now, [prompt_of(exhibit)] * looks.pictures))
     everyday = compare(State(base, Museum(museum.base)), now, prompts)
     overlap = overlap_matrix(museum) if count <= OVERLAPS_UP_TO else None

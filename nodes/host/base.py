@@ -17,7 +17,7 @@ from ...clora_core.errors import BaseModelError
 from ...clora_core.layers import check_layers, layer_count, own_layers
 from ...clora_core.projections import Architecture, Projection, architecture_of
 from ...clora_core.starter import world
-from .differentiable import differentiable, ordinary_tensors, plain_attention
+from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of
 from .resident import resident_clip, resident_model
 from .text import encode, word_vectors
@@ -144,8 +144,12 @@ class HostBase:
         dtype = self._learning[0] if self._learning else model.manual_cast_dtype or model.get_dtype()
         options = copy_nested_dicts(self.model.model_options["transformer_options"])
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
+        sigmas = self.model.get_model_object("model_sampling").sigma(timesteps.float().cpu())
+        options |= {"sigmas": sigmas.to(self.device), "cond_or_uncond": [0]}  # as samplers tell patches
         if self._learning:
             options["optimized_attention_override"] = plain_attention
+            if others := options.get("patches", {}).get("output_block_patch"):
+                options["patches"]["output_block_patch"] = [harmless(patch) for patch in others]
         self.places = conditioning.places
         latents = noisy.to(self.device, dtype)
         with own_layers(self.modules):

@@ -61,6 +61,16 @@ def plain_attention(attention: Any, *inputs: Any, **options: Any) -> Tensor:
     return attention_pytorch(*inputs, **options)
 
 
+def harmless(patch: Any) -> Any:
+    """A patch before an output block, which may write into what the backward pass needs of it, as FreeU's does."""
+
+    def run(*inputs: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.detach().clone(), lambda kept: kept):
+            return patch(*inputs)
+
+    return run
+
+
 def _freeze(module: nn.Module, afterwards: ExitStack) -> None:
     """Evaluation mode, no gradients for weights, and no inference tensors among them.
 

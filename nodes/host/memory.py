@@ -11,9 +11,10 @@ from .base import DTYPES, HostBase
 from .model import stored_dtype, unet_of
 
 # Bytes that a backward pass keeps per latent pixel and picture in 16 bits, where only the keys' and values' deltas
-# and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 1.80 GiB, SDXL at 1024 px 10.42 GiB.
-KEPT: Mapping[str, int] = {"starter": 20_000, "sd15": 472_000, "sd2": 472_000, "sdxl": 683_000}
-CHECKPOINTED = 0.25  # the share that is still kept with checkpointing; counted on the starter
+# and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 0.69 GiB, SDXL at 1024 px 4.95 GiB.
+KEPT: Mapping[str, int] = {"starter": 20_000, "sd15": 181_000, "sd2": 181_000, "sdxl": 325_000}
+# The share of it that is still kept, or made again for one block, with checkpointing; counted in the same way.
+CHECKPOINTED: Mapping[str, float] = {"starter": 0.25, "sd15": 0.27, "sd2": 0.27, "sdxl": 0.12}
 
 
 def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
@@ -23,20 +24,22 @@ def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.modules)
     dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.modules)
     wide = 2 if recipe.precision == "fp32" else 1
-    share = CHECKPOINTED if recipe.checkpointing else 1
+    share = CHECKPOINTED[base.architecture.name] if recipe.checkpointing else 1
     copied = share * _copied(unet_of(base.model), DTYPES[recipe.precision])
-    copied += _copied(base.clip.cond_stage_model, torch.float32)  # which ComfyUI's text encoders always compute in
     # parameters, gradients and AdamW's two moments; the museum so far, as one dense matrix per projection
     return round(kept * wide * share + copied) + 4 * trained + dense
 
 
 def said(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
-    """The estimate, beside what is free, in words."""
+    """The estimate, beside what the models take and what the device has, in words."""
     needed = step_bytes(base, recipe, height, width)
-    free = comfy.model_management.get_free_memory(base.device)
-    text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_named(needed)} beside the models"
-    advice = " · a smaller batch or checkpointing (C-LoRA Recipe) takes less" if needed > free else ""
-    return f"{text}; {_named(free)} are free now{advice}"
+    loaded = [each for each in (base.model, base.clip.patcher) if each.load_device == base.device]
+    models = sum(each.model_size() for each in loaded)
+    there = comfy.model_management.get_total_memory(base.device)
+    text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_named(needed)}"
+    text += f" beside the models' {_named(models)}; the device has {_named(there)}"
+    too_much = needed + models > there
+    return text + " · checkpointing, bf16 (C-LoRA Recipe) or a smaller batch takes less" * too_much
 
 
 def _copied(network: nn.Module, computed: torch.dtype) -> int:

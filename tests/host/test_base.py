@@ -304,3 +304,17 @@ def test_weights_that_are_paged_are_loaded_as_a_whole():
     assert losses == learned(expected, Museum(expected.fingerprint), "<one>")[1]
     with pytest.raises(BaseModelError, match=r"BaseModel cannot be held in memory as a whole .*--disable-dynamic-vram"):
         learned(HostBase(paged(model, None), clip, vae), Museum(base.fingerprint), "<one>")
+
+
+def test_what_is_paged_in_as_another_dtype_is_learned_over_as_that_one():
+    """On NVIDIA's cards ComfyUI leaves linear layers in their file's float32 and pages them in as float16."""
+    (model, clip, vae), (whole, _, _) = (small_models("sd15", torch.float16) for _ in range(2))
+    for module in whole.model.diffusion_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.float()
+            module.weight_comfy_model_dtype = module.bias_comfy_model_dtype = torch.float16
+    base = HostBase(paged(model, whole), clip, vae)
+    museum, losses = learned(base, Museum(base.fingerprint), "<one>")
+    assert losses == learned(HostBase(model, clip, vae), Museum(base.fingerprint), "<one>")[1]
+    states = base.encode_prompts(["a <one>"], museum.tokens)
+    assert base.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), states).isfinite().all()

@@ -19,7 +19,7 @@ from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, same_museum, view, viewed
 from clora_pack.nodes.host.words import known_words
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .models import Models, denoised, learned, noisiest, ordinary, random_museum, small_models
@@ -191,6 +191,18 @@ def test_museums_are_the_same_by_content():
     assert not same_museum(museum, random_museum(base, "<one>", "<two>", size=0.06))
     assert not same_museum(museum, dataclasses.replace(museum, base=Fingerprint("starter", "other")))
     assert same_museum(Museum(base.fingerprint), Museum(base.fingerprint))
+
+
+def test_what_is_paged_in_as_float8_is_not_merged():
+    """ComfyUI leaves the file's float16 and rounds what is merged into the page, and with it the museum, to float8."""
+    model, clip, vae = stored(torch.float16)
+    museum = random_museum(HostBase(model, clip, vae), "<one>")
+    assert view(model, clip, museum)[0].patches
+    for module in model.model.diffusion_model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight_comfy_model_dtype = torch.float8_e4m3fn
+    shown, _ = view(model, clip, museum)
+    assert not shown.patches and shown.wrappers
 
 
 def test_a_museum_that_does_not_fit_is_refused_whole():
