@@ -59,6 +59,8 @@ def test_learn_view_show_and_export(tmp_path, images, capsys):
     assert pictures[0] == pictures[1] != pictures[2], "0 is a number too"
 
     capsys.readouterr()
+    assert main(["view", *model, "--prompt", "<ada> and <eev>", "--count", "1", "--steps", "1", "--out", str(out)]) == 0
+    assert "<eev> of the prompt is no word of this museum (<ada>, <eve>)" in capsys.readouterr().out
     assert main(["show", str(museum), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [exhibit["word"] for exhibit in shown["exhibits"]] == ["<ada>", "<eve>"]
@@ -231,6 +233,14 @@ def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, 
     monkeypatch.setattr(command, "learn", full)
     assert teach(tmp_path / "m.safetensors", images, "<ada>") == 1
     assert "--checkpointing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--strength", "nan"], ["--strength", "1e9"], ["--count", "0"]])
+def test_a_view_of_nonsense_is_refused(wrong, tmp_path, capsys):
+    out = tmp_path / "view.png"
+    view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat", "--out", str(out)]
+    assert main([*view, *wrong]) == 1
+    assert wrong[0] in capsys.readouterr().err and not out.exists()
 
 
 def test_pictures_for_a_folder_that_is_not_there_are_not_sampled(tmp_path, capsys):

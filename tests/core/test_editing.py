@@ -1,5 +1,7 @@
 """What edits do, and above all what they leave as it is: every tensor, bit for bit, also in the file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from clora_core.errors import CLoRAError, MuseumError
 from clora_core.measure import overlap_matrix
 from clora_core.museum import Museum
 from clora_core.pictures import thumbnail_of
+from clora_core.recipe import recipe_named
 from clora_core.storage import load_museum, read_header, save_museum
 
 from .museums import assert_same, exhibit, museum, projections
@@ -75,6 +78,15 @@ def test_removing_says_how_much_later_exhibits_overlap():
     assert f"<ink> {told['<ink>']:.2f}" in what_removing_does(whole, "<my-cat>")
     assert overlap_with_later(whole, "lonely") == {}
     assert "No later exhibit" in what_removing_does(whole, "<bär>")
+
+
+def test_removing_says_who_learned_together_with_it():
+    recipe = recipe_named("c-lora", rank=8)
+    before, cat, *_ = museum().exhibits
+    pair = (replace(before, deltas={}, recipe=recipe), replace(cat, recipe=recipe))
+    together = replace(museum(), exhibits=pair)
+    assert f"what {before.word} learned together with it" in what_removing_does(together, cat.word)
+    assert "together" not in what_removing_does(together, before.word)
 
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4])

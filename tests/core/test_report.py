@@ -57,6 +57,19 @@ def report(base: Base) -> Report:
     )
 
 
+def test_what_was_learned_together_has_not_moved_since(base: Base):
+    """The deltas of concepts that were learned at once stand in the last of them; a word alone has none to wait for."""
+    together = recipe_named("c-lora", rank=8)
+    alone = dataclasses.replace(exhibit(base, "<alone>"), deltas={}, recipe=recipe_named("textual-inversion"))
+    one = dataclasses.replace(exhibit(base, "<one>", seed=1), deltas={}, recipe=together)
+    two = dataclasses.replace(exhibit(base, "<two>", seed=2), recipe=together)
+    seen = museum(base, alone, one, two)
+    assert [seen.learned_with(place) for place in range(3)] == [0, 2, 2]
+    moved_alone, *moved_together = look(base, seen).forgetting
+    assert moved_alone > 0 and moved_together == [0, 0]
+    assert look(base, museum(base, one, two, exhibit(base, "<next>"))).forgetting[0] > 0
+
+
 def test_moved_is_the_equation_of_its_docstring(base: Base):
     then, now = museum(base, exhibit(base, "<a>")), museum(base, exhibit(base, "<a>"), exhibit(base, "<b>", seed=1))
     prompts = ["a photo of <a>", "a cat"]
