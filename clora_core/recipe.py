@@ -83,6 +83,8 @@ class Recipe:
             _require((value := getattr(self, name)) in get_args(kind), name, value, _one_of(get_args(kind)))
         alone = self.applied == "everywhere" or not any(isinstance(r, Distillation) for r in self.regularizers)
         _require(alone, "applied", self.applied, "everywhere with distillation: gated deltas move no old prompt")
+        own = self.over != "the last delta" or (self.applied, self.down) == ("everywhere", "learned")
+        _require(own, "over", self.over, "the museum or the base, unless `down` is learned and applied everywhere")
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "each named once")
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object)
     ):
         with pytest.raises(RecipeError, match=f"^{name} is {re.escape(repr(value))}; it must be "):
             attempt()
+
+
+@pytest.mark.parametrize("other", [{"applied": "at its word"}, {"down": "identity"}, {"down": "orthogonal"}])
+def test_a_delta_that_is_trained_on_is_learned_whole_and_applied_everywhere(other: dict[str, Any]):
+    with pytest.raises(RecipeError, match="^over is 'the last delta'; it must be the museum or the base"):
+        recipe_named("single-lora", **other)
 
 
 def test_every_field_has_bad_values_above():
