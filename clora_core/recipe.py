@@ -35,9 +35,9 @@ class Recipe:
     `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
     timesteps alike. applied: at which places of a prompt the deltas act. The regularizers' weights are their own.
 
-    over: what the deltas are learned on top of: all earlier exhibits; the base alone, as if there were none; or the
-    last delta that was learned so, which is then trained on (one shared LoRA, of which every exhibit holds an
-    increment). down: the factor that reads the text is learned with `up`; or it is fixed, to directions that are
+    over: what the deltas are learned on top of: all earlier exhibits but gated ones; the base alone, as if there were
+    none; or the last delta that was learned so, which is then trained on (one shared LoRA, of which every exhibit holds
+    an increment). down: the factor that reads the text is learned with `up`; or it is fixed, to directions that are
     orthogonal to one another, or to the identity (a full matrix, whatever the rank); or it is learned, and held within
     the directions that other prompts hardly use ("quiet"). layer_wise: the word has vectors of its own for each
     cross-attention.

@@ -61,7 +61,7 @@ def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object)
 
 @pytest.mark.parametrize("other", [{"applied": "at its word"}, {"down": "identity"}, {"down": "orthogonal"}])
 def test_a_delta_that_is_trained_on_is_learned_whole_and_applied_everywhere(other: dict[str, Any]):
-    with pytest.raises(RecipeError, match="^over is 'the last delta'; it must be the museum or the base"):
+    with pytest.raises(RecipeError, match=r"^over is 'the last delta'; it must be the museum or the base"):
         recipe_named("single-lora", **other)
 
 
