@@ -162,7 +162,12 @@ def learn_keeping(
         def report(progress: Progress) -> None:
             bar.report(progress)
             if pressed.is_set() or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
-                save_state(progress.snapshot(), path)
+                try:
+                    save_state(progress.snapshot(), path)
+                except MuseumError as error:
+                    if pressed.is_set():
+                        raise
+                    say(f"What was learned by step {progress.step} is not kept yet: {error}")
             if pressed.is_set():
                 raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")
 

@@ -196,6 +196,19 @@ def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, image
     assert not list(tmp_path.glob("*.learning.safetensors"))
 
 
+def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*_):
+        raise MuseumError("No space left on device.")
+
+    museum = tmp_path / "m.safetensors"
+    monkeypatch.setattr(command, "save_state", full)
+    assert teach(museum, images, "<ada>") == 0
+    assert "by step 2 is not kept yet: No space left" in capsys.readouterr().out
+    assert load_museum(museum).words == ("<ada>",)
+
+
 def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypatch):
     from clora_core.commands import learn as command
 
