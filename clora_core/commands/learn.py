@@ -73,11 +73,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default=USUAL, help=f"how to learn ({USUAL})")
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
     parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1; C-LoRA's κ)")
-    parser.add_argument(
-        "--forgetting-lambda",
-        type=float,
-        help="with c-lora: the paper's λ instead of κ (its own is 1e8)",
-    )
+    parser.add_argument("--forgetting-lambda", type=float, help="with c-lora: the paper's λ instead of κ (it has 1e8)")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
     defaults = Recipe()

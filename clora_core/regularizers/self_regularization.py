@@ -53,7 +53,7 @@ class LowRankOverlap(torch.autograd.Function):
 
 def relative_weight(kappa: float, reference_loss: float, past: list[Tensor]) -> float:
     """λ for a κ: see the equation above."""
-    scale = sum(float(p.numel() * p.float().square().mean().item() ** 2) for p in past)
+    scale = sum(p.numel() * p.float().square().mean().item() ** 2 for p in past)
     return kappa * reference_loss / scale if scale > 0 else 0.0
 
 
