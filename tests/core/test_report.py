@@ -67,6 +67,9 @@ def test_what_was_learned_together_has_not_moved_since(base: Base):
     assert [seen.learned_with(place) for place in range(3)] == [0, 2, 2]
     moved_alone, *moved_together = look(base, seen).forgetting
     assert moved_alone > 0 and moved_together == [0, 0]
+    another = dataclasses.replace(exhibit(base, "<another>", seed=3), deltas={}, recipe=alone.recipe)
+    assert museum(base, alone, another).learned_with(0) == 0
+    assert museum(base, one, exhibit(base, "<stranger>")).learned_with(0) == 0, "what it was learned with was removed"
     assert look(base, museum(base, one, two, exhibit(base, "<next>"))).forgetting[0] > 0
 
 
