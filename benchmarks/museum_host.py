@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    from clora_pack.clora_core.commands.measuring import random_museum
+    from clora_pack.clora_core.bench.measuring import random_museum
     from clora_pack.nodes.host.base import HostBase
     from clora_pack.nodes.host.starter import load_starter
     from clora_pack.nodes.host.view import view
@@ -100,7 +100,7 @@ def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def loaded(models: Any, museum: Any, stock: ModuleType, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """clock → part of the work → the quickest round of each side; both sides must then draw the same."""
-    from clora_pack.clora_core.storage import export, save_museum
+    from clora_pack.clora_core.museum.file import export, save_museum
 
     from tests.host.models import denoised
 

@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clora_core.base import Base
-from clora_core.base_diffusers import open_base
-from clora_core.commands.measuring import machine
+from clora_core.bench.measuring import machine
 from clora_core.commands.progress import watched_bar
-from clora_core.learn import learn
-from clora_core.museum import Museum, shown
-from clora_core.sampling import Sampling, sample
+from clora_core.learning.learn import learn
+from clora_core.model.base import Base
+from clora_core.model.sampling import Sampling, sample
+from clora_core.museum.file import load_museum, save_museum
+from clora_core.museum.museum import Museum, shown
+from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from clora_core.starter.exam import LATENT_SHAPE, Examiner, concept_of, plain_requests, said
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
-from clora_core.storage import load_museum, save_museum
 
 RESULT = Path(__file__).parent / "results/prompt_weighting.json"
 Weighting = Callable[[Museum, str], Mapping[str, float]]

@@ -11,10 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from clora_core.base_diffusers import open_base
-from clora_core.commands.measuring import machine
+from clora_core.bench.measuring import machine
+from clora_core.museum.file import load_museum
+from clora_core.over_diffusers.base import open_base
 from clora_core.starter.exam import plain_requests
-from clora_core.storage import load_museum
 
 from .style_words import PROMPTS, share
 

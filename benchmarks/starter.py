@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from clora_core.base_diffusers import open_base
-from clora_core.commands.bench import machine
-from clora_core.museum import Museum
-from clora_core.sampling import Sampling, sample
+from clora_core.bench.step import machine
+from clora_core.model.sampling import Sampling, sample
+from clora_core.museum.museum import Museum
+from clora_core.over_diffusers.base import open_base
 from clora_core.sheets import grid
 from clora_core.starter.exam import LATENT_SHAPE, drawn, plain_prompts
 from clora_core.starter.judge import load_judge, read, recognised

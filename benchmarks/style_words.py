@@ -22,18 +22,18 @@ from pathlib import Path
 
 import torch
 
-from clora_core.base import Base
-from clora_core.base_diffusers import open_base
-from clora_core.commands.measuring import machine
+from clora_core.bench.measuring import machine
 from clora_core.commands.progress import watched_bar
-from clora_core.concept import ConceptToken
-from clora_core.learn import learn
-from clora_core.museum import Exhibit, Museum
-from clora_core.regularizers.context_preservation import moved
-from clora_core.start import start_vectors
+from clora_core.learning.learn import learn
+from clora_core.learning.start import start_vectors
+from clora_core.method.regularizers.context_preservation import moved
+from clora_core.model.base import Base
+from clora_core.model.concept import ConceptToken
+from clora_core.model.text_states import moment_of, text_states
+from clora_core.museum.museum import Exhibit, Museum
+from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from clora_core.starter.exam import Wording, concept_of, plain_requests, said_in
-from clora_core.text_states import moment_of, text_states
 
 RESULT = Path(__file__).parent / "results/style_words.json"
 CASES: tuple[tuple[str, Wording], ...] = (

@@ -77,10 +77,10 @@ def measured(name: str, host: Path) -> dict[str, Any]:
 
 def in_turns(sides: Mapping[str, Any], amount: Amount) -> tuple[Mapping[str, list[Clocks]], Mapping[str, list[float]]]:
     """A real learning on each side: how long every step took, and its loss. Only one side runs at any time."""
-    from clora_pack.clora_core.commands.bench import random_museum
-    from clora_pack.clora_core.concept import Concept
-    from clora_pack.clora_core.learn import Progress, learn
-    from clora_pack.clora_core.recipe import recipe_named
+    from clora_pack.clora_core.bench.step import random_museum
+    from clora_pack.clora_core.learning.learn import Progress, learn
+    from clora_pack.clora_core.method.recipe import recipe_named
+    from clora_pack.clora_core.model.concept import Concept
     from clora_pack.clora_core.seeds import seeded
 
     pictures = torch.rand(2, 3, amount.size_px, amount.size_px, generator=seeded("train step")) * 2 - 1
@@ -121,7 +121,7 @@ def in_turns(sides: Mapping[str, Any], amount: Amount) -> tuple[Mapping[str, lis
 
 def starters() -> Mapping[str, Any]:
     """The starter on both sides."""
-    from clora_pack.clora_core.base_diffusers import open_base
+    from clora_pack.clora_core.over_diffusers.base import open_base
     from clora_pack.nodes.host.base import HostBase
     from clora_pack.nodes.host.starter import load_starter
 
@@ -130,7 +130,7 @@ def starters() -> Mapping[str, Any]:
 
 def checkpoints(host: Path) -> Mapping[str, Any]:
     """A checkpoint file of SD1.5's real size, opened by ComfyUI's loader and by diffusers."""
-    from clora_pack.clora_core.base_diffusers import open_base
+    from clora_pack.clora_core.over_diffusers.base import open_base
     from clora_pack.nodes.host.base import HostBase
 
     from tests.host.checkpoints import open_checkpoint, write_checkpoint
@@ -148,7 +148,7 @@ def machine() -> dict[str, object]:
     """What it was measured on, and with which versions."""
     import comfyui_version
     import diffusers
-    from clora_pack.clora_core.commands.bench import machine
+    from clora_pack.clora_core.bench.step import machine
 
     versions = {"comfyui": comfyui_version.__version__, "diffusers": diffusers.__version__}
     return {**machine(torch.device("cpu")), "cores": os.cpu_count(), **versions}

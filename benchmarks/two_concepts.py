@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from clora_core.commands.measuring import machine
+from clora_core.bench.measuring import machine
+from clora_core.museum.file import export_lora, load_museum, read_header
 from clora_core.pictures import as_floats
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
-from clora_core.storage import export_lora, load_museum, read_header
 from tests.host.finding import find_host
 from tests.host.prompts import node
 from tests.host.server import Prompt, Server

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .commands import bench, demo, edit, export, importing, learn, report, show, view
+from .commands import demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
 
 EXAMPLES = """
@@ -37,9 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
-    for command in (demo, learn, view, show, report, edit, importing, export, bench):
+    for command in (demo, learn, view, show, report, edit, importing, export):
         command.add(commands)
-    parsed = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    bench = commands.add_parser("bench", help="measure speed and forgetting (research)")
+    if given[:1] == ["bench"]:
+        _add_bench(bench)
+    parsed = parser.parse_args(given)
     try:
         parsed.run(parsed, print)
     except CLoRAError as error:
@@ -55,3 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{stopped or 'Stopped.'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    """What `bench` can measure, loaded only when it is asked for."""
+    try:
+        from .bench import command
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.bench":
+            raise
+        parser.error("The published node pack has no benchmarks. Clone the repository to run them.")
+    command.add(parser)

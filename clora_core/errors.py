@@ -1,7 +1,5 @@
 """The one exception family. A message names the offending value, the rule, and the way out."""
 
-from .learning_state import LearningState
-
 
 class CLoRAError(Exception):
     """Anything this package refuses; its message is written for the person at the keyboard."""
@@ -24,11 +22,7 @@ class RecipeError(CLoRAError):
 
 
 class LearningError(CLoRAError):
-    """Learning had to stop, for example at a loss that is not finite. `state` is the last good one, if there is one."""
-
-    def __init__(self, message: str, state: LearningState | None = None) -> None:
-        super().__init__(message)
-        self.state = state
+    """Learning cannot start, or had to stop."""
 
 
 class Cancelled(Exception):  # noqa: N818  (a wish, not an error)

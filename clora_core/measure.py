@@ -5,12 +5,7 @@ An alignment matrix holds a_ij, how well concept j is shown after concept i was 
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-
-from .low_rank import LowRank
-from .museum import Exhibit, Museum
-from .projections import Projection
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -83,34 +78,6 @@ def displacement(then: Tensor, now: Tensor, unasked: Tensor) -> Tensor:
     """
     effect = (then - unasked).flatten(1).norm(dim=1)
     return (now - then).flatten(1).norm(dim=1) / effect.clamp_min(1e-12)
-
-
-def overlap_matrix(museum: Museum) -> Tensor:
-    """(n, n), float32: between exhibits i and j the cosine of |Δ_i| and |Δ_j| over all entries of all projections.
-
-    It is 1 on the diagonal and 0 only where no weight was moved by both: what C-LoRA's penalty works on, made
-    comparable. One dense matrix per exhibit is held at a time and projection.
-    """
-    count = len(museum.exhibits)
-    products = torch.zeros(count, count, dtype=torch.float64)
-    for projection in sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas}):
-        moved = [_moved(exhibit, projection) for exhibit in museum.exhibits]
-        flat = torch.stack(moved).flatten(1)
-        products += (flat @ flat.T).double()
-    norms = products.diagonal().clamp_min(1e-30).sqrt()
-    return (products / norms[:, None] / norms[None, :]).float()
-
-
-def size(exhibit: Exhibit) -> float:
-    """‖Δ‖_F over all projections of an exhibit."""
-    return float(sum((delta.norm().item() ** 2 for delta in exhibit.deltas.values()), start=0.0) ** 0.5)
-
-
-def _moved(exhibit: Exhibit, projection: Projection) -> Tensor:
-    delta = exhibit.deltas.get(projection)
-    if delta is None:
-        return torch.zeros(projection.shape)
-    return LowRank(delta.up.float(), delta.down.float()).dense().abs()
 
 
 def _losses_between(before: Sequence[float | None], after: Sequence[float | None], known: int) -> list[float]:

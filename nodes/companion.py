@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from .draft import Companion
+from .actions.draft import Companion
 from .sockets import COMPANIONS, CONCEPT, described, one_each_but
 
 

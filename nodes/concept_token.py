@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..clora_core.concept import TEMPLATES
-from .draft import ConceptDraft
+from ..clora_core.model.concept import TEMPLATES
+from .actions.draft import ConceptDraft
 from .sockets import CONCEPT, SEED_MAX, described
 
 

@@ -40,7 +40,7 @@ class EditMuseum(io.ComfyNode):
 
     @classmethod
     def execute(cls, museum, edits: str, other=None, images=None) -> io.NodeOutput:
-        from .museums import changed
+        from .actions.museums import changed
 
         museum, told = changed(museum, edits, other, images)
         say(told)

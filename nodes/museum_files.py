@@ -63,7 +63,7 @@ class LoadMuseum(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, museum_name: str, exhibits: str, strength: float, museum=None) -> io.NodeOutput:
-        from .museums import shown
+        from .actions.museums import shown
 
         return io.NodeOutput(*shown(model, clip, museum, museum_name, exhibits, strength))
 
@@ -97,7 +97,7 @@ class SaveMuseum(io.ComfyNode):
 
     @classmethod
     def execute(cls, museum, name: str, overwrite: bool) -> io.NodeOutput:
-        from .museums import saved
+        from .actions.museums import saved
 
         say(text := saved(museum, name, overwrite))
         return io.NodeOutput(ui=ui.PreviewText(text))

@@ -67,7 +67,7 @@ class MuseumReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, museum, name: str, **numbers: int) -> io.NodeOutput:
-        from .reporting import reported
+        from .actions.reporting import reported
 
         figures, told = reported(model, clip, vae, museum, name, **numbers)
         say(told)

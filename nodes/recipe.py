@@ -4,8 +4,8 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..clora_core.base import Precision
-from ..clora_core.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
+from ..clora_core.method.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
+from ..clora_core.model.base import Precision
 from .sockets import RECIPE, described
 
 DEFAULT = RECIPES[USUAL]

@@ -74,7 +74,7 @@ class StarterPictures(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject: str, count: int, picture_seed: int) -> io.NodeOutput:
-        from .pictures import from_files
+        from .actions.pictures import from_files
 
         if subject not in SUBJECTS:
             raise ConceptError(f"There is no built-in subject '{subject}'. Choose one of: {', '.join(SUBJECTS)}.")

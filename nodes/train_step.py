@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.recipe import RECIPES, USUAL, guarding, shared_by
-from .draft import Companion
+from ..clora_core.method.recipe import RECIPES, USUAL, guarding, shared_by
+from .actions.draft import Companion
 from .host.progress import workflow_id
 from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, described, one_each_but
 
@@ -137,7 +137,7 @@ class TrainStep(io.ComfyNode):
         companions: Sequence[Companion] = (),
         **numbers: float,
     ) -> io.NodeOutput:
-        from .teaching import train
+        from .actions.teaching import train
 
         recipe = guarding(recipe or DEFAULT, forgetting_weight)
         if recipe.rank == 0:  # a recipe of words alone stays one

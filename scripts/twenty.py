@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clora_core.commands.bench_forgetting import TRACKS, in_order
+from clora_core.bench.forgetting import TRACKS, in_order
 from clora_core.sheets import GAP_PX, LABEL_PX, TITLE_PX
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clora_core.recipe import RECIPES, USUAL
+from clora_core.method.recipe import RECIPES, USUAL
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from tests.host.finding import find_host
 from tests.host.server import Server

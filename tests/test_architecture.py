@@ -16,20 +16,14 @@ PYTHON = sorted(
     path for folder in ("clora_core", "nodes", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
 
-LAYERS = {
-    1: {"errors", "learning_state", "low_rank", "projections", "concept", "captions", "seeds", "base"},
-    2: {"step"},
-    3: {"regularizers", "objective", "attach", "layers", "sampling", "text_states"},
-    4: {"recipe", "museum"},
-    5: {
-        *{"start", "directions", "optimizer", "lesson", "learn", "measure", "editing", "pictures", "sheets"},
-        *{"effect", "storage", "base_diffusers", "prompts", "checkpoints", "ldm_layout", "starter", "report"},
-    },
-    6: {"commands", "cli", "__main__"},
-}
+# From the ground up. A room imports only rooms below it; what lies loose in the root is on the ground or on top.
+ROOMS = ("model", "method", "museum", "learning", "report", "starter", "over_diffusers", "commands", "bench")
+GROUND = {"errors", "seeds", "measure", "pictures", "sheets"}
+TOP = {"cli", "__main__"}
+LOOSE_MOST = 10
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 MODEL_LIBRARIES = {"diffusers", "transformers", "tokenizers"}
-KNOW_MODEL_LIBRARIES = {"base_diffusers", "prompts", "checkpoints", "starter", "commands"}
+KNOW_MODEL_LIBRARIES = {"over_diffusers", "starter", "bench"}
 
 
 def tree(path: Path) -> ast.Module:
@@ -45,10 +39,10 @@ def dotted(path: Path) -> str:
 MODULES = {dotted(path): path for path in FILES}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute dotted names of all modules that a file imports, wherever in the file it does."""
+def imports(path: Path, *, inside: bool = True) -> Iterator[str]:
+    """Absolute dotted names of all modules that a file imports; inside: also those that its functions import."""
     package = ["clora_core", *path.relative_to(CORE).parent.parts]
-    for node in ast.walk(tree(path)):
+    for node in ast.walk(tree(path)) if inside else tree(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -59,24 +53,39 @@ def imports(path: Path) -> Iterator[str]:
                 yield whole if whole.removeprefix("clora_core.") in MODULES else stem
 
 
-def own_imports(path: Path) -> set[str]:
+def own_imports(path: Path, *, inside: bool = True) -> set[str]:
     """The modules of this package that a file imports."""
-    names = {name.removeprefix("clora_core.") for name in imports(path) if name.startswith("clora_core.")}
+    names = {
+        name.removeprefix("clora_core.") for name in imports(path, inside=inside) if name.startswith("clora_core.")
+    }
     assert names <= set(MODULES), f"{path.name} imports {names - set(MODULES)}, which are no modules"
     return names
 
 
-def layer(module: str) -> int:
-    top = module.partition(".")[0]
-    homes = [number for number, names in LAYERS.items() if top in names]
-    assert len(homes) == 1 or module == "clora_core", f"'{module}' has no layer yet: give it one in LAYERS"
-    return homes[0] if homes else 0
+def floor(module: str) -> int:
+    """0 for the ground, then the rooms, then the top."""
+    room = module.partition(".")[0]
+    if room in GROUND | {"clora_core"}:
+        return 0
+    assert room in ROOMS or room in TOP, f"'{module}' has no floor yet: put it into a room"
+    return ROOMS.index(room) + 1 if room in ROOMS else len(ROOMS) + 1
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str):
+def test_a_module_imports_only_its_own_room_and_lower_ones(module: str):
     for imported in own_imports(MODULES[module]):
-        assert layer(imported) <= layer(module), f"{module} must not know {imported}"
+        assert floor(imported) <= floor(module), f"{module} must not know {imported}"
+
+
+def test_hardly_anything_lies_loose():
+    assert len(list(CORE.glob("*.py"))) <= LOOSE_MOST
+    assert {path.name for path in CORE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_research_is_loaded_only_by_its_own_command(module: str):
+    if not module.startswith("bench"):
+        assert not [name for name in own_imports(MODULES[module], inside=False) if name.startswith("bench")]
 
 
 def test_imports_do_not_go_in_circles():
@@ -96,10 +105,10 @@ def test_imports_do_not_go_in_circles():
 
 
 def test_a_circle_and_a_step_upwards_would_be_seen():
-    assert layer("learn") > layer("errors") and layer("cli") > layer("storage.header")
-    assert "errors" in own_imports(CORE / "concept.py")
-    assert "regularizers" in own_imports(CORE / "recipe.py")
-    assert "regularizers.protocol" in own_imports(CORE / "regularizers" / "__init__.py")
+    assert floor("learning.learn") > floor("errors") and floor("cli") > floor("museum.file.header")
+    assert "errors" in own_imports(CORE / "model" / "concept.py")
+    assert "method.regularizers" in own_imports(CORE / "method" / "recipe.py")
+    assert "method.regularizers.protocol" in own_imports(CORE / "method" / "regularizers" / "__init__.py")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -125,7 +134,7 @@ except ImportError:
     pass
 else:
     raise SystemExit("diffusers is not blocked")
-import clora_core.learn, clora_core.sampling, clora_core.measure, clora_core.storage
+import clora_core.learning.learn, clora_core.model.sampling, clora_core.measure, clora_core.museum.file
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
@@ -136,7 +145,7 @@ def test_no_file_is_longer_than_four_hundred_lines(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("path", sorted((CORE / "regularizers").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CORE / "method" / "regularizers").glob("*.py")), ids=lambda path: path.stem)
 def test_a_file_that_defines_a_regularizer_cites_its_paper(path: Path):
     classes = [node for node in tree(path).body if isinstance(node, ast.ClassDef)]
     begins = any(isinstance(item, ast.FunctionDef) and item.name == "begin" for one in classes for item in one.body)

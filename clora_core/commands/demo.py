@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base_diffusers import open_base
 from ..errors import RecipeError
 from ..measure import forgetting, kept, learned
-from ..museum import Museum
-from ..recipe import RECIPES, USUAL, Recipe
+from ..method.recipe import RECIPES, USUAL, Recipe
+from ..museum.file import save_museum
+from ..museum.museum import Museum
+from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
 from ..starter.judge import load_judge
-from ..storage import save_museum
 from .progress import Say, watched_bar
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")

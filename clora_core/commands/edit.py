@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..editing import edited, merged, with_thumbnail
 from ..errors import MuseumError
-from ..museum import Museum
+from ..museum.editing import edited, merged, with_thumbnail
+from ..museum.file import Stored, identity, load_museum, read_header, save_museum
+from ..museum.museum import Museum
 from ..pictures import thumbnail_of
-from ..storage import Stored, identity, load_museum, read_header, save_museum
 from .progress import Say
 
 

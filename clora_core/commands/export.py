@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..storage import export, load_museum
+from ..museum.file import export, load_museum
 from .progress import Say
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base import Base
-from ..concept import TEMPLATES
-from ..editing import now
 from ..errors import MuseumError
-from ..museum import Museum
-from ..storage import (
+from ..model.base import Base
+from ..model.concept import TEMPLATES
+from ..museum.editing import now
+from ..museum.file import (
     OrdinaryLora,
     append_exhibits,
     check_target,
@@ -21,6 +20,7 @@ from ..storage import (
     read_lora,
     save_museum,
 )
+from ..museum.museum import Museum
 from .model import add_base, open_chosen
 from .progress import Say
 

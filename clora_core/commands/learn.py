@@ -8,17 +8,17 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base import Base
-from ..concept import TEMPLATES, Concept, check_word
-from ..editing import labelled
-from ..errors import Cancelled, LearningError, MuseumError, RecipeError
-from ..learn import Progress, learn, learning_key
-from ..learning_state import LearningState
-from ..museum import Museum
+from ..errors import Cancelled, MuseumError, RecipeError
+from ..learning.learn import Progress, learn, learning_key
+from ..learning.state import LearningState, NotFiniteError, load_state, save_state
+from ..method.recipe import RECIPES, USUAL, Recipe, guarding, recipe_named, shared_by
+from ..method.regularizers import SelfRegularization
+from ..model.base import Base
+from ..model.concept import TEMPLATES, Concept, check_word
+from ..museum.editing import labelled
+from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
+from ..museum.museum import Museum
 from ..pictures import read_folder
-from ..recipe import RECIPES, USUAL, Recipe, guarding, recipe_named, shared_by
-from ..regularizers import SelfRegularization
-from ..storage import append_exhibits, check_target, load_museum, load_state, read_header, save_museum, save_state
 from .model import add_base, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 
@@ -169,8 +169,8 @@ def learn_keeping(
 
         try:
             return learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
-        except LearningError as error:
-            if error.state and error.state.step:
+        except NotFiniteError as error:
+            if error.state.step:
                 save_state(error.state, path)
             raise
 

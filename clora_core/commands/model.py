@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..base_diffusers import DiffusersBase, open_base
 from ..errors import BaseModelError
+from ..over_diffusers.base import DiffusersBase, open_base
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from ..learn import Progress
+from ..learning.learn import Progress
 
 Say = Callable[[str], None]  # how a command speaks; `cli.main` passes print
 

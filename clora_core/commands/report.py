@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from ..errors import CLoRAError
+from ..model.sampling import usual_guidance
+from ..museum.file import load_museum
 from ..report import Looks, Report, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
-from ..sampling import usual_guidance
-from ..storage import load_museum
 from .model import add_base, open_chosen
 from .progress import Bar, Say
 

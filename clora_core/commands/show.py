@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CLoRAError
-from ..measure import overlap_matrix, size
-from ..museum import Museum
+from ..museum.file import ExhibitHeader, Header, load_museum, read_header
+from ..museum.museum import Museum
+from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
 from ..sheets import labelled
-from ..storage import ExhibitHeader, Header, load_museum, read_header
 from .progress import Say
 
 MEASURED = 32  # exhibits up to which overlaps are measured unasked: every pair's deltas are compared weight by weight

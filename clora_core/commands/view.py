@@ -4,12 +4,12 @@ import argparse
 import re
 from pathlib import Path
 
-from ..concept import mentions
 from ..errors import CLoRAError
-from ..museum import STRENGTH_LIMIT, Museum, shown, wanted
-from ..sampling import Sampling, sample, usual_guidance
+from ..model.concept import mentions
+from ..model.sampling import Sampling, sample, usual_guidance
+from ..museum.file import load_view, read_header
+from ..museum.museum import STRENGTH_LIMIT, Museum, shown, wanted
 from ..sheets import grid
-from ..storage import load_view, read_header
 from .model import add_base, open_chosen
 from .progress import Bar, Say
 

@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..base import Base
 from ..measure import displacement
-from ..museum import Museum, shown
-from ..projections import Projection
-from ..sampling import Sampling, sample
+from ..model.base import Base
+from ..model.projections import Projection
+from ..model.sampling import Sampling, sample
+from ..museum.museum import Museum, shown
 from ..seeds import seeded
 
 LEVELS = 4  # timesteps at which predictions are compared, in the middles of as many equal parts of the schedule

@@ -7,7 +7,7 @@ from html import escape
 from PIL import Image
 from torch import Tensor
 
-from ..museum import Exhibit
+from ..museum.museum import Exhibit
 from ..pictures import to_picture
 from .comparing import Compared
 from .review import Report

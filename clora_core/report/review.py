@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from ..base import Base
-from ..concept import TEMPLATES, mentions
 from ..errors import MuseumError, RecipeError
-from ..measure import overlap_matrix, size
-from ..museum import Exhibit, Museum
+from ..model.base import Base
+from ..model.concept import TEMPLATES, mentions
+from ..model.sampling import Sampling
+from ..museum.museum import Exhibit, Museum
+from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
-from ..sampling import Sampling
 from .comparing import Compared, Comparing, State
 
 OVERLAPS_UP_TO = 32  # exhibits; every pair is compared weight by weight

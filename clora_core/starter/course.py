@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..learn import Progress, learn
-from ..measure import size
-from ..museum import Museum
-from ..recipe import Recipe, guarding, recipe_named, shared_by
+from ..learning.learn import Progress, learn
+from ..method.recipe import Recipe, guarding, recipe_named, shared_by
+from ..museum.museum import Museum
+from ..museum.overlap import size
 from .exam import Examiner, Sight, Wording, concept_of, plain_prompts
 
 PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48

@@ -10,26 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..base import Base
-from ..concept import Concept
-from ..museum import Museum, shown
+from ..model.base import Base
+from ..model.concept import Concept
+from ..model.sampling import Sampling, sample
+from ..museum.museum import Museum, shown
 from ..pictures import as_floats, to_bytes
-from ..sampling import Sampling, sample
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
 from .style_judge import NAMES, StyleJudge, style_features
 from .subjects import EVERYBODY, SPARE_STYLES, alike, imagine_subject, pictures
-from .world import (
-    IDENTITY,
-    SAYABLE,
-    Picture,
-    caption,
-    describe,
-    imagine_portrait,
-    imagine_thing,
-    place_phrase,
-)
+from .world import IDENTITY, SAYABLE, Picture, caption, describe, imagine_portrait, imagine_thing, place_phrase
 
 LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)
 STYLE_GUIDANCE = 3.0  # at the 5 that shows characters well, the colors of learned styles burn out

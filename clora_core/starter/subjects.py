@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from PIL import Image
 
-from ..concept import TEMPLATES
+from ..model.concept import TEMPLATES
 from .draw import draw
 from .styles import HELD_BACK, SPARE
 from .world import IDENTITY, Picture, content, imagine, imagine_portrait

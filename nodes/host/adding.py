@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...clora_core.low_rank import LowRank
+from ...clora_core.model.low_rank import LowRank
 
 
 class Adding:

@@ -10,12 +10,12 @@ import torch
 from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
 from torch import Tensor, nn
 
-from ...clora_core.base import Conditioning, Precision, Prediction, Schedule
-from ...clora_core.captions import everyday_captions
-from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import BaseModelError
-from ...clora_core.layers import check_layers, layer_count, own_layers
-from ...clora_core.projections import Architecture, Projection, architecture_of
+from ...clora_core.model.base import Conditioning, Precision, Prediction, Schedule
+from ...clora_core.model.captions import everyday_captions
+from ...clora_core.model.concept import ConceptToken
+from ...clora_core.model.layers import check_layers, layer_count, own_layers
+from ...clora_core.model.projections import Architecture, Projection, architecture_of
 from ...clora_core.starter import world
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of

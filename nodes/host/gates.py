@@ -17,7 +17,7 @@ from comfy.conds import CONDCrossAttn
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
-from ...clora_core.attach import Gate
+from ...clora_core.model.attach import Gate
 from .adding import Adding
 from .layers import LAYERS, Pairs, all_layers, reading, widened
 from .model import ModelPatcher

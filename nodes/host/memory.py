@@ -6,7 +6,7 @@ import comfy.model_management
 import torch
 from torch import nn
 
-from ...clora_core.recipe import Recipe
+from ...clora_core.method.recipe import Recipe
 from .base import DTYPES, HostBase
 from .model import stored_dtype, unet_of
 

@@ -10,9 +10,9 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...clora_core.base import Fingerprint, Prediction, Schedule, fingerprint
 from ...clora_core.errors import BaseModelError
-from ...clora_core.projections import Projection, find_projections
+from ...clora_core.model.base import Fingerprint, Prediction, Schedule, fingerprint
+from ...clora_core.model.projections import Projection, find_projections
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."

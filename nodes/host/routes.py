@@ -49,7 +49,7 @@ async def learning(request: web.Request) -> web.Response:
 
 
 def _described(name: str) -> dict[str, Any]:
-    from ...clora_core.storage import read_header  # none of the engine is imported while ComfyUI starts
+    from ...clora_core.museum.file import read_header  # none of the engine is imported while ComfyUI starts
 
     header = read_header(museum_path(name))
     exhibits, room = [], THUMBNAILS_LIMIT

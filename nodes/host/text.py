@@ -9,10 +9,10 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor
 
-from ...clora_core.base import Conditioning
-from ...clora_core.concept import ConceptToken
 from ...clora_core.errors import ConceptError
-from ...clora_core.layers import ROWS_AT_ONCE
+from ...clora_core.model.base import Conditioning
+from ...clora_core.model.concept import ConceptToken
+from ...clora_core.model.layers import ROWS_AT_ONCE
 from .gates import places
 from .layers import layer_count, layer_of
 from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths

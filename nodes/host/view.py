@@ -19,10 +19,10 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError, MuseumError
-from ...clora_core.layers import check_layers, layer_numbers
-from ...clora_core.low_rank import LowRank
-from ...clora_core.museum import Exhibit, Museum
-from ...clora_core.projections import Projection
+from ...clora_core.model.layers import check_layers, layer_numbers
+from ...clora_core.model.low_rank import LowRank
+from ...clora_core.model.projections import Projection
+from ...clora_core.museum.museum import Exhibit, Museum
 from .adding import Adding
 from .gates import Gated, put_gates, take_gates
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, run_dtype, stored_dtype, unet_of

@@ -14,8 +14,8 @@ import comfy.sd
 import comfy.sd1_clip
 from torch import Tensor, nn
 
-from ...clora_core.concept import ConceptToken, word_pattern
 from ...clora_core.errors import BaseModelError, ConceptError
+from ...clora_core.model.concept import ConceptToken, word_pattern
 from .gates import marked, telling_nothing, telling_places
 from .layers import with_layers
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from clora_core.base import Fingerprint
-from clora_core.concept import ConceptToken
-from clora_core.low_rank import LowRank
-from clora_core.museum import Exhibit, Museum
+from clora_core.method.recipe import RECIPES
+from clora_core.model.base import Fingerprint
+from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from clora_core.museum.file import save_museum
+from clora_core.museum.museum import Exhibit, Museum
 from clora_core.pictures import thumbnail
-from clora_core.projections import Projection
-from clora_core.recipe import RECIPES
-from clora_core.storage import save_museum
 
 SMALL, LARGE = "three.museum.safetensors", "thousand.museum.safetensors"
 LOADED = "three-concepts.museum.safetensors"  # by example workflows, after another of them has been run

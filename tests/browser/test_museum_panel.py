@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from clora_core.museum import wanted
+from clora_core.museum.museum import wanted
 
 from .frontend import Frontend
 from .museums import LARGE, SMALL

@@ -7,11 +7,11 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page
 
-from clora_core.base_diffusers import open_base
-from clora_core.concept import Concept
-from clora_core.learn import learn
-from clora_core.museum import Museum
-from clora_core.recipe import recipe_named
+from clora_core.learning.learn import learn
+from clora_core.method.recipe import recipe_named
+from clora_core.model.concept import Concept
+from clora_core.museum.museum import Museum
+from clora_core.over_diffusers.base import open_base
 from clora_core.report import Looks, as_page, reviewed
 
 HOSTILE = "<b>&\"'"

@@ -20,14 +20,14 @@ import comfy.supported_models_base
 import comfy.taesd.taesd
 import comfy.utils
 import torch
-from clora_pack.clora_core.base import Base
-from clora_pack.clora_core.concept import Concept, ConceptToken
-from clora_pack.clora_core.learn import Progress, learn
-from clora_pack.clora_core.low_rank import LowRank
-from clora_pack.clora_core.museum import Exhibit, Museum
-from clora_pack.clora_core.recipe import Recipe
-from clora_pack.clora_core.regularizers import SelfRegularization
-from clora_pack.clora_core.start import start_vectors
+from clora_pack.clora_core.learning.learn import Progress, learn
+from clora_pack.clora_core.learning.start import start_vectors
+from clora_pack.clora_core.method.recipe import Recipe
+from clora_pack.clora_core.method.regularizers import SelfRegularization
+from clora_pack.clora_core.model.base import Base
+from clora_pack.clora_core.model.concept import Concept, ConceptToken
+from clora_pack.clora_core.model.low_rank import LowRank
+from clora_pack.clora_core.museum.museum import Exhibit, Museum
 from clora_pack.nodes.host.differentiable import ordinary_tensors
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn

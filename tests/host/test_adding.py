@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from clora_pack.clora_core.low_rank import LowRank
+from clora_pack.clora_core.model.low_rank import LowRank
 from clora_pack.nodes.host.adding import Adding
 from torch import nn
 

@@ -9,13 +9,13 @@ import comfy.ops
 import comfy.supported_models
 import pytest
 import torch
-from clora_pack.clora_core.base import Base, Fingerprint
-from clora_pack.clora_core.base_diffusers import open_base
-from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
-from clora_pack.clora_core.learn import Progress, learn
-from clora_pack.clora_core.museum import Exhibit, Museum
-from clora_pack.clora_core.recipe import RECIPES
+from clora_pack.clora_core.learning.learn import Progress, learn
+from clora_pack.clora_core.method.recipe import RECIPES
+from clora_pack.clora_core.model.base import Base, Fingerprint
+from clora_pack.clora_core.model.concept import ConceptToken
+from clora_pack.clora_core.museum.museum import Exhibit, Museum
+from clora_pack.clora_core.over_diffusers.base import open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
@@ -23,17 +23,7 @@ from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .models import (
-    FAMILIES,
-    concept,
-    denoised,
-    learned,
-    noisiest,
-    ordinary,
-    recipe,
-    round_to_float8,
-    small_models,
-)
+from .models import FAMILIES, concept, denoised, learned, noisiest, ordinary, recipe, round_to_float8, small_models
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> None:

@@ -12,13 +12,13 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from clora_pack.clora_core.learn import Progress, learn
-from clora_pack.clora_core.museum import Museum
-from clora_pack.nodes.draft import Companion, ConceptDraft
+from clora_pack.clora_core.learning.learn import Progress, learn
+from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.nodes.actions.draft import Companion, ConceptDraft
+from clora_pack.nodes.actions.teaching import train
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum
-from clora_pack.nodes.teaching import train
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 

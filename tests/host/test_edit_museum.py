@@ -7,10 +7,10 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, MuseumError
-from clora_pack.clora_core.museum import Museum
+from clora_pack.clora_core.museum.file import load_museum
+from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.clora_core.pictures import thumbnail
-from clora_pack.clora_core.storage import load_museum
-from clora_pack.nodes import museums
+from clora_pack.nodes.actions import museums
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view

@@ -5,9 +5,9 @@ import dataclasses
 import comfy.sample
 import pytest
 import torch
-from clora_pack.clora_core.attach import Gate, attached
-from clora_pack.clora_core.museum import Museum, shown
-from clora_pack.clora_core.recipe import Recipe
+from clora_pack.clora_core.method.recipe import Recipe
+from clora_pack.clora_core.model.attach import Gate, attached
+from clora_pack.clora_core.museum.museum import Museum, shown
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.gates import PLACES
 from clora_pack.nodes.host.model import projections_of

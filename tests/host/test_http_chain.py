@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import torch
-from clora_pack.clora_core.storage import read_header
+from clora_pack.clora_core.museum.file import read_header
 from safetensors.torch import load_file
 
 from .events import Events

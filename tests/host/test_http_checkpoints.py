@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from clora_pack.clora_core.storage import load_museum
+from clora_pack.clora_core.museum.file import load_museum
 
 from .checkpoints import write_checkpoint
 from .prompts import checkpoint, loaded, node, saved_chain, shown

@@ -10,13 +10,13 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from clora_pack.nodes.draft import Companion, ConceptDraft
+from clora_pack.nodes.actions.draft import Companion, ConceptDraft
+from clora_pack.nodes.actions.teaching import NOT_KEPT, train
 from clora_pack.nodes.host import folders
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.identity import identity
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, view
-from clora_pack.nodes.teaching import NOT_KEPT, train
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor

@@ -7,9 +7,9 @@ import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
-from clora_pack.clora_core.museum import Museum
-from clora_pack.clora_core.projections import Projection, ldm_path
-from clora_pack.clora_core.storage import export, export_embeddings, imported, read_embedding, read_lora
+from clora_pack.clora_core.model.projections import Projection, ldm_path
+from clora_pack.clora_core.museum.file import export, export_embeddings, imported, read_embedding, read_lora
+from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.view import view
 from safetensors.torch import save_file

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import ConceptError
-from clora_pack.clora_core.layers import layer_numbers
-from clora_pack.clora_core.learn import learn
-from clora_pack.clora_core.museum import Museum, shown
+from clora_pack.clora_core.learning.learn import learn
+from clora_pack.clora_core.model.concept import ConceptToken
+from clora_pack.clora_core.model.layers import layer_numbers
+from clora_pack.clora_core.museum.museum import Museum, shown
 from clora_pack.nodes.host import text
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.layers import LAYERS

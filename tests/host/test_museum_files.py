@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import MuseumError
-from clora_pack.clora_core.storage import load_museum
+from clora_pack.clora_core.museum.file import load_museum
 from clora_pack.nodes.host import folders
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter

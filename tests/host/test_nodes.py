@@ -8,16 +8,16 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from clora_pack.clora_core.concept import Concept, ConceptToken
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError
-from clora_pack.clora_core.learn import learn
-from clora_pack.clora_core.museum import Museum
-from clora_pack.clora_core.recipe import RECIPES, USUAL, shared_by
+from clora_pack.clora_core.learning.learn import learn
+from clora_pack.clora_core.method.recipe import RECIPES, USUAL, shared_by
+from clora_pack.clora_core.model.concept import Concept, ConceptToken
+from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.nodes.actions.pictures import from_images, to_images
 from clora_pack.nodes.host import folders, memory
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
-from clora_pack.nodes.pictures import from_images, to_images
 
 from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, recipe, small_models
 

@@ -1,8 +1,8 @@
 """Models that other nodes have put something on are learned over and sampled with it."""
 
 import pytest
-from clora_pack.clora_core.museum import Museum
-from clora_pack.clora_core.sampling import Sampling, sample
+from clora_pack.clora_core.model.sampling import Sampling, sample
+from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.host.base import HostBase
 
 from .models import extra, learned, small_models, stock

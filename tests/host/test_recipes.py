@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from clora_pack.clora_core.base import Base
-from clora_pack.clora_core.base_diffusers import open_base
-from clora_pack.clora_core.learn import learn
-from clora_pack.clora_core.museum import Museum
-from clora_pack.clora_core.recipe import RECIPES
+from clora_pack.clora_core.learning.learn import learn
+from clora_pack.clora_core.method.recipe import RECIPES
+from clora_pack.clora_core.model.base import Base
+from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.clora_core.over_diffusers.base import open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from clora_pack.clora_core.base_diffusers import DiffusersBase, open_base
-from clora_pack.clora_core.sampling import Sampling, sample
+from clora_pack.clora_core.model.sampling import Sampling, sample
+from clora_pack.clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import WordLevel, load_starter
 

@@ -12,11 +12,11 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from clora_pack.clora_core.concept import ConceptToken
-from clora_pack.clora_core.low_rank import LowRank
-from clora_pack.clora_core.museum import Exhibit, Museum
-from clora_pack.clora_core.projections import Projection
-from clora_pack.clora_core.storage import export, load_museum, save_museum
+from clora_pack.clora_core.model.concept import ConceptToken
+from clora_pack.clora_core.model.low_rank import LowRank
+from clora_pack.clora_core.model.projections import Projection
+from clora_pack.clora_core.museum.file import export, load_museum, save_museum
+from clora_pack.clora_core.museum.museum import Exhibit, Museum
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.model import projection_paths
 from clora_pack.nodes.host.view import view

@@ -8,12 +8,12 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from clora_pack.clora_core.attach import attached
-from clora_pack.clora_core.base import Fingerprint
-from clora_pack.clora_core.base_diffusers import open_base
 from clora_pack.clora_core.errors import BaseModelError, MuseumError
-from clora_pack.clora_core.low_rank import LowRank
-from clora_pack.clora_core.museum import Museum
+from clora_pack.clora_core.model.attach import attached
+from clora_pack.clora_core.model.base import Fingerprint
+from clora_pack.clora_core.model.low_rank import LowRank
+from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.clora_core.over_diffusers.base import open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, same_museum, view, viewed

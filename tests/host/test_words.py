@@ -3,8 +3,8 @@
 import comfy.sd
 import pytest
 import torch
-from clora_pack.clora_core.concept import ConceptToken
 from clora_pack.clora_core.errors import ConceptError
+from clora_pack.clora_core.model.concept import ConceptToken
 from clora_pack.nodes.host.starter import load_clip
 from clora_pack.nodes.host.words import known_words, tokenizers, widths, with_words, without_words
 from torch import Tensor

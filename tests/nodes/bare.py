@@ -10,7 +10,7 @@ PACK = "clora_bare"
 
 
 def import_bare() -> None:
-    """Afterwards `clora_bare.clora_core…` and `clora_bare.nodes.results` and such can be imported."""
+    """Afterwards `clora_bare.clora_core…` and `clora_bare.nodes.actions.results` and such can be imported."""
     if PACK in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from clora_bare.clora_core.effect import Effect
-from clora_bare.nodes.diary import FRAMES, POINTS, Diary
+from clora_bare.clora_core.learning.effect import Effect
+from clora_bare.nodes.actions.diary import FRAMES, POINTS, Diary
 
 
 @dataclass

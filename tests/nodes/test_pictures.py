@@ -3,8 +3,8 @@
 import pytest
 import torch
 from clora_bare.clora_core.errors import ConceptError
-from clora_bare.nodes.draft import ConceptDraft
-from clora_bare.nodes.pictures import from_files, from_images, in_8_bits, to_images
+from clora_bare.nodes.actions.draft import ConceptDraft
+from clora_bare.nodes.actions.pictures import from_files, from_images, in_8_bits, to_images
 from PIL import Image
 
 

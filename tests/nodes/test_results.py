@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from clora_bare.clora_core.base import Fingerprint
-from clora_bare.clora_core.concept import ConceptToken
 from clora_bare.clora_core.errors import MuseumError
-from clora_bare.clora_core.learning_state import LearningState
-from clora_bare.clora_core.low_rank import LowRank
-from clora_bare.clora_core.museum import Exhibit
-from clora_bare.clora_core.projections import Projection
-from clora_bare.clora_core.recipe import Recipe
-from clora_bare.nodes.pictures import in_8_bits
-from clora_bare.nodes.results import Result, Store
+from clora_bare.clora_core.learning.state import LearningState
+from clora_bare.clora_core.method.recipe import Recipe
+from clora_bare.clora_core.model.base import Fingerprint
+from clora_bare.clora_core.model.concept import ConceptToken
+from clora_bare.clora_core.model.low_rank import LowRank
+from clora_bare.clora_core.model.projections import Projection
+from clora_bare.clora_core.museum.museum import Exhibit
+from clora_bare.nodes.actions.pictures import in_8_bits
+from clora_bare.nodes.actions.results import Result, Store
 
 BASE = Fingerprint("starter", "0" * 64)
 PROJECTION = Projection("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
@@ -100,7 +100,7 @@ def test_what_the_system_refuses_to_read_just_now_stays_and_is_not_learned_over(
     store: Store, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ):
     """Learning anew would cost hours, and would write over an unfinished learning at its first autosave."""
-    from clora_bare.clora_core.storage import files
+    from clora_bare.clora_core.museum.file import files
 
     def refuse(path: Path) -> None:
         raise refusal
@@ -126,8 +126,8 @@ def test_what_a_killed_process_was_writing_goes_after_a_day(store: Store):
 
 
 def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
-    from clora_bare.clora_core.museum import Museum
-    from clora_bare.clora_core.storage import save_museum
+    from clora_bare.clora_core.museum.file import save_museum
+    from clora_bare.clora_core.museum.museum import Museum
 
     store.folder.mkdir()
     save_museum(Museum(BASE, made().exhibits), store.folder / f"{A}.result.safetensors")

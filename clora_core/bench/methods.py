@@ -1,0 +1,57 @@
+"""The methods that benchmarks compare: a recipe's name, or a change of it such as `c-lora*10+noun`."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import cast
+
+from ..errors import RecipeError
+from ..method.recipe import RECIPES, Recipe, guarding
+from ..starter.course import starter_recipe
+from ..starter.exam import Wording
+
+JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
+LAYER_WISE = "layer_wise"  # what a recipe may go without, though it is no regularizer
+WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
+METHOD = re.compile(
+    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
+    r"(?:-without-(?P<term>[a-z_]+))?"
+)
+
+
+def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
+    """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
+    match = METHOD.fullmatch(method)
+    name = "sequential" if is_joint(method) else match["name"] if match else method
+    if match is None or name not in RECIPES:
+        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(RECIPES)}; see --help.")
+    recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
+    if match["factor"]:
+        recipe = guarding(recipe, float(match["factor"]))
+    if match["rate"]:
+        recipe = dataclasses.replace(recipe, learning_rate=float(match["rate"]))
+    if match["term"]:
+        recipe = _without(recipe, match["term"])
+    return recipe, cast(Wording, match["wording"] or "usual")
+
+
+def is_joint(method: str) -> bool:
+    """Whether the method, or what it is a change of, learns all subjects at once."""
+    match = METHOD.fullmatch(method)
+    return match is not None and match["name"] == JOINT
+
+
+def _without(recipe: Recipe, term: str) -> Recipe:
+    terms = [r.name for r in recipe.regularizers] + [LAYER_WISE] * recipe.layer_wise
+    if term not in terms:
+        raise RecipeError(f"The recipe '{recipe.method}' has no term '{term}'. It has: {', '.join(terms) or 'none'}.")
+    if term == LAYER_WISE:
+        return dataclasses.replace(recipe, layer_wise=False)
+    return dataclasses.replace(recipe, regularizers=tuple(r for r in recipe.regularizers if r.name != term))
+
+
+def check_method(method: str, track: str) -> None:
+    """Raise RecipeError for a name that stands for nothing, or for a wording that these subjects do not have."""
+    _, wording = varied(method, seed=0)
+    if wording != "usual" and WORDED[wording] != track:
+        raise RecipeError(f"'{method}': +{wording} is a wording of {WORDED[wording]}; the subjects are {track}.")

@@ -1,0 +1,191 @@
+"""`bench museum`: what opening, loading, viewing and growing a museum file costs as the museum grows.
+
+Of every operation also the naive way is timed in the same process, so that the ratios mean something on any machine.
+"""
+
+import argparse
+import ctypes
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from torch import nn
+
+from ..commands.progress import Say
+from ..model.base import Fingerprint
+from ..model.concept import ConceptToken
+from ..model.projections import Architecture, Projection, architecture_named, find_projections
+from ..museum.file import append_exhibits, load_museum, load_view, read_header, save_museum
+from ..museum.museum import Exhibit
+from .measuring import machine, random_museum
+
+STATUS = Path("/proc/self/status")
+
+# Operation → what it is compared with.
+AGAINST = {
+    "header": "parsing its JSON unchecked",
+    "one": "loading all exhibits",
+    "view": "loading all exhibits and adding them up",
+    "append": "copying the file",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A base of which only the shapes are there."""
+
+    fingerprint: Fingerprint
+    architecture: Architecture
+    modules: Mapping[Projection, nn.Module]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Processor seconds, the least of several turns, which count no waiting for other programs or the disk; and bytes
+    of memory beyond what the process had and the file's own pages."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def add(kinds: argparse._SubParsersAction) -> None:
+    parser = kinds.add_parser(
+        "museum",
+        help="opening, loading, viewing and growing museums of many exhibits",
+        description="Time what museum files of Stable Diffusion 1.5's shape cost as they grow: "
+        + ", ".join(f"{name} against {naive}" for name, naive in AGAINST.items())
+        + ". Memory is counted on Linux only.",
+    )
+    parser.add_argument("--exhibits", type=int, nargs="+", default=[1, 10, 100, 1000], help="sizes (1 10 100 1000)")
+    parser.add_argument("--rank", type=int, default=2, help="rank of every delta (2); 1000 exhibits take 0.2 GB a rank")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> None:
+    say(f"Museums of SD1.5's shape, rank {arguments.rank}; processor time. In brackets: the ratio to the naive way.\n")
+    say("exhibits      MiB        header           one              view            append     peak MiB: view, append")
+    base, rows = sd15_shape(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in arguments.exhibits:
+            path = Path(folder, "museum.safetensors")
+            save_museum(random_museum(base, count, arguments.rank), path, overwrite=True)
+            rows.append(row := {"exhibits": count, "bytes": path.stat().st_size, **measured(path, arguments.rounds)})
+            say(_line(row))
+    if arguments.json:
+        settings = {"rank": arguments.rank, "rounds": arguments.rounds, "against": AGAINST}
+        report = {"machine": machine(torch.device("cpu")), "settings": settings, "museums": rows}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]]:
+    """Operation → what it cost, and what the naive way did."""
+    header = read_header(path)
+    word = header.words[-1]
+    new = load_museum(path, words=[word]).exhibits[0]
+    grown, copy = path.with_name("grown.safetensors"), path.with_name("copy.safetensors")
+    renamed = Exhibit(ConceptToken("<new>", new.token.vectors), new.deltas, new.recipe)
+
+    def append() -> None:
+        append_exhibits([renamed], grown, base=header.base)
+
+    def restore() -> None:
+        shutil.copy(path, grown)
+
+    pairs: Mapping[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "header": (lambda: read_header(path), lambda: _unchecked(path)),
+        "one": (lambda: load_museum(path, words=[word]), lambda: load_museum(path)),
+        "view": (lambda: load_view(path), lambda: load_museum(path).dense()),
+        "append": (append, lambda: shutil.copy(path, copy)),
+    }
+    found = {}
+    for name, (ours, naive) in pairs.items():
+        before = restore if name == "append" else None
+        cost, other = cost_of(ours, rounds, before), cost_of(naive, rounds)
+        found[name] = {
+            "seconds": cost.seconds,
+            "naive_seconds": other.seconds,
+            "ratio": cost.seconds / other.seconds,
+            "peak_bytes": cost.peak_bytes,
+            "naive_peak_bytes": other.peak_bytes,
+        }
+    return found
+
+
+def cost_of(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> Cost:
+    """What the work costs; `before` is done ahead of every turn and does not count."""
+    seconds = []
+    for _ in range(rounds):
+        if before:
+            before()
+        begun = time.process_time()
+        work()
+        seconds.append(time.process_time() - begun)
+    if before:
+        before()
+    return Cost(min(seconds), _peak(work))
+
+
+def sd15_shape() -> Shape:
+    """Stable Diffusion 1.5's UNet without its weights."""
+    with torch.device("meta"):
+        modules = find_projections(UNet2DConditionModel(cross_attention_dim=768))
+    return Shape(Fingerprint("sd15", "0" * 64), architecture_named("sd15"), modules)
+
+
+def _unchecked(path: Path) -> object:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["clora.museum"])
+
+
+def _peak(work: Callable[[], object]) -> int | None:
+    """The most memory, without the pages of mapped files, that the process has more while it does the work."""
+    if not STATUS.exists():
+        work()
+        return None
+    with suppress(OSError, AttributeError):  # what the C library keeps of freed memory would hide what is taken now
+        ctypes.CDLL(None).malloc_trim(0)
+    before, most, done = _anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, _anonymous_bytes())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(0, most - before)
+
+
+def _anonymous_bytes() -> int:
+    line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def _line(row: Mapping[str, object]) -> str:
+    def cell(name: str) -> str:
+        cost: Mapping[str, float] = row[name]  # type: ignore[assignment]
+        return f"{1000 * cost['seconds']:8.1f} ms ({cost['ratio']:4.2f})"
+
+    def peak(names: Sequence[str]) -> str:
+        found = [row[name]["peak_bytes"] for name in names]  # type: ignore[index]
+        return ", ".join("?" if value is None else f"{value / 2**20:.0f}" for value in found)
+
+    costs = " ".join(cell(name) for name in AGAINST)
+    return f"{row['exhibits']:8} {row['bytes'] / 2**20:8.1f} {costs}     {peak(('view', 'append'))}"  # type: ignore[operator]

@@ -1,0 +1,61 @@
+"""A learning that was interrupted, complete enough to go on as if it had not been; in memory, and in a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import LearningError, MuseumError
+from ..museum.file.files import errors_about, opened, read_metadata, write
+from ..museum.file.json_values import fields, listed, number, parsed, text, whole, written
+
+FORMAT = "clora-learning-state"
+VERSION = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class LearningState:
+    """After `step` updates: all that is trained and all that the optimizer remembers, by name, on the CPU.
+
+    key: the fingerprint of everything that went in (`learn.learning_key`); a state resumes only what it was taken from.
+    losses: the total loss of every step so far.
+    """
+
+    key: str
+    step: int
+    tensors: Mapping[str, Tensor]
+    losses: tuple[float, ...] = ()
+
+
+class NotFiniteError(LearningError):
+    """A loss or a gradient is not finite. `state` is the last good one."""
+
+    def __init__(self, message: str, state: LearningState) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+def save_state(state: LearningState, path: Path | str) -> None:
+    """Write the state, in the place of an older one of that name."""
+    path = Path(path)
+    with errors_about(path):
+        state_json = written({"key": state.key, "step": state.step, "losses": list(state.losses)}, "The state")
+        metadata = {"clora.format": FORMAT, "clora.version": VERSION, "clora.state": state_json}
+        write(path, state.tensors, metadata, existing="replace")
+
+
+def load_state(path: Path | str) -> LearningState:
+    """The way back, bit for bit, on the CPU."""
+    path = Path(path)
+    with errors_about(path), opened(path) as file:
+        metadata = read_metadata(file, FORMAT, VERSION)
+        if "clora.state" not in metadata:
+            raise MuseumError("Its metadata has no 'clora.state'.")
+        values = fields(parsed(metadata["clora.state"], "The state"), ("key", "step", "losses"), "The state")
+        return LearningState(
+            text(values["key"], "The state's key"),
+            whole(values["step"], "The state's step", least=0),
+            {name: file.get_tensor(name).clone() for name in file.keys()},
+            tuple(number(loss, "A loss") for loss in listed(values["losses"], "The losses")),
+        )

@@ -1,0 +1,1 @@
+"""How to learn: a step and its loss, regularizers, recipes."""

@@ -1,0 +1,26 @@
+"""The diffusion loss, with the min-SNR weighting of timesteps as an option."""
+
+import torch
+from torch import Tensor
+
+from ..model.base import Schedule
+from .step import Step
+
+
+def diffusion_loss(step: Step, schedule: Schedule, *, min_snr_gamma: float = 0.0) -> Tensor:
+    """Mean squared error between prediction and target, float32; equation (1)'s first term in arXiv:2304.06027."""
+    error = (step.prediction.float() - step.target.float()).square().flatten(1).mean(1)  # (b,)
+    if min_snr_gamma:
+        error = error * min_snr_weight(step.timesteps, schedule, gamma=min_snr_gamma)
+    return error.mean()
+
+
+def min_snr_weight(timesteps: Tensor, schedule: Schedule, *, gamma: float) -> Tensor:
+    """min(SNR, γ)/SNR for noise predictions, min(SNR, γ)/(SNR + 1) for velocities (Hang et al. 2023, arXiv:2303.09556).
+
+    Returns (b,), float32; SNR = ᾱ/(1 - ᾱ).
+    """
+    alpha = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha / (1 - alpha)
+    divisor = snr if schedule.prediction == "epsilon" else snr + 1
+    return torch.minimum(snr, torch.full_like(snr, gamma)) / divisor

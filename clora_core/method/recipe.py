@@ -1,0 +1,193 @@
+"""Everything that decides how to learn, as one frozen value that is kept in the exhibit."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ..errors import RecipeError
+from ..model.base import Precision
+from .regularizers import (
+    REGULARIZERS,
+    ContextPreservation,
+    Distillation,
+    ElasticWeights,
+    Regularizer,
+    RowOverlap,
+    SelfRegularization,
+    StyleDistillation,
+    WeightDirection,
+)
+
+LearningRateSchedule = Literal["constant", "cosine", "linear"]
+Applied = Literal["everywhere", "at its word", "from its word on"]
+Over = Literal["the museum", "the base", "the last delta"]
+Down = Literal["learned", "orthogonal", "quiet", "identity"]
+CHOICES = {"applied": Applied, "over": Over, "down": Down, "schedule": LearningRateSchedule, "precision": Precision}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one concept is learned.
+
+    learning_rate is for the deltas, token_learning_rate for the word. batch_size pictures are seen at once, and
+    `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
+    timesteps alike. applied: at which places of a prompt the deltas act. The regularizers' weights are their own.
+
+    over: what the deltas are learned on top of: all earlier exhibits but gated ones; the base alone, as if there were
+    none; or the last delta that was learned so, which is then trained on (one shared LoRA, of which every exhibit holds
+    an increment). down: the factor that reads the text is learned with `up`; or it is fixed, to directions that are
+    orthogonal to one another, or to the identity (a full matrix, whatever the rank); or it is learned, and held within
+    the directions that other prompts hardly use ("quiet"). layer_wise: the word has vectors of its own for each
+    cross-attention.
+    """
+
+    method: str = "c-lora"
+    regularizers: tuple[Regularizer, ...] = ()
+    applied: Applied = "everywhere"
+    over: Over = "the museum"
+    down: Down = "learned"
+    layer_wise: bool = False
+    rank: int = 16
+    steps: int = 400
+    learning_rate: float = 5e-4
+    token_learning_rate: float = 5e-3
+    batch_size: int = 4
+    accumulation: int = 1
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    schedule: LearningRateSchedule = "constant"
+    warmup: float = 0.0
+    flip: bool = False
+    min_snr_gamma: float = 0.0
+    precision: Precision = "fp32"
+    checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(_is_whole(self.rank) and self.rank >= 0, "rank", self.rank, "a whole number; 0 is the word alone")
+        for name in ("steps", "batch_size", "accumulation"):
+            _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
+        for name in ("learning_rate", "token_learning_rate", "clip_norm"):
+            _require(_is_number(value := getattr(self, name)) and 0 < value < math.inf, name, value, "above 0")
+        for name in ("weight_decay", "min_snr_gamma"):
+            _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
+        for name in ("layer_wise", "flip", "checkpointing"):
+            _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
+        share = _is_number(self.warmup) and 0 <= self.warmup <= 1
+        _require(share, "warmup", self.warmup, "a share of the steps, between 0 and 1")
+        seed = _is_whole(self.seed) and 0 <= self.seed < 2**63
+        _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
+        for name, kind in CHOICES.items():
+            _require((value := getattr(self, name)) in get_args(kind), name, value, _one_of(get_args(kind)))
+        alone = self.applied == "everywhere" or not any(isinstance(r, Distillation) for r in self.regularizers)
+        _require(alone, "applied", self.applied, "everywhere with distillation: gated deltas move no old prompt")
+        own = self.over != "the last delta" or (self.applied, self.down) == ("everywhere", "learned")
+        _require(own, "over", self.over, "the museum or the base, unless `down` is learned and applied everywhere")
+        names = [regularizer.name for regularizer in self.regularizers]
+        _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "each named once")
+
+    def to_json(self) -> dict[str, object]:
+        """The recipe as plain numbers, words and lists."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["regularizers"] = [{"name": r.name, **dataclasses.asdict(r)} for r in self.regularizers]  # type: ignore[arg-type]
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> "Recipe":
+        """The way back. Raises RecipeError for what no recipe can hold."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise RecipeError(f"A recipe has no '{min(unknown)}'. It has: {', '.join(sorted(known))}.")
+        values = dict(fields)
+        try:
+            regularizers = values.pop("regularizers", [])
+            values["regularizers"] = tuple(_regularizer(entry) for entry in regularizers)  # type: ignore[attr-defined]
+            return cls(**values)  # type: ignore[arg-type]
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise RecipeError(f"This recipe cannot be read: {error}.") from error
+
+
+def _regularizer(entry: object) -> Regularizer:
+    _require(isinstance(entry, dict), "a regularizer", entry, "an object with a name and numbers")
+    values: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
+    name = values.pop("name", None)
+    for kind in REGULARIZERS:
+        if kind.name == name:
+            defaults = dataclasses.asdict(kind())  # type: ignore[call-overload]
+            for key, value in values.items():
+                _require(key in defaults, name, key, f"one of its numbers: {', '.join(defaults)}")
+                _require_type(f"{name}.{key}", value, type(defaults[key]))
+            return kind(**values)
+    raise RecipeError(f"There is no regularizer '{name}'. Known: {', '.join(kind.name for kind in REGULARIZERS)}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return "one of " + ", ".join(names)
+
+
+def _require_type(name: str, value: object, kind: type) -> None:
+    fits = _is_number(value) if kind is float else type(value) is kind
+    _require(fits, name, value, f"of type {kind.__name__}")
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise RecipeError(f"{name} is {value!r}; it must be {rule}.")
+
+
+RECIPES: dict[str, Recipe] = {
+    "c-lora": Recipe("c-lora", (SelfRegularization(),)),
+    # Of the paper's shared LoRA the keys and values of the cross-attention alone, and no part of a word from a noun.
+    "museum-maker": Recipe(
+        "museum-maker",
+        (StyleDistillation(), WeightDirection(), Distillation()),
+        over="the last delta",
+        layer_wise=True,
+    ),
+    "preservation": Recipe("preservation", (ContextPreservation(),)),
+    "null-space": Recipe("null-space", down="quiet"),
+    "word-gated": Recipe("word-gated", applied="at its word"),
+    "word-gated-onwards": Recipe("word-gated-onwards", applied="from its word on"),
+    "orthogonal": Recipe("orthogonal", over="the base", down="orthogonal"),
+    "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(squares=True),)),
+    "c-lora-rows": Recipe("c-lora-rows", (RowOverlap(),)),
+    "ewc-lora": Recipe("ewc-lora", (ElasticWeights(),)),
+    "ewc": Recipe("ewc", (ElasticWeights(),), down="identity"),
+    "lwf": Recipe("lwf", (Distillation(),)),
+    "textual-inversion": Recipe("textual-inversion", rank=0),
+    "separate": Recipe("separate", over="the base"),
+    "sequential": Recipe("sequential"),
+    "single-lora": Recipe("single-lora", over="the last delta"),
+    "full-kv": Recipe("full-kv", down="identity"),
+}
+
+
+USUAL = "preservation"  # where nobody chooses: README says what it was measured against
+
+
+def guarding(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with the weights of its regularizers times this factor; for C-LoRA, whose own is 1, that is its κ."""
+    regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)  # type: ignore[type-var]
+    return dataclasses.replace(recipe, regularizers=regularizers)
+
+
+def shared_by(recipe: Recipe, count: int) -> Recipe:
+    """The recipe for that many concepts at once: all the ranks and steps that they would have had one after another."""
+    return dataclasses.replace(recipe, rank=recipe.rank * count, steps=recipe.steps * count)
+
+
+def recipe_named(method: str, **numbers: object) -> Recipe:
+    """A recipe by the name of its method, with some of its numbers replaced."""
+    if method not in RECIPES:
+        raise RecipeError(f"There is no recipe '{method}'. Choose one of: {', '.join(RECIPES)}.")
+    return dataclasses.replace(RECIPES[method], **numbers)  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""Elastic weight consolidation: a new concept keeps off the weights that earlier concepts depend on.
+
+    L = λ Σ_projections Σ_ij Ω_ij Δ_ij²        Ω: diagonal Fisher information, E[(∂L_diff/∂W_ij)²], of earlier concepts
+
+Kirkpatrick et al. 2017 (EWC), arXiv:1612.00796; of low-rank deltas, with the Fisher information in the full space of
+weights, EWC-LoRA, arXiv:2602.17559. It is C-LoRA's penalty with another importance than past². Ours: nothing is stored
+for it and no earlier picture is needed, since Ω is measured on pictures that the museum's words show before a new one
+is learned (without deltas that act at a word's place only); and the weight κ is relative:
+
+    λ = κ · L_ref / Σ_projections mean(Ω) · ‖past‖²_F
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...errors import RecipeError
+from ...model.attach import attached
+from ...model.projections import Projection
+from ...model.sampling import Sampling, sampled_latents
+from ...seeds import seeded
+from ..step import Setting, Step
+from .protocol import Term
+from .self_regularization import LowRankOverlap
+
+PICTURES, DRAWS = 16, 64  # sampled over all earlier exhibits together; gradients taken on them
+
+
+def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int = DRAWS) -> dict[Projection, Tensor]:
+    """projection → mean square of the loss's gradient by each weight, (out, in) float32, one noisy picture at a time.
+
+    The cost does not grow with the museum: exhibits take turns.
+    """
+    base, shape = setting.base, tuple(setting.latents.shape[1:])
+    prompts = [setting.old_prompts[number % len(setting.old_prompts)] for number in range(pictures)]
+    latents = torch.cat(
+        list(sampled_latents(base, prompts, setting.old_words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]
+    )
+    nothing = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in setting.past.items()}
+    squares = {place: torch.zeros_like(matrix) for place, matrix in setting.past.items()}
+    rng = seeded("fisher information", draws)
+    with torch.enable_grad(), attached(base, nothing):
+        for number in range(draws):
+            times = torch.randint(len(base.schedule.alphas_cumprod), (1,), generator=rng).to(base.device)
+            noise = torch.randn(1, *shape, generator=rng).to(base.device)
+            clean = latents[number % pictures, None]
+            with torch.no_grad():
+                conditioning = base.encode_prompts([prompts[number % pictures]], setting.old_words)
+            prediction = base.predict(base.schedule.noised(clean, noise, times), times, conditioning)
+            loss = (prediction - base.schedule.target(clean, noise, times)).square().mean()
+            for place, gradient in zip(nothing, torch.autograd.grad(loss, list(nothing.values())), strict=True):
+                squares[place] += gradient.float().square() / draws
+    return squares
+
+
+def relative_weight(
+    kappa: float, reference_loss: float, importance: Mapping[Projection, Tensor], past: Mapping[Projection, Tensor]
+) -> float:
+    """λ for a κ: a delta as large as the past, and unrelated to Ω, costs κ diffusion losses."""
+    scale = sum(omega.mean().item() * past[place].square().sum().item() for place, omega in importance.items())
+    return kappa * reference_loss / scale if scale > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class ElasticWeights:
+    """The equation above with its κ."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "elastic_weights"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise RecipeError(f"The weight of elastic weights is {self.weight}; it must be 0 or more.")
+
+    def begin(self, setting: Setting) -> Term:
+        roots: dict[Projection, Tensor] = {}
+        weight = 0.0
+        if self.weight and setting.past and setting.old_prompts:
+            importance = fisher_information(setting)
+            weight = relative_weight(self.weight, setting.reference_loss, importance, setting.past)
+            roots = {place: omega.sqrt() for place, omega in importance.items()}
+
+        def term(step: Step) -> Tensor:
+            total = step.latents.new_zeros((), dtype=torch.float32)
+            for place, delta in step.deltas.items():
+                if place in roots:
+                    total = total + LowRankOverlap.apply(roots[place], delta.up, delta.down)
+            return weight * total
+
+        return term

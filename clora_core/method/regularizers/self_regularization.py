@@ -1,0 +1,100 @@
+"""Self-regularization: a new concept keeps off the weights that earlier concepts moved.
+
+    L = λ Σ_projections ‖ past ∘ (up·down) ‖²_F        Smith et al. 2023 (C-LoRA), arXiv:2304.06027, equation (3)
+
+The paper takes the absolute value of past, which the square makes irrelevant. Its λ (1e8 as far as we know) belongs to
+its model, rank and learning rate: the term grows with the fourth power of the deltas. The relative weight κ is ours:
+
+    λ = κ · L_ref / Σ_projections numel · rms(past)⁴
+
+so that κ = 1 makes a delta as large as the past, and unrelated to it, cost as much as the diffusion loss L_ref.
+
+`squares` takes (Σ Δ_i²)^½ instead of past = Σ Δ_i, so that earlier deltas of opposite signs do not cancel and leave
+what both moved unprotected. Ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...errors import RecipeError
+from ...model.projections import Projection
+from ..step import Deltas, Setting, Step
+from .protocol import Term
+
+
+def overlap(past: Tensor, delta: Tensor) -> Tensor:
+    """‖past ∘ delta‖²_F of one projection, in float32. Both (out, in); the gradient flows to delta only."""
+    return (past.detach().float() * delta.float()).square().sum()
+
+
+class LowRankOverlap(torch.autograd.Function):
+    """`overlap` of past and up @ down, whose backward pass needs no dense matrix.
+
+    With G = 2 past² ∘ (up·down), ∂/∂up = G·downᵀ and ∂/∂down = upᵀ·G: two thin matrices are kept, so that the memory
+    of all projections together is that of the largest one. Inputs float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, past: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        touched = past * (up @ down)
+        gradient = past * touched * 2
+        ctx.save_for_backward(gradient @ down.T, up.T @ gradient)
+        return touched.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+        for_up, for_down = ctx.saved_tensors
+        return None, upstream[0] * for_up, upstream[0] * for_down
+
+
+def relative_weight(kappa: float, reference_loss: float, past: list[Tensor]) -> float:
+    """λ for a κ: see the equation above."""
+    scale = sum(p.numel() * p.float().square().mean().item() ** 2 for p in past)
+    return kappa * reference_loss / scale if scale > 0 else 0.0
+
+
+@torch.no_grad()
+def root_of_squares(earlier: Sequence[Deltas], like: Mapping[Projection, Tensor]) -> dict[Projection, Tensor]:
+    """projection → (Σ_i Δ_i²)^½, entry by entry, (out, in) float32 on the devices of `like`."""
+    roots = {}
+    for projection, matrix in like.items():
+        total = torch.zeros_like(matrix)
+        for deltas in earlier:
+            if projection in deltas:
+                total += deltas[projection].dense().to(total).square()
+        roots[projection] = total.sqrt()
+    return roots
+
+
+@dataclass(frozen=True)
+class SelfRegularization:
+    """Equation (3) with its weight: κ if `relative`, else the paper's absolute λ. squares: see above."""
+
+    weight: float = 1.0
+    relative: bool = True
+    squares: bool = False
+    name: ClassVar[str] = "self_regularization"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise RecipeError(f"The weight of self-regularization is {self.weight}; it must be 0 or more.")
+
+    def begin(self, setting: Setting) -> Term:
+        past = root_of_squares(setting.earlier, setting.past) if self.squares else setting.past
+        weight = self.weight
+        if self.relative and past and weight:
+            weight = relative_weight(weight, setting.reference_loss, list(past.values()))
+
+        def term(step: Step) -> Tensor:
+            total = step.latents.new_zeros((), dtype=torch.float32)
+            for projection, delta in step.deltas.items():
+                if (moved := past.get(projection)) is None:
+                    continue
+                total = total + LowRankOverlap.apply(moved, delta.up, delta.down)
+            return weight * total
+
+        return term

@@ -1,0 +1,64 @@
+"""Style distillation: what is generated shall look like the style's pictures as a whole, not like one of them.
+
+    L = w · E[ ᾱ_s · KL( ρ(ẑ₀/τ) ‖ ρ(z̄/τ) ) ]        ρ: softmax over all numbers of a latent
+
+MuseumMaker (arXiv:2404.16612), its style distillation loss; ẑ₀ is the clean latent that the model predicts, z̄ the mean
+latent of the style's pictures, which keeps their palette and loses their layout. Reconstructed: what we could read of
+the paper compares two latents of which neither depends on the model, so that it would have no gradient; that one side
+is the model's prediction, the factor ᾱ_s (at high noise ẑ₀ means nothing) and τ are ours. `of` "noise" is the other
+reading: the predictions for the noised picture and for the noised mean,
+
+    L = w · E[ KL( ρ(ε_θ(z_s)/τ) ‖ ρ(ε_θ(z̄_s)/τ) ) ]        without a gradient through the second
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...errors import RecipeError
+from ..step import Setting, Step
+from .protocol import Term
+
+
+def divergence(sample: Tensor, reference: Tensor, *, temperature: float) -> Tensor:
+    """KL(ρ(sample/τ) ‖ ρ(reference/τ)) of each pair, (b,), in nats. Both (b, …); no gradient reaches the reference."""
+    one = torch.log_softmax(sample.float().flatten(1) / temperature, dim=1)
+    other = torch.log_softmax(reference.detach().float().flatten(1) / temperature, dim=1)
+    return (one.exp() * (one - other)).sum(1)
+
+
+@dataclass(frozen=True)
+class StyleDistillation:
+    """The equation above with its weight w and temperature τ. of: "picture" or "noise"."""
+
+    weight: float = 0.1
+    temperature: float = 1.0
+    of: str = "picture"
+    name: ClassVar[str] = "style_distillation"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise RecipeError(f"The weight of style distillation is {self.weight}; it must be 0 or more.")
+        if not 0 < self.temperature < float("inf"):
+            raise RecipeError(f"The temperature of style distillation is {self.temperature}; it must be above 0.")
+        if self.of not in ("picture", "noise"):
+            raise RecipeError(f"Style distillation compares 'picture' or 'noise', not '{self.of}'.")
+
+    def begin(self, setting: Setting) -> Term:
+        base, mean = setting.base, setting.latents.mean(0).to(setting.base.device)
+
+        def term(step: Step) -> Tensor:
+            schedule, means = base.schedule, mean.expand_as(step.latents)
+            if self.of == "noise":
+                with torch.no_grad():
+                    noisy = schedule.noised(means, step.noise, step.timesteps)
+                    reference = base.predict(noisy, step.timesteps, step.conditioning)
+                return self.weight * divergence(step.prediction, reference, temperature=self.temperature).mean()
+            noisy = schedule.noised(step.latents, step.noise, step.timesteps)
+            clean = schedule.clean(noisy, step.prediction, step.timesteps)
+            signal = schedule.alphas_cumprod.to(step.timesteps.device)[step.timesteps]
+            return self.weight * (signal * divergence(clean, means, temperature=self.temperature)).mean()
+
+        return term

@@ -1,0 +1,63 @@
+"""Layer-wise words: a word may have a vector for every cross-attention, which then reads text states of its own.
+
+The states of all layers stand side by side along the width, (b, tokens, layers · width), so that they travel as any
+text states do, and each key and value projection cuts out its own layer's. Words per layer are MuseumMaker's task-wise
+tokens (arXiv:2404.16612), made as Mix-of-Show's ED-LoRA makes them (arXiv:2305.18292, after P+, arXiv:2303.09522).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from ..errors import ConceptError
+from .concept import ConceptToken
+from .projections import Projection
+
+ROWS_AT_ONCE = 128  # that a text encoder is given; 33 prompts for each of SDXL's 70 layers would fill 30 GB
+
+
+def layer_numbers(projections: Iterable[Projection]) -> dict[Projection, int]:
+    """Each projection → the number of its cross-attention, in the order in which a UNet runs them."""
+    paths = {projection: projection.path.rpartition(".")[0] for projection in projections}
+    order = {path: number for number, path in enumerate(sorted(set(paths.values()), key=_place))}
+    return {projection: order[path] for projection, path in paths.items()}
+
+
+def layer_count(modules: Mapping[Projection, nn.Module]) -> int:
+    """How many cross-attentions these projections belong to."""
+    return len(set(layer_numbers(modules).values()))
+
+
+def check_layers(token: ConceptToken, expected: int) -> None:
+    """Raise ConceptError for a word with vectors for another number of cross-attentions than the model has."""
+    count = len(next(iter(token.vectors.values())))
+    if count not in (1, expected):
+        raise ConceptError(
+            f"'{token.word}' has vectors for {count} cross-attentions, but this model has {expected}. Use it over the "
+            "base that it was learned over."
+        )
+
+
+@contextmanager
+def own_layers(modules: Mapping[Projection, nn.Module]) -> Iterator[None]:
+    """While entered, each projection reads its own layer of states that hold several; others it reads as always."""
+    with ExitStack() as handles:
+        for projection, layer in layer_numbers(modules).items():
+            hook = _cutting(layer, projection.shape[1])
+            handles.callback(modules[projection].register_forward_pre_hook(hook).remove)
+        yield
+
+
+def _cutting(layer: int, width: int):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states = inputs[0]
+        return inputs if states.shape[-1] == width else (states[..., layer * width : (layer + 1) * width], *inputs[1:])
+
+    return hook
+
+
+def _place(path: str) -> tuple[object, ...]:
+    """down, middle, up, and numbers as numbers."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path))

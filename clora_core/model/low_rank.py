@@ -1,0 +1,96 @@
+"""A low-rank matrix, kept as its two factors.
+
+    value = up @ down        up (out, rank), down (rank, in)
+
+C-LoRA writes it A·B with A on the output side, LoRA writes it B·A; `up` and `down` cannot be confused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import MuseumError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The matrix `up @ down`, of shape (out, in)."""
+
+    up: Tensor
+    down: Tensor
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            shapes = f"up {tuple(self.up.shape)}, down {tuple(self.down.shape)}"
+            raise MuseumError(f"These factors do not fit together: {shapes}. Expected (out, rank) and (rank, in).")
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.up.shape[0], self.down.shape[1]
+
+    def dense(self) -> Tensor:
+        """(out, in), in the factors' dtype."""
+        return self.up @ self.down
+
+    def scaled(self, strength: float) -> "LowRank":
+        """The matrix times a number."""
+        return self if strength == 1 else LowRank(self.up * strength, self.down)
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, from rank × rank matrices only."""
+        return inner(self, self).clamp_min(0).sqrt()
+
+
+def inner(a: LowRank, b: LowRank) -> Tensor:
+    """⟨a, b⟩ = tr((up_aᵀ up_b)(down_b down_aᵀ)), without forming either matrix."""
+    return ((a.up.T @ b.up) * (a.down @ b.down.T)).sum()
+
+
+def concatenated(parts: Sequence[LowRank]) -> LowRank:
+    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n].
+
+    Parts that were cut from one pair of factors, as exhibits of a file are, become that pair again without a copy.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return LowRank(_joined([part.up for part in parts], dim=1), _joined([part.down for part in parts], dim=0))
+
+
+def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest matrix of at most that rank, and ‖whole - nearest‖_F (Eckart and Young 1936); `whole` if it fits.
+
+    The singular values of up @ down are those of R_up R_downᵀ, with up = Q_up R_up and downᵀ = Q_down R_down, so the
+    matrix is never formed. float64 within; the nearest one has the dtype of `whole`.
+    """
+    if whole.rank <= rank:
+        return whole, 0.0
+    q_up, r_up = torch.linalg.qr(whole.up.double())
+    q_down, r_down = torch.linalg.qr(whole.down.double().T)
+    left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    shares = values[:rank].sqrt()
+    up = q_up @ left[:, :rank] * shares
+    down = shares[:, None] * right[:rank] @ q_down.T
+    lost = values[rank:].square().sum().sqrt().item()
+    return LowRank(up.to(whole.up.dtype), down.to(whole.down.dtype)), lost
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat, or the tensor of which these are neighbouring views."""
+    first = tensors[0]
+    storage, end, size = first.untyped_storage().data_ptr(), first.storage_offset(), 0
+    for tensor in tensors:
+        adjoins = tensor.storage_offset() == end and tensor.untyped_storage().data_ptr() == storage
+        if not adjoins or tensor.stride() != first.stride() or tensor.dtype != first.dtype or tensor.requires_grad:
+            return torch.cat(list(tensors), dim=dim)
+        size += tensor.shape[dim]
+        end += tensor.shape[dim] * tensor.stride(dim)
+    shape = list(first.shape)
+    shape[dim] = size
+    return first.as_strided(shape, first.stride())

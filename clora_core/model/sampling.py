@@ -1,0 +1,116 @@
+"""Sample pictures through the same seam that learning uses: DDIM with classifier-free guidance.
+
+    x_prev = √ᾱ_prev · x̂₀ + √(1 - ᾱ_prev) · ε̂        Song et al. 2021 (DDIM), arXiv:2010.02502, equation (12), σ = 0
+
+The timesteps trail (the first is the schedule's noisiest), as in Lin et al. 2024, arXiv:2305.08891, section 3.3.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..seeds import seeded
+from .base import Base, Conditioning, Schedule
+from .concept import ConceptToken
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled. Picture i of a call depends on `seed` and i alone."""
+
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise RecipeError(
+                f"Sampling takes at least 1 step and 1 picture at a time, not {self.steps}, {self.batch_size}."
+            )
+
+
+def usual_guidance(base: Base) -> float:
+    """The guidance that models of this kind are usually sampled with."""
+    return 5.0 if base.architecture.name == "starter" else 7.5
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken] = (),
+    sampling: Sampling = Sampling(),
+    *,
+    latent_shape: tuple[int, int, int],
+    report: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """One picture per prompt, (n, 3, h, w) in [-1, 1], float32 on the CPU. latent_shape: (channels, h', w').
+
+    `report(done, of)` hears of every batch step and may raise to stop.
+    """
+    parts = sampled_latents(base, prompts, tokens, sampling, latent_shape=latent_shape, report=report)
+    return torch.cat([base.decode_latents(latents) for latents in parts]).clamp(-1, 1)
+
+
+@torch.no_grad()
+def sampled_latents(
+    base: Base,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken] = (),
+    sampling: Sampling = Sampling(),
+    *,
+    latent_shape: tuple[int, int, int],
+    report: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """The same before it is decoded, batch by batch: (b, c, h', w') on the base's device."""
+    starts = range(0, len(prompts), sampling.batch_size)
+    for number, begin in enumerate(starts):
+        part = prompts[begin : begin + sampling.batch_size]
+        noise = [
+            torch.randn(latent_shape, generator=seeded("sample", sampling.seed, begin + row))
+            for row in range(len(part))
+        ]
+        conditioning = base.encode_prompts([*part, ""], tokens)
+        count = len(part)
+        rows = torch.tensor([*range(count), *[count] * count], device=conditioning.states.device)
+        latents = torch.stack(noise).to(base.device)
+        times = timesteps(len(base.schedule.alphas_cumprod), sampling.steps)
+        for index, time in enumerate(times):
+            before = times[index + 1] if index + 1 < len(times) else None
+            prediction = guided(base, latents, time, conditioning[rows], sampling.guidance)
+            latents = ddim_step(latents, prediction, time, before, base.schedule)
+            if report:
+                report(number * sampling.steps + index + 1, len(starts) * sampling.steps)
+        yield latents
+
+
+def timesteps(count: int, steps: int) -> list[int]:
+    """`steps` of the schedule's `count` timesteps, from the noisiest down, evenly spaced."""
+    return [round(count - index * count / steps) - 1 for index in range(steps)]
+
+
+def guided(base: Base, latents: Tensor, time: int, conditioning: Conditioning, guidance: float) -> Tensor:
+    """unconditional + guidance · (conditional - unconditional); conditioning: the prompts, then as many empty ones."""
+    count = len(latents)
+    if guidance == 1:
+        times = torch.full((count,), time, device=latents.device)
+        return base.predict(latents, times, conditioning[slice(count)])
+    times = torch.full((2 * count,), time, device=latents.device)
+    conditional, unconditional = base.predict(latents.repeat(2, 1, 1, 1), times, conditioning).chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def ddim_step(latents: Tensor, prediction: Tensor, time: int, before: int | None, schedule: Schedule) -> Tensor:
+    """One step from timestep `time` to `before`; `None` is the clean picture."""
+    times = torch.full((len(latents),), time, device=latents.device)
+    signal, noise = schedule.coefficients(times)
+    clean = schedule.clean(latents, prediction, times)
+    if before is None:
+        return clean
+    next_alpha = schedule.alphas_cumprod[before].to(latents.device)
+    epsilon = prediction if schedule.prediction == "epsilon" else signal * prediction + noise * latents
+    return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * epsilon

@@ -1,0 +1,1 @@
+"""What was learned: exhibits, in memory and in their file."""

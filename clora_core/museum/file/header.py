@@ -1,0 +1,301 @@
+"""The header of a museum file: everything in a museum but its tensors, to JSON and back.
+
+It is checked at birth, whether it is taken from a museum that shall be written or from a file that nobody vouches for:
+whoever holds a Header holds one that the format allows.
+"""
+
+import base64
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
+
+from ...errors import MuseumError
+from ...method.recipe import Recipe
+from ...method.regularizers import REGULARIZERS
+from ...model.base import Fingerprint
+from ...model.concept import TEMPLATES, Kind, check_word
+from ...model.projections import DIFFUSERS_PATH, Architecture, Projection, Role, architecture_named, lora_key
+from ..museum import Exhibit, Museum
+from .json_values import check_types, fields, listed, mapping, number, parsed, text, unprintable, whole, written
+
+Stored = Literal["float32", "float16", "bfloat16"]
+
+EXHIBITS_LIMIT = 4096
+PROJECTIONS_LIMIT = 1024
+THUMBNAIL_LIMIT = 256 * 1024  # characters of base64
+JPEG = b"\xff\xd8"  # how one begins
+
+HEADER_FIELDS = ("base", "dtype", "projections", "exhibits")
+EXHIBIT_FIELDS = ("word", "kind", "prompt", "recipe", "facts", "rank", "layers", "words", "encoders", "thumbnail")
+
+
+@dataclass(frozen=True)
+class ExhibitHeader:
+    """An exhibit without its tensors.
+
+    ranks: the projections that it moves, each with its own rank. layers, words: the first two sizes of its vectors.
+    """
+
+    word: str
+    kind: Kind
+    prompt: str
+    recipe: Recipe
+    facts: Mapping[str, object]
+    ranks: Mapping[Projection, int]
+    layers: int
+    words: int
+    thumbnail: bytes
+    strength: float = 1.0
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether its deltas act everywhere, and so are part of the sum; or at its word's places only."""
+        return self.recipe.applied == "everywhere"
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether programs that read a LoRA with its words can show it."""
+        return self.everywhere and self.layers == 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """A museum without its tensors. dtype: how they stand in the file; in memory they are float32."""
+
+    base: Fingerprint
+    dtype: Stored
+    projections: tuple[Projection, ...]
+    exhibits: tuple[ExhibitHeader, ...]
+
+    def __post_init__(self) -> None:
+        architecture = self.architecture
+        if self.dtype not in get_args(Stored):
+            raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
+        if len(self.projections) > PROJECTIONS_LIMIT:
+            raise MuseumError(f"A museum is over at most {PROJECTIONS_LIMIT} projections, not {len(self.projections)}.")
+        for projection in self.projections:
+            _check_projection(projection, architecture)
+        _check_unique([lora_key(projection, architecture) for projection in self.projections], "projection")
+        if len(self.exhibits) > EXHIBITS_LIMIT:
+            raise MuseumError(f"A museum holds at most {EXHIBITS_LIMIT} exhibits, not {len(self.exhibits)}.")
+        _check_unique(self.words, "word")
+        for exhibit in self.exhibits:
+            _check_exhibit(exhibit, self.projections)
+        moved = set().union(*(exhibit.ranks for exhibit in self.exhibits))
+        if idle := [projection.path for projection in self.projections if projection not in moved]:
+            raise MuseumError(f"No exhibit moves the projection '{idle[0]}'.")
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture_named(self.base.architecture)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(exhibit.word for exhibit in self.exhibits)
+
+    def followed_by(self, other: "Header") -> "Header":
+        """This museum with the other's exhibits after its own."""
+        projections = sorted({*self.projections, *other.projections})
+        return replace(self, projections=tuple(projections), exhibits=(*self.exhibits, *other.exhibits))
+
+
+def header_of(museum: Museum, dtype: Stored = "float32") -> Header:
+    """The header under which this museum is written. Raises MuseumError for what the format cannot hold."""
+    projections = sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas})
+    header = Header(museum.base, dtype, tuple(projections), tuple(_header_of(exhibit) for exhibit in museum.exhibits))
+    for exhibit in museum.exhibits:
+        _check_tensors(exhibit, header.architecture)
+    return header
+
+
+def header_to_json(header: Header) -> str:
+    """The header as JSON, the same text for the same header."""
+    return written(
+        {
+            "base": {"architecture": header.base.architecture, "digest": header.base.digest},
+            "dtype": header.dtype,
+            "projections": [[p.path, p.role, *p.shape] for p in header.projections],
+            "exhibits": [_exhibit_to_json(exhibit, header) for exhibit in header.exhibits],
+        },
+        "The museum's header",
+    )
+
+
+def header_from_json(source: str) -> Header:
+    """The way back. Raises MuseumError for everything that no museum has."""
+    values = fields(parsed(source, "The header"), HEADER_FIELDS, "The header")
+    base = fields(values["base"], ("architecture", "digest"), "The base")
+    name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
+    projections = tuple(_projection(entry) for entry in listed(values["projections"], "The list of projections"))
+    exhibits = listed(values["exhibits"], "The list of exhibits")
+    read = _Exhibits(projections, sorted(architecture_named(name).encoders))
+    return Header(
+        Fingerprint(name, digest),
+        cast(Stored, text(values["dtype"], "The dtype")),
+        projections,
+        tuple(read.exhibit(entry, f"Exhibit {number}") for number, entry in enumerate(exhibits, 1)),
+    )
+
+
+def _header_of(exhibit: Exhibit) -> ExhibitHeader:
+    return ExhibitHeader(
+        exhibit.word,
+        exhibit.kind,
+        exhibit.prompt,
+        exhibit.recipe,
+        exhibit.facts,
+        {projection: delta.rank for projection, delta in exhibit.deltas.items()},
+        next(iter(exhibit.token.vectors.values())).shape[0],
+        exhibit.token.words,
+        exhibit.thumbnail,
+        exhibit.strength,
+    )
+
+
+def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object]:
+    """rank: one number where the exhibit has it on every projection of the file, else path → rank. No strength is 1."""
+    ranks = {p.path: exhibit.ranks[p] for p in header.projections if p in exhibit.ranks}
+    everywhere = len(ranks) == len(header.projections) and len(set(ranks.values())) == 1
+    return {
+        "word": exhibit.word,
+        "kind": exhibit.kind,
+        "prompt": exhibit.prompt,
+        "recipe": exhibit.recipe.to_json(),
+        "facts": dict(exhibit.facts),
+        "rank": next(iter(ranks.values())) if everywhere else ranks,
+        "layers": exhibit.layers,
+        "words": exhibit.words,
+        "encoders": sorted(header.architecture.encoders),
+        "thumbnail": base64.b64encode(exhibit.thumbnail).decode(),
+        **({} if exhibit.strength == 1 else {"strength": exhibit.strength}),
+    }
+
+
+class _Exhibits:
+    """Reads exhibits; what many of them have in common is read once, so that a thousand are read in milliseconds."""
+
+    def __init__(self, projections: tuple[Projection, ...], encoders: list[str]) -> None:
+        self.projections = projections
+        self.encoders = encoders
+        self.recipes: dict[str, Recipe] = {}
+        self.everywhere: dict[int, Mapping[Projection, int]] = {}
+
+    def exhibit(self, entry: object, what: str) -> ExhibitHeader:
+        values = fields({"strength": 1, **mapping(entry, what)}, (*EXHIBIT_FIELDS, "strength"), what)
+        if (found := values["encoders"]) != self.encoders:
+            raise MuseumError(f"{what}: its vectors are for {found!r:.60}; this architecture has {self.encoders}.")
+        facts = mapping(values["facts"], f"{what}: facts")
+        written(facts, f"{what}: facts")
+        return ExhibitHeader(
+            text(values["word"], f"{what}: word"),
+            cast(Kind, text(values["kind"], f"{what}: kind")),
+            text(values["prompt"], f"{what}: prompt"),
+            self.recipe(values["recipe"], f"{what}: recipe"),
+            facts,
+            self.ranks(values["rank"], f"{what}: rank"),
+            whole(values["layers"], f"{what}: layers", least=1),
+            whole(values["words"], f"{what}: words", least=1),
+            _thumbnail(text(values["thumbnail"], f"{what}: thumbnail"), what),
+            number(values["strength"], f"{what}: strength"),
+        )
+
+    def recipe(self, value: object, what: str) -> Recipe:
+        source = repr(value)  # tells 1 from 1.0 and true
+        if source not in self.recipes:
+            self.recipes[source] = _recipe(value, what)
+        return self.recipes[source]
+
+    def ranks(self, value: object, what: str) -> Mapping[Projection, int]:
+        if isinstance(value, dict):
+            return _ranks(value, self.projections, what)
+        rank = whole(value, what, least=1)
+        if rank not in self.everywhere:
+            self.everywhere[rank] = dict.fromkeys(self.projections, rank)
+        return self.everywhere[rank]
+
+
+def _projection(entry: object) -> Projection:
+    match listed(entry, "A projection"):
+        case [path, role, rows, columns]:
+            shape = whole(rows, "A projection's height", least=1), whole(columns, "A projection's width", least=1)
+            return Projection(text(path, "A projection's path"), cast(Role, text(role, "A projection's role")), shape)
+    raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
+
+
+def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], what: str) -> dict[Projection, int]:
+    paths = {projection.path: projection for projection in projections}
+    if unknown := [path for path in value if path not in paths]:
+        raise MuseumError(f"{what} names a projection that the file does not have: '{unknown[0]:.100}'.")
+    return {p: whole(value[p.path], f"{what} of '{p.path}'", least=1) for p in projections if p.path in value}
+
+
+def _recipe(value: object, what: str) -> Recipe:
+    values = mapping(value, what)
+    check_types(Recipe, values, what)
+    kinds = {kind.name: kind for kind in REGULARIZERS}
+    for entry in listed(values.get("regularizers"), f"{what}: regularizers"):
+        numbers = dict(mapping(entry, f"{what}: a regularizer"))
+        name = text(numbers.pop("name", None), f"{what}: a regularizer's name")
+        if name in kinds:
+            check_types(kinds[name], numbers, f"{what}: {name}")
+    return Recipe.from_json(values)
+
+
+def _thumbnail(encoded: str, what: str) -> bytes:
+    if len(encoded) > THUMBNAIL_LIMIT:
+        raise MuseumError(f"{what}: its thumbnail takes {len(encoded)} characters; at most {THUMBNAIL_LIMIT} are read.")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise MuseumError(f"{what}: its thumbnail is no base64 ({error}).") from error
+
+
+def _check_projection(projection: Projection, architecture: Architecture) -> None:
+    match = DIFFUSERS_PATH.fullmatch(projection.path)
+    if not match or projection.role != {"k": "key", "v": "value"}[match["role"]]:
+        named = f"'{projection.path:.100}' ({projection.role:.20})"
+        raise MuseumError(f"{named} is no key or value projection of a UNet's cross-attention, by its diffusers name.")
+    if projection.shape[1] != architecture.text_width:
+        raise MuseumError(
+            f"'{projection.path}' reads text states of width {projection.shape[1]}; "
+            f"those of {architecture.name} have {architecture.text_width}."
+        )
+
+
+def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) -> None:
+    check_word(exhibit.word)
+    if odd := unprintable(exhibit.word):
+        raise MuseumError(f"The word {exhibit.word!r} holds {odd!r}, which is no printable character. Rename it.")
+    if exhibit.kind not in TEMPLATES:
+        kinds = ", ".join(TEMPLATES)
+        raise MuseumError(f"The kind of '{exhibit.word}' is '{exhibit.kind:.60}'; it must be one of {kinds}.")
+    if min(exhibit.ranks.values(), default=1) < 1:
+        raise MuseumError(f"'{exhibit.word}' has a delta of rank 0. Leave that projection out.")
+    if exhibit.thumbnail and not exhibit.thumbnail.startswith(JPEG):
+        raise MuseumError(f"The thumbnail of '{exhibit.word}' is no JPEG. Make it one, or leave it out.")
+    if 4 * ((len(exhibit.thumbnail) + 2) // 3) > THUMBNAIL_LIMIT:
+        raise MuseumError(
+            f"The thumbnail of '{exhibit.word}' has {len(exhibit.thumbnail)} bytes; at most {THUMBNAIL_LIMIT * 3 // 4} "
+            "fit. Make the picture smaller."
+        )
+
+
+def _check_tensors(exhibit: Exhibit, architecture: Architecture) -> None:
+    for projection, delta in exhibit.deltas.items():
+        if delta.shape != projection.shape:
+            raise MuseumError(
+                f"The delta of '{exhibit.word}' on '{projection.path}' has shape {delta.shape}, "
+                f"the projection has {projection.shape}."
+            )
+    widths = {encoder: vectors.shape[-1] for encoder, vectors in exhibit.token.vectors.items()}
+    if widths != (needed := dict(architecture.encoders)):
+        raise MuseumError(f"The vectors of '{exhibit.word}' have widths {widths}; {architecture.name} needs {needed}.")
+    if min(next(iter(exhibit.token.vectors.values())).shape) < 1:
+        raise MuseumError(f"'{exhibit.word}' has no vectors.")
+
+
+def _check_unique(names: list[str] | tuple[str, ...], what: str) -> None:
+    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    if count > 1:
+        raise MuseumError(f"The {what} '{name}' stands in it {count} times. Every {what} needs a name of its own.")

@@ -1,0 +1,128 @@
+"""JSON that nobody vouches for: every value is asked for by its type, and anything else is a MuseumError.
+
+`what` is how an error names the value, for example "exhibit 2: rank".
+"""
+
+import json
+import math
+import reprlib
+import unicodedata
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from ...errors import MuseumError
+
+COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def written(value: object, what: str) -> str:
+    """The value as compact JSON, the same text for the same value."""
+    try:
+        text = COMPACT.encode(value)
+        text.encode()  # refuses halves of characters, which no file can hold
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        advice = "Use plain texts, finite numbers and lists"
+        raise MuseumError(f"{what} cannot be written as JSON ({error}). {advice}.") from error
+
+
+def parsed(text: str, what: str) -> object:
+    """The value of a JSON text without repeated keys, endless nesting, or numbers that are not finite."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise MuseumError(f"{what} is broken: {error}.") from error
+
+
+def fields(value: object, names: Collection[str], what: str) -> Mapping[str, object]:
+    """A JSON object with exactly these keys."""
+    entries = mapping(value, what)
+    if entries.keys() == frozenset(names):
+        return entries
+    if missing := sorted(set(names) - set(entries)):
+        raise MuseumError(f"{what} has no '{missing[0]}'.")
+    if unknown := sorted(set(entries) - set(names)):
+        raise MuseumError(f"{what} has an unknown entry '{_short(unknown[0])}'. Known: {', '.join(names)}.")
+    return entries
+
+
+def mapping(value: object, what: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise _unexpected(value, "an object", what)
+    return value
+
+
+def listed(value: object, what: str) -> list[object]:
+    if not isinstance(value, list):
+        raise _unexpected(value, "a list", what)
+    return value
+
+
+def text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise _unexpected(value, "a text", what)
+    if not value.isascii():
+        written(value, what)
+    return value
+
+
+def whole(value: object, what: str, *, least: int) -> int:
+    """A whole number, not smaller than `least`, that fits 63 bits."""
+    if type(value) is not int or not least <= value < 2**63:
+        raise _unexpected(value, f"a whole number from {least}", what)
+    return value
+
+
+def number(value: object, what: str) -> float:
+    """A finite number."""
+    if (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value)):
+        return float(value)
+    raise _unexpected(value, "a finite number", what)
+
+
+def unprintable(name: str) -> str:
+    """The first control character, or half of a character, in a name; "" if there is none."""
+    if name.isprintable():
+        return ""
+    return next((character for character in name if unicodedata.category(character) in ("Cc", "Cs")), "")
+
+
+def check_types(kind: type, values: Mapping[str, object], what: str) -> None:
+    """Every value that names an int, float, bool or str field of the dataclass `kind` has that field's type."""
+    expected_types = _types(kind)
+    for name, value in values.items():
+        expected = expected_types.get(name)
+        if expected is float:
+            number(value, f"{what}: {name}")
+        elif expected in (int, bool, str) and type(value) is not expected:
+            raise _unexpected(value, f"of type {getattr(expected, '__name__', expected)}", f"{what}: {name}")
+
+
+@cache
+def _types(kind: type) -> Mapping[str, object]:
+    """Field → its type, that of its first choice for a Literal."""
+    hints = get_type_hints(kind).items()
+    return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in hints}
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a key stands in it twice")
+    return entries
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{_short(digits)} is no finite number")
+    return value
+
+
+def _unexpected(value: object, expected: str, what: str) -> MuseumError:
+    return MuseumError(f"{what} is {_short(reprlib.repr(value))}; it must be {expected}.")
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= 60 else shown[:60] + "…"

@@ -1,0 +1,163 @@
+"""Where a museum's tensors stand in a file: names and shapes.
+
+    lora_unet_….lora_up.weight (out, R)   .lora_down.weight (R, in)   .alpha = R
+
+with the rank rows of all exhibits in order, R = Σ ranks: ΔW = alpha/R · up @ down is the sum of all deltas, exactly.
+These are the keys of kohya's trainer, which ComfyUI, A1111 and Forge read. A word stands under the `bundle_emb` keys
+that OneTrainer writes and A1111 reads.
+
+What ordinary loaders have no name for stands under keys of our own: a word with an embedding per layer, and an exhibit
+that acts at its word only, word and factors (`clora.token.…`, `clora.up.…`, `clora.down.…`). An exhibit of a strength
+other than 1 has its `up` times that strength among the rows, so that every loader shows it alike, and its own `up`
+beside them under `clora.up.…`, so that nothing is rounded away or lost at strength 0.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...errors import MuseumError
+from ...model.low_rank import LowRank
+from ...model.projections import Architecture, Projection, lora_key
+from ..museum import Exhibit
+from .header import ExhibitHeader, Header
+from .joined import Joined, Rows
+
+Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and down (rank, in) of each exhibit in turn
+
+
+def factor_keys(projection: Projection, architecture: Architecture) -> tuple[str, str, str]:
+    """The names of up, down and alpha."""
+    stem = lora_key(projection, architecture)
+    return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
+
+
+def own_keys(word: str, projection: Projection, architecture: Architecture) -> tuple[str, str]:
+    """The names of an exhibit's `up` and `down` as they were learned, where those in the sum are not they."""
+    stem = f"{word}.{lora_key(projection, architecture)}"
+    return f"clora.up.{stem}", f"clora.down.{stem}"
+
+
+def vector_keys(word: str, ordinary: bool, architecture: Architecture) -> dict[str, str]:
+    """encoder → the name of the word's vectors: (words, width), or (layers, words, width) under a key of ours."""
+    if not ordinary:
+        return {encoder: f"clora.token.{word}.{encoder}" for encoder in architecture.encoders}
+    if len(architecture.encoders) == 1:
+        return dict.fromkeys(architecture.encoders, f"bundle_emb.{word}.string_to_param.*")
+    return {encoder: f"bundle_emb.{word}.{encoder}" for encoder in architecture.encoders}
+
+
+def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projection, slice]]:
+    """word → projection → which rank rows of the sum are that exhibit's; of these words, in the museum's order."""
+    filled = dict.fromkeys(header.projections, 0)
+    rows: dict[str, dict[Projection, slice]] = {}
+    for exhibit in _summed(header):
+        if exhibit.word in words:
+            rows[exhibit.word] = {p: slice(filled[p], filled[p] + rank) for p, rank in exhibit.ranks.items()}
+        for projection, rank in exhibit.ranks.items():
+            filled[projection] += rank
+    return rows
+
+
+def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projection, Tensor]:
+    """projection → (R,), for each rank row the strength of the exhibit that it belongs to, 0 where there is none."""
+    scales: dict[Projection, list[float]] = {projection: [] for projection in total_ranks(header)}
+    for exhibit in _summed(header):
+        for projection, rank in exhibit.ranks.items():
+            scales[projection] += [strengths.get(exhibit.word, 0.0)] * rank
+    return {projection: torch.tensor(scale) for projection, scale in scales.items()}
+
+
+def total_ranks(header: Header) -> dict[Projection, int]:
+    """projection → R, the ranks that are summed, where there are any. Exhibits that share theirs are added at once."""
+    totals = dict.fromkeys(header.projections, 0)
+    shared = {id(exhibit.ranks): exhibit.ranks for exhibit in _summed(header)}
+    for key, count in Counter(id(exhibit.ranks) for exhibit in _summed(header)).items():
+        for projection, rank in shared[key].items():
+            totals[projection] += rank * count
+    return {projection: total for projection, total in totals.items() if total}
+
+
+def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that a museum file with this header holds, and no other; each name once."""
+    architecture = header.architecture
+    for projection, rank in total_ranks(header).items():
+        up, down, alpha = factor_keys(projection, architecture)
+        rows, columns = projection.shape
+        yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
+    for exhibit in header.exhibits:
+        layers = () if exhibit.ordinary else (exhibit.layers,)
+        for encoder, key in vector_keys(exhibit.word, exhibit.ordinary, architecture).items():
+            yield key, (*layers, exhibit.words, architecture.encoders[encoder])
+        for projection, rank in () if exhibit.everywhere and exhibit.strength == 1 else exhibit.ranks.items():
+            up, down = own_keys(exhibit.word, projection, architecture)
+            yield up, (projection.shape[0], rank)
+            if not exhibit.everywhere:
+                yield down, (rank, projection.shape[1])
+
+
+def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[str, Tensor | Joined]:
+    """The museum's deltas as one ordinary LoRA, out of pieces that are put together while they are written."""
+    shape, ranks = dict(shapes(header)), total_ranks(header)
+    tensors: dict[str, Tensor | Joined] = {}
+    for projection, factors in pieces.items():
+        up, down, alpha = factor_keys(projection, header.architecture)
+        ups, downs = zip(*factors, strict=True)
+        tensors |= {
+            up: Joined(ups, "beside", shape[up], dtype),
+            down: Joined(downs, "below", shape[down], dtype),
+            alpha: torch.tensor(float(ranks[projection])),
+        }
+    return tensors
+
+
+def factors(
+    deltas: Mapping[Projection, LowRank], architecture: Architecture, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Deltas, such as those of all exhibits together, as an ordinary LoRA."""
+    tensors: dict[str, Tensor] = {}
+    for projection, delta in deltas.items():
+        up, down, alpha = factor_keys(projection, architecture)
+        tensors |= {
+            up: stored(delta.up, dtype, projection.path),
+            down: stored(delta.down, dtype, projection.path),
+            alpha: torch.tensor(float(delta.rank)),
+        }
+    return tensors
+
+
+def vectors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The exhibit's word."""
+    tensors: dict[str, Tensor] = {}
+    layers = next(iter(exhibit.token.vectors.values())).shape[0]
+    ordinary = layers == 1 and not exhibit.gate
+    for encoder, key in vector_keys(exhibit.word, ordinary, architecture).items():
+        value = exhibit.token.vectors[encoder]
+        tensors[key] = stored(value[0] if ordinary else value, dtype, exhibit.word)
+    return tensors
+
+
+def own_factors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The exhibit's factors as they were learned, where they are not those in the sum."""
+    if not exhibit.gate and exhibit.strength == 1:
+        return {}
+    tensors: dict[str, Tensor] = {}
+    for projection, delta in exhibit.deltas.items():
+        up, down = own_keys(exhibit.word, projection, architecture)
+        tensors[up] = stored(delta.up, dtype, projection.path)
+        if exhibit.gate:
+            tensors[down] = stored(delta.down, dtype, projection.path)
+    return tensors
+
+
+def stored(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The values as the file keeps them. Raises MuseumError for a dtype that would lose more than is asked for."""
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise MuseumError(f"'{name}' has dtype {value.dtype}; museums are kept as float32. Convert it with .float().")
+    return value.detach().to("cpu", dtype)
+
+
+def _summed(header: Header) -> Iterator[ExhibitHeader]:
+    return (exhibit for exhibit in header.exhibits if exhibit.everywhere)

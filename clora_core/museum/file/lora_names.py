@@ -1,0 +1,98 @@
+"""The names of tensors in LoRA files that others write, and which of them a museum has a place for.
+
+<path> is a projection's, as diffusers names it:
+
+    kohya-ss/sd-scripts   lora_unet_<path>.lora_up.weight, .lora_down.weight, .alpha, with _ for . in the path; SDXL's
+                          paths have the original blocks (input_blocks_4_1). SimpleTuner begins with lycoris_
+    diffusers             unet.<path>.lora_B.weight, .lora_A.weight; once .lora.up.weight, .lora.down.weight, and
+                          before that unet.….attn2.processor.to_k_lora.up.weight, .down.weight
+    peft                  base_model.model.<path>.lora_B.weight, .lora_A.weight
+    ComfyUI               diffusion_model.<original path>.lora_up.weight, .lora_down.weight, .alpha
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...errors import MuseumError
+from ...model.projections import ldm_path
+
+PROJECTION = re.compile(
+    r"(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)?"
+    r"(?P<block>(?:(?:down|up)_blocks[._]\d|mid_block)[._]attentions[._]\d"
+    r"|(?:input|output)_blocks[._]\d+[._]1|middle_block[._]1)"
+    r"[._]transformer_blocks[._](?P<depth>\d+)[._]attn2[._](?:processor\.)?to_(?P<role>[kv])"
+)
+PARTS = {
+    ".lora_up.weight": "up",
+    ".lora_B.weight": "up",
+    ".lora.up.weight": "up",
+    "_lora.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_A.weight": "down",
+    ".lora.down.weight": "down",
+    "_lora.down.weight": "down",
+    ".alpha": "alpha",
+}
+BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|clip_[lg])")
+TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder")
+BLOCKS = (
+    *(f"down_blocks.{level}.attentions.{index}" for level in range(4) for index in range(2)),
+    *(f"up_blocks.{level}.attentions.{index}" for level in range(4) for index in range(3)),
+    "mid_block.attentions.0",
+)
+ORIGINAL_BLOCKS = {ldm_path(block).removesuffix(".transformer_blocks."): block for block in BLOCKS}
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """factors: a projection's path → "up", "down" and perhaps "alpha" → the tensor's name, where it is a plain LoRA.
+
+    bundled: a word that A1111 finds in the file → what its vectors are for → the tensor's name. others: all the rest.
+    """
+
+    factors: Mapping[str, Mapping[str, str]]
+    bundled: Mapping[str, Mapping[str, str]]
+    others: Sequence[str]
+
+
+def lora_names(names: Iterable[str]) -> LoraNames:
+    """The names of a LoRA file, in whichever of the forms above."""
+    changed: dict[str, dict[str, str]] = {}
+    bundled: dict[str, dict[str, str]] = {}
+    others: list[str] = []
+    for name in names:
+        if match := PROJECTION.match(name):
+            parts = changed.setdefault(_path(match), {})
+            ending = name[match.end() :]
+            part = PARTS.get(ending, ending)
+            if part in parts:
+                raise MuseumError(f"'{parts[part]:.100}' and '{name:.100}' are the same. Is it two LoRAs in one file?")
+            parts[part] = name
+        elif match := BUNDLED.fullmatch(name):
+            bundled.setdefault(match["word"], {})[match["key"]] = name
+        else:
+            others.append(name)
+    plain = {path: parts for path, parts in changed.items() if {"up", "down"} <= set(parts) <= {"up", "down", "alpha"}}
+    others += [name for path, parts in changed.items() if path not in plain for name in parts.values()]
+    return LoraNames(plain, bundled, others)
+
+
+def told(names: Sequence[str]) -> tuple[str, ...]:
+    """What such other names belong to, for people: "216 tensors of text encoders ('lora_te_…', …)"."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (name.endswith(tuple(PARTS)), name)):  # what is odd stands first
+        if TEXT_ENCODER.match(name):
+            kind = "of text encoders"
+        elif PROJECTION.match(name):
+            kind = "of keys and values in a form that is no plain LoRA"
+        else:
+            kind = "of other layers"
+        kinds.setdefault(kind, []).append(name)
+    return tuple(f"{len(members)} tensors {kind} ('{members[0]:.100}', …)" for kind, members in kinds.items())
+
+
+def _path(match: re.Match[str]) -> str:
+    block = re.sub(r"[._](?=\d|attentions)", ".", match["block"])
+    block = ORIGINAL_BLOCKS.get(block, block)
+    return f"{block}.transformer_blocks.{match['depth']}.attn2.to_{match['role']}"

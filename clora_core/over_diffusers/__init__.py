@@ -1,0 +1,1 @@
+"""Models held by diffusers and transformers, behind the seam of `model/base.py`."""

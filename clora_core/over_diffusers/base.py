@@ -1,0 +1,190 @@
+"""A base over diffusers and transformers: SD1.5, SD2, SDXL, and the built-in starter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ..errors import BaseModelError
+from ..model.base import Conditioning, Precision, Prediction, Schedule, fingerprint
+from ..model.captions import everyday_captions
+from ..model.concept import ConceptToken
+from ..model.layers import layer_count, own_layers
+from ..model.projections import Projection, architecture_of, find_projections
+from ..starter import world
+from ..starter.model import Starter, load_starter
+from .checkpoints import Parts, open_parts
+from .prompts import TextEncoder, encode, word_vectors
+
+AUTOCAST: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PICTURES_AT_ONCE = 4
+
+
+def open_base(
+    path_or_name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    tokenizer: Path | None = None,
+    prediction: Prediction | None = None,
+) -> "DiffusersBase":
+    """Open "starter", a diffusers pipeline's folder, or a single .safetensors checkpoint of SD1.5, SD2 or SDXL.
+
+    dtype: of the UNet and the text encoders; the autoencoder is always float32. tokenizer: a folder with CLIP's
+    tokenizer, for a single file where the hub cannot be reached. prediction: what the model predicts, where the rule
+    in `checkpoints` would get it wrong. Raises BaseModelError for everything that cannot be opened.
+    """
+    if str(path_or_name) == "starter":
+        try:
+            return DiffusersBase.from_starter(load_starter(), dtype=dtype, device=device)
+        except (OSError, RuntimeError) as error:
+            raise BaseModelError(f"The starter model cannot be loaded: {error}. Install this package again.") from error
+    exact = torch.float16 if dtype == torch.float16 else torch.float32  # bfloat16 would change the fingerprint
+    parts = open_parts(Path(path_or_name), dtype=exact, tokenizer=tokenizer, prediction=prediction)
+    return DiffusersBase(parts, dtype=dtype, device=device)
+
+
+class DiffusersBase:
+    """The parts of a model as one frozen `Base`. It takes the parts over: they are moved, cast and frozen in place."""
+
+    def __init__(self, parts: Parts, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
+        self.modules: Mapping[Projection, nn.Module] = find_projections(parts.unet)
+        self.architecture = architecture_of(self.modules)
+        self._check(parts)
+        self.fingerprint = fingerprint(self.modules)
+        self.schedule: Schedule = parts.schedule
+        starter = self.architecture.name == "starter"
+        self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
+        self.device = torch.device(device)
+        self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
+        for model in self._models:
+            held = torch.float32 if model is self.vae else dtype
+            nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
+            model.eval().requires_grad_(False)
+        self._compute: torch.dtype | None = None
+        self.places: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def from_starter(
+        cls, starter: Starter, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> "DiffusersBase":
+        """The base over a starter model, trained or not."""
+        padding = starter.tokenizer.pad_token_id
+        encoder = TextEncoder("clip_l", starter.text_encoder, starter.tokenizer, padding)  # type: ignore[arg-type]
+        schedule = Schedule(starter.scheduler.alphas_cumprod.float(), starter.scheduler.config["prediction_type"])
+        return cls(Parts(starter.unet, starter.vae, (encoder,), schedule), dtype=dtype, device=device)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a side of a latent stands for."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def resolution_px(self) -> int:
+        """The side of the pictures that the model was trained on."""
+        size = self.unet.config["sample_size"] or 64
+        return self.factor * (size if isinstance(size, int) else min(size))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, h', w') of the latents of pictures of that size in pixels."""
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise BaseModelError(
+                f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
+                f"{self.factor}."
+            )
+        return int(self.unet.config["in_channels"]), height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """The mean of the autoencoder's posterior, which is the same every time, times its scaling factor."""
+        self.latent_shape(*pictures.shape[-2:])
+        latents = []
+        for part in pictures.split(PICTURES_AT_ONCE):
+            output = self.vae.encode(part.to(self.device, torch.float32))
+            mean = output.latent_dist.mode() if isinstance(self.vae, AutoencoderKL) else output.latents  # type: ignore[union-attr]
+            latents.append((mean * self.vae.config["scaling_factor"]).cpu())
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
+        scaled = latents / self.vae.config["scaling_factor"]
+        parts = scaled.split(PICTURES_AT_ONCE)
+        decoded = [self.vae.decode(part.to(self.device, torch.float32)).sample for part in parts]  # type: ignore[union-attr]
+        return torch.cat([part.clamp(-1, 1).cpu() for part in decoded])
+
+    def vocabulary(self) -> dict[str, Tensor]:
+        """The frozen word table of each text encoder: its name → (words, width)."""
+        return {encoder.name: encoder.table.weight.detach() for encoder in self.encoders}
+
+    def word_vectors(self, word: str) -> dict[str, Tensor]:
+        """An existing word's vectors: the encoder's name → (tokens, width). Raises ConceptError if it is unknown."""
+        return {encoder.name: word_vectors(encoder, word) for encoder in self.encoders}
+
+    def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32."""
+        return encode(self.encoders, prompts, tokens, layers=layer_count(self.modules))
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""
+        dtype = self.unet.dtype
+        inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
+        autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
+        self.places = conditioning.places
+        with autocast, own_layers(self.modules):
+            added = self._added(inputs[0], conditioning)
+            (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
+        return prediction.float()
+
+    @contextmanager
+    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
+        """While entered, everything is frozen and `predict` computes in that precision, with checkpoints if wished.
+
+        Gives the dtype that is computed in; fp32 means the one that the weights are held in. With checkpointing a
+        backward pass runs parts of the model again, so it must come before any hook is taken off.
+        """
+        with ExitStack() as afterwards:
+            for model in self._models:
+                for module in model.modules():
+                    afterwards.callback(setattr, module, "training", module.training)
+                for parameter in model.parameters():
+                    afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
+                model.eval().requires_grad_(False)
+            if checkpointing and not self.unet.is_gradient_checkpointing:
+                afterwards.callback(self.unet.disable_gradient_checkpointing)
+                self.unet.enable_gradient_checkpointing()
+            afterwards.enter_context(own_layers(self.modules))
+            afterwards.callback(setattr, self, "_compute", self._compute)
+            self._compute = AUTOCAST[precision]
+            yield self._compute or self.unet.dtype
+
+    @property
+    def _models(self) -> tuple[nn.Module, ...]:
+        return (self.unet, self.vae, *(encoder.model for encoder in self.encoders))
+
+    def _added(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
+        """What SDXL is told besides: pooled text, and (height, width, top, left, height, width) in pixels."""
+        if self.unet.config["addition_embed_type"] is None:
+            return None
+        if conditioning.pooled is None:
+            raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
+        height, width = (side * self.factor for side in latents.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
+        return {"text_embeds": conditioning.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}
+
+    def _check(self, parts: Parts) -> None:
+        encoders = {encoder.name: encoder.width for encoder in parts.encoders}
+        if encoders != dict(self.architecture.encoders):
+            raise BaseModelError(
+                f"The text encoders (name: width) are {encoders}; a model of architecture {self.architecture.name} has "
+                f"{dict(self.architecture.encoders)}. Give the whole model, with its own text encoders."
+            )
+        latents, channels = parts.vae.config["latent_channels"], parts.unet.config["in_channels"]
+        if latents != channels:
+            raise BaseModelError(
+                f"The UNet reads {channels} channels, but the autoencoder makes {latents}: an inpainting or "
+                "image-conditioned variant. Use the text-to-image model that it comes from."
+            )

@@ -1,0 +1,285 @@
+"""Open what people have: a diffusers folder, or a single file in the original layout. Only safetensors are read.
+
+What an SD2 file predicts is not written in its tensors. The rule, in this order: what the caller says; the metadata
+`modelspec.prediction_type`; a tensor called "v_pred"; for SD2 ComfyUI's own test, a deviation above 0.09 in the bias of
+the last attention's first norm, so that both read a file alike; else epsilon. A folder's scheduler says it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ..errors import BaseModelError
+from ..model.base import Prediction, Schedule
+from ..model.projections import ARCHITECTURES, Architecture, architecture_of, find_projections
+from . import ldm_layout
+from .prompts import TextEncoder
+
+HUB_TOKENIZER = "openai/clip-vit-large-patch14"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+PREDICTIONS: Mapping[str, Prediction] = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+}
+NATIVE_LATENTS = {"sd15": 64, "sd2": 64, "sdxl": 128}  # side of the latents that each was trained on
+SCALING_FACTORS = {"sd15": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
+V_PREDICTION_LATENTS = {"sd2": 96}
+V_PREDICTION_DEVIATION = 0.09
+BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """All that a text-to-image model is made of."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderTiny
+    encoders: tuple[TextEncoder, ...]
+    schedule: Schedule
+
+
+def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
+    """The parts of the model in a diffusers folder or a .safetensors checkpoint, the autoencoder's in float32."""
+    if path.suffix.lower() in PICKLES:
+        raise BaseModelError(
+            f"'{path}' is a pickle, which can run any program when it is opened. Only .safetensors files are read: "
+            "convert it, or get the model as .safetensors."
+        )
+    try:
+        if path.is_dir():
+            return _open_folder(path, dtype, tokenizer, prediction)
+        if path.is_file() and path.suffix.lower() == ".safetensors":
+            return _open_file(path, dtype, tokenizer, prediction)
+    except BROKEN as error:
+        raise BaseModelError(f"'{path}' cannot be opened as a model: {type(error).__name__}: {error}") from error
+    found = "is no .safetensors file" if path.is_file() else "does not exist"
+    raise BaseModelError(
+        f"'{path}' {found}. Give 'starter', the folder of a diffusers pipeline (the one that holds model_index.json), "
+        "or an SD1.5, SD2 or SDXL checkpoint ending in .safetensors. Nothing is downloaded by name."
+    )
+
+
+def _open_folder(folder: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
+    if not (folder / "unet" / "config.json").is_file():
+        joint = (folder / "transformer").is_dir()
+        also = "; it has a 'transformer', so it is a model of joint attention" if joint else ""
+        raise BaseModelError(
+            f"There is no 'unet/config.json' in '{folder}'{also}. Expected a diffusers pipeline of SD1.5, SD2 or SDXL: "
+            "a folder with unet, vae, text_encoder, tokenizer and scheduler."
+        )
+    unet = _pretrained(UNet2DConditionModel, folder / "unet", dtype)
+    tiny = _json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
+    vae = _pretrained(AutoencoderTiny if tiny else AutoencoderKL, folder / "vae", torch.float32)
+    architecture = architecture_of(find_projections(unet))
+    encoders = []
+    for name, suffix in zip(architecture.encoders, ("", "_2"), strict=False):
+        kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
+        model = _pretrained(kind, folder / f"text_encoder{suffix}", dtype)
+        words = open_tokenizer(tokenizer or folder / f"tokenizer{suffix}")
+        padding: int = words.pad_token_id  # type: ignore[assignment]
+        encoders.append(TextEncoder(name, model, words, padding, _penultimate(architecture)))
+    schedule = _schedule(_json(folder / "scheduler" / "scheduler_config.json"), prediction)
+    return Parts(unet, vae, tuple(encoders), schedule)
+
+
+def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
+    file = _read(path)
+    architecture = _recognised(file)
+    words = open_tokenizer(tokenizer)
+    predicts = prediction or _prediction(file, architecture)
+    latents = V_PREDICTION_LATENTS if predicts == "v_prediction" else NATIVE_LATENTS
+    size = latents.get(architecture.name, NATIVE_LATENTS[architecture.name])
+    unet_config = ldm_layout.unet_config(file.unet, text_width=architecture.text_width, sample_size=size)
+    vae_config = ldm_layout.vae_config(file.vae, scaling_factor=SCALING_FACTORS[architecture.name])
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)  # type: ignore[arg-type]
+    _fill(unet, ldm_layout.unet_tensors(file.unet), dtype)
+    _fill(vae, ldm_layout.vae_tensors(file.vae), torch.float32)
+    encoders = tuple(_file_encoder(file, name, architecture, words, dtype) for name in architecture.encoders)
+    betas: dict[str, object] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    betas["rescale_betas_zero_snr"] = "ztsnr" in file.tensors
+    return Parts(unet, vae, encoders, _schedule(betas, predicts))
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A checkpoint in the original layout; its tensors are mapped from the disk, and read when they are copied."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start so, by the rest of their names."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    @cached_property
+    def unet(self) -> dict[str, Tensor]:
+        return self.under("model.diffusion_model.")
+
+    @cached_property
+    def vae(self) -> dict[str, Tensor]:
+        return self.under("first_stage_model.")
+
+
+def _read(path: Path) -> _File:
+    with safe_open(path, framework="pt") as file:
+        return _File(path, file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})
+
+
+def _recognised(file: _File) -> Architecture:
+    """The file's architecture, by the width of its cross-attention. Raises BaseModelError for what is none of ours."""
+    path, tensors, unet, vae = file.path, file.tensors, file.unet, file.vae
+    if not unet or not any(".attn2.to_k." in name for name in unet):
+        hint = ""
+        if any("lora_" in name or ".lora" in name for name in tensors):
+            hint = " It looks like a LoRA: give the model that it belongs to."
+        elif any("double_blocks." in name or "joint_blocks." in name for name in tensors):
+            hint = " It looks like a model of joint attention, such as Flux or SD3; those have no cross-attention."
+        raise BaseModelError(
+            f"'{path}' holds no UNet with cross-attention in the original layout.{hint} "
+            "Expected a whole SD1.5, SD2 or SDXL checkpoint."
+        )
+    width = next(tensor.shape[1] for name, tensor in unet.items() if name.endswith(".attn2.to_k.weight"))
+    families = {entry.text_width: entry for entry in ARCHITECTURES if entry.name in SCALING_FACTORS}
+    family = families.get(width)
+    if family is None or ("label_emb.0.0.weight" in unet) != (family.name == "sdxl"):
+        raise BaseModelError(
+            f"'{path}' holds a UNet that reads text states of width {width} and is no SD1.5 (768), SD2 (1024) or SDXL "
+            "base (2048) model. Refiners and variants that are conditioned on pictures cannot be used."
+        )
+    if "edm_mean" in tensors or "edm_vpred.sigma_max" in tensors:
+        raise BaseModelError(
+            f"'{path}' was trained with EDM's noise levels. Use a model that predicts epsilon or v_prediction."
+        )
+    if not vae or not any(name.startswith(("cond_stage_model.", "conditioner.")) for name in tensors):
+        missing = "text encoder" if vae else "autoencoder"
+        raise BaseModelError(f"'{path}' holds no {missing}. Expected a whole checkpoint, not a UNet alone.")
+    return family
+
+
+def _prediction(file: _File, architecture: Architecture) -> Prediction:
+    if said := PREDICTIONS.get(file.metadata.get("modelspec.prediction_type", "").lower()):
+        return said
+    if "v_pred" in file.tensors:
+        return "v_prediction"
+    bias = file.unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
+    if architecture.name == "sd2" and bias is not None and bias.float().std(unbiased=False) > V_PREDICTION_DEVIATION:
+        return "v_prediction"
+    return "epsilon"
+
+
+def _file_encoder(
+    file: _File, name: str, architecture: Architecture, tokenizer: CLIPTokenizer, dtype: torch.dtype
+) -> TextEncoder:
+    """A text encoder of a file. The encoders that OpenCLIP made were trained on prompts padded with id 0."""
+    penultimate, own = _penultimate(architecture), name == "clip_l"
+    if own:
+        prefix = "conditioner.embedders.0.transformer." if penultimate else "cond_stage_model.transformer."
+        found = ldm_layout.clip_tensors(file.under(prefix))
+    else:
+        prefix = "conditioner.embedders.1.model." if penultimate else "cond_stage_model.model."
+        found = ldm_layout.open_clip_tensors(file.under(prefix), projected=penultimate)
+    shape = ldm_layout.clip_config(found, activation="quick_gelu" if own else "gelu")
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(**shape, **ids)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(config) if name == "clip_g" else CLIPTextModel(config)
+    if hasattr(model, "text_model"):
+        found = {key if key.startswith("text_projection") else f"text_model.{key}": v for key, v in found.items()}
+    _fill(model, found, dtype)
+    padding: int = tokenizer.eos_token_id if own else 0  # type: ignore[assignment]
+    return TextEncoder(name, model, tokenizer, padding, penultimate)
+
+
+def open_tokenizer(folder: Path | None) -> CLIPTokenizer:
+    """CLIP's tokenizer from a folder; without one, from the hub's cache or the hub."""
+    if folder is None:
+        try:
+            files = [_hub_file(name) for name in ("vocab.json", "merges.txt")]
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise BaseModelError(
+                "A single file holds no tokenizer, and CLIP's could be had neither from the hub's cache nor from the "
+                f"hub ({HUB_TOKENIZER}). Give a folder with its vocab.json and merges.txt (tokenizer=…, --tokenizer): "
+                "the 'tokenizer' folder of any SD pipeline, or ComfyUI's comfy/sd1_tokenizer."
+            ) from error
+        folder = files[0].parent
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise BaseModelError(f"No tokenizer is in '{folder}': expected tokenizer.json, or vocab.json and merges.txt.")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _hub_file(name: str) -> Path:
+    try:
+        return Path(hf_hub_download(HUB_TOKENIZER, name, local_files_only=True))
+    except (OSError, ValueError):
+        return Path(hf_hub_download(HUB_TOKENIZER, name))
+
+
+def _schedule(config: Mapping[str, object], prediction: Prediction | None) -> Schedule:
+    kind, predicts = str(config.get("_class_name", "")), prediction or str(config.get("prediction_type", "epsilon"))
+    if "Flow" in kind or "EDM" in kind or predicts not in PREDICTIONS:
+        raise BaseModelError(
+            f"This model's scheduler is '{kind}' with prediction '{predicts}'; only models that predict epsilon or "
+            "v_prediction over a schedule of discrete timesteps can be learned over."
+        )
+    scheduler = DDIMScheduler.from_config(dict(config))
+    return Schedule(scheduler.alphas_cumprod.float(), PREDICTIONS[predicts])  # type: ignore[union-attr]
+
+
+def _pretrained(kind: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    """A model from its folder, complete. transformers and diffusers would fill what is missing with random numbers."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    variant = "fp16" if names and all(".fp16" in name for name in names) else None
+    options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "variant": variant}
+    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[attr-defined]
+    if lacking := sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])]):
+        raise BaseModelError(
+            f"'{folder}' lacks {len(lacking)} of its tensors, or has them in other shapes; the first is {lacking[0]}. "
+            "Get the folder again, complete."
+        )
+    return model
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give a model that was built without weights its tensors, one copy each. Raises BaseModelError unless all fit."""
+    wanted = model.state_dict()
+    fitted = {
+        name: tensor.flatten(1) if name in wanted and wanted[name].ndim == 2 else tensor  # 1×1 convolutions
+        for name, tensor in tensors.items()
+    }
+    wrong = sorted(name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape)
+    if wrong or (wrong := sorted(set(fitted) - set(wanted))):
+        raise BaseModelError(
+            f"This file does not fit {type(model).__name__}: {len(wrong)} tensors are missing, too many, or of other "
+            f"shapes, the first is {wrong[0]}. It may be incomplete, or a variant that only its own program can read."
+        )
+    copies = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in fitted.items()}
+    model.load_state_dict(copies, assign=True)
+    for module in model.modules():
+        positions = getattr(module, "position_ids", None)
+        if isinstance(positions, Tensor) and positions.device.type == "meta":
+            module.position_ids = torch.arange(int(positions.shape[-1]))[None]
+
+
+def _penultimate(architecture: Architecture) -> bool:
+    return len(architecture.encoders) > 1
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    return json.loads(path.read_text(encoding="utf-8"))

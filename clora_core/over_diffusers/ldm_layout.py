@@ -1,0 +1,233 @@
+"""The original (ldm) layout of Stable Diffusion checkpoints, told in diffusers' and transformers' names.
+
+Everything is read off the tensors' names and shapes, so any width and depth of these models is understood. Each model
+gives two things: the configuration that builds it, and its tensors under the names it will ask for.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import BaseModelError
+
+Tensors = Mapping[str, Tensor]
+Config = dict[str, object]
+
+UNET_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
+    "middle_block.2": "mid_block.resnets.1",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+UNET_PARTS = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+VAE_PARTS = {
+    "nin_shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+OPEN_CLIP_ENDS = {
+    "token_embedding": "embeddings.token_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final": "final_layer_norm",
+}
+OPEN_CLIP_PARTS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn": "self_attn",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+SD2_LAYERS = 23  # of OpenCLIP-H's 24: Stable Diffusion 2 reads the states before the last one
+SIZE_EMBEDDING = 256  # SDXL embeds each of its six numbers of size and crop this wide
+HEAD_WIDTH = 64  # of CLIP, and of SD2's and SDXL's UNets; SD1's UNet has 8 heads at every width
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the UNet: channels, residual blocks on the way down, transformer blocks in each attention."""
+
+    channels: int
+    blocks: int
+    depth: int
+
+
+def unet_levels(tensors: Tensors) -> list[Level]:
+    """The UNet's resolutions, from the finest. Raises BaseModelError where they do not follow one rule."""
+    levels: list[list[tuple[int, int]]] = [[]]
+    for number in range(1, _count(tensors, "input_blocks")):
+        stem = f"input_blocks.{number}"
+        if f"{stem}.0.op.weight" in tensors:
+            levels.append([])
+        elif f"{stem}.0.out_layers.3.weight" in tensors:
+            channels = tensors[f"{stem}.0.out_layers.3.weight"].shape[0]
+            levels[-1].append((channels, _count(tensors, f"{stem}.1.transformer_blocks")))
+    if any(len(set(blocks)) != 1 or len(blocks) != len(levels[0]) for blocks in levels):
+        raise BaseModelError(
+            "The UNet in this file has irregular blocks, like some distilled models. "
+            "Open it as a diffusers folder instead; there the configuration says how it is built."
+        )
+    return [Level(blocks[0][0], len(blocks), blocks[0][1]) for blocks in levels]
+
+
+def unet_config(tensors: Tensors, *, text_width: int, sample_size: int) -> Config:
+    """What UNet2DConditionModel is built from. tensors: without the prefix "model.diffusion_model."."""
+    levels = unet_levels(tensors)
+    middle = _count(tensors, "middle_block.1.transformer_blocks")
+    channels = [level.channels for level in levels]
+    depths = [level.depth or 1 for level in levels[:-1]] + [levels[-1].depth or middle]
+    if depths[-1] != middle:
+        raise BaseModelError("The UNet in this file has another middle block. Open it as a diffusers folder instead.")
+    down = ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels]
+    heads = 8 if text_width == 768 else [max(1, width // HEAD_WIDTH) for width in channels]
+    config: Config = {
+        "sample_size": sample_size,
+        "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
+        "out_channels": tensors["out.2.weight"].shape[0],
+        "block_out_channels": channels,
+        "layers_per_block": levels[0].blocks,
+        "transformer_layers_per_block": depths,
+        "down_block_types": down,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "cross_attention_dim": text_width,
+        "attention_head_dim": heads,  # diffusers reads this as the number of heads
+        "use_linear_projection": tensors["middle_block.1.proj_in.weight"].ndim == 2,
+    }
+    if "label_emb.0.0.weight" in tensors:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_EMBEDDING,
+            "projection_class_embeddings_input_dim": tensors["label_emb.0.0.weight"].shape[1],
+        }
+    return config
+
+
+def unet_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """The UNet's tensors by their diffusers names."""
+    levels = unet_levels(tensors)
+    blocks, table = levels[0].blocks, dict(UNET_ENDS)
+    for level in range(len(levels)):
+        for index in range(blocks + 1):
+            down = f"input_blocks.{1 + level * (blocks + 1) + index}"
+            up = f"output_blocks.{level * (blocks + 1) + index}"
+            table[f"{down}.0"] = f"down_blocks.{level}.resnets.{index}"
+            table[f"{down}.1"] = f"down_blocks.{level}.attentions.{index}"
+            table[f"{down}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            table[f"{up}.0"] = f"up_blocks.{level}.resnets.{index}"
+            table[f"{up}.1"] = f"up_blocks.{level}.attentions.{index}"
+            table[f"{up}.1.conv"] = table[f"{up}.2.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+    return {_renamed(name, table, UNET_PARTS): tensor for name, tensor in tensors.items()}
+
+
+def vae_config(tensors: Tensors, *, scaling_factor: float) -> Config:
+    """What AutoencoderKL is built from. tensors: without the prefix "first_stage_model."."""
+    levels = range(_count(tensors, "encoder.down"))
+    return {
+        "block_out_channels": [tensors[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in levels],
+        "layers_per_block": _count(tensors, "encoder.down.0.block"),
+        "down_block_types": ["DownEncoderBlock2D" for _ in levels],
+        "up_block_types": ["UpDecoderBlock2D" for _ in levels],
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "scaling_factor": scaling_factor,
+    }
+
+
+def vae_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """The autoencoder's tensors by their diffusers names."""
+    levels = _count(tensors, "encoder.down")
+    table = {}
+    for side in ("encoder", "decoder"):
+        table[f"{side}.norm_out"] = f"{side}.conv_norm_out"
+        table[f"{side}.mid.block_1"] = f"{side}.mid_block.resnets.0"
+        table[f"{side}.mid.attn_1"] = f"{side}.mid_block.attentions.0"
+        table[f"{side}.mid.block_2"] = f"{side}.mid_block.resnets.1"
+    for level in range(levels):
+        up = f"decoder.up_blocks.{levels - 1 - level}"  # the original counts from the finest on both ways
+        table[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
+        table[f"decoder.up.{level}.upsample.conv"] = f"{up}.upsamplers.0.conv"
+        for index in range(_count(tensors, f"decoder.up.{level}.block")):
+            table[f"encoder.down.{level}.block.{index}"] = f"encoder.down_blocks.{level}.resnets.{index}"
+            table[f"decoder.up.{level}.block.{index}"] = f"{up}.resnets.{index}"
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
+    return {_renamed(name, table, VAE_PARTS): tensor for name, tensor in kept.items()}
+
+
+def clip_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """A CLIP text encoder that was saved by transformers, without its wrapper's prefix and what no prompt needs."""
+    plain = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    kept = ("embeddings.", "encoder.", "final_layer_norm.")
+    return {name: tensor for name, tensor in plain.items() if name.startswith(kept) and "position_ids" not in name}
+
+
+def open_clip_tensors(tensors: Tensors, *, projected: bool) -> dict[str, Tensor]:
+    """An OpenCLIP text encoder by the names of transformers' CLIPTextModel.
+
+    projected: with its projection and all layers (SDXL); else at most SD2_LAYERS of them, as Stable Diffusion 2 has it.
+    """
+    layers = _count(tensors, "transformer.resblocks")
+    table = dict(OPEN_CLIP_ENDS)
+    for index in range(layers if projected else min(layers, SD2_LAYERS)):
+        table[f"transformer.resblocks.{index}"] = f"encoder.layers.{index}"
+    found = {}
+    for original, tensor in tensors.items():
+        name = _renamed(original, table, OPEN_CLIP_PARTS)
+        if original == "text_projection":
+            if projected:
+                found["text_projection.weight"] = tensor.T
+        elif stacked := re.fullmatch(r"(encoder\..*)\.in_proj_(weight|bias)", name):
+            for role, part in zip("qkv", tensor.chunk(3), strict=True):
+                found[f"{stacked[1]}.{role}_proj.{stacked[2]}"] = part
+        elif name != "logit_scale" and not name.startswith("transformer."):
+            found[name] = tensor
+    return found
+
+
+def clip_config(tensors: Tensors, *, activation: str) -> Config:
+    """What CLIPTextConfig is built from, but for its special ids. tensors: by transformers' names."""
+    words, width = tensors["embeddings.token_embedding.weight"].shape
+    projection = tensors.get("text_projection.weight")
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": _count(tensors, "encoder.layers"),
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "max_position_embeddings": tensors["embeddings.position_embedding.weight"].shape[0],
+        "projection_dim": width if projection is None else projection.shape[0],
+        "hidden_act": activation,
+    }
+
+
+def _count(tensors: Tensors, stem: str) -> int:
+    """How many numbered parts the names under a stem have: 1 + the largest number."""
+    start = stem + "."
+    numbers = (name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start))
+    return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+
+
+def _renamed(name: str, table: Mapping[str, str], parts: Mapping[str, str]) -> str:
+    """The name with the longest beginning that `table` knows replaced, and after it the longest that `parts` knows."""
+    words = name.split(".")
+    for length in range(len(words), 0, -1):
+        known = table.get(".".join(words[:length]))
+        if known is not None:
+            rest = ".".join(words[length:])
+            return ".".join(word for word in (known, _renamed(rest, parts, {}) if parts else rest) if word)
+    return name

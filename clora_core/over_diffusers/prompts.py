@@ -1,0 +1,186 @@
+"""Encode prompts in which learnable words stand, with transformers' CLIP text encoders.
+
+The text around a word is tokenized as always. The word's places hold a stand-in id, and while the encoder runs, a hook
+on its word table puts the token's vectors there; so gradients reach the vectors, and the table stays as it is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from ..errors import BaseModelError, ConceptError
+from ..model.base import Conditioning
+from ..model.concept import ConceptToken, word_pattern
+from ..model.layers import ROWS_AT_ONCE, check_layers
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """One text encoder of a model.
+
+    name: as ConceptToken's vectors and ComfyUI call it ("clip_l"). padding: the id after a prompt's end. penultimate:
+    the UNet reads the states before the last layer (SDXL), not the last ones after the final norm.
+    """
+
+    name: str
+    model: CLIPTextModel | CLIPTextModelWithProjection
+    tokenizer: PreTrainedTokenizerBase
+    padding: int
+    penultimate: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.tokenizer) > self.table.num_embeddings:
+            raise BaseModelError(
+                f"The tokenizer of {self.name} knows {len(self.tokenizer)} tokens, but its text encoder only "
+                f"{self.table.num_embeddings}. They do not belong together; give the model's own tokenizer."
+            )
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The word table, (words, width)."""
+        table = self.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
+    def width(self) -> int:
+        return self.table.embedding_dim
+
+    @property
+    def length(self) -> int:
+        """How many ids a prompt is made of, with its start, end and padding."""
+        return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    def ids(self, text: str) -> list[int]:
+        """The text's ids, without start and end."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a word's vector belongs: prompt, position in it, the word, which of its places it is."""
+
+    prompt: int
+    position: int
+    word: str
+    index: int
+
+
+def encode(
+    encoders: Sequence[TextEncoder], prompts: Sequence[str], tokens: Sequence[ConceptToken], *, layers: int = 1
+) -> Conditioning:
+    """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
+
+    layers: the cross-attentions of the UNet. Where a word with a vector for each of them stands in any of the prompts,
+    all are encoded once for every layer, (prompts, length, layers · Σ widths). Pooled vectors come from the encoder
+    that has a projection, if there is one, and from the first layer. Raises ConceptError for a word that does not fit
+    these encoders, or that a prompt is too long for.
+    """
+    known = {token.word: token for token in tokens}
+    states, pooled, masks = [], None, {}
+    for encoder in encoders:
+        ids, places = _laid_out(encoder, prompts, known, layers)
+        masks = masks or _masks(places, ids.shape, encoder.table.weight.device)
+        wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
+        rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
+        found, pools = [], []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = range(len(rows))[start : start + ROWS_AT_ONCE]
+            with _spoken(encoder, places, known, wide, part):
+                output = encoder.model(rows[part.start : part.stop], output_hidden_states=encoder.penultimate)
+            found.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
+            pools.append(getattr(output, "text_embeds", None))
+        states.append(torch.cat(found).unflatten(0, (-1, wide)).transpose(1, 2))
+        if isinstance(encoder.model, CLIPTextModelWithProjection):
+            pooled = torch.cat(pools)[::wide].float()
+    return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks)
+
+
+def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
+    """An existing word's vectors, (its ids, width) float32 on the CPU. Raises ConceptError if it is unknown."""
+    ids = encoder.ids(word)
+    if not ids or encoder.tokenizer.unk_token_id in ids:
+        raise ConceptError(f"The text encoder {encoder.name} does not know '{word}'. Choose a word that it knows.")
+    return encoder.table.weight.detach()[ids].float().cpu().clone()
+
+
+def _laid_out(
+    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
+) -> tuple[Tensor, list[_Place]]:
+    """The prompts' ids, (prompts, length), and the places in them that belong to words."""
+    tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
+    stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
+    rows, places = [], []
+    for number, prompt in enumerate(prompts):
+        row, read = [tokenizer.bos_token_id], 0
+        for match in pattern.finditer(prompt) if tokens else ():
+            row += encoder.ids(prompt[read : match.start()])
+            count = _checked(tokens[match[0]], encoder, layers).words
+            places += [_Place(number, len(row) + index, match[0], index) for index in range(count)]
+            row += [stand_in] * count
+            read = match.end()
+        row += encoder.ids(prompt[read:])
+        last = encoder.length - 2
+        if cut := [place for place in places if place.prompt == number and place.position > last]:
+            raise ConceptError(
+                f"'{cut[0].word}' stands too late in '{prompt}': the text encoder reads {last} tokens, and the word "
+                f"reaches to number {cut[-1].position}. Write it earlier, or shorten the prompt."
+            )
+        row = [*row[: last + 1], tokenizer.eos_token_id]
+        rows.append(row + [encoder.padding] * (encoder.length - len(row)))
+    return torch.tensor(rows), places
+
+
+def _masks(places: Sequence[_Place], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
+    """word → where it stands, bool; the same for all encoders of a model, which read the same tokens."""
+    masks: dict[str, Tensor] = {}
+    for place in places:
+        mask = masks.setdefault(place.word, torch.zeros(shape, dtype=torch.bool))
+        mask[place.prompt, place.position] = True
+    return {word: mask.to(device) for word, mask in masks.items()}
+
+
+def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptToken:
+    vectors = token.vectors.get(encoder.name)
+    if vectors is None or vectors.shape[-1] != encoder.width:
+        known = ", ".join(f"{name} ({vectors.shape[-1]} wide)" for name, vectors in token.vectors.items())
+        raise ConceptError(
+            f"'{token.word}' has vectors for {known}, but this model's text encoder is {encoder.name} ({encoder.width} "
+            "wide). Use the word over the base that it was learned over."
+        )
+    check_layers(token, layers)
+    return token
+
+
+@contextmanager
+def _spoken(
+    encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken], wide: int, part: range
+) -> Iterator[None]:
+    """While entered, the encoder's word table answers with the words' own vectors at their places.
+
+    wide: how many rows in a row are the same prompt, each for another layer. part: which of all rows are read.
+    """
+    spots = [(place, layer) for place in places for layer in range(wide) if place.prompt * wide + layer in part]
+    if not spots:
+        yield
+        return
+    rows = torch.tensor([place.prompt * wide + layer - part.start for place, layer in spots])
+    columns = torch.tensor([place.position for place, _ in spots])
+    spoken = []
+    for place, layer in spots:
+        vectors = tokens[place.word].vectors[encoder.name]
+        spoken.append(vectors[layer if len(vectors) > 1 else 0, place.index])
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        where = (rows.to(output.device), columns.to(output.device))
+        return output.index_put(where, torch.stack(spoken).to(output))
+
+    handle = encoder.table.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

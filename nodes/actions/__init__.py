@@ -1,0 +1,1 @@
+"""What the nodes do, in terms of the engine and the host."""

@@ -1,0 +1,296 @@
+"""The commands as a person types them, on the built-in model, with few steps."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.errors import MuseumError
+from clora_core.learning.learn import learn
+from clora_core.model.concept import Concept
+from clora_core.museum.file import load_museum, save_museum
+from clora_core.museum.museum import Museum, wanted
+from clora_core.over_diffusers.base import open_base
+from clora_core.pictures import read_folder
+from clora_core.starter.subjects import pictures
+
+ROOT = Path(__file__).parents[2]
+FEW = ["--steps", "2", "--rank", "2", "--batch-size", "2"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of three pictures."""
+    folder = tmp_path / "ada"
+    folder.mkdir()
+    for number, picture in enumerate(pictures("ada", 3, seed=0)):
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def teach(museum, images, word, *more):
+    options = ["--base", "starter", "--museum", str(museum), "--word", word, "--images", str(images), *FEW]
+    return main(["learn", *options, *more])
+
+
+def test_learn_view_show_and_export(tmp_path, images, capsys):
+    museum = tmp_path / "my.museum.safetensors"
+    assert teach(museum, images, "<ada>") == 0
+    assert teach(museum, images, "<eve>", "--schedule", "cosine", "--flip") == 0
+    assert load_museum(museum).words == ("<ada>", "<eve>")
+
+    out = tmp_path / "view.png"
+    model = ["--base", "starter", "--museum", str(museum)]
+    view = ["view", *model, "--prompt", "<ada> and <eve> at night", "--count", "2", "--steps", "2"]
+    assert main([*view, "--out", str(out)]) == 0
+    assert Image.open(out).size == (128, 64)
+    pictures = []
+    for guidance in ([], ["--guidance", "5"], ["--guidance", "0"]):
+        assert main([*view, "--out", str(out), *guidance]) == 0
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1] != pictures[2], "0 is a number too"
+
+    capsys.readouterr()
+    assert main(["view", *model, "--prompt", "<ada> and <eev>", "--count", "1", "--steps", "1", "--out", str(out)]) == 0
+    assert "<eev> of the prompt is no word of this museum (<ada>, <eve>)" in capsys.readouterr().out
+    assert main(["show", str(museum), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [exhibit["word"] for exhibit in shown["exhibits"]] == ["<ada>", "<eve>"]
+    assert shown["exhibits"][1]["recipe"]["schedule"] == "cosine" and shown["exhibits"][1]["facts"]["pictures"] == 3
+    assert main(["show", str(museum)]) == 0
+    assert "overlap" in capsys.readouterr().out
+
+    assert main(["export", str(museum), "--to", str(tmp_path / "exported")]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert len(written) >= 3 and all(path.is_file() for path in written)
+
+
+def test_the_same_commands_give_the_same_museum(tmp_path, images):
+    deltas = []
+    for name in ("a", "b"):
+        museum = tmp_path / f"{name}.safetensors"
+        teach(museum, images, "<ada>")
+        deltas.append(load_museum(museum).dense())
+    assert all(torch.equal(deltas[0][projection], deltas[1][projection]) for projection in deltas[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--word", "7"], "7"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--base", "nowhere"], "nowhere"),
+        (["--rank", "-1"], "rank"),
+        (["--museum", "nowhere/m.safetensors"], "nowhere"),
+        (["--museum", "museum.ckpt"], "safetensors"),
+        (["--forgetting-lambda", "1e8"], "add --recipe c-lora"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, images, capsys, change, said):
+    assert teach(tmp_path / "m.safetensors", images, "<ada>", *change) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") <= 2
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_word_is_learned_once(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    teach(museum, images, "<ada>")
+    assert teach(museum, images, "<ada>") == 1
+    assert "already names exhibit 1" in capsys.readouterr().err
+
+
+def test_several_words_are_learned_at_once(tmp_path, images, capsys):
+    """As the engine learns them together; into a new file as into one that holds other words."""
+    base, museum, folder = open_base("starter"), tmp_path / "m.safetensors", str(images)
+    for word, also in (("<two>", ["<one>"]), ("<five>", ["<three>", "<four>"])):
+        assert teach(museum, images, word, *(part for each in also for part in ("--also", each, folder))) == 0
+    found = load_museum(museum)
+    assert found.words == ("<one>", "<two>", "<three>", "<four>", "<five>")
+    assert [exhibit.rank for exhibit in found.exhibits] == [0, 4, 0, 0, 6]
+    assert [exhibit.recipe.steps for exhibit in found.exhibits] == [4, 4, 6, 6, 6]
+    assert all(exhibit.thumbnail and exhibit.facts["pictures"] == 3 for exhibit in found.exhibits)
+    one, two = (Concept(word, read_folder(images, resolution_px=64)[0]) for word in ("<one>", "<two>"))
+    alone = learn(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
+    assert all(theirs.same_as(ours) for theirs, ours in zip(alone.exhibits, found.exhibits[:2], strict=True))
+
+    before = museum.read_bytes()
+    for word, also, said in (("<six>", "<six>", "its own word"), ("<six>", "<one>", "already names exhibit 1")):
+        assert teach(museum, images, word, "--also", also, folder) == 1
+        assert said in capsys.readouterr().err
+    assert teach(museum, images, "<six>", "--also", "<seven>", folder, "--recipe", "museum-maker") == 1
+    assert "one style" in capsys.readouterr().err
+    assert museum.read_bytes() == before
+
+
+def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
+    """Interrupted by a real signal and resumed, a museum has the tensors of an uninterrupted one."""
+    whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
+    steps = ["--steps", "300"]
+    teach(whole, images, "<ada>", *steps)
+
+    options = ["--base", "starter", "--museum", halves, "--word", "<ada>", "--images", images, *FEW, *steps]
+    command = [sys.executable, "-m", "clora_core", "learn", *map(str, options)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr and process.stdout
+    heard = ""
+    while not re.search(r"[1-9]\d*/300", heard) and process.poll() is None:
+        heard += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, heard + rest
+    assert "Stopped at step" in rest and not halves.exists()
+
+    assert teach(halves, images, "<ada>", *steps) == 0
+    one, other = load_museum(whole).dense(), load_museum(halves).dense()
+    assert all(torch.equal(one[projection], other[projection]) for projection in one)
+    assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, monkeypatch):
+    """A command with a number too many does not cost what the right one has learned so far."""
+    from clora_core.commands import learn as command
+
+    def stopped(*inputs, report, **named):
+        def once(progress):
+            report(progress)
+            raise KeyboardInterrupt
+
+        return learn(*inputs, report=once, **named)
+
+    museum = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "SAVE_EVERY", 1)
+        patched.setattr(command, "learn", stopped)
+        assert teach(museum, images, "<ada>") == 130
+        (begun,) = tmp_path.glob("*.learning.safetensors")
+        before = begun.read_bytes()
+        assert teach(museum, images, "<ada>", "--flip") == 130
+        assert f"{begun} holds an unfinished learning" in capsys.readouterr().out
+        assert len(list(tmp_path.glob("*.learning.safetensors"))) == 2 and begun.read_bytes() == before
+    assert teach(museum, images, "<ada>") == 0
+    assert "Going on from step 1" in capsys.readouterr().out
+    assert not begun.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == 1
+
+
+def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*_):
+        raise MuseumError("No space left on device.")
+
+    museum = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "save_museum", full)
+        assert teach(museum, images, "<ada>") == 1
+    assert teach(museum, images, "<ada>") == 0
+    assert "Going on from step 2" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*_):
+        raise MuseumError("No space left on device.")
+
+    museum = tmp_path / "m.safetensors"
+    monkeypatch.setattr(command, "save_state", full)
+    assert teach(museum, images, "<ada>") == 0
+    assert "by step 2 is not kept yet: No space left" in capsys.readouterr().out
+    assert load_museum(museum).words == ("<ada>",)
+
+
+def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypatch):
+    from clora_core.commands import learn as command
+
+    museum = tmp_path / "m.safetensors"
+
+    def late(new, path):
+        with monkeypatch.context() as undone:
+            undone.setattr(command, "save_museum", save_museum)
+            assert teach(museum, images, "<bo>") == 0
+        return save_museum(new, path)
+
+    monkeypatch.setattr(command, "save_museum", late)
+    assert teach(museum, images, "<ada>") == 0
+    assert load_museum(museum).words == ("<bo>", "<ada>")
+
+
+def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images, "<ada>", "--device", "gpu") == 1
+    assert "The device 'gpu' cannot be used" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert teach(museum, images, "<ada>", "--device", "cuda") == 1
+        assert "The device 'cuda' cannot be used" in capsys.readouterr().err
+    assert teach(museum, images, "<ada>") == 0
+    assert main(["export", str(museum), "--to", str(museum)]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, capsys, monkeypatch):
+    from clora_core.commands import learn as command
+
+    def full(*inputs, **named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "learn", full)
+    assert teach(tmp_path / "m.safetensors", images, "<ada>") == 1
+    assert "--checkpointing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--strength", "nan"], ["--strength", "1e9"], ["--count", "0"]])
+def test_a_view_of_nonsense_is_refused(wrong, tmp_path, capsys):
+    out = tmp_path / "view.png"
+    view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat", "--out", str(out)]
+    assert main([*view, *wrong]) == 1
+    assert wrong[0] in capsys.readouterr().err and not out.exists()
+
+
+def test_pictures_for_a_folder_that_is_not_there_are_not_sampled(tmp_path, capsys):
+    view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat"]
+    assert main([*view, "--out", str(tmp_path / "nowhere" / "view.png")]) == 1
+    assert "There is no folder" in capsys.readouterr().err
+
+
+def test_output_that_knows_few_characters_gets_the_others_replaced():
+    """As a pipe on Windows does."""
+    command = [sys.executable, "-m", "clora_core", "learn", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert told.returncode == 0 and b"C-LoRA's ?" in told.stdout
+
+
+def test_exhibits_are_named_with_their_strength():
+    assert wanted(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
+    with pytest.raises(MuseumError, match="<b>:much"):
+        wanted(["<b>:much"])
+
+
+def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys):
+    """The command's own measurement, on the starter's UNet in place of the large one."""
+    from clora_core.bench import step as bench
+    from clora_core.over_diffusers.base import open_base
+
+    monkeypatch.setattr(bench, "shaped_base", lambda family, device: open_base("starter", device=device))
+    report = tmp_path / "step.json"
+    assert main(["bench", "step", "--past", "0", "2", "--size", "64", "--rounds", "1", "--json", str(report)]) == 0
+    measured = json.loads(report.read_text())
+    assert [row["past"] for row in measured["steps"]] == [0, 2]
+    assert all(row["ratio"] > 0 for row in measured["steps"]) and measured["frozen_seconds"] > 0
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ("demo", "learn", "view", "show", "edit", "import", "export", "bench", "bench step"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command.split(), "--help"])
+        assert stopped.value.code == 0
+        assert len(capsys.readouterr().out) > 200, command

@@ -1,0 +1,67 @@
+"""The demo, as a newcomer runs it, with its own defaults; the comparison takes as long again and is marked slow."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.measure import forgetting, learned
+from clora_core.museum.file import load_museum
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder and the report of one whole run."""
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--no-comparison", "--out", str(out), "--json", str(out / "again.json")]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads((out / "again.json").read_text())
+    return out, report
+
+
+def test_each_character_is_learned(demo):
+    _, report = demo
+    assert learned(report["alignment"]) >= 0.85, "chance is 0.1"
+    assert learned(report["attributes"]) >= 0.65
+
+
+def test_little_is_forgotten(demo):
+    _, report = demo
+    assert report["forgetting"] == pytest.approx(forgetting(report["alignment"]))
+    assert report["forgetting"] <= 0.1
+
+
+@pytest.mark.slow
+def test_much_more_is_forgotten_without_the_regularizer(demo, tmp_path):
+    _, report = demo
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["alignment"] == report["alignment"], "the same inputs give the same museum"
+    assert report["forgetting"] <= again["comparison"]["forgetting"] / 3, "else there is little to prevent"
+    assert again["comparison"]["recipe"]["regularizers"] == []
+
+
+def test_the_report_is_the_agreed_one(demo):
+    out, report = demo
+    assert report["concepts"] == ["<gus>", "<hana>", "<ivo>"]
+    assert [[value is None for value in row] for row in report["alignment"]] == [
+        [False, True, True],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert report["seconds"] > 0 and Path(report["museum"]) == out / "museum.safetensors"
+    assert 0 < report["plain_prompts"]["after"] <= 1.1 and 0 < report["plain_prompts"]["before"] <= 1.1
+
+
+def test_the_files_are_there(demo):
+    out, report = demo
+    assert load_museum(report["museum"]).words == tuple(report["concepts"])
+    sheet = Image.open(out / "demo.png")
+    assert sheet.width > 600 and sheet.height > 400
+
+
+def test_more_characters_than_there_are_is_refused(capsys):
+    assert main(["demo", "--concepts", "11"]) == 1
+    assert "1 to 10" in capsys.readouterr().err

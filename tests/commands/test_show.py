@@ -1,0 +1,125 @@
+"""`show`, as a person and as a program read it."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.commands import show
+from clora_core.errors import MuseumError
+from clora_core.method.recipe import recipe_named
+from clora_core.museum.file import save_museum
+from clora_core.museum.museum import Museum
+from clora_core.museum.overlap import overlap_matrix, size
+from clora_core.pictures import from_thumbnail
+from tests.museums import exhibit, museum, projections
+
+
+def jpeg(width: int = 20, height: int = 10, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (250, 10, 10)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def zoo() -> Museum:
+    """The tests' museum with thumbnails, a strength, a gate and layers."""
+    gated = exhibit("<shy>", projections("sd15"), seed=6, recipe=recipe_named("word-gated"))
+    layered = exhibit("<deep>", projections("sd15"), seed=9, layers=16)
+    first, *others = museum().exhibits
+    return Museum(museum().base, (replace(first, strength=0.5, thumbnail=jpeg()), *others, gated, layered))
+
+
+@pytest.fixture
+def path(zoo: Museum, tmp_path: Path) -> Path:
+    return save_museum(zoo, tmp_path / "zoo.safetensors")
+
+
+def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
+    """A prompt and a fact that would clear the screen and set its title."""
+    told = replace(museum().exhibits[0], prompt="a\x1b[2J\x9b1m <my-cat>\nb", facts={"date": "\x1b]0;you\x07"})
+    path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
+    assert main(["show", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert r"“a\x1b[2J\x9b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+
+
+def test_people_read_what_they_need(path, capsys):
+    assert main(["show", str(path)]) == 0
+    told = capsys.readouterr().out
+    lines = [line.strip() for line in told.splitlines()]
+    assert lines[0].startswith(f"{path}: 6 exhibits over sd15 · 0123abcd")
+    assert "1. <my-cat>  (object, “a photo of <my-cat>”)" in lines
+    assert any(line.startswith("c-lora, rank 4, 400 steps, norm ") for line in lines)
+    for part in ("shown at strength 0.5", "3 vectors", "acts at its word", "its word has 16 layers"):
+        assert part in told
+    assert told.count("other programs cannot show it") == 2
+    assert "pictures 5, loss 0.25" in told and "overlap (0: apart" in told
+    assert max(map(len, told.splitlines())) < 140
+
+
+def test_programs_read_everything_but_the_tensors(path, zoo, capsys):
+    assert main(["show", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["base"] == {"architecture": "sd15", "digest": "0123abcd" * 8}
+    assert (told["bytes"], told["dtype"], told["file"]) == (path.stat().st_size, "float32", str(path))
+    for found, shown in zip(told["exhibits"], zoo.exhibits, strict=True):
+        assert (found["word"], found["strength"], found["rank"]) == (shown.word, shown.strength, shown.rank)
+        assert found["norm"] == pytest.approx(size(shown))
+        assert (found["recipe"], found["facts"]) == (shown.recipe.to_json(), dict(shown.facts))
+    assert [found["ordinary"] for found in told["exhibits"]] == [True, True, True, True, False, False]
+    assert [found["applied"] for found in told["exhibits"]][4] == "at its word"
+    for row, expected in zip(told["overlap"], overlap_matrix(zoo).tolist(), strict=True):
+        assert row == pytest.approx(expected)
+
+
+def test_a_large_museum_is_not_measured_unasked(path, capsys, monkeypatch):
+    """Nor are its tensors read: here they are not even whole."""
+    monkeypatch.setattr(show, "MEASURED", 5)
+    monkeypatch.setattr(show, "load_museum", None)
+    assert main(["show", str(path)]) == 0
+    assert "--overlap" in capsys.readouterr().out
+    assert main(["show", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["overlap"] is None and told["exhibits"][0]["norm"] is None
+    monkeypatch.undo()
+    monkeypatch.setattr(show, "MEASURED", 5)
+    assert main(["show", str(path), "--overlap"]) == 0
+    assert "overlap (0: apart" in capsys.readouterr().out
+
+
+def test_thumbnails_become_a_sheet(path, tmp_path, capsys):
+    assert main(["show", str(path), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 128 and (250, 10, 10) in {
+        tuple(round(value, -1) for value in color) for _, color in sheet.getcolors(10**6) or []
+    }
+    assert main(["show", str(path), "--sheet", str(tmp_path / "no" / "where.png")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_is_no_small_jpeg_is_not_decoded():
+    bomb = jpeg(20, 20).replace(b"\x00\x14\x00\x14", b"\xff\xff\xff\xff", 1)  # claims 65535×65535
+    for encoded, rule in (
+        (b"\xff\xd8thumb", "JPEG"),
+        (jpeg(kind="PNG"), "JPEG"),
+        (jpeg(kind="GIF"), "JPEG"),
+        (jpeg()[:-40], "JPEG"),
+        (jpeg(2000, 10), "2000×10"),
+        (bomb, "pixels"),
+        (b"", "JPEG"),
+    ):
+        with pytest.raises(MuseumError, match=rule):
+            from_thumbnail(encoded)
+    assert from_thumbnail(jpeg()).size == (20, 10)
+
+
+def test_a_museum_without_thumbnails_says_so(tmp_path, capsys):
+    path = save_museum(museum().only(["<ink>"]), tmp_path / "a.safetensors")
+    assert main(["show", str(path), "--sheet", str(tmp_path / "sheet.png")]) == 1
+    assert "no thumbnail" in capsys.readouterr().err
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,194 @@
+"""What the model is shown: every picture equally often, with its own words, mirrored if wished."""
+
+import pytest
+import torch
+
+from clora_core.errors import ConceptError
+from clora_core.learning.learn import learn
+from clora_core.learning.lesson import Lesson
+from clora_core.learning.start import start, start_vectors
+from clora_core.method.recipe import Recipe
+from clora_core.method.step import Step
+from clora_core.model.attach import attached
+from clora_core.model.base import Base, Conditioning
+from clora_core.model.concept import Concept
+from clora_core.museum.museum import Museum
+from tests.small import museum_of, same_bits, short, small_concept
+
+
+def steps(base: Base, concept: Concept, recipe: Recipe, count: int) -> tuple[Lesson, list[Step]]:
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    with torch.no_grad():
+        return lesson, [lesson.step(number, trained) for number in range(count)]
+
+
+def place_of(latents: torch.Tensor, among: torch.Tensor) -> int:
+    """Which of these pictures' latents it is."""
+    found = [index for index, other in enumerate(among) if torch.equal(latents, other)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_round_shows_every_picture_once(base: Base):
+    lesson, shown = steps(base, small_concept(count=3), short(batch_size=2), 6)
+    places = [place_of(latents, lesson.latents[0]) for step in shown for latents in step.latents]
+    rounds = [places[start : start + 3] for start in range(0, 12, 3)]
+    assert all(sorted(one) == [0, 1, 2] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1, "in changing order"
+
+
+def test_a_batch_may_be_larger_than_the_pictures(base: Base):
+    lesson, (step,) = steps(base, small_concept(count=2), short(batch_size=6), 1)
+    places = [place_of(latents, lesson.latents[0]) for latents in step.latents]
+    assert sorted(places) == [0, 0, 0, 1, 1, 1]
+
+
+def test_latents_are_the_encoded_pictures(base: Base):
+    concept = small_concept()
+    lesson = Lesson.prepared(base, concept, short())
+    assert torch.equal(lesson.latents, base.encode_pictures(concept.pictures)[None])
+
+
+def test_flip_shows_mirrored_pictures_beside_the_others(base: Base):
+    concept = small_concept(count=2)
+    lesson, shown = steps(base, concept, short(flip=True, batch_size=4), 4)
+    mirrored = base.encode_pictures(concept.pictures.flip(3))
+    assert torch.equal(lesson.latents, torch.stack([base.encode_pictures(concept.pictures), mirrored]))
+    views = [place_of(latents, lesson.latents.flatten(0, 1)) // 2 for step in shown for latents in step.latents]
+    assert 3 <= sum(views) <= 13, "about half of sixteen"
+    _, unflipped = steps(base, concept, short(batch_size=4), 4)
+    straight = base.encode_pictures(concept.pictures)
+    assert all(place_of(latents, straight) >= 0 for step in unflipped for latents in step.latents)
+
+
+def test_noise_and_timesteps_change_from_batch_to_batch_and_within(base: Base):
+    _, shown = steps(base, small_concept(), short(batch_size=4), 8)
+    noises = torch.cat([step.noise for step in shown])
+    assert len(torch.unique(noises.flatten(1), dim=0)) == 32
+    assert abs(noises.mean()) < 0.02 and abs(noises.std() - 1) < 0.02
+    times = torch.cat([step.timesteps for step in shown])
+    assert len(times.unique()) > 24 and times.min() < 250 and times.max() >= 750 and times.max() < 1000
+
+
+def test_every_picture_is_told_by_its_own_caption(base: Base):
+    captions = ("a photo of {word}", "a photo of {word} with red hair", "{word} at the sea", "a cat beside {word}")
+    concept = small_concept(captions=captions)
+    recipe = short()
+    lesson, shown = steps(base, concept, recipe, 4)
+    token = start(base, concept, recipe, Museum(base.fingerprint)).token("<one>")
+    with torch.no_grad():
+        alone = torch.cat([base.encode_prompts([text], [token]).states for text in concept.prompts()])
+    assert len(torch.unique(alone.flatten(1), dim=0)) == 4
+    for step in shown:
+        for latents, states in zip(step.latents, step.conditioning.states, strict=True):
+            expected = alone[place_of(latents, lesson.latents[0])]
+            torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_loss_is_the_plain_error_and_does_not_depend_on_the_batch_size(base: Base):
+    values = []
+    for batch_size in (1, 3, 8):
+        recipe = short(batch_size=batch_size)
+        lesson = Lesson.prepared(base, small_concept(), recipe)
+        trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
+        values.append(lesson.reference_loss(trained.token("<one>")))
+        with attached(base, trained.deltas):
+            assert lesson.reference_loss(trained.token("<one>")) == values[-1]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+    assert values[0] > 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_a_word_of_several_vectors_learns_them_all(base: Base, count: int):
+    concept = small_concept(vectors=count)
+    before = start_vectors(base, concept)["clip_l"]
+    after = learn(base, Museum(base.fingerprint), concept, short()).exhibits[0].token
+    assert after.words == count
+    assert after.vectors["clip_l"].shape == before.shape == (1, count, 128)
+    assert ((after.vectors["clip_l"] - before).abs().amax(dim=2) > 0).all()
+
+
+def test_a_random_word_is_as_large_as_the_vocabularys(base: Base):
+    vectors = start_vectors(base, small_concept(vectors=16))["clip_l"]
+    table = base.vocabulary()["clip_l"].float()
+    assert vectors.std().item() == pytest.approx(table.std().item(), rel=0.1)
+    again = start_vectors(base, small_concept(vectors=16))["clip_l"]
+    assert torch.equal(vectors, again)
+    for other in (small_concept(vectors=16, token_seed=1), small_concept("<two>", vectors=16)):
+        assert not torch.equal(vectors, start_vectors(base, other)["clip_l"])
+
+
+def test_a_word_may_start_from_one_that_exists(base: Base):
+    known = base.word_vectors("cat")["clip_l"]
+    vectors = start_vectors(base, small_concept(start="cat", vectors=3))["clip_l"]
+    assert torch.equal(vectors, known.float().expand(3, -1)[None])
+    with pytest.raises(ConceptError, match="wombat"):
+        start_vectors(base, small_concept(start="wombat"))
+
+
+def test_starting_from_a_word_leaves_that_word_alone(base: Base):
+    before = base.word_vectors("cat")["clip_l"].clone()
+    learn(base, Museum(base.fingerprint), small_concept(start="cat"), short(token_learning_rate=0.5))
+    assert torch.equal(base.word_vectors("cat")["clip_l"], before)
+
+
+def test_factors_start_as_peft_starts_them(base: Base):
+    trained = start(base, small_concept(), short(rank=16), Museum(base.fingerprint))
+    for projection, delta in trained.deltas.items():
+        bound = projection.shape[1] ** -0.5
+        assert not delta.up.any()
+        assert delta.down.abs().max() <= bound and delta.down.abs().max() > 0.95 * bound
+        assert abs(delta.down.mean().item()) < 0.1 * bound
+    assert len({delta.down[0, 0].item() for delta in trained.deltas.values()}) == len(trained.deltas)
+
+
+def test_exhibits_say_how_they_were_learned(base: Base):
+    exhibit = museum_of(base, "<one>").exhibits[0]
+    assert exhibit.prompt == "a photo of <one>" and exhibit.kind == "object" and exhibit.rank == 2
+    assert exhibit.facts["pictures"] == 4 and exhibit.recipe.method == "short"
+
+
+def test_gradients_of_a_prompt_that_a_batch_repeats_add_up_in_the_same_order_every_time():
+    states = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    upstream = torch.randn(16, 77, 768, generator=torch.Generator().manual_seed(1))
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            (gradient,) = torch.autograd.grad(
+                Conditioning(states)[torch.zeros(16, dtype=torch.long)].states, states, upstream
+            )
+            found.append(gradient)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)
+    torch.testing.assert_close(found[0], upstream.sum(0, keepdim=True), rtol=1e-4, atol=1e-4)
+
+
+def test_captions_may_mention_words_that_were_learned_before(base: Base):
+    """They are spoken with what was learned of them, and stay as they are."""
+    museum = museum_of(base, "<dog>")
+    concept = small_concept(captions=("{word}", "{word} and <dog>", "{word} beside a <dog>", "{word}"))
+    lesson = Lesson.prepared(base, concept, short(), museum.tokens)
+    token = start(base, concept, short(), museum).token("<one>")
+    with torch.no_grad():
+        found = lesson.conditioning(torch.arange(4), token)
+        expected = base.encode_prompts(concept.prompts(), [*museum.tokens, token])
+        deaf = base.encode_prompts(concept.prompts(), [token])
+    assert torch.equal(found.states, expected.states) and not torch.equal(found.states[1], deaf.states[1])
+    assert found.places["<dog>"].any(1).tolist() == [False, True, True, False]
+    after = learn(base, museum, concept, short())
+    assert same_bits(Museum(base.fingerprint, after.exhibits[:1]), museum)
+
+
+def test_captions_may_mention_words_that_are_learned_at_the_same_time(base: Base):
+    """A picture of both teaches both words, also where one has no other picture that moves it."""
+    both = small_concept("<two>", captions=("<one> and {word}",) * 4)
+    alone = small_concept("<one>", seed=1)
+    recipe = short(steps=2, batch_size=1)
+    trained = start(base, both, recipe, Museum(base.fingerprint), [alone])
+    step = Lesson.prepared(base, both, recipe, (), ["<one>", "<two>"]).step(0, trained)
+    step.prediction.sum().backward()
+    assert trained.companions["<one>"]["clip_l"].grad.abs().max() > 0
+    museum = learn(base, Museum(base.fingerprint), both, recipe, companions=[alone])
+    assert museum.words == ("<one>", "<two>")

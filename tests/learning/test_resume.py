@@ -1,0 +1,182 @@
+"""An interrupted learning goes on as if it had never been interrupted."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from clora_core.errors import Cancelled, LearningError
+from clora_core.learning.learn import Progress, learn, learning_key
+from clora_core.learning.state import LearningState, load_state, save_state
+from clora_core.method.recipe import Recipe
+from clora_core.method.regularizers import Term
+from clora_core.method.step import Setting, Step
+from clora_core.model.base import Base
+from clora_core.museum.museum import Museum
+from tests.small import C_LORA, bits, museum_of, same_bits, short, small_base, small_concept
+
+PLAIN = short(C_LORA, steps=4)
+ALL_AT_ONCE = short(
+    C_LORA, steps=4, accumulation=2, flip=True, schedule="cosine", warmup=0.5, weight_decay=0.1, min_snr_gamma=5.0
+)
+
+
+@pytest.fixture(scope="module")
+def first(base: Base) -> Museum:
+    return museum_of(base, "<one>")
+
+
+def stopped_at(base: Base, museum: Museum, recipe: Recipe, last: int) -> LearningState:
+    """The state of a learning that was cancelled after `last` updates."""
+    states: list[LearningState] = []
+
+    def report(progress: Progress) -> None:
+        if progress.step == last:
+            states.append(progress.snapshot())
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        learn(base, museum, small_concept("<two>", seed=1), recipe, report=report)
+    return states[0]
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, ALL_AT_ONCE], ids=["plain", "all at once"])
+def test_resumed_at_any_step_is_uninterrupted(base: Base, first: Museum, recipe: Recipe, tmp_path: Path):
+    concept, losses = small_concept("<two>", seed=1), []
+    whole = learn(base, first, concept, recipe, report=lambda progress: losses.append(progress.loss))
+    for last in (1, 2, 3, 4):
+        state = stopped_at(base, first, recipe, last)
+        assert state.step == last and list(state.losses) == losses[:last]
+        save_state(state, tmp_path / "state.safetensors")
+        heard: list[Progress] = []
+        loaded = load_state(tmp_path / "state.safetensors")
+        resumed = learn(base, first, concept, recipe, resume=loaded, report=heard.append)
+        assert same_bits(resumed, whole)
+        assert resumed.exhibits[-1].facts == whole.exhibits[-1].facts
+        assert [progress.step for progress in heard] == [1, 2, 3, 4][last:]
+        assert [progress.loss for progress in heard] == losses[last:]
+
+
+def test_resumed_in_fp16_goes_on_with_the_same_loss_scale(base: Base, first: Museum):
+    recipe = short(C_LORA, precision="fp16")
+    whole = learn(base, first, small_concept("<two>", seed=1), recipe)
+    state = stopped_at(base, first, recipe, 2)
+    assert same_bits(learn(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
+
+
+def test_what_is_learned_together_is_resumed_together(base: Base, first: Museum):
+    """Also the words of companions, and whose turn it was."""
+    one, two = small_concept("<also>", seed=2), small_concept("<two>", seed=1)
+    states: list[LearningState] = []
+    whole = learn(base, first, two, PLAIN, companions=[one], report=lambda progress: states.append(progress.snapshot()))
+    for state in states:
+        assert same_bits(learn(base, first, two, PLAIN, companions=[one], resume=state), whole)
+    with pytest.raises(LearningError, match="another learning"):
+        learn(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
+
+
+def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Museum):
+    kept: list[tuple[LearningState, dict[str, bytes]]] = []
+
+    def report(progress: Progress) -> None:
+        state = progress.snapshot()
+        kept.append((state, bits(dict(state.tensors))))
+
+    learn(base, first, small_concept("<two>", seed=1), PLAIN, report=report)
+    assert len(kept) == 4
+    for state, before in kept:
+        assert bits(dict(state.tensors)) == before
+    assert len({frozenset(before.items()) for _, before in kept}) == 4
+
+
+def test_a_state_may_be_resumed_from_twice(base: Base, first: Museum):
+    state = stopped_at(base, first, PLAIN, 2)
+    before = bits(dict(state.tensors))
+    runs = [learn(base, first, small_concept("<two>", seed=1), PLAIN, resume=state) for _ in range(2)]
+    assert same_bits(*runs)
+    assert bits(dict(state.tensors)) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"concept": small_concept("<two>", seed=9)},
+        {"concept": small_concept("<three>", seed=1)},
+        {"concept": small_concept("<two>", seed=1, token_seed=1)},
+        {"concept": small_concept("<two>", seed=1, template="{word}")},
+        {"recipe": short(C_LORA, steps=5)},
+        {"recipe": short(C_LORA, steps=4, seed=1)},
+        {"recipe": short(steps=4)},
+        {"museum": None},
+    ],
+)
+def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, other: dict):
+    state = stopped_at(base, first, PLAIN, 1)
+    inputs = {"museum": first, "concept": small_concept("<two>", seed=1), "recipe": PLAIN} | other
+    inputs["museum"] = inputs["museum"] or Museum(base.fingerprint)
+    assert learning_key(base, **inputs) != state.key
+    with pytest.raises(LearningError, match="belongs to another learning"):
+        learn(base, **inputs, resume=state)
+
+
+def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
+    """It decides what is gone on from, and which prompts stand for them, also where no number of theirs differs."""
+    (only,) = first.exhibits
+    others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="the last delta"))]
+    museums = [first, *(Museum(first.base, (other,)) for other in others)]
+    assert len({learning_key(base, museum, small_concept("<two>"), PLAIN) for museum in museums}) == 3
+
+
+def test_the_schedule_is_part_of_the_learning(base: Base):
+    """A model's fingerprint does not know what it predicts, which a wrong option of a command may have said."""
+    bases = [base, small_base("epsilon"), small_base()]
+    bases[2].schedule = replace(base.schedule, alphas_cumprod=base.schedule.alphas_cumprod**2)
+    assert len({each.fingerprint for each in bases}) == 1
+    keys = {learning_key(each, Museum(base.fingerprint), small_concept(), PLAIN) for each in bases}
+    assert len(keys) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(base: Base):
+    heard: list[LearningState] = []
+    recipe = short(learning_rate=1e30)
+    with pytest.raises(
+        LearningError, match=r"'<one>' stopped at step 2: the loss \(diffusion\).*lower learning rate"
+    ) as stop:
+        learn(base, Museum(base.fingerprint), small_concept(), recipe, report=lambda p: heard.append(p.snapshot()))
+    state = stop.value.state
+    assert state.step == len(heard) == 1
+    assert state.losses == heard[0].losses and all(loss < float("inf") for loss in state.losses)
+    assert bits(dict(state.tensors)) == bits(dict(heard[0].tensors))
+    assert all(tensor.isfinite().all() for tensor in state.tensors.values())
+
+
+def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
+    concept = small_concept()
+    concept.pictures.mul_(1e30)
+    with pytest.raises(LearningError, match=r"stopped at step 1: the loss \(diffusion\)") as stop:
+        learn(base, Museum(base.fingerprint), concept, short())
+    assert stop.value.state.step == 0 and stop.value.state.losses == ()
+
+
+@dataclass(frozen=True)
+class NormOfDeltas:
+    """A regularizer as a newcomer may write it: the root of zero is zero, but its gradient is no number."""
+
+    name: ClassVar[str] = "norm_of_deltas"
+
+    def begin(self, setting: Setting) -> Term:
+        def term(step: Step) -> torch.Tensor:
+            return torch.stack([delta.norm() for delta in step.deltas.values()]).sum()
+
+        return term
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base, precision: str):
+    recipe = short(NormOfDeltas(), precision=precision)
+    with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is no finite number") as stop:
+        learn(base, Museum(base.fingerprint), small_concept(), recipe)
+    assert stop.value.state.step == 0
+    assert all(tensor.isfinite().all() for tensor in stop.value.state.tensors.values())

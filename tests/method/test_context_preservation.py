@@ -1,0 +1,112 @@
+"""Context preservation counts how far keys and values of other prompts move, and keeps them where they were."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from clora_core.errors import RecipeError
+from clora_core.learning.learn import learn
+from clora_core.method.regularizers import ContextPreservation
+from clora_core.method.regularizers.context_preservation import moved, statistics
+from clora_core.method.step import Setting
+from clora_core.model.attach import attached
+from clora_core.model.base import Base
+from clora_core.model.concept import ConceptToken
+from clora_core.model.projections import Projection
+from clora_core.model.text_states import AT_ONCE, moment_of, text_states
+from clora_core.museum.museum import Museum
+from tests.small import museum_of, random_deltas, short, small_concept, step_with
+
+
+def setting_of(base: Base, museum: Museum) -> Setting:
+    prompts = [exhibit.prompt for exhibit in museum.exhibits]
+    return Setting(base, small_concept("<new>"), museum.dense(), prompts, museum.tokens, nullcontext, lambda: 1.0)
+
+
+def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
+    """Everyday prompts' states and old prompts' states, every position a vector of its own, encoded one at a time."""
+    prompts = [exhibit.prompt for exhibit in museum.exhibits]
+    groups = [[base.encode_prompts([text], ()).states[0] for text in base.captions]]
+    groups.append([base.encode_prompts([text], museum.tokens).states[0] for text in prompts])
+    return [[state for states in group for state in states] for group in groups if group]
+
+
+def naive_share(base: Base, projection: Projection, delta: Tensor, groups: list[list[Tensor]]) -> float:
+    """E‖Δ s‖² / E‖W s‖² by a loop, each group counting the same."""
+    weight = base.modules[projection].weight.detach()
+    moved_by = sum(sum((delta @ s).square().sum().item() for s in group) / len(group) for group in groups)
+    size = sum(sum((weight @ s).square().sum().item() for s in group) / len(group) for group in groups)
+    return moved_by / size
+
+
+def test_the_small_matrices_give_the_squared_length_of_the_dense_delta():
+    rng = torch.Generator().manual_seed(0)
+    up, down, states = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((7, 2), (2, 5), (40, 5)))
+    up.requires_grad_(), down.requires_grad_()
+    ours = moved(up, down, states.T @ states / len(states))
+    naive = torch.stack([(up @ down @ s).square().sum() for s in states]).mean()
+    torch.testing.assert_close(ours, naive)
+    for one, other in zip(torch.autograd.grad(ours, (up, down)), torch.autograd.grad(naive, (up, down)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("words", [(), ("<one>", "<two>")])
+def test_the_term_is_the_mean_share_by_which_keys_and_values_move(base: Base, words: tuple[str, ...]):
+    museum = museum_of(base, *words)
+    groups = states_one_by_one(base, museum)
+    deltas = random_deltas(base)
+    expected = [naive_share(base, projection, delta.dense(), groups) for projection, delta in deltas.items()]
+    term = ContextPreservation(weight=3).begin(setting_of(base, museum))
+    assert term(step_with(deltas)).item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-3)
+
+
+def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Base):
+    """A layer-wise word multiplies the states of all prompts that are encoded with it, sixteen at a time."""
+    rng = torch.Generator().manual_seed(0)
+    layers = [6, *[1] * AT_ONCE]
+    words = [
+        ConceptToken(f"<o{number}>", {"clip_l": torch.randn(count, 1, 128, generator=rng)})
+        for number, count in enumerate(layers)
+    ]
+    prompts = [f"a photo of {token.word}" for token in words]
+    alone = [base.encode_prompts([prompt], words).states.reshape(-1, 128) for prompt in prompts]
+    naive = torch.stack([states.T @ states / len(states) for states in alone]).mean(0)
+    torch.testing.assert_close(moment_of([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_those_of_the_model_as_it_stands(base: Base):
+    setting = setting_of(base, Museum(base.fingerprint))
+    _, plain = statistics(setting)
+    with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.modules.items()}):
+        _, thrice = statistics(setting)
+    for projection, size in plain.items():
+        assert thrice[projection] == pytest.approx(9 * size, rel=1e-3)
+
+
+def test_learning_with_it_moves_old_prompts_no_further_than_its_last_value_says(base: Base):
+    museum = museum_of(base, "<old>", recipe=short())
+    shares = {}
+    for weight in (0.0, 100.0):
+        losses: list[float] = []
+        recipe = short(ContextPreservation(weight), steps=12, clip_norm=100.0)
+        after = learn(
+            base,
+            museum,
+            small_concept("<new>", seed=3),
+            recipe,
+            report=lambda progress, heard=losses: heard.append(progress.losses["context_preservation"]),
+        )
+        groups = states_one_by_one(base, museum)
+        deltas = after.exhibit("<new>").deltas
+        shares[weight] = [naive_share(base, projection, delta.dense(), groups) for projection, delta in deltas.items()]
+    mean = {weight: sum(values) / len(values) for weight, values in shares.items()}
+    assert mean[100.0] < 0.1 * mean[0.0]
+    assert losses[0] == 0 and losses[-1] > 0
+    assert max(shares[100.0]) <= len(shares[100.0]) * mean[100.0]
+
+
+def test_a_weight_below_zero_is_refused():
+    with pytest.raises(RecipeError, match="-1"):
+        ContextPreservation(-1.0)

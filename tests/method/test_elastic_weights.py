@@ -1,0 +1,104 @@
+"""Elastic weight consolidation against per-sample gradients of the real weights, and its weight's meaning."""
+
+import pytest
+import torch
+
+from clora_core.errors import RecipeError
+from clora_core.learning.learn import learn
+from clora_core.method.regularizers import ElasticWeights
+from clora_core.method.regularizers.elastic_weights import fisher_information, relative_weight
+from clora_core.model.attach import attached
+from clora_core.model.base import Base
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from clora_core.model.sampling import Sampling, sampled_latents
+from clora_core.museum.museum import Museum
+from clora_core.seeds import seeded
+from tests.small import LATENT_SHAPE, bits, museum_of, setting_with, short, small_concept, step_with, tensors_of
+
+
+def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
+    museum = museum_of(base, "<one>", "<two>")
+    past = museum.dense()
+    setting = setting_with(past, base=base, latents=torch.zeros(1, *LATENT_SHAPE))
+    object.__setattr__(setting, "old_prompts", museum.prompts)
+    object.__setattr__(setting, "old_words", museum.tokens)
+    with base.learning(precision="fp32", checkpointing=False), attached(base, past):
+        found = fisher_information(setting, pictures=2, draws=5)
+        prompts = list(museum.prompts)
+        shown = sampled_latents(base, prompts, museum.tokens, Sampling(seed=0), latent_shape=LATENT_SHAPE)
+        latents = torch.cat(list(shown))
+        weights = {p: module.get_parameter("weight") for p, module in base.modules.items()}
+        expected = {p: torch.zeros_like(weight) for p, weight in weights.items()}
+        rng = seeded("fisher information", 5)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for number in range(5):
+            times = torch.randint(1000, (1,), generator=rng)
+            noise = torch.randn(1, *LATENT_SHAPE, generator=rng)
+            clean = latents[number % 2][None]
+            states = base.encode_prompts([prompts[number % 2]], museum.tokens)
+            said = base.predict(base.schedule.noised(clean, noise, times), times, states)
+            torch.nn.functional.mse_loss(said, base.schedule.target(clean, noise, times)).backward()
+            for p, weight in weights.items():
+                expected[p] += weight.grad**2 / 5
+                weight.grad = None
+    for p, weight in weights.items():
+        assert not weight.requires_grad, "as it was"
+        torch.testing.assert_close(found[p], expected[p], rtol=1e-3, atol=1e-12)
+
+
+def test_the_weight_means_what_it_says():
+    place = Projection("a", "key", (6, 9))
+    rng = torch.Generator().manual_seed(0)
+    past, omega = {place: torch.randn(6, 9, generator=rng)}, {place: torch.rand(6, 9, generator=rng)}
+    weight = relative_weight(2.0, 0.25, omega, past)
+    costs = []
+    for _ in range(400):
+        delta = torch.randn(6, 9, generator=rng)
+        delta = delta / delta.norm() * past[place].norm()
+        costs.append(weight * float((omega[place] * delta**2).sum()))
+    assert sum(costs) / len(costs) == pytest.approx(2 * 0.25, rel=0.05)
+
+
+def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest.MonkeyPatch):
+    rng = torch.Generator().manual_seed(0)
+    omega = {p: torch.rand(p.shape, generator=rng) for p in base.modules}
+    past = {p: torch.randn(p.shape, generator=rng) for p in base.modules}
+    new = {p: LowRank(torch.randn(p.shape[0], 2, generator=rng), torch.randn(2, p.shape[1])) for p in base.modules}
+    monkeypatch.setattr("clora_core.method.regularizers.elastic_weights.fisher_information", lambda setting: omega)
+    setting = setting_with(past, base=base, reference_loss=0.5)
+    object.__setattr__(setting, "old_prompts", ["a photo of <old>"])
+    squares = sum(float((omega[p].double() * new[p].dense().double() ** 2).sum()) for p in new)
+    expected = relative_weight(3.0, 0.5, omega, past) * squares
+    assert ElasticWeights(3.0).begin(setting)(step_with(new)).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("down", ["learned", "identity"])
+def test_learning_with_it_is_the_same_every_time_and_moves_important_weights_less(down: str, base: Base):
+    museum = museum_of(base, "<old>")
+    learned = {}
+    for weight in (0.0, 1000.0):
+        recipe = short(ElasticWeights(weight), down=down, steps=6, clip_norm=100.0)
+        learned[weight] = [learn(base, museum, small_concept("<new>", seed=3), recipe) for _ in range(2)]
+        assert bits(tensors_of(learned[weight][0])) == bits(tensors_of(learned[weight][1]))
+    sizes = {
+        weight: sum(float(delta.dense().square().sum()) for delta in found[0].exhibits[-1].deltas.values())
+        for weight, found in learned.items()
+    }
+    assert sizes[1000.0] < 0.5 * sizes[0.0]
+
+
+def test_the_first_concept_costs_nothing(base: Base):
+    heard: list[float] = []
+    recipe = short(ElasticWeights())
+    learn(
+        base,
+        Museum(base.fingerprint),
+        small_concept(),
+        recipe,
+        report=lambda progress: heard.append(progress.losses["elastic_weights"]),
+    )
+    assert heard == [0.0, 0.0, 0.0]
+    with pytest.raises(RecipeError, match="-1"):
+        ElasticWeights(-1.0)

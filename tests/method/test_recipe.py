@@ -1,0 +1,222 @@
+"""A recipe holds only numbers that make sense, survives JSON, and its regularizers keep their contract."""
+
+import dataclasses
+import inspect
+import json
+import re
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from clora_core.errors import RecipeError
+from clora_core.learning.lesson import Lesson
+from clora_core.learning.start import Trained, start
+from clora_core.method.recipe import RECIPES, Recipe, recipe_named
+from clora_core.method.regularizers import REGULARIZERS, Regularizer, SelfRegularization
+from clora_core.method.step import Setting
+from clora_core.model.attach import attached
+from clora_core.model.base import Base
+from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import LowRank
+from clora_core.museum.museum import Museum
+from tests.small import random_deltas, short, small_concept
+
+NAN, INF = float("nan"), float("inf")
+BAD = {
+    "applied": ["", "nowhere", 1, None],
+    "over": ["", "nothing", None],
+    "down": ["", "up", None],
+    "layer_wise": [1, "yes", None],
+    "rank": [-1, 1.5, True, "4", None],
+    "steps": [0, -1, 10.0, "10"],
+    "batch_size": [0, -1, 0.5, False],
+    "accumulation": [0, -1, 1.0],
+    "learning_rate": [0, -1e-4, NAN, INF, "0.1", None, True],
+    "token_learning_rate": [0, -1e-4, NAN, INF, [1e-3]],
+    "clip_norm": [0, -1, NAN, INF],
+    "weight_decay": [-0.1, NAN, INF, "none"],
+    "min_snr_gamma": [-1, NAN, INF],
+    "schedule": ["", "cosinus", None],
+    "warmup": [-0.1, 1.1, NAN, "half"],
+    "flip": ["no", 1, None],
+    "precision": ["float16", "", None],
+    "checkpointing": ["yes", 0],
+    "seed": [-1, 2**63, 1.5, "1", True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object):
+    for attempt in (
+        lambda: Recipe(**{name: value}),
+        lambda: recipe_named("c-lora", **{name: value}),
+        lambda: Recipe.from_json({name: value}),
+    ):
+        with pytest.raises(RecipeError, match=f"^{name} is {re.escape(repr(value))}; it must be "):
+            attempt()
+
+
+@pytest.mark.parametrize("other", [{"applied": "at its word"}, {"down": "identity"}, {"down": "orthogonal"}])
+def test_a_delta_that_is_trained_on_is_learned_whole_and_applied_everywhere(other: dict[str, Any]):
+    with pytest.raises(RecipeError, match=r"^over is 'the last delta'; it must be the museum or the base"):
+        recipe_named("single-lora", **other)
+
+
+def test_every_field_has_bad_values_above():
+    assert {*BAD, "method", "regularizers"} == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_every_recipe_survives_json(method: str):
+    recipe = RECIPES[method]
+    assert recipe.method == method
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_every_number_survives_json():
+    numbers = {
+        "rank": 3,
+        "steps": 7,
+        "learning_rate": 0.1 + 0.2,
+        "token_learning_rate": 1e-300,
+        "batch_size": 5,
+        "accumulation": 2,
+        "clip_norm": 1 / 3,
+        "weight_decay": 1e-2,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "flip": True,
+        "min_snr_gamma": 5.0,
+        "precision": "bf16",
+        "checkpointing": True,
+        "seed": 2**63 - 1,
+    }
+    recipe = Recipe("mine", (SelfRegularization(0.1, relative=False),), **numbers)
+    assert all(getattr(recipe, name) != getattr(Recipe(), name) for name in numbers)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones():
+    with pytest.raises(RecipeError, match=r"no 'learning_rte'.*learning_rate"):
+        Recipe.from_json({"learning_rte": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([{"name": "elastic"}], "no regularizer 'elastic'.*self_regularization"),
+        ([{"weight": 1}], "no regularizer 'None'.*self_regularization"),
+        ([{"name": "self_regularization", "wait": 1}], "is 'wait'; it must be one of its numbers: weight, relative"),
+        ([{"name": "self_regularization", "weight": -1}], "weight of self-regularization is -1"),
+        (
+            [{"name": "self_regularization", "weight": "1"}],
+            r"self_regularization.weight is '1'; it must be of type float",
+        ),
+        ([{"name": "self_regularization", "weight": True}], "self_regularization.weight is True"),
+        (
+            [{"name": "self_regularization", "relative": 1}],
+            "self_regularization.relative is 1; it must be of type bool",
+        ),
+        (["self_regularization"], "a regularizer is 'self_regularization'; it must be an object"),
+        ("self_regularization", "a regularizer is 's'; it must be an object"),
+        ([3], "a regularizer is 3; it must be an object"),
+        (None, "cannot be read"),
+        (
+            [{"name": "self_regularization"}] * 2,
+            "'self_regularization, self_regularization'; it must be each named once",
+        ),
+    ],
+)
+def test_regularizers_that_make_no_sense_are_refused(entries: object, reason: str):
+    with pytest.raises(RecipeError, match=reason):
+        Recipe.from_json({"regularizers": entries})
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(RecipeError, match=r"no recipe 'clora'.*c-lora.*sequential"):
+        recipe_named("clora")
+
+
+def test_a_named_recipe_keeps_all_but_the_given_numbers():
+    changed = recipe_named("c-lora", rank=3)
+    assert changed == dataclasses.replace(RECIPES["c-lora"], rank=3)
+    assert RECIPES["c-lora"].rank != 3
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_a_regularizer_is_a_named_frozen_value(kind: type[Regularizer]):
+    assert kind.name == kind.name.lower() and kind.name.isidentifier()
+    assert [other.name for other in REGULARIZERS].count(kind.name) == 1
+    instance = kind()
+    for field in dataclasses.fields(instance):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(instance, field.name, None)
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_a_regularizer_cites_its_paper(kind: type[Regularizer]):
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", inspect.getmodule(kind).__doc__)
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_a_regularizer_survives_json(kind: type[Regularizer]):
+    recipe = Recipe("one", (kind(),))
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_else(
+    kind: type[Regularizer], base: Base
+):
+    recipe, concept = short(), small_concept()
+    past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
+    lesson = Lesson.prepared(base, concept, recipe)
+    trained = moved(start(base, concept, recipe, Museum(base.fingerprint)))
+    old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
+    with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
+        token = trained.token(concept.word)
+        setting = Setting(
+            base,
+            concept,
+            past,
+            ["a photo of <old>"],
+            [old],
+            new.left_out,
+            lambda: lesson.reference_loss(token),
+            continued=random_deltas(base, seed=8),
+            latents=lesson.latents[0],
+            beside=["a photo of <old>"],
+        )
+        term = kind().begin(setting)
+        value = term(lesson.step(0, trained))
+        assert value.shape == () and value.dtype == torch.float32
+        assert 0 <= value.item() < INF
+        value.backward()
+    assert all(delta.up.grad is not None and delta.down.grad is not None for delta in trained.deltas.values())
+    assert any(delta.up.grad.abs().max() > 0 for delta in trained.deltas.values())
+    assert all(matrix.grad is None and not matrix.requires_grad for matrix in past.values())
+    assert all(parameter.grad is None for module in base.modules.values() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], base: Base):
+    recipe, concept = short(), small_concept()
+    lesson = Lesson.prepared(base, concept, recipe)
+    trained = start(base, concept, recipe, Museum(base.fingerprint))
+    with base.learning(precision="fp32", checkpointing=False):
+        token = trained.token(concept.word)
+        setting = Setting(base, concept, {}, (), (), nullcontext, lambda: lesson.reference_loss(token))
+        term = kind().begin(setting)
+        assert 0 <= term(lesson.step(0, trained)).item() < INF
+
+
+def moved(trained: Trained) -> Trained:
+    """As it may be after some steps: no factor is zero any more."""
+    rng = torch.Generator().manual_seed(3)
+    deltas = {
+        projection: LowRank((0.1 * torch.randn(delta.up.shape, generator=rng)).requires_grad_(), delta.down)
+        for projection, delta in trained.deltas.items()
+    }
+    return Trained(deltas, trained.vectors)

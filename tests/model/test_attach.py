@@ -1,0 +1,108 @@
+"""While deltas are attached the model answers as if its weights had moved; afterwards as if nothing had been."""
+
+import pytest
+import torch
+
+from clora_core.errors import BaseModelError
+from clora_core.model.attach import attached
+from clora_core.model.base import Base
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from tests.small import predictions, random_deltas, small_base
+
+
+def folded(base: Base, *all_deltas: dict[Projection, LowRank]) -> Base:
+    """Another copy of the base with the deltas added to its weights."""
+    copy = small_base()
+    assert torch.equal(predictions(copy), predictions(base))
+    with torch.no_grad():
+        for deltas in all_deltas:
+            for projection, delta in deltas.items():
+                copy.modules[projection].weight += delta.dense()
+    return copy
+
+
+def hooks(base: Base) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in base.modules.values())
+
+
+def test_zero_deltas_change_no_bit(base: Base):
+    zero = {projection: LowRank(torch.zeros_like(d.up), d.down) for projection, d in random_deltas(base).items()}
+    plain = predictions(base)
+    with attached(base, zero):
+        assert torch.equal(predictions(base), plain)
+    with attached(base, {projection: delta.dense() for projection, delta in zero.items()}):
+        assert torch.equal(predictions(base), plain)
+    with attached(base, {}):
+        assert torch.equal(predictions(base), plain)
+
+
+def test_attaching_is_folding_into_the_weights(base: Base):
+    deltas = random_deltas(base)
+    with attached(base, deltas):
+        ours = predictions(base)
+    torch.testing.assert_close(ours, predictions(folded(base, deltas)), rtol=1e-4, atol=1e-5)
+    assert (ours - predictions(base)).abs().max() > 1e-3, "the deltas matter"
+
+
+def test_every_single_projection_is_answered_for_by_itself(base: Base):
+    plain = predictions(base)
+    for projection, delta in random_deltas(base, size=1).items():
+        with attached(base, {projection: delta}):
+            ours = predictions(base)
+        assert not torch.equal(ours, plain), projection
+        torch.testing.assert_close(ours, predictions(folded(base, {projection: delta})), rtol=1e-4, atol=1e-5)
+
+
+def test_low_rank_and_dense_deltas_agree(base: Base):
+    deltas = random_deltas(base)
+    with attached(base, deltas):
+        low_rank = predictions(base)
+    with attached(base, {projection: delta.dense() for projection, delta in deltas.items()}):
+        dense = predictions(base)
+    torch.testing.assert_close(low_rank, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_nested_deltas_add_up(base: Base):
+    one, other = random_deltas(base), random_deltas(base, seed=1)
+    with attached(base, one):
+        with attached(base, other):
+            both = predictions(base)
+        first = predictions(base)
+    torch.testing.assert_close(both, predictions(folded(base, one, other)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first, predictions(folded(base, one)), rtol=1e-4, atol=1e-5)
+
+
+def test_leaving_restores_every_bit_and_leaves_no_hook(base: Base):
+    plain, before = predictions(base), hooks(base)
+    with attached(base, random_deltas(base)):
+        assert hooks(base) == before + len(base.modules)
+        predictions(base)
+    assert torch.equal(predictions(base), plain)
+    assert hooks(base) == before
+
+
+def test_an_exception_inside_restores_every_bit_too(base: Base):
+    plain, before = predictions(base), hooks(base)
+    with pytest.raises(KeyboardInterrupt), attached(base, random_deltas(base)), attached(base, random_deltas(base)):
+        raise KeyboardInterrupt
+    assert torch.equal(predictions(base), plain)
+    assert hooks(base) == before
+
+
+def test_an_unknown_projection_is_refused_and_nothing_stays_attached(base: Base):
+    plain, before = predictions(base), hooks(base)
+    unknown = Projection("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
+    deltas = {**random_deltas(base), unknown: torch.zeros(64, 128)}
+    with pytest.raises(BaseModelError, match=r"no projection 'mid_block.*attn2.to_k' of shape \(64, 128\)"):
+        with attached(base, deltas):
+            pass
+    assert torch.equal(predictions(base), plain)
+    assert hooks(base) == before
+
+
+def test_a_projection_of_another_shape_is_unknown(base: Base):
+    projection = next(iter(base.modules))
+    wrong = Projection(projection.path, projection.role, (projection.shape[0] + 1, projection.shape[1]))
+    with pytest.raises(BaseModelError, match="no projection"), attached(base, {wrong: torch.zeros(wrong.shape)}):
+        pass

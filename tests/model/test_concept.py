@@ -1,0 +1,184 @@
+"""A concept can be learned or is refused with a message that says what to do."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clora_core.errors import ConceptError
+from clora_core.model.concept import Concept, ConceptToken, check_word, mentions, word_pattern
+
+PICTURES = torch.zeros(3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("word", ["<my-cat>", "sks", "*cat*", "犬", "ключ", "x1", "1st", "a.b", "v1.5-style", "o" * 64])
+def test_words_that_prompts_can_hold_are_taken(word: str):
+    check_word(word)
+    assert Concept(word, PICTURES).prompt == f"a photo of {word}"
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("", "is no word"),
+        ("   ", "is no word"),
+        ("<->", "is no word"),
+        ("7", "read as a number"),
+        ("-1.5", "read as a number"),
+        ("+3", "read as a number"),
+        ("my cat", "holds ' '"),
+        ("my\tcat", r"holds '\\t'"),
+        ("cat\n", r"holds '\\n'"),
+        ("(cat", r"holds '\('"),
+        ("cat)", r"holds '\)'"),
+        ("[cat]", r"holds '\['"),
+        ("{cat}", r"holds '\{'"),
+        ("{word}", r"holds '\{'"),
+        ("cat:1.2", "holds ':'"),
+        ("cat,dog", "holds ','"),
+        ("cat|dog", r"holds '\|'"),
+        (r"cat\dog", r"holds '\\\\'"),
+        ('"cat"', "holds '\"'"),
+        ("o" * 65, "longer than 64"),
+    ],
+)
+def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: str):
+    for attempt in (
+        lambda: check_word(word),
+        lambda: Concept(word, PICTURES),
+        lambda: ConceptToken(word, {"clip_l": torch.zeros(1, 1, 4)}),
+    ):
+        with pytest.raises(ConceptError, match=reason) as refusal:
+            attempt()
+        assert "<my-cat>" in str(refusal.value), "every refusal shows a word that works"
+
+
+def test_a_word_is_found_only_where_it_stands_by_itself():
+    assert not mentions("two masks", "sks") and not mentions("sksy", "sks") and not mentions("a_sks", "sks")
+    assert mentions("sks", "sks") and mentions("a photo of sks, smiling", "sks") and mentions("(sks:1.2)", "sks")
+
+
+def test_a_bracketed_word_is_found_beside_punctuation_and_every_time():
+    text = "<my-cat>, (<my-cat>:1.2) and <my-cat>'s friend"
+    assert len(word_pattern(["<my-cat>"]).findall(text)) == 3
+    assert word_pattern(["<my-cat>"]).findall("<my-cat><my-cat>") == ["<my-cat>", "<my-cat>"]
+    assert not mentions("a <my-cats>", "<my-cat>")
+
+
+def test_a_bracketed_word_ends_where_its_brackets_do():
+    """Plurals, and writing that puts no spaces between words."""
+    for text in ("two <猫>s", "一张<猫>的照片", "a_<猫>_b", "<猫>2"):
+        assert word_pattern(["<猫>"]).findall(text) == ["<猫>"]
+    assert mentions("a cat!s", "cat!") and not mentions("acat!", "cat!") and not mentions("一张猫的照片", "猫")
+
+
+@pytest.mark.parametrize("texts", [{"template": "two {word}s"}, {"captions": ("{word}", "my_{word}", "{word}")}])
+def test_a_word_that_would_melt_into_its_neighbours_is_refused(texts: dict):
+    """Nothing would be learned of it, since it would be read as other letters."""
+    wrong = texts.get("template") or texts["captions"][1]
+    with pytest.raises(ConceptError, match=re.escape(f"In '{wrong}' the word touches other letters") + ".*<sks>"):
+        Concept("sks", PICTURES, **texts)
+    assert Concept("<sks>", PICTURES, **texts).prompts()[1] in ("two <sks>s", "my_<sks>")
+
+
+def test_the_template_is_looked_at_beside_captions_too():
+    with pytest.raises(ConceptError, match="'a photo' does not mention"):
+        Concept("<a>", PICTURES, template="a photo", captions=("{word}",) * 3)
+
+
+def test_the_longest_of_several_words_is_found_first():
+    assert word_pattern(["<cat>", "<cat>-two"]).findall("<cat>-two and <cat>") == ["<cat>-two", "<cat>"]
+
+
+WORDS = st.from_regex(r"<?[a-z0-9.*+?^$-]{1,8}>?", fullmatch=True).filter(lambda word: any(map(str.isalnum, word)))
+
+
+@given(WORDS, st.integers(0, 4))
+def test_any_word_is_found_as_often_as_it_was_written(word: str, times: int):
+    text = " and ".join(["something", *[word] * times])
+    if not any(part == word for part in ("something", "and")):
+        assert word_pattern([word]).findall(text) == [word] * times
+
+
+@given(WORDS)
+def test_characters_of_a_word_never_act_as_a_pattern(word: str):
+    assert word_pattern([word]).fullmatch(word)
+    for other in ("xyzzy", word + "q", "q" + word):
+        found = word_pattern([word]).fullmatch(other)
+        assert (found is not None) == (other == word)
+
+
+def test_without_captions_every_picture_is_told_by_the_template():
+    assert Concept("<a>", PICTURES).prompts() == ["a photo of <a>"] * 3
+    assert Concept("<a>", PICTURES, "style").prompts() == ["a <a> style picture"] * 3
+    assert Concept("<a>", PICTURES, template="{word} at home").prompts() == ["<a> at home"] * 3
+
+
+def test_captions_are_told_in_order_with_the_word_or_its_placeholder():
+    captions = ("{word} in blue", "a photo of <a>", "near {word}, {word}")
+    concept = Concept("<a>", PICTURES, captions=captions)
+    assert concept.prompts() == ["<a> in blue", "a photo of <a>", "near <a>, <a>"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_another_count_of_captions_than_pictures_is_refused(count: int):
+    with pytest.raises(ConceptError, match=f"3 pictures but {count} captions.*one caption per picture, or none"):
+        Concept("<a>", PICTURES, captions=("{word}",) * count)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [{"template": "a photo"}, {"template": "masks"}, {"captions": ("{word}", "a photo of skson", "{word}")}],
+)
+def test_a_text_that_does_not_mention_the_word_is_refused(texts: dict):
+    wrong = texts.get("template") or texts["captions"][1]
+    with pytest.raises(ConceptError, match=re.escape(f"'{wrong}' does not mention the new word") + ".*'sks'"):
+        Concept("sks", PICTURES, **texts)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_picture_with_one_value_that_is_not_finite_is_refused(bad: float):
+    pictures = PICTURES.clone()
+    pictures[1, 2, 3, 4] = bad
+    with pytest.raises(ConceptError, match="'<a>' hold values that are not finite"):
+        Concept("<a>", pictures)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 8, 8), (2, 4, 8, 8), (2, 8, 8, 3)])
+def test_what_is_no_stack_of_pictures_is_refused_with_its_shape(shape: tuple[int, ...]):
+    with pytest.raises(ConceptError, match=re.escape(str(shape))):
+        Concept("<a>", torch.zeros(shape))
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ConceptError, match="'object' or 'style', not 'face'"):
+        Concept("<a>", PICTURES, "face")
+
+
+@pytest.mark.parametrize("count", [0, -1, 17])
+def test_a_word_takes_one_to_sixteen_vectors(count: int):
+    with pytest.raises(ConceptError, match=f"1 to 16 vectors, not {count}"):
+        Concept("<a>", PICTURES, vectors=count)
+    assert Concept("<a>", PICTURES, vectors=16).vectors == 16
+
+
+def test_a_token_takes_as_many_places_as_it_has_vectors():
+    token = ConceptToken("<a>", {"clip_l": torch.zeros(1, 3, 4), "clip_g": torch.zeros(1, 3, 8)})
+    assert token.words == 3
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        {},
+        {"clip_l": torch.zeros(3, 4)},
+        {"clip_l": torch.zeros(1, 2, 4), "clip_g": torch.zeros(1, 3, 8)},
+        {"clip_l": torch.zeros(1, 2, 4), "clip_g": torch.zeros(16, 2, 8)},
+        {"clip_l": torch.zeros(1, 2, 4), "clip_g": torch.zeros(2, 8)},
+    ],
+)
+def test_vectors_of_other_shapes_are_refused(vectors: dict):
+    with pytest.raises(ConceptError, match=re.escape("expected (layers, words, width) each")):
+        ConceptToken("<a>", vectors)

@@ -1,0 +1,175 @@
+"""Words with a vector per cross-attention: every layer reads what the prompt means with its own vectors."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from clora_core.errors import ConceptError
+from clora_core.learning.learn import learn
+from clora_core.learning.start import start_vectors
+from clora_core.method.regularizers import ContextPreservation, SelfRegularization
+from clora_core.model.base import Base, Conditioning
+from clora_core.model.concept import ConceptToken
+from clora_core.model.layers import layer_numbers, own_layers
+from clora_core.model.projections import find_projections
+from clora_core.model.sampling import Sampling, sample
+from clora_core.museum.museum import Museum, shown
+from clora_core.over_diffusers import prompts
+from tests.families import SMALL, build_unet
+from tests.small import LATENT_SHAPE, bits, predictions, short, small_concept, tensors_of
+
+LAYERS, WIDTH = 6, 128
+PROMPTS = ["a photo of <deep> and a cat", "a cat", "<deep>, <flat>"]
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[ConceptToken, ConceptToken]:
+    rng = torch.Generator().manual_seed(0)
+    deep = ConceptToken("<deep>", {"clip_l": torch.randn(LAYERS, 2, WIDTH, generator=rng)})
+    return deep, ConceptToken("<flat>", {"clip_l": torch.randn(1, 1, WIDTH, generator=rng)})
+
+
+def at_layer(token: ConceptToken, layer: int) -> ConceptToken:
+    vectors = {name: value[min(layer, len(value) - 1)][None] for name, value in token.vectors.items()}
+    return ConceptToken(token.word, vectors)
+
+
+@pytest.mark.parametrize("family", ["starter", "sd15", "sdxl"])
+def test_layers_are_numbered_as_the_model_runs_them(family: str, base: Base):
+    unet = base.unet if family == "starter" else build_unet(family, SMALL[family])
+    modules, ran = find_projections(unet), []
+    numbers = layer_numbers(modules)
+    handles = [
+        module.register_forward_hook(lambda *_, number=numbers[projection]: ran.append(number))
+        for projection, module in modules.items()
+    ]
+    states = torch.randn(1, 4, next(iter(modules)).shape[1])
+    added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad():
+        unet(torch.randn(1, unet.config["in_channels"], 8, 8), torch.tensor([1]), states, added_cond_kwargs=added)
+    for handle in handles:
+        handle.remove()
+    assert ran == sorted(ran) and set(ran) == set(range(len(modules) // 2))
+
+
+def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: tuple[ConceptToken, ...]):
+    together = base.encode_prompts(PROMPTS, words)
+    assert together.states.shape == (3, 32, LAYERS * WIDTH)
+    for layer in range(LAYERS):
+        alone = base.encode_prompts(PROMPTS, [at_layer(word, layer) for word in words])
+        part = together.states[..., layer * WIDTH : (layer + 1) * WIDTH]
+        torch.testing.assert_close(part, alone.states, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(together.places[word], alone.places[word]) for word in alone.places)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 7])
+def test_many_rows_are_encoded_some_at_a_time(at_once: int, base: Base, monkeypatch: pytest.MonkeyPatch):
+    """Also where a prompt's layers end up in two parts; states, places and gradients are those of all at once."""
+    rng = torch.Generator().manual_seed(3)
+    vectors = torch.randn(LAYERS, 2, WIDTH, generator=rng).requires_grad_()
+    deep, flat = ConceptToken("<deep>", {"clip_l": vectors}), torch.randn(1, 1, WIDTH, generator=rng)
+
+    def encoded() -> tuple[Conditioning, Tensor]:
+        found = base.encode_prompts(PROMPTS, [deep, ConceptToken("<flat>", {"clip_l": flat})])
+        (gradient,) = torch.autograd.grad(found.states.square().sum(), vectors)
+        return found, gradient
+
+    whole, slope = encoded()
+    monkeypatch.setattr(prompts, "ROWS_AT_ONCE", at_once)
+    parts, found = encoded()
+    torch.testing.assert_close(parts.states, whole.states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(parts.places[word], where) for word, where in whole.places.items())
+
+
+def test_prompts_without_such_a_word_stay_as_narrow_as_ever(base: Base, words: tuple[ConceptToken, ...]):
+    assert base.encode_prompts(["a cat", "<flat>"], words).states.shape == (2, 32, WIDTH)
+
+
+def test_each_cross_attention_reads_its_own_layer(base: Base, words: tuple[ConceptToken, ...]):
+    """Against a model whose projections are called with the states of their layer, one by one."""
+    conditioning = base.encode_prompts(PROMPTS, words)
+    latents = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
+    times = torch.tensor([10, 400, 900])
+    numbers = layer_numbers(base.modules)
+    handles = []
+    for projection, module in base.modules.items():
+        alone = base.encode_prompts(PROMPTS, [at_layer(word, numbers[projection]) for word in words]).states
+
+        def instead(module, inputs, output: Tensor, states=alone) -> Tensor:
+            return torch.nn.functional.linear(states, module.weight, module.bias)
+
+        handles.append(module.register_forward_hook(instead))
+    with torch.no_grad():
+        expected = base.predict(latents, times, base.encode_prompts(PROMPTS, [at_layer(word, 0) for word in words]))
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(base.predict(latents, times, conditioning), expected, rtol=1e-4, atol=1e-5)
+        same = ConceptToken("<deep>", {"clip_l": words[0].vectors["clip_l"][:1].expand(LAYERS, -1, -1)})
+        wide, narrow = (
+            base.predict(latents, times, base.encode_prompts(PROMPTS, [word, words[1]]))
+            for word in (same, at_layer(same, 0))
+        )
+        torch.testing.assert_close(wide, narrow, rtol=1e-4, atol=1e-5)
+
+
+def test_cutting_twice_is_cutting_once(base: Base, words: tuple[ConceptToken, ...]):
+    conditioning = base.encode_prompts(PROMPTS, words)
+    latents = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        once = base.predict(latents, torch.tensor([5, 50, 500]), conditioning)
+        with own_layers(base.modules):
+            assert torch.equal(base.predict(latents, torch.tensor([5, 50, 500]), conditioning), once)
+    assert not any(module._forward_pre_hooks for module in base.modules.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_learning_moves_every_layer_by_itself(checkpointing: bool, base: Base):
+    before = predictions(base)
+    recipe = short(SelfRegularization(), ContextPreservation(), layer_wise=True, checkpointing=checkpointing)
+    museum = learn(base, Museum(base.fingerprint), small_concept("<one>", vectors=2), recipe)
+    museum = learn(base, museum, small_concept("<two>", seed=1), recipe)
+    for exhibit, count in zip(museum.exhibits, (2, 1), strict=True):
+        vectors = exhibit.token.vectors["clip_l"]
+        assert vectors.shape == (LAYERS, count, WIDTH)
+        begun = start_vectors(base, small_concept(exhibit.word, vectors=count), layer_wise=True)["clip_l"]
+        assert torch.equal(begun, begun[:1].expand_as(begun))
+        assert ((vectors - begun).abs().amax(-1) > 0).all()
+        assert len(torch.unique(vectors[:, 0], dim=0)) == LAYERS
+    assert torch.equal(predictions(base), before)
+
+
+def test_checkpoints_change_nothing(base: Base):
+    found = [
+        learn(
+            base,
+            Museum(base.fingerprint),
+            small_concept(),
+            short(layer_wise=True, checkpointing=checkpointing, steps=2),
+        )
+        for checkpointing in (False, True)
+    ]
+    for name, value in tensors_of(found[0]).items():
+        torch.testing.assert_close(tensors_of(found[1])[name], value, rtol=1e-3, atol=1e-5)
+    again = learn(base, Museum(base.fingerprint), small_concept(), short(layer_wise=True, steps=2))
+    assert bits(tensors_of(again)) == bits(tensors_of(found[0]))
+
+
+def test_pictures_with_and_without_the_word_are_sampled_in_one_batch(base: Base, words: tuple[ConceptToken, ...]):
+    museum = Museum(base.fingerprint)
+    with shown(base, museum.dense()):
+        sampling = Sampling(steps=2, guidance=2.0)
+        both = sample(base, ["a photo of <deep>", "a cat"], words, sampling, latent_shape=LATENT_SHAPE)
+        plain = sample(base, ["a dog", "a cat"], [], sampling, latent_shape=LATENT_SHAPE)
+    torch.testing.assert_close(both[1], plain[1], rtol=0, atol=1e-3)
+
+
+def test_a_word_of_another_models_layers_is_refused(base: Base):
+    token = ConceptToken("<deep>", {"clip_l": torch.zeros(16, 1, WIDTH)})
+    with pytest.raises(ConceptError, match=r"'<deep>' has vectors for 16 .* this model has 6"):
+        base.encode_prompts(["<deep>"], [token])
+
+
+def test_rows_of_a_batch_are_chosen_whole(base: Base, words: tuple[ConceptToken, ...]):
+    conditioning: Conditioning = base.encode_prompts(PROMPTS, words)[torch.tensor([2, 0])]
+    assert conditioning.states.shape == (2, 32, LAYERS * WIDTH)

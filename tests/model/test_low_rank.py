@@ -1,0 +1,119 @@
+"""Low-rank matrices are exactly the matrices that their factors multiply out to."""
+
+import math
+
+import pytest
+import torch
+
+from clora_core.errors import MuseumError
+from clora_core.model.low_rank import LowRank, concatenated, inner, truncated
+
+
+def matrix(rows: int = 5, rank: int = 3, columns: int = 7, *, seed: int = 0) -> LowRank:
+    rng = torch.Generator().manual_seed(seed)
+    double = {"generator": rng, "dtype": torch.float64}
+    return LowRank(torch.randn(rows, rank, **double), torch.randn(rank, columns, **double))
+
+
+def entries(matrix: LowRank) -> list[list[float]]:
+    """The matrix by a loop over its entries."""
+    rows, columns = len(matrix.up), len(matrix.down[0])
+    return [
+        [sum(float(matrix.up[i, k] * matrix.down[k, j]) for k in range(len(matrix.down))) for j in range(columns)]
+        for i in range(rows)
+    ]
+
+
+def test_dense_matches_a_loop_over_entries():
+    one = matrix()
+    assert one.dense().tolist() == [pytest.approx(row, rel=1e-12) for row in entries(one)]
+    assert one.shape == (5, 7) and one.rank == 3
+
+
+def test_inner_matches_a_loop_over_entries():
+    one, other = matrix(rank=3), matrix(rank=2, seed=1)
+    rows = zip(entries(one), entries(other), strict=True)
+    expected = sum(a * b for row_a, row_b in rows for a, b in zip(row_a, row_b, strict=True))
+    assert inner(one, other).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_norm_is_the_root_of_the_sum_of_squares():
+    one = matrix()
+    expected = math.sqrt(sum(value**2 for row in entries(one) for value in row))
+    assert one.norm().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_norm_of_parts_that_cancel_is_zero_and_no_nan():
+    one = matrix()
+    nothing = concatenated([one, one.scaled(-1)])
+    assert nothing.norm().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_scaling_scales_every_entry_and_leaves_the_original_alone():
+    one = matrix()
+    before = one.dense()
+    for strength in (0.0, -2.0, 0.25):
+        torch.testing.assert_close(one.scaled(strength).dense(), strength * before)
+    assert torch.equal(one.dense(), before)
+    assert one.scaled(1) is one
+
+
+def test_concatenating_adds_the_matrices_of_any_ranks():
+    parts = [matrix(rank=rank, seed=rank) for rank in (1, 4, 2)]
+    total = concatenated(parts)
+    torch.testing.assert_close(total.dense(), sum(part.dense() for part in parts))
+    assert total.rank == 7
+    assert concatenated(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [((5, 3), (2, 7)), ((5,), (5, 7)), ((5, 3), (3,)), ((3, 5), (3, 7)), ((1, 5, 3), (3, 7))],
+)
+def test_factors_that_do_not_fit_are_refused_with_their_shapes(up: tuple[int, ...], down: tuple[int, ...]):
+    with pytest.raises(MuseumError) as refusal:
+        LowRank(torch.zeros(up), torch.zeros(down))
+    assert str(up) in str(refusal.value) and str(down) in str(refusal.value)
+    assert "(out, rank) and (rank, in)" in str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (5, 40), (9, 9)])
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_the_truncated_matrix_is_the_nearest_of_its_rank(shape, rank):
+    """Against the singular values of the dense matrix; also where there are more ranks than rows."""
+    rng = torch.Generator().manual_seed(rank)
+    whole = LowRank(torch.randn(shape[0], 8, generator=rng), torch.randn(8, shape[1], generator=rng))
+    nearest, lost = truncated(whole, rank)
+    least = torch.linalg.svdvals(whole.dense().double())[rank:].norm().item()
+    assert nearest.rank <= rank and nearest.up.dtype == torch.float32
+    assert lost == pytest.approx(least, rel=1e-5, abs=1e-5)
+    assert (whole.dense() - nearest.dense()).norm().item() == pytest.approx(least, rel=1e-4, abs=1e-4)
+
+
+def test_a_matrix_of_that_rank_is_its_own_truncation():
+    whole = LowRank(torch.randn(4, 2), torch.randn(2, 5))
+    assert truncated(whole, 2) == (whole, 0.0)
+
+
+def test_what_was_cut_apart_is_joined_without_a_copy():
+    """In order and without a gap; anything else is copied, and is the same sum."""
+    whole = matrix(rows=5, rank=9, columns=7)
+    ups, downs = whole.up.split([2, 4, 3], dim=1), whole.down.split([2, 4, 3])
+    parts = [LowRank(up, down) for up, down in zip(ups, downs, strict=True)]
+    joined = concatenated(parts)
+    assert torch.equal(joined.up, whole.up) and torch.equal(joined.down, whole.down)
+    assert joined.up.data_ptr() == whole.up.data_ptr() and joined.down.data_ptr() == whole.down.data_ptr()
+    tail = concatenated(parts[1:])
+    assert torch.equal(tail.up, whole.up[:, 2:]) and torch.equal(tail.down, whole.down[2:])
+    for others in (
+        [parts[1], parts[0]],
+        [parts[0], parts[2]],
+        [parts[0], parts[0]],
+        [parts[0], LowRank(ups[1].clone(), downs[1])],
+        [parts[0], parts[1].scaled(2)],
+        [parts[0], LowRank(ups[1], downs[1].clone().requires_grad_())],
+    ):
+        copied = concatenated(others)
+        expected = sum(part.dense() for part in others)
+        torch.testing.assert_close(copied.dense(), expected)
+        assert copied.up.data_ptr() != whole.up.data_ptr() or copied.down.data_ptr() != whole.down.data_ptr()

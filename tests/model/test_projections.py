@@ -1,0 +1,114 @@
+"""Exactly the keys and values of cross-attention are found, and a museum of either naming is the same museum."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+
+from clora_core.errors import BaseModelError
+from clora_core.model.base import fingerprint
+from clora_core.model.projections import (
+    ARCHITECTURES,
+    architecture_named,
+    architecture_of,
+    find_projections,
+    ldm_path,
+    lora_key,
+)
+from clora_core.starter.model import build_unet as build_starter_unet
+from tests.families import FAMILIES, REAL, SMALL, build_unet, module_tree, unet_layout
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def unet(family: str) -> UNet2DConditionModel:
+    return build_unet(family, SMALL[family])
+
+
+def keys_and_values(unet: nn.Module) -> set[int]:
+    """By another way: the two projections of every transformer block's second attention."""
+    blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    return {id(projection) for block in blocks for projection in (block.attn2.to_k, block.attn2.to_v)}
+
+
+def test_the_keys_and_values_of_cross_attention_are_found_and_nothing_else(unet: UNet2DConditionModel) -> None:
+    found = find_projections(unet)
+    assert {id(module) for module in found.values()} == keys_and_values(unet)
+    for projection, module in found.items():
+        assert unet.get_submodule(projection.path) is module
+        assert projection.shape == tuple(module.weight.shape)
+        assert projection.role == ("key" if projection.path.endswith("to_k") else "value")
+    assert list(found) == sorted(found)
+
+
+def test_original_names_give_the_same_projections_and_fingerprint(unet: UNet2DConditionModel) -> None:
+    found, original = find_projections(unet), find_projections(module_tree(unet_layout(unet)))
+    assert list(original) == list(found)
+    assert all(original[projection].weight.equal(found[projection].weight) for projection in found)
+    assert fingerprint(original) == fingerprint(found)
+
+
+def test_the_host_may_wrap_the_unet(unet: UNet2DConditionModel) -> None:
+    wrapped = {f"diffusion_model.{name}": tensor for name, tensor in unet_layout(unet).items()}
+    assert list(find_projections(module_tree(wrapped))) == list(find_projections(unet))
+
+
+def test_the_original_path_leads_to_the_same_module(unet: UNet2DConditionModel) -> None:
+    tree = module_tree(unet_layout(unet))
+    for projection, module in find_projections(tree).items():
+        assert tree.get_submodule(ldm_path(projection.path)) is module
+
+
+@pytest.mark.parametrize(("family", "count"), [("sd15", 32), ("sd2", 32), ("sdxl", 140)], ids=FAMILIES)
+def test_models_of_real_size_have_so_many(family: str, count: int) -> None:
+    with torch.device("meta"):
+        unet = build_unet(family, REAL[family])
+    found = find_projections(unet)
+    assert len(found) == count == len(keys_and_values(unet))
+    assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
+    assert architecture_of(found).name == family
+
+
+def test_the_starter_is_found_by_either_name() -> None:
+    unet = build_starter_unet()
+    found = find_projections(unet)
+    assert {id(module) for module in found.values()} == keys_and_values(unet)
+    assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
+    assert architecture_of(found).name == "starter"
+
+
+def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
+    with torch.device("meta"):
+        sd15, sdxl = (find_projections(build_unet(family, REAL[family])) for family in ("sd15", "sdxl"))
+    short = {lora_key(projection, architecture_named("sd15")) for projection in sd15}
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k" in short
+    assert "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_v" in short
+    long = {lora_key(projection, architecture_named("sdxl")) for projection in sdxl}
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k" in long
+    assert "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_v" in long
+    assert "lora_unet_output_blocks_5_1_transformer_blocks_1_attn2_to_k" in long
+    assert len(short) == len(sd15) and len(long) == len(sdxl)
+
+
+def test_a_model_of_joint_attention_is_refused() -> None:
+    joint = module_tree({"transformer_blocks.0.attn.add_k_proj.weight": torch.zeros(4, 4)})
+    with pytest.raises(BaseModelError, match=r"joint attention, such as Flux.*sd15, sd2, sdxl"):
+        find_projections(joint)
+
+
+def test_an_unknown_text_width_is_refused_with_the_known_ones() -> None:
+    tree = module_tree({"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(4, 1280)})
+    with pytest.raises(BaseModelError, match=r"width \[1280\].*sdxl \(2048\)"):
+        architecture_of(find_projections(tree))
+    with pytest.raises(BaseModelError, match="no architecture 'sd9'"):
+        architecture_named("sd9")
+
+
+def test_every_architecture_has_its_own_width_and_encoders() -> None:
+    assert len({architecture.text_width for architecture in ARCHITECTURES}) == len(ARCHITECTURES)
+    assert all(sum(entry.encoders.values()) == entry.text_width for entry in ARCHITECTURES)

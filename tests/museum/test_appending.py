@@ -1,0 +1,162 @@
+"""One exhibit more: the file becomes, byte for byte, the one that holds the whole museum."""
+
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clora_core.errors import MuseumError
+from clora_core.method.recipe import recipe_named
+from clora_core.model.base import Fingerprint
+from clora_core.museum.file import append_exhibits, identity, load_museum, load_view, save_museum
+from clora_core.museum.file.files import backup_of
+from clora_core.museum.museum import Exhibit, Museum
+from tests.museums import assert_same, exhibit, museum, projections
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["starter", "sd2", "sdxl"])
+def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtype, tmp_path):
+    """Also from nothing, with ranks and projections that differ, layer-wise words, gates, strengths, a word alone."""
+    own = {"architecture": architecture}
+    plain = museum(architecture)
+    strong = replace(exhibit("<strong>", projections(architecture), seed=8, **own), strength=-0.5)
+    layered = exhibit("<deep>", projections(architecture)[1:3], seed=9, layers=16, words=2, **own)
+    shy = exhibit("<shy>", projections(architecture), seed=7, recipe=recipe_named("word-gated", rank=4), **own)
+    exhibits = (shy, plain.exhibits[1], layered, strong, plain.exhibits[3], plain.exhibits[0], plain.exhibits[2])
+    path, whole = tmp_path / "grown" / "a.safetensors", tmp_path / "whole" / "a.safetensors"
+    for folder in (path.parent, whole.parent):
+        folder.mkdir()
+    save_museum(Museum(plain.base), path, dtype=dtype)
+    for count, one in enumerate(exhibits, 1):
+        before = path.read_bytes()
+        append_exhibits([one], path, base=plain.base)
+        save_museum(Museum(plain.base, exhibits[:count]), whole, overwrite=True, dtype=dtype)
+        assert path.read_bytes() == whole.read_bytes()
+        assert backup_of(path).read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("parts", [1, 100, 1000])
+def test_parts_of_any_size_give_the_same_file(parts, tmp_path, monkeypatch):
+    """Also where a tensor is put together from so little at a time that a part is less than one of its rows."""
+    from clora_core.museum.file import joined
+
+    whole, path = tmp_path / "whole" / "a.safetensors", tmp_path / "a.safetensors"
+    whole.parent.mkdir()
+    save_museum(museum(), whole)
+    monkeypatch.setattr(joined, "PART_BYTES", parts)
+    save_museum(museum().only(["<my-cat>", "<ink>", "<bär>"]), path)
+    append_exhibits([museum().exhibits[3]], path, base=museum().base)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_what_another_program_adds_meanwhile_is_kept(tmp_path, monkeypatch):
+    """A second append starts and ends while the first one writes."""
+    from clora_core.museum.file import saving
+
+    path, (one, two, *rest) = tmp_path / "a.safetensors", museum().exhibits
+    save_museum(Museum(museum().base, tuple(rest)), path)
+    dump_with, calls = saving._dump_with, []
+
+    def interrupted(addition: Museum, *where: object) -> None:
+        dump_with(addition, *where)
+        calls.append(addition.words)
+        if len(calls) == 1:
+            append_exhibits([two], path, base=museum().base)
+
+    monkeypatch.setattr(saving, "_dump_with", interrupted)
+    append_exhibits([one], path, base=museum().base)
+    assert calls == [(one.word,), (two.word,), (one.word,)]
+    assert_same(load_museum(path), Museum(museum().base, (*rest, two, one)))
+
+
+def append_many(number: int, path: Path) -> None:
+    for count in range(12):
+        one = exhibit(f"<p{number}-{count}>", projections("sd15")[:2], seed=count, ranks=(1,))
+        append_exhibits([one], path, base=museum().base)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no lock on a folder")
+def test_programs_that_add_at_the_same_time_lose_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(Museum(museum().base), path)
+    writers = [multiprocessing.get_context("fork").Process(target=append_many, args=(n, path)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(load_museum(path).exhibits) == 36
+
+
+def test_a_file_that_was_changed_since_it_was_read_is_not_replaced(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    read = identity(path)
+    append_exhibits([exhibit("<x>", projections("sd15"), seed=8)], path, base=museum().base)
+    before = path.read_bytes()
+    with pytest.raises(MuseumError, match="Another program has changed it since it was read"):
+        save_museum(museum(), path, overwrite=True, read=read)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    save_museum(museum(), path, overwrite=True, read=identity(path))
+
+
+def broken(shown: Exhibit) -> Exhibit:
+    """With a number that is none."""
+    next(iter(shown.deltas.values())).down[0, 0] = float("nan")
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("addition", "base", "rule"),
+    [
+        (lambda: exhibit("<ink>", projections("sd15"), seed=5), museum().base, "'<ink>' stands in it 2 times"),
+        (lambda: exhibit("<x>", projections("sd15"), seed=5), Fingerprint("sd15", "f" * 64), "made over 'sd15"),
+        (lambda: exhibit("<x>", projections("sdxl"), seed=5), museum().base, "width 2048"),
+        (lambda: broken(exhibit("<x>", projections("sd15"), seed=5)), museum().base, "not finite"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_file_as_it_was(addition, base, rule, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    before = path.read_bytes()
+    with pytest.raises(MuseumError, match=rf"^a\.safetensors: .*{rule}"):
+        append_exhibits([addition()], path, base=base)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_that_is_not_there_or_no_museum_is_not_begun(tmp_path):
+    (tmp_path / "b.safetensors").write_bytes(b"precious")
+    for name in ("a", "b"):
+        with pytest.raises(MuseumError, match=rf"^{name}\.safetensors"):
+            append_exhibits(
+                [exhibit("<x>", projections("sd15"), seed=5)], tmp_path / f"{name}.safetensors", base=museum().base
+            )
+    assert [file.name for file in tmp_path.iterdir()] == ["b.safetensors"]
+    assert (tmp_path / "b.safetensors").read_bytes() == b"precious"
+
+
+def test_a_view_is_the_museum_added_up(tmp_path):
+    """Against `load_museum` and `Museum.dense`, with strengths of the exhibits' own and given ones."""
+    before = museum()
+    before = replace(before, exhibits=(replace(before.exhibits[0], strength=0.25), *before.exhibits[1:]))
+    path = tmp_path / "a.safetensors"
+    save_museum(before, path)
+    for strengths in (None, {"<bär>": -2.0, "<my-cat>": 0.5, "lonely": 3.0}, {"<ink>": 1.0}, {}):
+        view = load_view(path, strengths)
+        chosen = before if strengths is None else before.only(list(strengths))
+        assert view.base == before.base and tuple(token.word for token in view.tokens) == chosen.words
+        for token, expected in zip(view.tokens, chosen.tokens, strict=True):
+            assert torch.equal(token.vectors["clip_l"], expected.vectors["clip_l"])
+        matrices = chosen.dense(strengths)
+        for projection, matrix in view.deltas.items():
+            expected = matrices.get(projection, torch.zeros(projection.shape))
+            torch.testing.assert_close(matrix, expected, atol=1e-4, rtol=1e-5)
+    with pytest.raises(MuseumError, match=r"no '<dog>'.*<my-cat>, <ink>"):
+        load_view(path, {"<dog>": 1.0})
+    assert_same(before, load_museum(path))

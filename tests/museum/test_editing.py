@@ -1,0 +1,247 @@
+"""What edits do, and above all what they leave as it is: every tensor, bit for bit, also in the file."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.errors import CLoRAError, MuseumError
+from clora_core.method.recipe import recipe_named
+from clora_core.model.base import Fingerprint
+from clora_core.museum.editing import (
+    edited,
+    merged,
+    moved,
+    overlap_with_later,
+    renamed,
+    what_removing_does,
+    with_strength,
+    with_thumbnail,
+    without,
+)
+from clora_core.museum.file import load_museum, read_header, save_museum
+from clora_core.museum.museum import Museum
+from clora_core.museum.overlap import overlap_matrix
+from clora_core.pictures import thumbnail_of
+from tests.museums import assert_same, exhibit, museum, projections
+from tests.small import bits, tensors_of
+
+
+def through_a_file(whole: Museum, folder) -> Museum:
+    save_museum(whole, folder / "edited.safetensors", overwrite=True)
+    return load_museum(folder / "edited.safetensors")
+
+
+def test_a_new_word_stands_in_the_prompt_too_and_nothing_else_moves(tmp_path):
+    after = through_a_file(renamed(museum(), "<my-cat>", "<tom>"), tmp_path)
+    assert after.words == ("<tom>", "<ink>", "<bär>", "lonely")
+    assert after.exhibits[0].prompt == "a photo of <tom>"
+    back = renamed(after, "<tom>", "<my-cat>")
+    assert_same(back, museum())
+
+
+def test_only_whole_words_of_a_prompt_are_renamed():
+    one = exhibit("cat", [], seed=1, prompt="a cat, no cats, a tomcat, cat")
+    assert renamed(Museum(museum().base, (one,)), "cat", "g<0>").exhibits[0].prompt == "a g<0>, no cats, a tomcat, g<0>"
+
+
+def test_a_word_is_renamed_in_the_prompts_of_others_too():
+    """Which later concepts leave alone: a word that nobody knows any more would be protected in vain."""
+    beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
+    after = renamed(museum().with_exhibit(beside), "<my-cat>", "<tom>")
+    assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
+
+
+@pytest.mark.parametrize("new", ["<ink>", "", "a b", "7", "x" * 65])
+def test_a_word_that_is_taken_or_none_is_refused(new):
+    with pytest.raises(CLoRAError):
+        renamed(museum(), "<my-cat>", new)
+    assert renamed(museum(), "<my-cat>", "<my-cat>").words == museum().words
+
+
+@pytest.mark.parametrize("word", museum().words)
+def test_without_an_exhibit_all_others_are_what_they_were(word, tmp_path):
+    after = through_a_file(without(museum(), word), tmp_path)
+    assert_same(after, museum().only([other for other in museum().words if other != word]))
+
+
+def test_removing_says_how_much_later_exhibits_overlap():
+    whole = museum()
+    told = overlap_with_later(whole, "<my-cat>")
+    matrix = overlap_matrix(whole)
+    assert list(told) == ["<ink>", "<bär>", "lonely"]
+    assert list(told.values()) == pytest.approx(matrix[0, 1:].tolist(), abs=1e-6)
+    assert min(told["<ink>"], told["<bär>"]) > 0.1 and told["lonely"] == 0
+    assert f"<ink> {told['<ink>']:.2f}" in what_removing_does(whole, "<my-cat>")
+    assert overlap_with_later(whole, "lonely") == {}
+    assert "No later exhibit" in what_removing_does(whole, "<bär>")
+
+
+def test_removing_says_who_learned_together_with_it():
+    recipe = recipe_named("c-lora", rank=8)
+    before, cat, *_ = museum().exhibits
+    pair = (replace(before, deltas={}, recipe=recipe), replace(cat, recipe=recipe))
+    together = replace(museum(), exhibits=pair)
+    assert f"what {before.word} learned together with it" in what_removing_does(together, cat.word)
+    assert "together" not in what_removing_does(together, before.word)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_an_exhibit_moves_and_the_sum_stays(place, tmp_path):
+    after = through_a_file(moved(museum(), "<bär>", place), tmp_path)
+    assert after.words[place - 1] == "<bär>"
+    assert [word for word in after.words if word != "<bär>"] == ["<my-cat>", "<ink>", "lonely"]
+    assert bits(tensors_of(after)) == bits(tensors_of(museum()))
+    for projection, matrix in after.dense().items():
+        torch.testing.assert_close(matrix, museum().dense()[projection], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_there_are_only_as_many_places_as_exhibits(place):
+    with pytest.raises(MuseumError, match=r"no place.*1 to 4"):
+        moved(museum(), "<ink>", place)
+
+
+def test_merging_adds_the_others_at_the_end_and_loses_nothing(tmp_path):
+    on = projections("sd15")
+    others = (
+        exhibit("<new>", on, seed=7, ranks=(3, 2)),
+        with_strength(museum(), "<ink>", 0.5).exhibit("<ink>"),
+        exhibit("<last>", on[:2], seed=8),
+    )
+    one, other = museum().only(["<my-cat>", "<bär>"]), Museum(museum().base, others)
+    both = through_a_file(merged(one, other), tmp_path)
+    assert both.words == ("<my-cat>", "<bär>", "<new>", "<ink>", "<last>")
+    assert_same(both.only(one.words), one)
+    assert_same(both.only(other.words), other)
+
+
+def test_what_two_museums_have_in_common_stands_in_both_once():
+    """Two branches that were taught on from the same beginning."""
+    branch = museum().with_exhibit(exhibit("<new>", projections("sd15"), seed=9))
+    assert merged(museum(), branch).words == merged(branch, museum()).words == branch.words
+
+
+def test_a_word_that_means_two_things_is_said_with_a_way_out():
+    other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9), exhibit("<ink-2>", [], seed=1)))
+    with pytest.raises(MuseumError, match=r"a <ink> of their own.*rename <ink> <ink-3>"):
+        merged(museum(), other)
+    stronger = with_strength(museum(), "<my-cat>", 2)
+    with pytest.raises(MuseumError, match="<my-cat>"):
+        merged(museum(), stronger)
+    assert merged(renamed(museum(), "<ink>", "<ink-3>"), other).words[-2:] == ("<ink>", "<ink-2>")
+
+
+def test_museums_of_two_bases_do_not_mix():
+    with pytest.raises(MuseumError, match="one base"):
+        merged(museum(), Museum(Fingerprint("sd15", "f" * 64)))
+
+
+def test_edits_in_words_are_those_of_the_functions():
+    for line, after in (
+        ("rename <ink> <tint>", renamed(museum(), "<ink>", "<tint>")),
+        ("  move   <bär> 1 ", moved(museum(), "<bär>", 1)),
+        ("strength <my-cat> 0.8", with_strength(museum(), "<my-cat>", 0.8)),
+        ("remove lonely", without(museum(), "lonely")),
+    ):
+        changed, told = edited(museum(), line)
+        assert_same(changed, after)
+        assert line.split()[1] in told
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("", "rename <a> <b>"),
+        ("delete <ink>", "'delete <ink>' is no edit"),
+        ("rename <ink>", "no edit"),
+        ("remove <ink> <bär>", "no edit"),
+        ("move <ink> first", "'first'.*no number"),
+        ("move <ink> 1.5", "'1.5'.*no number"),
+        ("strength <ink> much", "'much'.*no number"),
+        ("strength <ink> nan", "between"),
+        ("strength <ink> 1e9", "between"),
+        ("remove <dog>", "no '<dog>'.*<my-cat>"),
+    ],
+)
+def test_what_is_no_edit_gets_a_sentence(line, rule):
+    with pytest.raises(MuseumError, match=rule):
+        edited(museum(), line)
+
+
+def test_nothing_that_comes_in_is_changed():
+    whole = museum()
+    before = bits(tensors_of(whole))
+    renamed(whole, "<ink>", "<x>")
+    moved(whole, "<ink>", 1)
+    with_strength(whole, "<ink>", 0.0).dense()
+    with_thumbnail(whole, "<ink>", b"other")
+    without(whole, "<ink>")
+    merged(whole, whole)
+    assert_same(whole, museum())
+    assert bits(tensors_of(whole)) == before
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_museum(museum(), tmp_path / "zoo.safetensors")
+    return tmp_path / "zoo.safetensors"
+
+
+def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
+    Image.new("RGB", (600, 300), (250, 10, 10)).save(tmp_path / "red.png")
+    other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9),))
+    save_museum(other, tmp_path / "other.safetensors")
+    options = ["--rename", "<ink>", "<tint>", "--merge", str(tmp_path / "other.safetensors"), "--move", "<ink>", "1"]
+    more = ["--strength", "<ink>", "-0.5", "--thumbnail", "<tint>", str(tmp_path / "red.png"), "--remove", "<my-cat>"]
+    assert main(["edit", str(file), *options, *more]) == 0
+    told = capsys.readouterr().out
+    assert "<bär> 0." in told and "overlap" in told
+    after = load_museum(file)
+    assert after.words == ("<ink>", "<tint>", "<bär>", "lonely")
+    assert after.exhibits[0].strength == -0.5
+    assert after.exhibit("<tint>").thumbnail == thumbnail_of(tmp_path / "red.png") != b""
+    assert bits(tensors_of(after.only(["<bär>"]))) == bits(tensors_of(museum().only(["<bär>"])))
+    assert_same(load_museum(tmp_path / "zoo.bak.safetensors"), museum())
+
+
+def test_the_command_writes_elsewhere_and_replaces_nothing_unasked(file, tmp_path, capsys):
+    edit = ["edit", str(file), "--remove", "<ink>", "--to", str(tmp_path / "less.safetensors")]
+    assert main(edit) == 0
+    assert main(edit) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([*edit, "--overwrite"]) == 0
+    assert_same(load_museum(file), museum())
+    assert load_museum(tmp_path / "less.safetensors").words == ("<my-cat>", "<bär>", "lonely")
+
+
+def test_the_command_keeps_how_numbers_are_stored(file, tmp_path):
+    save_museum(museum(), tmp_path / "half.safetensors", dtype="float16")
+    half = load_museum(tmp_path / "half.safetensors")
+    assert main(["edit", str(tmp_path / "half.safetensors"), "--strength", "<ink>", "0.3"]) == 0
+    assert read_header(tmp_path / "half.safetensors").dtype == "float16"
+    assert_same(load_museum(tmp_path / "half.safetensors"), with_strength(half, "<ink>", 0.3))
+    words = [option for word in museum().words for option in ("--rename", word, f"{word}2")]
+    assert main(["edit", str(tmp_path / "half.safetensors"), *words, "--merge", str(file)]) == 0
+    assert read_header(tmp_path / "half.safetensors").dtype == "float32"
+    assert_same(load_museum(tmp_path / "half.safetensors").only(museum().words), museum())
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ([], "nothing to do"),
+        (["--rename", "<ink>", "a b"], "no edit"),
+        (["--remove", "<dog>"], "<dog>"),
+        (["--merge", "nowhere.safetensors"], "nowhere"),
+        (["--thumbnail", "<ink>", "nowhere.png"], "nowhere.png"),
+        (["--strength", "<ink>", "much"], "much"),
+    ],
+)
+def test_a_command_that_cannot_be_done_changes_nothing(file, tmp_path, capsys, options, rule):
+    before = file.read_bytes()
+    assert main(["edit", str(file), "--remove", "lonely", *options] if options else ["edit", str(file)]) == 1
+    assert rule in capsys.readouterr().err
+    assert file.read_bytes() == before and [*tmp_path.iterdir()] == [file]

@@ -1,0 +1,274 @@
+"""LoRAs and embeddings in a museum: what fits, what is refused, and that learning goes on on top of them."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clora_core.errors import CLoRAError, ConceptError, MuseumError
+from clora_core.learning.learn import learn
+from clora_core.museum.file import export, imported, load_museum, read_embedding, read_lora, save_museum
+from clora_core.museum.museum import Museum
+from tests.families import FAMILIES, small_pipeline
+from tests.museums import assert_same, exhibit, museum, projections, replace_somewhere
+from tests.small import C_LORA, bits, short, small_concept, tensors_of
+
+WORDS = {"sd15": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}
+STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+OTHERS = {
+    "a text encoder": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, r"1 tensors of text encoders"),
+    "SDXL's second text encoder": ({"lora_te2_text_model_x.lora_up.weight": (4, 1)}, "of text encoders"),
+    "diffusers' text encoder": ({"text_encoder.text_model.x.lora_A.weight": (4, 1)}, "of text encoders"),
+    "self-attention": ({f"{STEM}_attn1_to_k.lora_up.weight": (8, 2)}, "1 tensors of other layers"),
+    "queries": ({f"{STEM}_attn2_to_q.lora_up.weight": (8, 2)}, "attn2_to_q"),
+    "outputs": ({f"{STEM}_attn2_to_out_0.lora_up.weight": (8, 2)}, "attn2_to_out"),
+    "convolutions": ({"lora_unet_conv_in.lora_down.weight": (4, 4, 3, 3)}, "conv_in"),
+    "DoRA": ({f"{STEM}_attn2_to_v.dora_scale": (8, 1)}, r"3 tensors of keys and values .* no plain LoRA"),
+    "LoHa": ({f"{STEM}_attn2_to_v.hada_w1_a": (8, 2)}, "no plain LoRA"),
+    "LoKr": ({f"{STEM}_attn2_to_v.lokr_w1": (8, 2)}, "no plain LoRA"),
+    "a whole difference": ({f"{STEM}_attn2_to_v.diff": (8, 768)}, "no plain LoRA"),
+    "Tucker's middle": ({f"{STEM}_attn2_to_v.lora_mid.weight": (2, 2)}, "no plain LoRA"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_a_museum_has_no_place_for_is_named_and_refused_or_left_out(what, tmp_path):
+    more, named = OTHERS[what]
+    plain = {f"{STEM}_attn2_to_{role}": (torch.randn(8, 2), torch.randn(2, 768)) for role in "kv"}
+    tensors = {f"{stem}.lora_up.weight": up for stem, (up, _) in plain.items()}
+    tensors |= {f"{stem}.lora_down.weight": down for stem, (_, down) in plain.items()}
+    save_file(tensors | {name: torch.ones(shape) for name, shape in more.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(MuseumError, match=named) as refused:
+        read_lora(tmp_path / "a.safetensors")
+    assert "--skip-others" in str(refused.value) and next(iter(more)) in str(refused.value)
+    lora = read_lora(tmp_path / "a.safetensors", skip_others=True)
+    assert [re.search(named, left_out) is not None for left_out in lora.left_out] == [True]
+    whole = {"key"} if "no plain LoRA" in named else {"key", "value"}
+    assert {projection.role for projection in lora.deltas} == whole
+
+
+def written(path: Path, **tensors: Tensor) -> Path:
+    """A file of one key projection, changed by the given parts of it."""
+    parts = {"lora_up.weight": torch.ones(8, 2), "lora_down.weight": torch.ones(2, 768), "alpha": torch.tensor(1.0)}
+    parts |= {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({f"{STEM}_attn2_to_k.{name}": tensor for name, tensor in parts.items()}, path)
+    return path
+
+
+def test_broken_files_get_one_sentence(tmp_path):
+    path = tmp_path / "a.safetensors"
+    nan = torch.full((8, 2), torch.nan)
+    for make, rule in (
+        (lambda: written(path, lora_up__weight=nan), "not finite"),
+        (lambda: written(path, lora_up__weight=torch.ones(8, 3)), r"\(8, 3\) and \(2, 768\)"),
+        (lambda: written(path, lora_up__weight=torch.ones(8, 2, 1, 1)), r"not \(out, rank\)"),
+        (lambda: written(path, lora_up__weight=torch.ones(8, 0), lora_down__weight=torch.ones(0, 768)), "shapes"),
+        (lambda: written(path, alpha=torch.ones(2)), "one number"),
+        (lambda: written(path, alpha=torch.tensor(torch.inf)), "not finite"),
+        (lambda: written(path, lora_up__weight=torch.ones(8, 2, dtype=torch.int32)), "floating point"),
+        (lambda: written(path, lora_down__weight=torch.ones(2, 999)), "999"),
+        (lambda: written(path, lora_B__weight=torch.ones(8, 2)), "are the same"),
+        (lambda: save_file({"x": torch.ones(1)}, path), "no plain LoRA .*attn2.to_k"),
+        (lambda: save_file({}, path), "holds nothing"),
+        (lambda: path.write_bytes(b"\x80\x02}q\x00."), "safetensors"),
+        (lambda: save_museum(museum(), path, overwrite=True), "is a museum.*--merge"),
+    ):
+        make()
+        with pytest.raises(MuseumError, match=rule) as refused:
+            read_lora(path)
+        assert str(refused.value).startswith("a.safetensors")
+    with pytest.raises(MuseumError, match=r"Only \.safetensors"):
+        read_lora(path.rename(tmp_path / "a.pt"))
+
+
+def test_files_with_one_thing_wrong_give_museum_errors_only(tmp_path):
+    """A change may happen to be harmless; then what is read are finite numbers."""
+    path, refused = tmp_path / "a.safetensors", 0
+    save_file({"<cat>": torch.ones(2, 768)}, path, {"name": "cat"})
+    embedding = path.read_bytes()
+    lora = written(path).read_bytes()
+    for seed in range(300):
+        rng, raw = random.Random(seed), (lora, embedding)[seed % 2]
+        size = 8 + int.from_bytes(raw[:8], "little")
+        if seed % 3:
+            header = json.loads(raw[8:size])
+            replace_somewhere(header, rng)
+            text = json.dumps(header).encode()
+            path.write_bytes(len(text).to_bytes(8, "little") + text + raw[size:])
+        else:
+            flipped = bytearray(raw)
+            for _ in range(4):
+                flipped[rng.randrange(size + 64)] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+        try:
+            if seed % 2:
+                assert all(vectors.isfinite().all() for vectors in read_embedding(path).values())
+            else:
+                assert all(delta.dense().isfinite().all() for delta in read_lora(path).deltas.values())
+        except MuseumError as error:
+            refused += 1
+            assert str(error).startswith("a.safetensors") and len(str(error)) < 1000
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    ("config", "rule"),
+    [
+        ("[", "broken"),
+        ("[]", "an object"),
+        ('{"lora_alpha": "1"}', "lora_alpha"),
+        ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}', "no plain path"),
+        ('{"lora_alpha": 1, "alpha_pattern": {"attn2": true}}', "finite number"),
+        ('{"lora_alpha": NaN}', "broken"),
+        (" " * 2**21, "adapter_config"),
+    ],
+)
+def test_a_config_of_peft_is_read_with_suspicion(config, rule, tmp_path):
+    path = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = {f"{path}.lora_B.weight": torch.ones(8, 2), f"{path}.lora_A.weight": torch.ones(2, 768)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(MuseumError, match=rule):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_of_every_kind(family, tmp_path):
+    path = tmp_path / "cat.safetensors"
+    vectors = {name: torch.randn(3, width) for name, width in WORDS[family].items()}
+    kinds = [vectors]
+    if len(vectors) == 1:
+        (only,) = vectors.values()
+        kinds += [{"emb_params": only}, {"<cat>": only}, {"<cat>": only.half()}, {"<cat>": only[0].clone()}]
+    for kind in kinds:
+        save_file(kind, path)
+        for name, tensor in read_embedding(path).items():
+            (given,) = kind.values() if len(kind) == 1 else (kind[name],)
+            assert set(WORDS[family]) == set(read_embedding(path))
+            assert torch.equal(tensor[0], given.float().reshape(-1, given.shape[-1]))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2"])
+def test_embeddings_that_diffusers_wrote(family, tmp_path):
+    """As its scripts of textual inversion save them: rows of the encoder's table by the word."""
+    table = small_pipeline(family).text_encoder.get_input_embeddings().weight.detach()
+    save_file({"<cat>": table[40:42].clone()}, tmp_path / "learned_embeds.safetensors")
+    (vectors,) = read_embedding(tmp_path / "learned_embeds.safetensors").values()
+    assert torch.equal(vectors[0], table[40:42])
+
+
+def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
+    save_file({"<cat>": torch.ones(1, 768)}, tmp_path / "a.safetensors")
+    with pytest.raises(MuseumError, match=r"sdxl needs .*clip_g"):
+        imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rule"),
+    [
+        ({"a": torch.ones(2, 999)}, "999"),
+        ({"a": torch.ones(1, 768), "b": torch.ones(1, 768)}, "none of the known"),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 768)}, "none of the known"),
+        ({"clip_g": torch.ones(1, 1280)}, "none of the known"),
+        ({str(n): torch.ones(1, 768) for n in range(3)}, "3 tensors"),
+        ({"a": torch.ones(1, 1, 768)}, r"\(words, width\)"),
+        ({"a": torch.ones(0, 768)}, r"\(words, width\)"),
+        ({"a": torch.full((1, 768), torch.nan)}, "not finite"),
+        ({"a": torch.ones(1, 768, dtype=torch.int64)}, "floating point"),
+        ({}, "nothing"),
+    ],
+)
+def test_what_is_no_embedding_is_refused(tensors, rule, tmp_path):
+    save_file(tensors, tmp_path / "cat.safetensors")
+    with pytest.raises(MuseumError, match=rule):
+        read_embedding(tmp_path / "cat.safetensors")
+
+
+def test_embeddings_for_two_encoders_must_have_as_many_words(tmp_path):
+    save_file({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
+    with pytest.raises(CLoRAError, match="shapes"):
+        imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
+
+
+def test_what_is_exported_comes_back(tmp_path):
+    """Deltas bit for bit and words as they were, from the LoRA's own bundle or from the embedding file."""
+    whole = museum()
+    files = export(whole, tmp_path, separate=True).files
+    again = Museum(whole.base)
+    loras = {path.stem: read_lora(path) for path in files if path.parent.name == "loras"}
+    for shown, path in zip(whole.exhibits, files[len(loras) :], strict=True):
+        lora, vectors = loras.get(path.stem), read_embedding(path)
+        if lora:
+            assert torch.equal(lora.bundled[shown.word]["clip_l"], vectors["clip_l"])
+        again = again.with_exhibit(imported(whole.base, shown.word, vectors, lora, known=projections("sd15")))
+    assert bits(tensors_of(again)) == bits(tensors_of(whole))
+    assert again.exhibits[0].prompt == "a photo of <my-cat>" and again.exhibits[0].recipe.method == "imported"
+    save_museum(again, tmp_path / "again.safetensors")
+    assert_same(again, load_museum(tmp_path / "again.safetensors"))
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path):
+    save_file({"x": torch.ones(1, 768)}, tmp_path / "word.safetensors")
+    vectors = read_embedding(tmp_path / "word.safetensors")
+    export(museum("sdxl"), tmp_path / "xl", separate=True)
+    sdxl = read_lora(tmp_path / "xl" / "loras" / "ink.safetensors")
+    with pytest.raises(MuseumError, match=r"LoRA for sdxl, .*sd15"):
+        imported(museum().base, "<x>", vectors, sdxl, known=projections("sd15"))
+    other = read_lora(written(tmp_path / "a.safetensors"))
+    with pytest.raises(MuseumError, match=r"\(8, 768\).*not known to have"):
+        imported(museum().base, "<x>", vectors, other, known=projections("sd15"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.bfloat16, torch.float64])
+def test_alpha_may_be_a_whole_number(dtype, tmp_path):
+    """As trainers write it that keep what was typed; the factors may not."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    up, down = torch.ones(320, 2), torch.ones(2, 768)
+    tensors = {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": torch.tensor(6, dtype=dtype),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    (delta,) = read_lora(tmp_path / "a.safetensors").deltas.values()
+    assert torch.equal(delta.dense(), 6 / 2 * up @ down)
+    save_file(tensors | {f"{name}.lora_up.weight": up.to(torch.int64)}, tmp_path / "b.safetensors")
+    with pytest.raises(MuseumError, match="floating point"):
+        read_lora(tmp_path / "b.safetensors")
+
+
+def test_a_template_without_the_word_is_refused():
+    vectors = museum().exhibits[0].token.vectors
+    with pytest.raises(ConceptError, match="'a photo' does not mention the new word"):
+        imported(museum().base, "<x>", vectors, known=(), template="a photo")
+
+
+def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):
+    """The imported numbers stay bit for bit, and the penalty keeps the new concept off the weights that they move."""
+    made = exhibit("<old>", list(base.modules), seed=4, ranks=(3,), architecture="starter")
+    export(Museum(base.fingerprint, (made,)), tmp_path)
+    lora = read_lora(tmp_path / "loras" / "museum.safetensors")
+    small = {p: delta.scaled(1e-3) for p, delta in lora.deltas.items()}
+    lora = type(lora)(small)
+    vectors = read_embedding(tmp_path / "embeddings" / "old.safetensors")
+    brought = imported(base.fingerprint, "<old>", vectors, lora, known=base.modules)
+    whole = Museum(base.fingerprint, (brought,))
+    kept = bits(tensors_of(whole))
+    penalties = []
+    learned = learn(
+        base,
+        whole,
+        small_concept("<new>"),
+        short(C_LORA, steps=2),
+        report=lambda progress: penalties.append(progress.losses["self_regularization"]),
+    )
+    assert learned.words == ("<old>", "<new>")
+    assert bits(tensors_of(learned.only(["<old>"]))) == kept
+    assert penalties[0] == 0 < penalties[-1]
+    alone = learn(base, Museum(base.fingerprint), small_concept("<new>"), short(C_LORA, steps=2))
+    assert not alone.exhibits[0].same_as(learned.exhibits[1])

@@ -1,0 +1,257 @@
+"""Writing by processes that are killed, that write at the same time, that run out of disk, or that may not write."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+
+from clora_core.errors import MuseumError
+from clora_core.museum.file import append_exhibits, files, load_museum, save_museum
+from clora_core.museum.file.files import backup_of
+from clora_core.museum.museum import Museum
+from tests.museums import assert_same, exhibit, museum, projections
+
+pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="forks processes")
+
+ONE = museum("starter")
+OTHER = Museum(
+    ONE.base,
+    tuple(exhibit(f"<w{i}>", projections("starter"), seed=i, ranks=(16,), architecture="starter") for i in range(6)),
+)
+
+
+def forked(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """The work in a process of its own, begun."""
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(work, *arguments))
+    process.start()
+    return process
+
+
+def _alone(work: Callable[..., object], *arguments: object) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork; waiting for them would never end
+    work(*arguments)
+
+
+def kept(path: Path) -> Museum:
+    """What the file holds; it must be one of the two museums, whole."""
+    loaded = load_museum(path)
+    assert_same(ONE if loaded.words == ONE.words else OTHER, loaded)
+    return loaded
+
+
+def save_for_ever(path: Path, began: int) -> None:
+    for turn, each in enumerate(itertools.cycle((OTHER, ONE))):
+        save_museum(each, path, overwrite=True)
+        if turn == 0:
+            os.write(began, b".")
+
+
+def test_a_process_killed_at_200_random_moments_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    whole = {}
+    for each in (OTHER, ONE):
+        began = time.perf_counter()
+        save_museum(each, path, overwrite=True)
+        whole[path.read_bytes()] = time.perf_counter() - began
+    rng = random.Random(0)
+    seen, begun = set(), 0
+    for _ in range(200):
+        heard, began = os.pipe()
+        victim = forked(save_for_ever, path, began)
+        os.read(heard, 1)
+        time.sleep(rng.uniform(0, sum(whole.values())))
+        os.kill(victim.pid or 0, signal.SIGKILL)
+        victim.join()
+        os.close(heard)
+        os.close(began)
+        assert path.read_bytes() in whole and backup_of(path).read_bytes() in whole
+        seen.add(path.read_bytes())
+        for rubbish in set(tmp_path.iterdir()) - {path, backup_of(path)}:
+            assert rubbish.match(".clora-*.tmp")
+            rubbish.unlink()
+            begun += 1
+    assert seen == set(whole)
+    assert begun > 20  # so many were killed in the middle of a file
+
+
+def killed_at(path: Path, line: int, save: Callable[[Path], object]) -> None:
+    """Save, and be killed when that many lines of what replaces a file have run."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable | None:
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        if event == "line" and frame.f_code.co_name not in ("_header", "_order", "_bytes", "check_finite", "<lambda>"):
+            if next(lines) == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    save(path)
+
+
+def overwrite(path: Path) -> None:
+    save_museum(OTHER, path, overwrite=True)
+
+
+def append(path: Path) -> None:
+    append_exhibits([OTHER.exhibits[-1]], path, base=OTHER.base)
+
+
+@pytest.mark.parametrize("save", [overwrite, append])
+def test_killed_before_any_of_its_lines_it_leaves_a_whole_file(save, tmp_path):
+    """Line by line, and the lines of the loop that writes in steps, until the process is no longer killed."""
+    path = tmp_path / "a.safetensors"
+    old = ONE if save is overwrite else Museum(OTHER.base, OTHER.exhibits[:-1])
+    save_museum(old, path)
+    before = path.read_bytes()
+    save_museum(OTHER, tmp_path / "new.safetensors")
+    after = load_museum(tmp_path / "new.safetensors")
+    seen, line = set(), 0
+    while True:
+        process = forked(killed_at, path, line, save)
+        process.join()
+        if path.read_bytes() != before:
+            assert_same(after, load_museum(path))
+        seen.add(path.read_bytes() == before)
+        if backup_of(path).exists():
+            assert backup_of(path).read_bytes() == before
+            backup_of(path).unlink()
+        for rubbish in tmp_path.glob(".clora-*.tmp"):
+            rubbish.unlink()
+        path.write_bytes(before)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        line += 1 if line < 30 else 9
+    assert line > 60 and seen == {True, False}
+
+
+def save_often(path: Path, museum: Museum) -> None:
+    for _ in range(40):
+        save_museum(museum, path, overwrite=True)
+
+
+def test_two_processes_saving_at_once_never_mix(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(ONE, path)
+    writers = [forked(save_often, path, each) for each in (ONE, OTHER)]
+    while any(writer.is_alive() for writer in writers):
+        kept(path)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    kept(backup_of(path))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def save_once(path: Path, museum: Museum) -> None:
+    with contextlib.suppress(MuseumError):
+        save_museum(museum, path)
+        os._exit(7)
+
+
+def test_of_two_processes_that_save_a_new_file_one_is_refused(tmp_path):
+    for turn in range(10):
+        path = tmp_path / f"{turn}.safetensors"
+        writers = [forked(save_once, path, each) for each in (ONE, OTHER)]
+        for writer in writers:
+            writer.join()
+        assert sorted(writer.exitcode or 0 for writer in writers) == [0, 7]
+        kept(path)
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def save_on_a_small_disk(path: Path, limit: int, save: Callable[[Path], object]) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with pytest.raises(MuseumError, match=r"a\.safetensors: File too large .*Check the disk"):
+        save(path)
+
+
+@pytest.mark.parametrize("save", [overwrite, append])
+@pytest.mark.parametrize("limit", [0, 1000, 50_000])
+def test_a_file_that_may_not_grow_leaves_the_old_one_and_no_rubbish(save, limit, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(ONE, path)
+    process = forked(save_on_a_small_disk, path, limit, save)
+    process.join()
+    assert process.exitcode == 0
+    assert_same(ONE, load_museum(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mount = shutil.which("mount")
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if not mount or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a small disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_file_and_no_rubbish(small_disk):
+    path = small_disk / "a.safetensors"
+    tiny = ONE.only(["lonely"])
+    save_museum(tiny, path)
+    wide = exhibit("<wide>", projections("starter", rows=2000), seed=1, ranks=(16,), architecture="starter")
+    for save in (overwrite, lambda path: append_exhibits([wide], path, base=ONE.base)):
+        with pytest.raises(MuseumError, match=r"a\.safetensors: No space left on device .*Check the disk"):
+            save(path)
+        assert_same(tiny, load_museum(path))
+        assert list(small_disk.iterdir()) == [path]
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A folder that everybody may read and only its owner may write to."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def save_without_rights(folder: Path) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)  # nobody
+    for attempt in (
+        lambda: save_museum(OTHER, folder / "b.safetensors"),
+        lambda: overwrite(folder / "a.safetensors"),
+        lambda: append(folder / "a.safetensors"),
+    ):
+        with pytest.raises(MuseumError, match=r"[ab]\.safetensors: Permission denied .*your permissions"):
+            attempt()
+    with pytest.raises(MuseumError, match="You may not write into"):
+        files.check_target(folder / "b.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has other rights")
+def test_a_folder_that_may_not_be_written_is_said(readable):
+    path = readable / "a.safetensors"
+    save_museum(ONE, path)
+    path.chmod(0o644)
+    readable.chmod(0o555)
+    process = forked(save_without_rights, readable)
+    process.join()
+    assert process.exitcode == 0
+    assert list(readable.iterdir()) == [path]
+    assert_same(ONE, load_museum(path))

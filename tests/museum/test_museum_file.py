@@ -1,0 +1,233 @@
+"""The museum file: what goes in comes out, and it is an ordinary LoRA with its words beside it."""
+
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clora_core.errors import MuseumError
+from clora_core.method.recipe import recipe_named
+from clora_core.model.projections import Projection
+from clora_core.museum.file import load_museum, load_view, museum_file, read_header, save_museum
+from clora_core.museum.museum import Museum
+from tests.museums import assert_same, exhibit, museum, projections, put_together, taken_apart
+
+ARCHITECTURES = ("starter", "sd15", "sd2", "sdxl")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_save_then_load_is_identity(architecture, tmp_path):
+    before = museum(architecture)
+    save_museum(before, tmp_path / "a.safetensors")
+    assert_same(before, load_museum(tmp_path / "a.safetensors"))
+
+
+def test_an_empty_museum_can_be_saved(tmp_path):
+    empty = Museum(museum().base)
+    save_museum(empty, tmp_path / "a.safetensors")
+    assert_same(empty, load_museum(tmp_path / "a.safetensors"))
+
+
+def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
+    layered = exhibit("<deep>", projections("sd15"), seed=9, layers=16, words=2)
+    before = museum().with_exhibit(layered)
+    save_museum(before, tmp_path / "a.safetensors")
+    assert_same(before, load_museum(tmp_path / "a.safetensors"))
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(tensors["clora.token.<deep>.clip_l"], layered.token.vectors["clip_l"])
+    assert not [key for key in tensors if key.startswith("bundle_emb.<deep>")]
+
+
+@pytest.mark.parametrize("applied", ["at its word", "from its word on"])
+def test_what_acts_at_its_word_only_stays_out_of_the_sum_and_of_the_bundle(applied, tmp_path):
+    """Ordinary loaders would show it everywhere; here they see the museum without it, bit for bit."""
+    recipe = replace(recipe_named("word-gated", rank=4), applied=applied)
+    gated = replace(exhibit("<shy>", projections("sd15"), seed=9, words=2, recipe=recipe), strength=0.5)
+    exhibits = (museum().exhibits[0], gated, *museum().exhibits[1:])
+    before = replace(museum(), exhibits=exhibits)
+    save_museum(before, tmp_path / "a.safetensors")
+    save_museum(museum(), tmp_path / "without.safetensors")
+    after = load_museum(tmp_path / "a.safetensors")
+    assert_same(before, after)
+    assert after.exhibit("<shy>").gate == gated.gate
+    tensors, without = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "without.safetensors")
+    own = set(tensors) - set(without)
+    assert own and all(name.startswith(("clora.up.<shy>.", "clora.down.<shy>.", "clora.token.<shy>.")) for name in own)
+    assert all(torch.equal(tensors[name], without[name]) for name in without)
+    view = load_view(tmp_path / "a.safetensors")
+    assert [shown.word for shown in view.gated] == ["<shy>"] and view.gated[0].same_as(gated)
+    dense = museum().dense()
+    for projection, matrix in view.deltas.items():
+        torch.testing.assert_close(matrix, dense[projection], atol=1e-4, rtol=1e-5)
+    alone = replace(before, exhibits=(gated,))
+    save_museum(alone, tmp_path / "alone.safetensors")
+    assert_same(alone, load_museum(tmp_path / "alone.safetensors"))
+    assert not load_view(tmp_path / "alone.safetensors").deltas
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_half_precision_halves_the_file_and_rounds_once(dtype, torch_dtype, tmp_path):
+    before = museum()
+    save_museum(before, tmp_path / "a.safetensors", dtype=dtype)
+    after = load_museum(tmp_path / "a.safetensors")
+    for ours, theirs in zip(before.exhibits, after.exhibits, strict=True):
+        for projection, delta in ours.deltas.items():
+            assert torch.equal(delta.up.to(torch_dtype).float(), theirs.deltas[projection].up)
+    save_museum(after, tmp_path / "b.safetensors", dtype=dtype)
+    assert taken_apart(tmp_path / "a.safetensors")[1] == taken_apart(tmp_path / "b.safetensors")[1]
+    assert read_header(tmp_path / "a.safetensors").dtype == dtype
+
+
+def test_what_does_not_fit_half_precision_is_said(tmp_path):
+    huge = Museum(museum().base, (exhibit("<huge>", [], seed=1),))
+    huge.exhibits[0].token.vectors["clip_l"][0, 0, 0] = 1e6
+    with pytest.raises(MuseumError, match=r"<huge>.*not finite"):
+        save_museum(huge, tmp_path / "a.safetensors", dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_header_tells_the_facts_without_the_tensors(tmp_path):
+    before = museum()
+    save_museum(before, tmp_path / "a.safetensors")
+    header = read_header(tmp_path / "a.safetensors")
+    assert (header.base, header.words) == (before.base, before.words)
+    for ours, theirs in zip(before.exhibits, header.exhibits, strict=True):
+        assert theirs.ranks == {projection: delta.rank for projection, delta in ours.deltas.items()}
+        assert (theirs.recipe, theirs.facts, theirs.prompt) == (ours.recipe, ours.facts, ours.prompt)
+        assert (theirs.words, theirs.layers, theirs.thumbnail) == (ours.token.words, 1, ours.thumbnail)
+
+
+def test_the_same_museum_gives_the_same_bytes(tmp_path):
+    """Also when it went through a file, and in another process, where hashes of texts are salted differently."""
+    one, other, loaded = (tmp_path / name / "a.safetensors" for name in ("one", "other", "loaded"))
+    for path in (one, other, loaded):
+        path.parent.mkdir()
+    save_museum(museum(), one)
+    save_museum(load_museum(one), loaded)
+    assert one.read_bytes() == loaded.read_bytes()
+    program = f"from tests.museums import *; save_museum(museum(), {str(other)!r})"
+    program = f"from clora_core.museum.file import save_museum; {program}"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, env={**os.environ, "PYTHONHASHSEED": "12345"})
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_file_is_an_ordinary_lora(architecture, tmp_path):
+    """alpha / rank · up @ down of every key is the sum of the exhibits' deltas, added up by a loop in float64."""
+    before = museum(architecture)
+    save_museum(before, tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    found = {key.removesuffix(".lora_up.weight") for key in tensors if key.endswith(".lora_up.weight")}
+    expected: dict[str, torch.Tensor] = {}
+    for shown in before.exhibits:
+        for projection, delta in shown.deltas.items():
+            key = kohya_key(projection, architecture)
+            matrix = torch.zeros(projection.shape, dtype=torch.float64)
+            for column, row in zip(delta.up.double().T, delta.down.double(), strict=True):
+                matrix += torch.outer(column, row)
+            expected[key] = expected.get(key, 0) + matrix
+    assert found == set(expected)
+    for key, matrix in expected.items():
+        up, down, alpha = (tensors[f"{key}.{name}"] for name in ("lora_up.weight", "lora_down.weight", "alpha"))
+        assert up.shape[1] == down.shape[0] == alpha.item()
+        torch.testing.assert_close(alpha.item() / down.shape[0] * (up.double() @ down.double()), matrix)
+
+
+def kohya_key(projection: Projection, architecture: str) -> str:
+    """Written out by hand for the four blocks of the test's museum."""
+    blocks = {
+        "down_blocks.0.attentions.0": "input_blocks_1_1",
+        "down_blocks.1.attentions.1": "input_blocks_5_1",
+        "mid_block.attentions.0": "middle_block_1",
+        "up_blocks.1.attentions.2": "output_blocks_5_1",
+    }
+    block, rest = projection.path.split(".transformer_blocks.")
+    block = blocks[block] if architecture == "sdxl" else block.replace(".", "_")
+    return f"lora_unet_{block}_transformer_blocks_{rest.replace('.', '_')}"
+
+
+def test_words_stand_where_a1111_looks_for_them(tmp_path):
+    for architecture, names in (
+        ("sd15", {"string_to_param.*": "clip_l"}),
+        ("sdxl", {"clip_l": "clip_l", "clip_g": "clip_g"}),
+    ):
+        before = museum(architecture)
+        path = tmp_path / f"{architecture}.safetensors"
+        save_museum(before, path)
+        tensors = load_file(path)
+        for shown in before.exhibits:
+            for name, encoder in names.items():
+                assert torch.equal(tensors[f"bundle_emb.{shown.word}.{name}"], shown.token.vectors[encoder][0])
+        assert len([key for key in tensors if key.startswith("bundle_emb.")]) == 4 * len(names)
+
+
+def test_selected_words_are_read_in_the_museums_order(tmp_path):
+    save_museum(museum(), tmp_path / "a.safetensors")
+    assert_same(museum().only(["<ink>", "<bär>"]), load_museum(tmp_path / "a.safetensors", words=["<bär>", "<ink>"]))
+    assert load_museum(tmp_path / "a.safetensors", words=[]).exhibits == ()
+    with pytest.raises(MuseumError, match=r"no '<dog>'.*<my-cat>, <ink>"):
+        load_museum(tmp_path / "a.safetensors", words=["<dog>"])
+
+
+def test_only_the_rows_of_the_selected_words_are_read(tmp_path):
+    """A file whose other exhibits hold NaN: whoever reads more than the good rows must notice."""
+    path = tmp_path / "a.safetensors"
+    before = museum()
+    save_museum(before, path)
+    header, data = taken_apart(path)
+    broken = bytearray(data)
+    nan = struct.pack("<f", float("nan"))
+    for name, entry in header.items():
+        if name == "__metadata__" or name.endswith(".alpha"):
+            continue
+        start, _ = entry["data_offsets"]
+        if name.startswith("bundle_emb."):
+            rows = entry["shape"][0] * ("<bär>" not in name)
+            places = range(rows * entry["shape"][1])
+        else:
+            last = rank_of(before, "<bär>", name, header)
+            rank = entry["shape"][1 if ".lora_up." in name else 0]
+            count = entry["shape"][0] * entry["shape"][1]
+            width = entry["shape"][1]
+            places = [i for i in range(count) if (i % width if ".lora_up." in name else i // width) < rank - last]
+        for place in places:
+            broken[start + 4 * place : start + 4 * place + 4] = nan
+    put_together(path, header, bytes(broken))
+    assert_same(before.only(["<bär>"]), load_museum(path, words=["<bär>"]))
+    with pytest.raises(MuseumError, match="not finite"):
+        load_museum(path)
+    with pytest.raises(MuseumError, match="not finite"):
+        load_museum(path, words=["lonely"])
+
+
+def rank_of(whole: Museum, word: str, name: str, header: dict) -> int:
+    """The rank that the last exhibit with deltas has under this tensor's name."""
+    deltas = whole.exhibit(word).deltas
+    return next(d.rank for p, d in deltas.items() if name.startswith(kohya_key(p, "sd15") + "."))
+
+
+def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    loaded = load_museum(path)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert_same(museum(), loaded)
+
+
+def test_what_is_loaded_together_is_summed_without_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(museum_file, "RANKS_AT_ONCE", 1)  # which is for views alone
+    save_museum(museum(), tmp_path / "a.safetensors")
+    loaded = load_museum(tmp_path / "a.safetensors")
+    first = loaded.exhibits[0].deltas
+    for projection, delta in loaded.deltas().items():
+        assert delta.rank > first[projection].rank
+        for whole, part in ((delta.up, first[projection].up), (delta.down, first[projection].down)):
+            assert whole.data_ptr() == part.data_ptr()

@@ -1,0 +1,76 @@
+"""Old words beside a new concept: in their own prompts, and in what is said of the new pictures."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from clora_core.learning.learn import learn
+from clora_core.method.regularizers.protocol import Term
+from clora_core.method.step import Setting
+from clora_core.model.base import Base
+from clora_core.model.concept import Concept, ConceptToken
+from clora_core.museum.museum import BESIDE, Exhibit, Museum
+from tests.small import short, small_concept
+
+CAPTIONS = ("a {word} style picture of a cat", "a {word} style picture of a dog", "a {word} style picture of a cat")
+
+
+def museum(base: Base, *exhibits: tuple[str, str, str]) -> Museum:
+    """Words alone: (word, kind, prompt)."""
+    tokens = [ConceptToken(word, {"clip_l": torch.full((1, 1, 128), 0.1)}) for word, _, _ in exhibits]
+    held = [Exhibit(t, {}, short(), kind, prompt) for t, (_, kind, prompt) in zip(tokens, exhibits, strict=True)]  # type: ignore[arg-type]
+    return Museum(base.fingerprint, tuple(held))
+
+
+def style(*captions: str) -> Concept:
+    return Concept("<new>", torch.zeros(len(captions), 3, 32, 32), "style", captions=captions)
+
+
+def test_a_style_keeps_earlier_styles_for_what_is_on_its_own_pictures(base: Base):
+    held = museum(base, ("<old>", "style", "a <old> style picture"), ("<cat>", "object", "a photo of <cat>"))
+    assert held.prompts_beside(style(*CAPTIONS)) == (
+        "a <old> style picture",
+        "a photo of <cat>",
+        "a <old> style picture of a cat",
+        "a <old> style picture of a dog",
+    )
+
+
+def test_without_captions_old_prompts_are_all(base: Base):
+    held = museum(base, ("<a>", "object", "a photo of <a>"), ("<b>", "object", "a photo of <b>"))
+    assert held.prompts_beside(small_concept("<c>", seed=0)) == held.prompts
+
+
+def test_the_new_word_is_replaced_where_it_stands_by_itself(base: Base):
+    concept = Concept("sks", torch.zeros(1, 3, 32, 32), captions=("sks, with masks, not {word}",))
+    assert museum(base, ("<o>", "object", "")).prompts_beside(concept)[1] == "<o>, with masks, not <o>"
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: int):
+    held = museum(base, *((f"<{n}>", "style", f"a <{n}> style picture") for n in range(count)))
+    beside = held.prompts_beside(style(*(f"a {{word}} style picture of {n} cats" for n in range(80))))
+    assert len(beside) - count <= max(BESIDE, count)
+    shares = [sum(f"<{n}>" in prompt for prompt in beside) for n in range(count)]
+    assert min(shares) == max(shares) >= 2
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A term without weight that keeps what it was shown."""
+
+    heard: list[Setting]
+    name: ClassVar[str] = "listening"
+
+    def begin(self, setting: Setting) -> Term:
+        self.heard.append(setting)
+        return lambda step: step.latents.new_zeros(())
+
+
+def test_the_terms_of_the_loss_get_them(base: Base):
+    held, heard = museum(base, ("<old>", "style", "a <old> style picture")), []
+    concept = Concept("<new>", small_concept(count=3).pictures, "style", captions=CAPTIONS)
+    learn(base, held, concept, short(Listening(heard), steps=1))
+    assert heard[0].beside == held.prompts_beside(concept) != heard[0].old_prompts == held.prompts

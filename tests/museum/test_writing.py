@@ -1,0 +1,142 @@
+"""Writing a museum: whole or not at all, and nothing that was there is lost."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clora_core.errors import MuseumError
+from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from clora_core.museum.file import append_exhibits, load_museum, save_museum
+from clora_core.museum.file.files import backup_of
+from clora_core.museum.museum import Museum
+from tests.museums import assert_same, exhibit, museum, projections
+
+
+def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"precious")
+    with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name exists.*overwrite"):
+        save_museum(museum(), path)
+    assert path.read_bytes() == b"precious"
+    save_museum(museum(), path, overwrite=True)
+    assert_same(museum(), load_museum(path))
+    assert backup_of(path).read_bytes() == b"precious"
+    save_museum(museum().only(["<ink>"]), path, overwrite=True)
+    assert_same(museum(), load_museum(backup_of(path)))
+    assert {p.name for p in tmp_path.iterdir()} == {"a.safetensors", "a.bak.safetensors"}
+
+
+def test_a_backup_that_is_the_same_file_is_no_obstacle(tmp_path):
+    """What a process leaves that dies between keeping the old file and putting the new one."""
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    os.link(path, backup_of(path))
+    save_museum(museum().only(["<ink>"]), path, overwrite=True)
+    assert_same(museum(), load_museum(backup_of(path)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_file_systems_without_hard_links_serve_too(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+    with pytest.raises(MuseumError, match="exists"):
+        save_museum(museum(), path)
+    save_museum(museum().only(["<ink>"]), path, overwrite=True)
+    assert_same(museum(), load_museum(backup_of(path)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_disk_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_museum(museum(), path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MuseumError, match=r"a\.safetensors: No space left on device"):
+        save_museum(museum().only(["<ink>"]), path, overwrite=True)
+    assert_same(museum(), load_museum(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    real, link = tmp_path / "real.safetensors", tmp_path / "link.safetensors"
+    save_museum(museum(), real)
+    link.symlink_to(real)
+    save_museum(museum().only(["<ink>"]), link, overwrite=True)
+    assert link.is_symlink()
+    assert load_museum(real).words == ("<ink>",)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("nowhere/a.safetensors", "no folder"),
+        ("a.ckpt", r"must end in '\.safetensors'"),
+        ("a\0b.safetensors", "no printable character"),
+        ("a\nb.safetensors", "no printable character"),
+        ("a\udcffb.safetensors", "no printable character"),
+        ("x" * 300 + ".safetensors", "too long"),
+        ("folder.safetensors", "folder has this name"),
+        ("NUL.safetensors", "Windows keeps this name"),
+        ("com1.museum.safetensors", "Windows keeps this name"),
+        ("", "must end in"),
+    ],
+)
+def test_odd_names_are_refused(name, rule, tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(MuseumError, match=rule):
+        save_museum(museum(), tmp_path / name, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["木の博物館", "кот", "قطة", "😀 my cat's", "a;b$(c)`d`", "-rf", "null", "Ä" * 60, "sub/../up", ".hidden", "a.b.c"],
+)
+def test_names_of_any_alphabet_work(name, tmp_path):
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / f"{name}.safetensors"
+    save_museum(museum().only(["<ink>"]), path)
+    append_exhibits([museum().exhibits[2]], path, base=museum().base)
+    assert_same(museum().only(["<ink>", "<bär>"]), load_museum(path))
+    assert load_museum(backup_of(path)).words == ("<ink>",)
+    (tmp_path / "sub").rmdir()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
+    on = projections("sd15")
+    base = museum().base
+    plain = exhibit("<x>", on, seed=1)
+    double = ConceptToken("<x>", {"clip_l": torch.ones(1, 1, 768, dtype=torch.float64)})
+    misfit = {on[0]: LowRank(torch.ones(3, 1), torch.ones(1, 768))}
+    nan = exhibit("<x>", on, seed=1)
+    nan.deltas[on[0]].up[0, 0] = float("nan")
+    for kept, rule in (
+        (exhibit("<x>", on, seed=1, architecture="sdxl"), "widths"),
+        (exhibit("<x>", projections("sdxl"), seed=1), "width 2048"),
+        (exhibit("<x>", on, seed=1, thumbnail=b"x" * 300_000), "thumbnail"),
+        (exhibit("<x>", on, seed=1, facts={"when": object()}), "JSON"),
+        (exhibit("<x>", on, seed=1, facts={"loss": float("nan")}), "JSON"),
+        (exhibit("<x>", on, seed=1, prompt="\ud800"), "JSON"),
+        (exhibit("<x>", on, seed=1, ranks=(0,)), "rank 0"),
+        (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "no key or value projection"),
+        (exhibit("<x>", [on[0], Projection(on[0].path, "key", (16, 768))], seed=1), "2 times"),
+        (exhibit("a\0b", on, seed=1), "printable"),
+        (nan, "not finite"),
+        (replace(plain, deltas=misfit), "has shape"),
+        (replace(plain, token=double), "float64"),
+    ):
+        with pytest.raises(MuseumError, match=rule):
+            save_museum(Museum(base, (kept,)), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

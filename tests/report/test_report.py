@@ -1,0 +1,269 @@
+"""A report: what it measures, and that its page is one file that can be opened without harm."""
+
+import base64
+import dataclasses
+import io
+import json
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from clora_core.cli import main
+from clora_core.errors import BaseModelError, MuseumError, RecipeError
+from clora_core.method.recipe import recipe_named
+from clora_core.model.base import Base
+from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import LowRank
+from clora_core.model.sampling import sample
+from clora_core.museum.file import save_museum
+from clora_core.museum.museum import Exhibit, Museum, shown
+from clora_core.pictures import thumbnail
+from clora_core.report import Looks, Report, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
+from clora_core.report.comparing import LEVELS, State, levels, moved
+from clora_core.report.review import everyday_prompts, prompt_of
+from tests.small import LATENT_SHAPE, random_deltas
+
+QUICK = Looks(pictures=1, everyday=2, steps=1, guidance=3.0)
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+def exhibit(base: Base, word: str, *, seed: int = 0, size: float = 0.1, method: str = "c-lora", **more) -> Exhibit:
+    vectors = {"clip_l": torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(seed)) * 0.02}
+    deltas = random_deltas(base, size=size, seed=seed)
+    return Exhibit(ConceptToken(word, vectors), deltas, recipe_named(method), **more)
+
+
+def museum(base: Base, *exhibits: Exhibit) -> Museum:
+    return Museum(base.fingerprint, exhibits)
+
+
+def look(base: Base, seen: Museum, looks: Looks = QUICK):
+    return reviewed(base, seen, looks, latent_shape=LATENT_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def report(base: Base) -> Report:
+    """Of two exhibits, one with hostile text and one with a first picture."""
+    return look(
+        base,
+        museum(
+            base,
+            exhibit(base, "<script>", prompt=f"a photo of <script> {EVIL}", facts={EVIL: EVIL}),
+            exhibit(base, "<b>", seed=1, thumbnail=thumbnail(torch.ones(3, 64, 64))),
+        ),
+    )
+
+
+def test_what_was_learned_together_has_not_moved_since(base: Base):
+    """The deltas of concepts that were learned at once stand in the last of them; a word alone has none to wait for."""
+    together = recipe_named("c-lora", rank=8)
+    alone = dataclasses.replace(exhibit(base, "<alone>"), deltas={}, recipe=recipe_named("textual-inversion"))
+    one = dataclasses.replace(exhibit(base, "<one>", seed=1), deltas={}, recipe=together)
+    two = dataclasses.replace(exhibit(base, "<two>", seed=2), recipe=together)
+    seen = museum(base, alone, one, two)
+    assert [seen.learned_with(place) for place in range(3)] == [0, 2, 2]
+    moved_alone, *moved_together = look(base, seen).forgetting
+    assert moved_alone > 0 and moved_together == [0, 0]
+    another = dataclasses.replace(exhibit(base, "<another>", seed=3), deltas={}, recipe=alone.recipe)
+    assert museum(base, alone, another).learned_with(0) == 0
+    assert museum(base, one, exhibit(base, "<stranger>")).learned_with(0) == 0, "what it was learned with was removed"
+    assert look(base, museum(base, one, two, exhibit(base, "<next>"))).forgetting[0] > 0
+
+
+def test_moved_is_the_equation_of_its_docstring(base: Base):
+    then, now = museum(base, exhibit(base, "<a>")), museum(base, exhibit(base, "<a>"), exhibit(base, "<b>", seed=1))
+    prompts = ["a photo of <a>", "a cat"]
+    rng = torch.Generator().manual_seed(3)
+    latents, noise = torch.randn(2, 2, *LATENT_SHAPE, generator=rng)
+    found = moved(State(base, then), State(base, now), prompts, latents, noise)
+    for row, prompt in enumerate(prompts):
+        change = effect = 0.0
+        for level in range(LEVELS):
+            time = int((level + 0.5) * 1000 / LEVELS)
+            alpha = base.schedule.alphas_cumprod[time]
+            noisy = (alpha.sqrt() * latents[row] + (1 - alpha).sqrt() * noise[row])[None]
+
+            def predicted(state: Museum, text: str, noisy=noisy, time=time) -> torch.Tensor:
+                with torch.no_grad(), shown(base, state.deltas()):
+                    return base.predict(noisy, torch.tensor([time]), base.encode_prompts([text], state.tokens))
+
+            asked = predicted(then, prompt)
+            change += float((predicted(now, prompt) - asked).double().square().sum())
+            effect += float((asked - predicted(then, "")).double().square().sum())
+        assert found[row].item() == pytest.approx((change / effect) ** 0.5, rel=1e-3)
+
+
+def test_leaving_the_prompt_away_is_a_move_of_one(base: Base):
+    """A word without any effect leaves what the empty prompt gives, so it has moved by as much as it had done."""
+
+    class Deaf:
+        def __getattr__(self, name):
+            return getattr(base, name)
+
+        def encode_prompts(self, prompts, tokens):
+            return base.encode_prompts([""] * len(prompts), tokens)
+
+    then = museum(base)
+    latents, noise = torch.randn(2, 1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(3))
+    found = moved(State(base, then), State(Deaf(), then), ["a photo of a cat"], latents, noise)
+    assert found.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_levels_lie_in_the_middles_of_equal_parts():
+    assert levels(1000) == [125, 375, 625, 875] and levels(LEVELS) == [0, 1, 2, 3]
+
+
+def test_every_exhibit_is_seen_as_it_was_and_as_it_is(base: Base):
+    first, second = exhibit(base, "<a>"), exhibit(base, "<b>", seed=1)
+    report = look(base, museum(base, first, second))
+    for state, pictures in ((museum(base, first), "then"), (museum(base, first, second), "now")):
+        with shown(base, state.dense()):
+            prompts = ["a photo of <a>"]
+            expected = sample(base, prompts, state.tokens, QUICK.sampling, latent_shape=LATENT_SHAPE)
+        assert torch.equal(getattr(report.exhibits[0], pictures), expected)
+    assert report.forgetting[0] > 0.01 and report.forgetting[1] == 0
+    assert torch.equal(report.exhibits[1].then, report.exhibits[1].now)
+
+
+def test_what_changes_nothing_has_moved_nothing(base: Base):
+    still = exhibit(base, "<b>", seed=1)
+    still = dataclasses.replace(
+        still, deltas={p: LowRank(torch.zeros_like(d.up), d.down) for p, d in still.deltas.items()}
+    )
+    report = look(base, museum(base, exhibit(base, "<a>"), still))
+    assert report.forgetting == [0, 0] and report.damage > 0.01
+    assert torch.equal(report.exhibits[0].then, report.exhibits[0].now)
+
+
+def test_word_gated_exhibits_leave_everyday_prompts_alone(base: Base):
+    report = look(base, museum(base, exhibit(base, "<a>", method="word-gated", size=1.0)))
+    assert report.damage == 0 and torch.equal(report.everyday.then, report.everyday.now)
+
+
+def test_a_report_is_the_same_every_time_and_says_how_far_it_is(base: Base):
+    seen = museum(base, exhibit(base, "<a>", thumbnail=thumbnail(torch.zeros(3, 64, 64))), exhibit(base, "<b>", seed=1))
+    heard: list[tuple[int, int]] = []
+    one = reviewed(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append((done, of)))
+    assert as_page(one) == as_page(look(base, seen))
+    assert [done for done, _ in heard] == list(range(1, heard[-1][1] + 1))
+    assert {of for _, of in heard} == {heard[-1][1]}
+
+
+def test_a_report_can_be_stopped(base: Base):
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reviewed(base, museum(base, exhibit(base, "<a>")), QUICK, latent_shape=LATENT_SHAPE, report=stop)
+    assert all(not module._forward_hooks for module in base.modules.values())
+
+
+class Page(HTMLParser):
+    """The tags of a page, and what they point to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "action", "data")]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_one_file_and_shows_hostile_words_as_text(report: Report):
+    text = as_page(report, title=EVIL)
+    page = Page(text)
+    assert "script" not in page.tags and "<script>" in page.text and EVIL in page.text
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
+    assert len(page.sources) == page.tags.count("img") == 2 * 2 + 1 + 2 * 2
+    assert "url(" not in text and "@import" not in text and "http-equiv" in text
+    for source in page.sources:
+        picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+        assert picture.format == "JPEG" and picture.size == (64, 64)
+
+
+def test_the_overlap_figure_is_the_darker_the_more_two_exhibits_overlap(report: Report):
+    def inked(overlap: float) -> list[int]:
+        return (
+            overlap_figure(dataclasses.replace(report, overlap=torch.tensor([[1, overlap], [overlap, 1]])))
+            .convert("L")
+            .histogram()
+        )
+
+    least, more, most = (sum(shade * count for shade, count in enumerate(inked(value))) for value in (0.0, 0.2, 0.4))
+    assert least > more > most
+
+
+def test_figures_have_a_line_for_everything(report: Report):
+    alone = Report(
+        dataclasses.replace(report.museum, exhibits=report.museum.exhibits[:1]),
+        report.exhibits[:1],
+        report.everyday,
+        torch.ones(1, 1),
+    )
+    for figure in (exhibits_figure, moved_figure, overlap_figure):
+        assert figure(report).height > figure(alone).height
+
+
+def test_too_many_exhibits_are_not_compared_in_pairs_and_that_is_said(report: Report):
+    many = dataclasses.replace(report, overlap=None)
+    assert many.numbers()["overlap"] is None
+    assert "too many" in as_page(many) and overlap_figure(many) != overlap_figure(report)
+
+
+def test_the_prompt_holds_the_word(base: Base):
+    assert prompt_of(exhibit(base, "<a>", prompt="<a> on a sofa")) == "<a> on a sofa"
+    assert prompt_of(exhibit(base, "<a>", prompt="a sofa", kind="style")) == "a <a> style picture"
+
+
+def test_everyday_prompts_are_spread_over_the_captions():
+    assert everyday_prompts(["", *"abcdefgh"], 4) == ["a", "c", "e", "g"]
+    assert everyday_prompts(["", "a"], 9) == ["a"]
+
+
+def test_what_cannot_be_reported_is_said(base: Base):
+    with pytest.raises(MuseumError, match="empty"):
+        look(base, museum(base))
+    other = Museum(dataclasses.replace(base.fingerprint, digest="0"), (exhibit(base, "<a>"),))
+    with pytest.raises(BaseModelError, match="made over"):
+        look(base, other)
+    with pytest.raises(RecipeError, match="0"):
+        Looks(pictures=0)
+
+
+def test_a_broken_thumbnail_is_said_before_anything_is_looked_at(base: Base):
+    """It begins like a JPEG, which is all that reading a museum asks for."""
+    seen, heard = museum(base, exhibit(base, "<a>", thumbnail=b"\xff\xd8\xff\xe0 and no more")), []
+    with pytest.raises(MuseumError, match="cannot be read as a JPEG"):
+        reviewed(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append(done))
+    assert not heard
+
+
+def test_the_command_writes_page_figures_and_numbers(tmp_path, capsys):
+    from clora_core.over_diffusers.base import open_base
+
+    starter = open_base("starter")
+    seen = museum(starter, exhibit(starter, "<a>"), exhibit(starter, "<b>", seed=1))
+    file, out = save_museum(seen, tmp_path / "my.museum.safetensors"), tmp_path / "out"
+    few = ["--pictures", "1", "--everyday", "1", "--steps", "1"]
+    assert main(["report", "--base", "starter", "--museum", str(file), "--out", str(out), *few]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("exhibits.png", "moved.png", "overlap.png", "report.html", "report.json")
+    ]
+    numbers = json.loads((out / "report.json").read_text())
+    assert [entry["word"] for entry in numbers["exhibits"]] == ["<a>", "<b>"]
+    assert numbers["exhibits"][0]["moved"] > 0 == numbers["exhibits"][1]["moved"]
+    assert len(numbers["everyday"]["prompts"]) == 1 and len(numbers["overlap"]) == 2
+    assert f"{numbers['everyday']['moved']:.2f}" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    main(["report", "--base", "starter", "--museum", str(file), "--out", str(out), *few])
+    assert (out / "report.html").read_text() == page

@@ -1,0 +1,289 @@
+"""Courses over identities and styles on the real starter model, and what is measured of them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clora_core.bench.forgetting_table import compared_with, table_of, tables_of
+from clora_core.bench.hypotheses import HYPOTHESES
+from clora_core.bench.methods import check_method, is_joint, varied
+from clora_core.cli import main
+from clora_core.errors import RecipeError
+from clora_core.learning.learn import learn
+from clora_core.measure import kernel_distance
+from clora_core.method.recipe import RECIPES
+from clora_core.model.concept import ConceptToken
+from clora_core.museum.museum import Exhibit, Museum
+from clora_core.over_diffusers.base import DiffusersBase, open_base
+from clora_core.starter.course import starter_recipe
+from clora_core.starter.exam import Examiner, concept_of, drawn
+from clora_core.starter.judge import load_judge
+from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
+from clora_core.starter.subjects import EVERYBODY, SPARE_STYLES, STYLES
+
+
+@pytest.fixture(scope="module")
+def base() -> DiffusersBase:
+    return open_base("starter")
+
+
+@pytest.fixture(scope="module")
+def examiner(base: DiffusersBase) -> Examiner:
+    return Examiner(base, load_judge())
+
+
+def test_the_style_judge_knows_every_style_of_pictures_that_it_has_not_seen(examiner: Examiner):
+    for style in NAMES:
+        found = examiner.style_judge.styles_of(drawn_in(style, 48, seed=5))
+        assert found.count(style) >= 44, style
+
+
+def test_the_spare_styles_are_judged_among_all(examiner: Examiner):
+    judge = examiner.spare_style_judge
+    for style in (*NAMES, *SPARE_STYLES):
+        assert judge.styles_of(drawn_in(style, 48, seed=5)).count(style) >= 44, style
+    assert set(judge.names) - set(examiner.style_judge.names) == set(SPARE_STYLES)
+
+
+def test_the_style_judge_knows_them_through_the_latents_too(examiner: Examiner, base: DiffusersBase):
+    for style in (*STYLES, *SPARE_STYLES):
+        again = base.decode_latents(base.encode_pictures(drawn_in(style, 32, seed=6)))
+        assert examiner.spare_style_judge.styles_of(again).count(style) >= 26, style
+
+
+def test_the_style_judge_is_the_discriminant_of_the_textbook():
+    """Against Mahalanobis distances to each style's mean, in double precision."""
+    judge = load_judge()
+    ours = StyleJudge.fitted(judge)
+    from clora_core.starter import style_judge as parts
+
+    features = [parts.style_features(judge, drawn_in(s, parts.EXAMPLES, seed=0)).double() for s in NAMES]
+    means = torch.stack([part.mean(0) for part in features])
+    within = torch.cat([part - part.mean(0) for part in features])
+    scale = within.std(0).clamp_min(1e-6)
+    spread = 0.9 * (within / scale).T @ (within / scale) / len(within) + 0.1 * torch.eye(len(scale)).double()
+    pictures = drawn_in("sketch", 8, seed=3)
+    apart = (parts.style_features(judge, pictures).double()[:, None] - means) / scale
+    distances = torch.einsum("psf,fg,psg->ps", apart, torch.linalg.inv(spread), apart)
+    assert ours.styles_of(pictures) == [NAMES[place] for place in distances.argmin(1).tolist()]
+
+
+def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
+    concept = concept_of("neon", 6, seed=0)
+    assert concept.kind == "style" and len(set(concept.captions)) == 6
+    assert all(caption.endswith(" in {word} style") for caption in concept.captions)
+    assert concept.prompt == "a photo in <neon> style"
+    assert torch.equal(concept.pictures, drawn("neon", 6, seed=0))
+    assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
+
+
+def test_a_styles_word_may_stand_before_what_is_on_the_pictures():
+    usual, first = concept_of("neon", 6, seed=0), concept_of("neon", 6, seed=0, wording="first")
+    end = " in {word} style"
+    assert first.captions == tuple(f"{end.strip()} {caption.removesuffix(end)}" for caption in usual.captions)
+    assert first.prompt == "in <neon> style a photo" and torch.equal(first.pictures, usual.pictures)
+
+
+def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    seen = drawn("neon", 2, seed=0)
+    monkeypatch.setattr(Examiner, "_sampled", lambda self, museum, prompts, *more: asked.extend(prompts) or seen)
+    for wording in ("usual", "first"):
+        concept = concept_of("neon", 2, seed=0, wording=wording)
+        exhibit = Exhibit(
+            ConceptToken("<neon>", {"clip_l": torch.zeros(1, 1, 128)}),
+            {},
+            starter_recipe("c-lora"),
+            concept.kind,
+            concept.prompt,
+        )
+        examiner.look(Museum(examiner.base.fingerprint, (exhibit,)), "neon", count=2)
+    assert [prompt.replace(" in <neon> style", "") for prompt in asked[:2]] == [
+        prompt.replace("in <neon> style ", "") for prompt in asked[2:]
+    ]
+    assert all(prompt.startswith("in <neon> style a photo of ") for prompt in asked[2:])
+
+
+@pytest.mark.slow
+def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
+    recipe = starter_recipe("word-gated", seed=0, steps=200)
+    museum = learn(base, Museum(base.fingerprint), concept_of("blueprint", 16, seed=0, vectors=2), recipe)
+    sight = examiner.look(museum, "blueprint", count=24)
+    assert sight.alignment >= 0.5 and sight.attributes >= 0.3, "chance is 0.1"
+
+
+def test_a_benchmark_of_styles_measures_everything(tmp_path):
+    command = ["bench", "forgetting", "--quick", "--subjects", "styles", "--methods", "c-lora", "museum-maker"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "forgetting.json").read_text())
+    assert [result["track"] for result in results] == ["styles", "styles"]
+    text = (tmp_path / "forgetting.md").read_text()
+    assert "## Styles" in text and "## Identities" not in text
+    assert all(f"**{name}**" in text for name, _, _ in HYPOTHESES)
+
+
+@pytest.mark.parametrize("method", sorted(RECIPES))
+def test_on_the_starter_model_a_recipe_has_other_numbers_and_is_the_same_method(method: str):
+    ours, usual = starter_recipe(method), RECIPES[method]
+    numbers = ("regularizers", "rank", "steps", "learning_rate", "token_learning_rate", "batch_size", "schedule")
+    assert replace(ours, **{name: getattr(usual, name) for name in numbers}) == usual
+    assert [replace(r, weight=1.0) for r in ours.regularizers] == [replace(r, weight=1.0) for r in usual.regularizers]
+
+
+def test_changes_of_a_recipe_by_name():
+    stronger, wording = varied("c-lora*10", seed=3)
+    assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
+    assert stronger.seed == 3 and wording == "usual"
+    assert varied("c-lora+noun", seed=0)[1] == "noun"
+    assert varied("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
+    assert varied("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
+    for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
+        with pytest.raises(RecipeError, match="is a wording of"):
+            check_method(method, track)
+    less, _ = varied("museum-maker-without-style_distillation", seed=0)
+    assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
+    one_part, _ = varied("museum-maker-without-layer_wise", seed=0)
+    assert one_part == replace(starter_recipe("museum-maker"), layer_wise=False) != starter_recipe("museum-maker")
+    assert varied("joint+first", seed=0) == (starter_recipe("sequential"), "first")
+    assert is_joint("joint") and is_joint("joint+first") and not is_joint("separate")
+    for wrong in (
+        "c-lora-without-distillation",
+        "c-lora-without-layer_wise",
+        "d-lora",
+        "jointly",
+        "c-lora*",
+        "c-lora*x",
+        "c-lora@",
+        "c-lora@0",
+    ):
+        with pytest.raises(RecipeError):
+            varied(wrong, seed=0)
+
+
+def made_up(method: str, track: str = "identities", **values: float) -> list[dict]:
+    from clora_core.bench.forgetting_table import COLUMNS
+
+    runs = []
+    for wobble in (-0.01, 0.0, 0.01):
+        run = dict.fromkeys(COLUMNS, 0.5) | {name: value + wobble for name, value in values.items()}
+        told = {"method": method, "track": track, "seed": len(runs), "subjects": ["ada", "dex"]}
+        runs.append(run | told | {"alignment": [[0.5, None], [0.5, 0.5]]})
+    return runs
+
+
+def test_hypotheses_are_decided_by_the_numbers():
+    def verdict(name: str, results: list[dict]) -> str:
+        line = tables_of(results).partition(f"**{name}**")[2].splitlines()[1].strip()
+        return line.partition(". ")[0]
+
+    forgetful = [run for m in ("sequential", "single-lora", "full-kv") for run in made_up(m, distance_forgotten=0.4)]
+    assert verdict("H1a", forgetful) == "Holds"
+    assert verdict("H1a", forgetful[:-3]) == "Not decided by these runs"
+    assert verdict("H1a", [*forgetful[:-3], *made_up("full-kv", distance_forgotten=0.0)]) == "Does not hold"
+    free = made_up("c-lora*0", distance_forgotten=0.4)
+    assert verdict("H2a", made_up("c-lora")) == "Not decided by these runs"
+    assert verdict("H2a", [*free, *made_up("c-lora", distance_forgotten=0.1, distance=0.4)]) == "Holds"
+    assert verdict("H2a", [*free, *made_up("c-lora", distance_forgotten=0.1, distance=0.6)]) == "Does not hold"
+    two_errors = 2 * (2 * (0.01 / 3**0.5) ** 2) ** 0.5  # of a difference of means of three runs that wobble by 0.01
+    for less, told in ((1.1 * two_errors, "Holds"), (0.9 * two_errors, "Does not hold")):
+        assert verdict("H2a", [*free, *made_up("c-lora", distance_forgotten=0.4 - less)]) == told
+    assert verdict("H2b", [*free, *made_up("c-lora", plasticity=0.59)]) == "Holds"
+    assert verdict("H2b", [*free, *made_up("c-lora", plasticity=0.61)]) == "Does not hold"
+    usual = made_up("c-lora")
+    assert verdict("H4", [*usual, *made_up("c-lora+noun", confusion=0.6)]) == "Holds"
+    assert verdict("H4", [*usual, *made_up("c-lora+noun", confusion=0.4)]) == "Does not hold"
+    assert verdict("H7a", [*usual, *made_up("ewc-lora", kept=0.6)]) == "Holds"
+    assert verdict("H7a", [*usual, *made_up("ewc-lora", kept=0.4)]) == "Does not hold"
+    assert verdict("H7b", [*usual, *made_up("orthogonal", distance=0.54)]) == "Holds"
+    assert verdict("H7b", [*usual, *made_up("orthogonal", distance=0.56)]) == "Does not hold"
+    styles = [*made_up("museum-maker", "styles", kept=0.9), *made_up("c-lora", "styles", kept=0.5)]
+    assert verdict("H6a", styles) == "Not decided by these runs"
+    assert verdict("H6a", [*styles, *made_up("sequential", "styles", kept=0.3)]) == "Holds"
+
+
+def test_a_penalty_that_shrinks_what_is_late_is_seen_in_norms_and_in_what_is_learned():
+    judge = {name: judge for name, _, judge in HYPOTHESES}["H3"]
+
+    def verdict(norms: tuple[float, ...], distances: tuple[float, ...]) -> str:
+        told = zip(("c-lora*0.1", "c-lora", "c-lora*10"), norms, distances, strict=True)
+        return judge([run for m, norm, far in told for run in made_up(m, late_norm=norm, plasticity=far)])
+
+    assert verdict((0.9, 0.6, 0.3), (0.1, 0.2, 0.3)).startswith("Holds")
+    assert verdict((0.9, 0.6, 0.7), (0.1, 0.2, 0.3)).startswith("Does not hold")
+    assert verdict((0.9, 0.6, 0.3), (0.1, 0.3, 0.2)).startswith("Does not hold")
+    assert judge(made_up("c-lora")).startswith("Not decided")
+
+
+@pytest.mark.parametrize(("name", "measure"), [("H5a", "plasticity"), ("H5b", "distance")])
+def test_a_word_alone_forgets_nothing_and_is_further_off_than_any_delta(name: str, measure: str):
+    judge = {name: judge for name, _, judge in HYPOTHESES}[name]
+    deltas = [run for method in ("separate", "sequential", "c-lora") for run in made_up(method)]
+
+    def word(forgetting: float, value: float) -> list[dict]:
+        return [run | {"forgetting": forgetting} for run in made_up("textual-inversion", **{measure: value})]
+
+    assert judge([*deltas, *word(0.0, 0.6)]).startswith("Holds")
+    assert judge([*deltas, *word(0.1, 0.6)]).startswith("Does not hold")
+    assert judge([*deltas, *word(0.0, 0.4)]).startswith("Does not hold")
+    assert judge([*deltas[:-3], *word(0.0, 0.6)]).startswith("Not decided")
+
+
+def test_parts_of_museum_maker_are_judged_by_what_is_missed_without_them():
+    verdict = {name: judge for name, _, judge in HYPOTHESES}
+    whole = made_up("museum-maker", "styles", copying=0.1, plasticity=0.2)
+
+    def without(term: str, **values: float) -> list[dict]:
+        return made_up(f"museum-maker-without-{term}", "styles", **values)
+
+    assert verdict["H6b"](whole).startswith("Not decided")
+    assert verdict["H6b"]([*whole, *without("style_distillation", copying=0.0)]).startswith("Holds")
+    assert verdict["H6b"]([*whole, *without("style_distillation", copying=0.2)]).startswith("Does not hold")
+    assert verdict["H6b"]([*whole, *without("style_distillation", copying=0.09)]).startswith("Does not hold")
+    nearer_the_real = without("style_distillation", copying=0.0, distance=0.4)
+    assert verdict["H6b"]([*whole, *nearer_the_real]).startswith("Does not hold")
+    others = [*without("style_distillation"), *without("weight_direction")]
+    assert verdict["H6c"]([*others, *without("distillation", distance_forgotten=0.6)]).startswith("Holds")
+    assert verdict["H6c"]([*others, *without("distillation", distance_forgotten=0.4)]).startswith("Does not hold")
+    assert verdict["H6d"]([*whole, *without("layer_wise", plasticity=0.3)]).startswith("Holds")
+    assert verdict["H6d"]([*whole, *without("layer_wise", plasticity=0.1)]).startswith("Does not hold")
+
+
+def test_forgetting_of_those_who_are_alike_is_counted_apart():
+    """finn shares five traits with dex (robot, white or orange, square, cheeks), and nothing with ada."""
+    assert sum(EVERYBODY["finn"][trait] == EVERYBODY["dex"][trait] for trait in EVERYBODY["finn"]) >= 4
+    matrix = [[1.0, None, None], [0.9, 1.0, None], [0.9, 0.5, 1.0]]
+    run = {"track": "identities", "subjects": ["ada", "dex", "finn"], "alignment": matrix}
+    runs = [run | {"method": method} for method in ("sequential", "single-lora", "full-kv")] * 3
+    verdict = {name: judge for name, _, judge in HYPOTHESES}["H1b"]
+    assert verdict(runs).startswith("Holds. ") and "sequential 0.500, others 0.050" in verdict(runs)
+    assert verdict(runs[:-1]).startswith("Not decided")
+    mild = [run | {"alignment": [[1.0, None, None], [0.5, 1.0, None], [0.5, 0.9, 1.0]]} for run in runs]
+    assert verdict(mild).startswith("Does not hold. ")
+
+
+def test_runs_are_compared_seed_by_seed():
+    """Both wobble alike from seed to seed, so the difference does not; a run without its pair does not count."""
+    runs = [*made_up("c-lora", kept=0.5), *made_up("preservation", kept=0.75), *made_up("joint", kept=0.5)[:1]]
+    runs.append(made_up("joint", kept=0.1)[0] | {"seed": 7})
+    table = compared_with("c-lora", runs).splitlines()
+    assert table[2].startswith("| preservation | +0.25 ± ") and table[2].endswith("| 3 |")
+    assert float(table[2].split("±")[1].split("|")[0]) < 1e-9
+    assert table[3].startswith("| joint | +0 |") and table[3].endswith("| 1 |")
+    assert compared_with("c-lora", made_up("joint")) == ""
+
+
+def test_intervals_are_students():
+    """Of the mean of 1, 2, 3: t(2) = 4.303 times its standard error, 1/√3."""
+    runs = [run | {"kept": value} for run, value in zip(made_up("lwf"), (1.0, 2.0, 3.0), strict=True)]
+    assert "2 ± 2.5 " in table_of(runs)
+
+
+def test_distances_between_sets_see_what_the_eye_sees(examiner: Examiner):
+    same = [drawn("ada", 64, seed=seed) for seed in (1, 2)]
+    other = drawn("gus", 64, seed=1)
+    near, far = (
+        kernel_distance(examiner.features(same[0], "ada"), examiner.features(each, "ada")) for each in (same[1], other)
+    )
+    assert abs(near) < 0.1 * far
