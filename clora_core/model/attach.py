@@ -1,93 +1,116 @@
 """Let a frozen model answer as if its projections had moved, for as long as a `with` block lasts.
 
-output = W·x + past·x + up·(down·x)          W is neither copied nor touched
+    output = W·x + past·x + up·(down·x)          W is neither copied nor touched
 
-A gated delta moves the keys and values at its own word's places only, so a prompt without the word is answered by the
-base model, bit for bit. Not in the papers; it cannot be merged into the weights.
+x are the text states. A word may have vectors of its own for every cross-attention (`layers.py`): then each projection
+reads its own layer of the states. A gated delta moves the keys and values at its own word's places only, so a prompt
+without the word gets the base model's answer, bit for bit. Gates are not in the papers, and cannot be merged into the
+weights.
+
+`attached` says what is added; `Reading` does it, while one batch of text states is read, and again wherever gradient
+checkpointing repeats a part of that.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import TracebackType
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BaseModelError
-from .base import Base
+from .attachment import Attachment, Gate
+from .base import Base, Conditioning
+from .layers import layer_numbers
 from .low_rank import LowRank
 from .projections import Projection
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Where a delta acts: at its word's own places or, `onwards`, at all places from the word's first one on."""
-
-    word: str
-    onwards: bool = False
-
-    def opened(self, base: Base, x: Tensor) -> Tensor | None:
-        """The text states (b, tokens, width) with zeros where the delta does not act; None if that is everywhere."""
-        places = base.places.get(self.word)
-        if places is None:
-            return None
-        if self.onwards:
-            places = places.cumsum(1) > 0
-        return x * places[..., None].to(x)
-
-
-class Attachment:
-    """Deltas that are attached, which may be left out for a while."""
-
-    def __init__(self) -> None:
-        self.on = True
-
-    @contextmanager
-    def left_out(self) -> Iterator[None]:
-        """While entered, the base answers as if these deltas were not attached."""
-        before, self.on = self.on, False
-        try:
-            yield
-        finally:
-            self.on = before
 
 
 @contextmanager
 def attached(
     base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
 ) -> Iterator[Attachment]:
-    """While entered, every given projection of the base answers with its delta added: a LowRank, or a matrix (out, in).
+    """While entered, the base adds these deltas to what its projections answer. Nested deltas add up.
 
-    Nothing of the model is changed but its modules' hooks, which come off in any case. Blocks may be nested; their
-    deltas add up.
+    Raises BaseModelError for a projection that the base does not have.
     """
-    attachment = Attachment()
-    with ExitStack() as handles:
-        for projection, delta in deltas.items():
-            module = base.modules.get(projection)
-            if module is None:
-                raise BaseModelError(
-                    f"{base.fingerprint} has no projection '{projection.path}' of shape {projection.shape}."
-                )
-            handle = module.register_forward_hook(_adding(base, delta, gate, attachment))
-            handles.callback(handle.remove)
+    for projection in deltas:
+        if projection not in base.modules:
+            raise BaseModelError(
+                f"{base.fingerprint} has no projection '{projection.path}' of shape {projection.shape}."
+            )
+    attachment = Attachment(deltas, gate)
+    base.attachments.append(attachment)
+    try:
         yield attachment
+    finally:
+        base.attachments.remove(attachment)
 
 
-def _adding(base: Base, delta: LowRank | Tensor, gate: Gate | None, attachment: Attachment):
-    placed: Tensor | None = None  # a dense delta is moved and cast once, not at every step
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """While entered, the projections read one batch of text states, with what is attached. May be entered again.
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        nonlocal placed
-        x = gate.opened(base, inputs[0]) if gate else inputs[0]
-        if x is None or not attachment.on:
+    masks: where each open gate acts, (b, tokens); what has a closed gate adds nothing. layers: the states of all layers
+    side by side, (b, tokens, layers · width), if the projections read these instead of what the model gives them.
+    Nothing of the model is changed but its modules' hooks, which come off in any case.
+    """
+
+    modules: Mapping[Projection, nn.Module]
+    attachments: Sequence[Attachment]
+    masks: Mapping[Gate, Tensor] = field(default_factory=dict)
+    layers: Tensor | None = None
+    _entered: list[ExitStack] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, base: Base, conditioning: Conditioning | None = None) -> "Reading":
+        """How a base reads encoded prompts with what is attached to it at the moment; without any, all gates closed."""
+        attachments = [attachment for attachment in base.attachments if attachment.on]
+        if conditioning is None:
+            return cls(base.modules, attachments)
+        tokens, width = conditioning.states.shape[1], base.architecture.text_width
+        gates = {attachment.gate for attachment in attachments if attachment.gate}
+        opened = {gate: gate.opened(conditioning.places, tokens) for gate in gates}
+        masks = {gate: mask for gate, mask in opened.items() if mask is not None}
+        layers = conditioning.states if conditioning.states.shape[-1] > width else None
+        return cls(base.modules, attachments, masks, layers)
+
+    def __enter__(self) -> None:
+        handles = ExitStack()
+        numbers = {} if self.layers is None else layer_numbers(self.modules)
+        for projection, module in self.modules.items():
+            if self.layers is not None:
+                width = projection.shape[1]
+                own = self.layers[..., numbers[projection] * width : (numbers[projection] + 1) * width]
+                handles.callback(module.register_forward_pre_hook(_instead(own)).remove)
+            if adding := [each for each in self.attachments if projection in each.deltas and self._open(each)]:
+                # before the hooks of others, which shall see the weights as moved
+                hook = module.register_forward_hook(self._adding(projection, adding), prepend=True)
+                handles.callback(hook.remove)
+        self._entered.append(handles)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.pop().close()
+
+    def _open(self, attachment: Attachment) -> bool:
+        return attachment.gate is None or attachment.gate in self.masks
+
+    def _adding(self, projection: Projection, attachments: Sequence[Attachment]):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            for attachment in attachments:
+                x = inputs[0]
+                if attachment.gate:
+                    x = x * self.masks[attachment.gate][..., None].to(x)
+                output = output + attachment.moved(projection, x).to(output.dtype)
             return output
-        if isinstance(delta, LowRank):
-            moved = F.linear(F.linear(x, delta.down.to(x)), delta.up.to(x))
-        else:
-            if placed is None or (placed.device, placed.dtype) != (x.device, x.dtype):
-                placed = delta.to(x)
-            moved = F.linear(x, placed)
-        return output + moved.to(output.dtype)
+
+        return hook
+
+
+def _instead(states: Tensor):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (states.to(inputs[0]), *inputs[1:])
 
     return hook

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from .attachment import Attachment
 from .concept import ConceptToken
 from .projections import Architecture, Projection, architecture_of
 
@@ -69,7 +70,8 @@ class Conditioning:
 
     states: (b, tokens, width), or (b, tokens, layers · width) if some word has a vector per cross-attention
     (`layers.py`). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
-    prompts, where it does, (b, tokens) bool.
+    prompts, where it does, (b, tokens) bool. This is all that a model knows of a prompt, and the one way by which
+    gates learn where their words stand.
     """
 
     states: Tensor
@@ -93,7 +95,7 @@ class Base(Protocol):
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
-    places: Mapping[str, Tensor]  # where words stand in what `predict` was last called with
+    attachments: list[Attachment]  # the deltas that `predict` adds; `attach.attached` puts them here and takes them off
     captions: Sequence[str]  # everyday prompts in words that the model knows; what it shows for them should stay
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:

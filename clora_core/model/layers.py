@@ -1,15 +1,13 @@
 """Layer-wise words: a word may have a vector for every cross-attention, which then reads text states of its own.
 
 The states of all layers stand side by side along the width, (b, tokens, layers · width), so that they travel as any
-text states do, and each key and value projection cuts out its own layer's. Words per layer are MuseumMaker's task-wise
-tokens (arXiv:2404.16612), made as Mix-of-Show's ED-LoRA makes them (arXiv:2305.18292, after P+, arXiv:2303.09522).
+text states do, and each key and value projection reads its own layer's (`attach.Reading`). Words per layer are
+MuseumMaker's task-wise tokens (arXiv:2404.16612), made as Mix-of-Show's ED-LoRA makes them (arXiv:2305.18292, after P+,
+arXiv:2303.09522).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-
-from torch import Tensor, nn
+from collections.abc import Iterable
 
 from ..errors import ConceptError
 from .concept import ConceptToken
@@ -25,9 +23,9 @@ def layer_numbers(projections: Iterable[Projection]) -> dict[Projection, int]:
     return {projection: order[path] for projection, path in paths.items()}
 
 
-def layer_count(modules: Mapping[Projection, nn.Module]) -> int:
+def layer_count(projections: Iterable[Projection]) -> int:
     """How many cross-attentions these projections belong to."""
-    return len(set(layer_numbers(modules).values()))
+    return len(set(layer_numbers(projections).values()))
 
 
 def check_layers(token: ConceptToken, expected: int) -> None:
@@ -38,24 +36,6 @@ def check_layers(token: ConceptToken, expected: int) -> None:
             f"'{token.word}' has vectors for {count} cross-attentions, but this model has {expected}. Use it over the "
             "base that it was learned over."
         )
-
-
-@contextmanager
-def own_layers(modules: Mapping[Projection, nn.Module]) -> Iterator[None]:
-    """While entered, each projection reads its own layer of states that hold several; others it reads as always."""
-    with ExitStack() as handles:
-        for projection, layer in layer_numbers(modules).items():
-            hook = _cutting(layer, projection.shape[1])
-            handles.callback(modules[projection].register_forward_pre_hook(hook).remove)
-        yield
-
-
-def _cutting(layer: int, width: int):
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states = inputs[0]
-        return inputs if states.shape[-1] == width else (states[..., layer * width : (layer + 1) * width], *inputs[1:])
-
-    return hook
 
 
 def _place(path: str) -> tuple[object, ...]:

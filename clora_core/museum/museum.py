@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import BaseModelError, MuseumError
 from ..method.recipe import Applied, Recipe
-from ..model.attach import Gate, attached
+from ..model.attach import attached
+from ..model.attachment import Gate
 from ..model.base import Base, Fingerprint
 from ..model.concept import Concept, ConceptToken, Kind, word_pattern
 from ..model.low_rank import LowRank, concatenated

@@ -1,18 +1,22 @@
 """A base over diffusers and transformers: SD1.5, SD2, SDXL, and the built-in starter."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import BaseModelError
+from ..model.attach import Reading
+from ..model.attachment import Attachment
 from ..model.base import Conditioning, Precision, Prediction, Schedule, fingerprint
 from ..model.captions import everyday_captions
 from ..model.concept import ConceptToken
-from ..model.layers import layer_count, own_layers
+from ..model.layers import layer_count
 from ..model.projections import Projection, architecture_of, find_projections
 from ..starter import world
 from ..starter.model import Starter, load_starter
@@ -65,7 +69,8 @@ class DiffusersBase:
             nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
             model.eval().requires_grad_(False)
         self._compute: torch.dtype | None = None
-        self.places: Mapping[str, Tensor] = {}
+        self.attachments: list[Attachment] = []
+        self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
 
     @classmethod
     def from_starter(
@@ -131,20 +136,23 @@ class DiffusersBase:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""
         dtype = self.unet.dtype
-        inputs = noisy.to(self.device, dtype), timesteps.to(self.device), conditioning.states.to(self.device, dtype)
+        states = conditioning.states[..., : self.architecture.text_width]
+        inputs = noisy.to(self.device, dtype), timesteps.to(self.device), states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
-        self.places = conditioning.places
-        with autocast, own_layers(self.modules):
-            added = self._added(inputs[0], conditioning)
-            (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
+        added = self._added(inputs[0], conditioning)
+        self._reading = Reading.of(self, conditioning)
+        try:
+            with autocast, self._reading:
+                (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)
+        finally:
+            self._reading = nullcontext()
         return prediction.float()
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, everything is frozen and `predict` computes in that precision, with checkpoints if wished.
 
-        Gives the dtype that is computed in; fp32 means the one that the weights are held in. With checkpointing a
-        backward pass runs parts of the model again, so it must come before any hook is taken off.
+        Gives the dtype that is computed in; fp32 means the one that the weights are held in.
         """
         with ExitStack() as afterwards:
             for model in self._models:
@@ -153,13 +161,20 @@ class DiffusersBase:
                 for parameter in model.parameters():
                     afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
                 model.eval().requires_grad_(False)
-            if checkpointing and not self.unet.is_gradient_checkpointing:
-                afterwards.callback(self.unet.disable_gradient_checkpointing)
-                self.unet.enable_gradient_checkpointing()
-            afterwards.enter_context(own_layers(self.modules))
+            if checkpointing:
+                on = self.unet.is_gradient_checkpointing
+                afterwards.callback(
+                    self.unet.enable_gradient_checkpointing if on else self.unet.disable_gradient_checkpointing
+                )
+                self.unet.enable_gradient_checkpointing(self._checkpointed)
             afterwards.callback(setattr, self, "_compute", self._compute)
             self._compute = AUTOCAST[precision]
             yield self._compute or self.unet.dtype
+
+    def _checkpointed(self, block: nn.Module, *inputs: Any) -> Any:
+        """Run a block, keeping nothing but its inputs; it runs again on the way back, and reads what it read now."""
+        again = self._reading
+        return checkpoint(block.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
 
     @property
     def _models(self) -> tuple[nn.Module, ...]:

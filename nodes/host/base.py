@@ -1,7 +1,7 @@
 """A base over a running ComfyUI: its MODEL, CLIP and VAE, seen as the engine sees every model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 
 import comfy.model_management
@@ -11,10 +11,12 @@ from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
 from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError
+from ...clora_core.model.attach import Reading
+from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.base import Conditioning, Precision, Prediction, Schedule
 from ...clora_core.model.captions import everyday_captions
 from ...clora_core.model.concept import ConceptToken
-from ...clora_core.model.layers import check_layers, layer_count, own_layers
+from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.projections import Architecture, Projection, architecture_of
 from ...clora_core.starter import world
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
@@ -56,7 +58,8 @@ class HostBase:
         self._check()
         starter = self.architecture.name == "starter"
         self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
-        self.places: Mapping[str, Tensor] = {}
+        self.attachments: list[Attachment] = []
+        self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
         self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
         self._prepared = False
@@ -150,33 +153,37 @@ class HostBase:
             options["optimized_attention_override"] = plain_attention
             if others := options.get("patches", {}).get("output_block_patch"):
                 options["patches"]["output_block_patch"] = [harmless(patch) for patch in others]
-        self.places = conditioning.places
         latents = noisy.to(self.device, dtype)
-        with own_layers(self.modules):
-            return unet_of(self.model)(
-                latents,
-                timesteps.to(self.device).float(),
-                context=conditioning.states.to(self.device, dtype),
-                y=self._added(latents, conditioning),
-                control=None,
-                transformer_options=options,
-            ).float()
+        states = conditioning.states[..., : self.architecture.text_width]
+        added = self._added(latents, conditioning)
+        self._reading = Reading.of(self, conditioning)
+        try:
+            with self._reading:
+                return unet_of(self.model)(
+                    latents,
+                    timesteps.to(self.device).float(),
+                    context=states.to(self.device, dtype),
+                    y=added,
+                    control=None,
+                    transformer_options=options,
+                ).float()
+        finally:
+            self._reading = nullcontext()
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
         """While entered, gradients flow and `predict` computes in that precision, with checkpoints if wished.
 
         Gives the dtype that is computed in. All of the UNet and the text encoder is loaded, at the cost of every other
-        model. With checkpointing a backward pass runs parts of the model again, so it must come before any hook is
-        taken off.
+        model.
         """
         before, self._learning = self._learning, (DTYPES[precision], checkpointing)
         try:
-            with ordinary_tensors(), self._resting(), own_layers(self.modules):
+            with ordinary_tensors(), self._resting():
                 self._ready()
                 yield DTYPES[precision]
         finally:
-            self._learning, self.answering = before, None  # which would hold on to what was trained
+            self._learning = before
             comfy.model_management.soft_empty_cache()
 
     def _ready(self, memory_required: int = 0) -> None:
@@ -192,7 +199,8 @@ class HostBase:
             self._changes.callback(setattr, self, "_prepared", False)
             self._prepared = True
             unet, text = unet_of(self.model), self.clip.cond_stage_model
-            self._changes.enter_context(differentiable(unet, text, dtype=dtype, checkpointing=checkpointing))
+            again = (lambda: self._reading) if checkpointing else None
+            self._changes.enter_context(differentiable(unet, text, dtype=dtype, again=again))
 
     @contextmanager
     def _resting(self) -> Iterator[None]:

@@ -4,8 +4,8 @@ ComfyUI is built to sample: it runs nodes under inference mode, adds in place, a
 no backward pass. Everything that stands in the way of gradients is put aside here, and put back in any case.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import comfy.clip_model
@@ -31,13 +31,16 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 @contextmanager
-def differentiable(unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, checkpointing: bool) -> Iterator[None]:
+def differentiable(
+    unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, again: Callable[[], AbstractContextManager[None]] | None
+) -> Iterator[None]:
     """While entered, gradients flow through both models to what they are given; their own weights are frozen.
 
     dtype: what the UNet computes in, whatever it is stored in. The models must be loaded already, and must not be
-    moved or patched until the end. The caller sees to grad mode. With checkpointing the blocks of the UNet are computed
-    again on the way back, so `backward` must come before any hook is taken off. The text encoders' layers always are:
-    what they would keep, their weights in float32 above all, is more than they are worth.
+    moved or patched until the end. The caller sees to grad mode. again: for gradient checkpointing, what the blocks of
+    the UNet run in when they are computed again on the way back, asked when they first run; None keeps all that they
+    compute. The text encoders' layers always are computed again: what they would keep, their weights in float32 above
+    all, is more than they are worth.
     """
     with ExitStack() as afterwards:
         for module in (*unet.modules(), *text.modules()):
@@ -46,8 +49,8 @@ def differentiable(unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, chec
             _check_kernel(module)
             if _holds_another_dtype(module, dtype):
                 _set(module, "comfy_cast_weights", True, afterwards)
-            if checkpointing and isinstance(module, (ResBlock, BasicTransformerBlock)):
-                _set(module, "forward", _Checkpointed(module.forward), afterwards)
+            if again and isinstance(module, (ResBlock, BasicTransformerBlock)):
+                _set(module, "forward", _Checkpointed(module.forward, again), afterwards)
         for module in text.modules():
             if isinstance(module, comfy.clip_model.CLIPLayer):
                 for norm in (module.layer_norm1, module.layer_norm2):
@@ -144,10 +147,12 @@ def _on_a_copy(forward: Any) -> Any:
 class _Checkpointed:
     """A forward that keeps nothing but its inputs, and runs again on the way back."""
 
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
+    def __init__(self, forward: Any, again: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.forward, self.again = forward, again
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if "transformer_options" in options:  # written to along the way; the second run must read what the first did
             options["transformer_options"] = dict(options["transformer_options"])
-        return checkpoint(self.forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        contexts = nullcontext(), self.again()
+        kept = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
+        return checkpoint(self.forward, *inputs, **kept, **options)

@@ -13,9 +13,8 @@ from ...clora_core.errors import ConceptError
 from ...clora_core.model.base import Conditioning
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
-from .gates import places
-from .layers import layer_count, layer_of
-from .words import CLIP, Piece, check_fits, encoders, known_words, speaking, table, tokenizers, widths
+from .conditioning import Piece, layer_count, layer_of, places, word_at
+from .words import CLIP, check_fits, encoders, known_words, speaking, table, tokenizers, widths
 
 
 def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
@@ -56,7 +55,7 @@ def word_vectors(clip: CLIP, word: str) -> dict[str, Tensor]:
         ids = [piece for piece in pieces if isinstance(piece, int)]
         if not pieces or getattr(tokenizer.tokenizer, "unk_token_id", None) in ids:
             raise ConceptError(f"The text encoder {name} does not know '{word}'. Choose a word that it knows.")
-        rows = [table(encoder).weight[piece] if isinstance(piece, int) else piece for piece in pieces]
+        rows = [table(encoder).weight[piece] if isinstance(piece, int) else piece["data"] for piece in pieces]
         vectors[name] = torch.stack([row.detach().float().cpu() for row in rows])
     return vectors
 
@@ -64,7 +63,7 @@ def word_vectors(clip: CLIP, word: str) -> dict[str, Tensor]:
 def _row(tokenizer: comfy.sd1_clip.SDTokenizer, pieces: Sequence[Piece], prompt: str) -> list[Piece]:
     """Start, the prompt's pieces as far as they fit, end, padding."""
     room = tokenizer.max_length - 2
-    if any(isinstance(piece, Tensor) for piece in pieces[room:]):
+    if any(word_at(piece) for piece in pieces[room:]):
         raise ConceptError(
             f"A learned word stands too late in '{prompt}': the text encoder reads {room} tokens. Write it earlier, or "
             "shorten the prompt."

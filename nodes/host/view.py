@@ -5,27 +5,25 @@
 Where the weights are float32 or float16 when the model runs, all exhibits are one low-rank patch per weight, which
 ComfyUI merges when it loads the model; a sampling step then costs what it always did. Where they are coarser (bfloat16,
 float8, quantized) rounding the sum would eat small deltas, so they stay beside the weights and are added to their
-outputs while the UNet runs. Exhibits applied at their word only are never merged: `gates.py`.
+outputs while the UNet runs (`showing.py`). So are exhibits applied at their word only, which are never merged.
 """
 
+import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.weight_adapter import LoRAAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...clora_core.errors import BaseModelError, MuseumError
-from ...clora_core.model.layers import check_layers, layer_numbers
+from ...clora_core.model.attachment import Attachment
+from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.low_rank import LowRank
 from ...clora_core.model.projections import Projection
 from ...clora_core.museum.museum import Exhibit, Museum
-from .adding import Adding
-from .gates import Gated, put_gates, take_gates
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, run_dtype, stored_dtype, unet_of
+from .showing import put_on, take_off
 from .words import CLIP, with_words, without_words
 
 KEY = "clora.museum"
@@ -46,23 +44,22 @@ def view(
     if seen is not None and seen.strengths == strengths and same_museum(seen.museum, museum):
         return model, with_words(clip, museum.tokens)
     model, clip = base_beneath(model, clip, museum)
-    deltas = _deltas(model, museum, strengths)
+    paths = projection_paths(model)
+    deltas = _deltas(model, museum, strengths, paths)
     model = model.clone()
-    merged = {path: delta for path, delta in deltas.items() if _run_dtype(model, path) in MERGED}
+    merged = {place: delta for place, delta in deltas.items() if _run_dtype(model, paths[place]) in MERGED}
     patches = {
-        f"{PREFIX}{path}.weight": LoRAAdapter(set(), (delta.up, delta.down, None, None, None, None))
-        for path, delta in merged.items()
+        f"{PREFIX}{paths[place]}.weight": LoRAAdapter(set(), (delta.up, delta.down, None, None, None, None))
+        for place, delta in merged.items()
     }
     if lost := set(patches) - set(model.add_patches(patches)):
         raise BaseModelError(f"ComfyUI did not take the patch of '{min(lost)}', so the museum would not be whole.")
-    if beside := {path: delta for path, delta in deltas.items() if path not in merged}:
-        running = _Beside({path: Adding(delta) for path, delta in beside.items()})
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, running)
-        model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, running.forget)
-    gated = [_gated(model, exhibit, strengths.get(exhibit.word, 1.0)) for exhibit in museum.gated]
-    layers = _layers(model, museum)
-    if gated or layers:
-        put_gates(model, gated, layers)
+    rest = {projection: delta for projection, delta in deltas.items() if projection not in merged}
+    beside = [Attachment(_cheap(rest))] if rest else []
+    beside += [_gated(exhibit, strengths.get(exhibit.word, 1.0), paths) for exhibit in museum.gated]
+    layers = _layers(museum, paths)
+    if beside or layers > 1:
+        put_on(model, paths, beside, layers)
     model.set_attachments(KEY, _View(museum, strengths, patches))
     return model, with_words(clip, museum.tokens)
 
@@ -92,9 +89,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
         key: left for key, found in model.patches.items() if (left := _others(found, seen.patches.get(key)))
     }
     base.add_patches({})  # so that ComfyUI sees that the patches are not what they were
-    base.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    base.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
-    take_gates(base)
+    take_off(base)
     base.remove_attachments(KEY)
     return base, without_words(clip, seen.museum.words)
 
@@ -113,63 +108,52 @@ class _View:
     patches: Mapping[str, LoRAAdapter]
 
 
-class _Beside:
-    """A wrapper around the UNet's forward: while it runs, and no longer, the projections have hooks."""
-
-    def __init__(self, hooks: Mapping[str, Adding]) -> None:
-        self.hooks = hooks
-
-    def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
-        with ExitStack() as handles:
-            for path, hook in self.hooks.items():
-                module: nn.Module = unet_forward.class_obj.get_submodule(path)
-                handles.callback(module.register_forward_hook(hook).remove)
-            return unet_forward(*inputs, **options)
-
-    def forget(self, *ignored: Any) -> None:
-        """Give back the memory on the device; ComfyUI calls this when it takes the model off it."""
-        for hook in self.hooks.values():
-            hook.forget()
-
-
 def _view_of(model: ModelPatcher) -> _View | None:
     return model.attachments.get(KEY)
 
 
-def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float]) -> dict[str, LowRank]:
-    """path in the UNet → the stacked delta. Raises BaseModelError where museum and model do not belong together."""
-    paths, base = projection_paths(model), fingerprint_of(model)
+def _deltas(
+    model: ModelPatcher, museum: Museum, strengths: Mapping[str, float], paths: Mapping[Projection, str]
+) -> dict[Projection, LowRank]:
+    """The stacked deltas. Raises BaseModelError where museum and model do not belong together."""
+    base = fingerprint_of(model)
     exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
     if exact or museum.base.architecture != base.architecture:
         museum.check_over(base)
-    return _by_path(museum.deltas(strengths), paths)
+    return _checked(museum.deltas(strengths), paths)
 
 
 def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
     return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
-def _gated(model: ModelPatcher, exhibit: Exhibit, strength: float) -> Gated:
-    assert exhibit.gate
+def _gated(exhibit: Exhibit, strength: float, paths: Mapping[Projection, str]) -> Attachment:
     strength = exhibit.strength * strength
     deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
-    by_path = _by_path(deltas, projection_paths(model))
-    return Gated(exhibit.gate, {path: Adding(delta) for path, delta in by_path.items()})
+    return Attachment(_cheap(_checked(deltas, paths)), exhibit.gate)
 
 
-def _layers(model: ModelPatcher, museum: Museum) -> dict[str, int]:
-    """path in the UNet → the number of its cross-attention, if any word of the museum is layer-wise."""
-    paths = projection_paths(model)
-    numbers = {paths[projection]: layer for projection, layer in layer_numbers(paths).items()}
+def _cheap(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank | Tensor]:
+    """Each as its factors, or as one matrix where that takes less to multiply by."""
+    dense = {place: delta.rank * sum(delta.shape) >= math.prod(delta.shape) for place, delta in deltas.items()}
+    return {
+        place: LowRank(delta.up.float(), delta.down.float()).dense() if dense[place] else delta
+        for place, delta in deltas.items()
+    }
+
+
+def _layers(museum: Museum, paths: Mapping[Projection, str]) -> int:
+    """How many cross-attentions the model has, if any word of the museum is layer-wise; else 1."""
+    count = layer_count(paths)
     for token in museum.tokens:
-        check_layers(token, len(set(numbers.values())))
+        check_layers(token, count)
     deep = any(len(vectors) > 1 for token in museum.tokens for vectors in token.vectors.values())
-    return numbers if deep else {}
+    return count if deep else 1
 
 
-def _by_path(given: Mapping[Projection, LowRank], paths: Mapping[Projection, str]) -> dict[str, LowRank]:
-    deltas: dict[str, LowRank] = {}
-    for projection, delta in given.items():
+def _checked(deltas: Mapping[Projection, LowRank], paths: Mapping[Projection, str]) -> dict[Projection, LowRank]:
+    """The deltas, once it is known that the model has a projection of its shape for each."""
+    for projection, delta in deltas.items():
         if projection not in paths:
             raise BaseModelError(
                 f"The loaded model has no projection '{projection.path}' of shape {projection.shape}, which the museum "
@@ -180,8 +164,7 @@ def _by_path(given: Mapping[Projection, LowRank], paths: Mapping[Projection, str
                 f"The museum's delta of '{projection.path}' has shape {delta.shape}, not {projection.shape}. "
                 "The museum is broken; load it again from its file."
             )
-        deltas[paths[projection]] = delta
-    return deltas
+    return dict(deltas)
 
 
 def _others(found: list[tuple], ours: LoRAAdapter | None) -> list[tuple]:

@@ -1,8 +1,7 @@
 """Let a CLIP understand learned words as plain words of a prompt.
 
-A prompt reaches CLIP as rows of ids, but a row may also hold vectors; so each encoder's tokenizer gets one in front of
-it that puts a word's vectors where the word stands and leaves the text around it alone. Weights such as
-`(<my-cat>:1.2)` are taken off before that by ComfyUI itself.
+Each text encoder's tokenizer gets one in front of it that puts a word's vectors where the word stands and leaves the
+text around it alone. Weights such as `(<my-cat>:1.2)` are taken off before that by ComfyUI itself.
 """
 
 import copy
@@ -12,15 +11,13 @@ from typing import Any
 
 import comfy.sd
 import comfy.sd1_clip
-from torch import Tensor, nn
+from torch import nn
 
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model.concept import ConceptToken, word_pattern
-from .gates import marked, telling_nothing, telling_places
-from .layers import with_layers
+from .conditioning import Piece, saying_more, saying_no_more, spelled
 
 CLIP = comfy.sd.CLIP
-Piece = int | Tensor  # an id, or the vector (width,) that stands for a learned word
 
 
 def with_words(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
@@ -138,15 +135,6 @@ class Speaking:
         return getattr(self.plain, name)
 
 
-def spelled(token: ConceptToken, encoder: str) -> list[Piece]:
-    """The vectors that stand for a word in that text encoder's rows."""
-    layers = token.vectors[encoder]
-    vectors = [marked(vector, token.word) for vector in layers[0].unbind()]
-    if len(layers) == 1:
-        return list(vectors)
-    return [with_layers(vector, layers[:, place]) for place, vector in enumerate(vectors)]
-
-
 def speaking(name: str, tokenizer: comfy.sd1_clip.SDTokenizer, tokens: Mapping[str, ConceptToken]) -> Speaking:
     """What tokenizes for that text encoder, with these words and no others."""
     plain = tokenizer.tokenizer.plain if isinstance(tokenizer.tokenizer, Speaking) else tokenizer.tokenizer
@@ -160,7 +148,7 @@ def _speaking(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
         part = copy.copy(tokenizer)
         part.tokenizer = part.tokenizer_class = speaking(name, tokenizer, tokens)
         setattr(clone.tokenizer, name, part)
-    return telling_places(clone) if tokens else telling_nothing(clone)
+    return saying_more(clone) if tokens else saying_no_more(clone)
 
 
 def _listed(found: Mapping[str, int]) -> str:

@@ -6,10 +6,11 @@ import comfy.sample
 import pytest
 import torch
 from clora_pack.clora_core.method.recipe import Recipe
-from clora_pack.clora_core.model.attach import Gate, attached
+from clora_pack.clora_core.model.attach import attached
+from clora_pack.clora_core.model.attachment import Gate
 from clora_pack.clora_core.museum.museum import Museum, shown
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.gates import PLACES
+from clora_pack.nodes.host.conditioning import PLACES
 from clora_pack.nodes.host.model import projections_of
 from clora_pack.nodes.host.view import base_beneath, view
 from torch import Tensor, nn

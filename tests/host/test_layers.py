@@ -11,7 +11,7 @@ from clora_pack.clora_core.model.layers import layer_numbers
 from clora_pack.clora_core.museum.museum import Museum, shown
 from clora_pack.nodes.host import text
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.layers import LAYERS
+from clora_pack.nodes.host.conditioning import LAYERS
 from clora_pack.nodes.host.model import projections_of
 from clora_pack.nodes.host.view import base_beneath, view
 from clora_pack.nodes.host.words import with_words

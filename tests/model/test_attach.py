@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from clora_core.errors import BaseModelError
-from clora_core.model.attach import attached
+from clora_core.model.attach import Reading, attached
+from clora_core.model.attachment import Gate
 from clora_core.model.base import Base
+from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
-from tests.small import predictions, random_deltas, small_base
+from tests.small import LATENT_SHAPE, predictions, random_deltas, small_base
 
 
 def folded(base: Base, *all_deltas: dict[Projection, LowRank]) -> Base:
@@ -76,10 +78,47 @@ def test_nested_deltas_add_up(base: Base):
 def test_leaving_restores_every_bit_and_leaves_no_hook(base: Base):
     plain, before = predictions(base), hooks(base)
     with attached(base, random_deltas(base)):
-        assert hooks(base) == before + len(base.modules)
-        predictions(base)
+        with Reading.of(base):
+            assert hooks(base) == before + len(base.modules)
+        assert not torch.equal(predictions(base), plain)
+        assert hooks(base) == before
     assert torch.equal(predictions(base), plain)
-    assert hooks(base) == before
+    assert not base.attachments
+
+
+def test_others_hooks_see_the_projection_as_moved(base: Base):
+    projection, delta = next(iter(random_deltas(base, size=1).items()))
+    module, seen = base.modules[projection], []
+    handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    with attached(base, {projection: delta}):
+        predictions(base)
+    handle.remove()
+    states, output = seen[0]
+    torch.testing.assert_close(output, module(states) + states @ delta.dense().T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("onwards", [False, True])
+def test_a_backward_pass_with_checkpoints_reads_what_the_forward_pass_read(base: Base, onwards: bool):
+    """Also where another prompt was asked in between, and where the deltas are no longer attached."""
+    word = ConceptToken("<one>", {"clip_l": torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1))})
+    latents, times = torch.zeros(1, *LATENT_SHAPE), torch.tensor([500])
+
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        deltas = {
+            projection: LowRank(delta.up.requires_grad_(), delta.down.requires_grad_())
+            for projection, delta in random_deltas(base, size=1).items()
+        }
+        with base.learning(precision="fp32", checkpointing=checkpointing):
+            with attached(base, deltas, Gate("<one>", onwards=onwards)):
+                answer = base.predict(latents, times, base.encode_prompts(["a <one> at night"], [word]))
+                base.predict(latents, times, base.encode_prompts(["<one>, <one>"], [word]))
+                base.predict(latents, times, base.encode_prompts(["a cat"], [word]))
+            return list(
+                torch.autograd.grad(answer.square().sum(), [f for d in deltas.values() for f in (d.up, d.down)])
+            )
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(one, other) and one.any()
 
 
 def test_an_exception_inside_restores_every_bit_too(base: Base):

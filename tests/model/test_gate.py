@@ -6,7 +6,8 @@ from torch import Tensor
 
 from clora_core.learning.learn import learn
 from clora_core.method.recipe import Recipe
-from clora_core.model.attach import Gate, attached
+from clora_core.model.attach import attached
+from clora_core.model.attachment import Gate
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.museum.museum import Exhibit, Museum, shown

@@ -4,8 +4,8 @@
 
 s: the text states, at all places, of everyday captions and of the prompts of earlier exhibits; C their second moment.
 Keys and values are linear in the text states, so tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them, and the
-divisor E‖W s‖² makes it a share that means the same in every model. With Δ = up·down it is tr((upᵀup)(down C downᵀ)):
-rank × rank matrices, one C for all projections, and no cost that grows with the museum.
+divisor E‖W s‖², W with the earlier deltas, makes it a share that means the same in every model. With Δ = up·down it is
+tr((upᵀup)(down C downᵀ)): rank × rank matrices, one C for all projections, and no cost that grows with the museum.
 
 In neither of the two papers; an idea of ours with close relatives, which edit or bound weights by the same moment:
 UCE (arXiv:2308.14761), Custom Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), gradient
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import RecipeError
+from ...model.attach import Reading
 from ...model.projections import Projection
 from ...model.text_states import kept_states, moment_of
 from ..step import Setting, Step
@@ -38,11 +39,12 @@ def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
     """C, (width, width) float32, and each projection's E‖W s‖²; everyday and old prompts weigh half each."""
     groups = kept_states(setting.base, setting.old_prompts, setting.old_words)
     sizes = {}
-    for projection, module in setting.base.modules.items():
-        held = module.get_parameter("weight").dtype
-        asked = held if held in HALVES else torch.float32  # float8 weights are cast to what they are asked in
-        answers = [module(states[None].to(asked))[0].float() for states in groups]
-        sizes[projection] = float(torch.stack([answer.square().sum(1).mean() for answer in answers]).mean())
+    with Reading.of(setting.base):
+        for projection, module in setting.base.modules.items():
+            held = module.get_parameter("weight").dtype
+            asked = held if held in HALVES else torch.float32  # float8 weights are cast to what they are asked in
+            answers = [module(states[None].to(asked))[0].float() for states in groups]
+            sizes[projection] = float(torch.stack([answer.square().sum(1).mean() for answer in answers]).mean())
     return moment_of(groups), sizes
 
 

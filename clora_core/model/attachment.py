@@ -1,0 +1,65 @@
+"""Deltas beside a model's weights, and the gates that say where in a prompt they act."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .low_rank import LowRank
+from .projections import Projection
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where a delta acts: at its word's own places or, `onwards`, at all places from the word's first one on."""
+
+    word: str
+    onwards: bool = False
+
+    def opened(self, places: Mapping[str, Tensor], tokens: int) -> Tensor | None:
+        """(b, tokens) bool; None if the word stands in no prompt. places: word → where it stands, (b, some) bool."""
+        if (known := places.get(self.word)) is None:
+            return None
+        known = F.pad(known[:, :tokens], (0, max(0, tokens - known.shape[1])))
+        return known.cumsum(1) > 0 if self.onwards else known
+
+
+class Attachment:
+    """Deltas that are added to a model: a LowRank or a matrix (out, in) for each projection, behind a gate or not."""
+
+    def __init__(self, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None) -> None:
+        self.deltas, self.gate, self.on = deltas, gate, True
+        self._placed: dict[tuple[Projection, torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """While entered, the base answers as if these deltas were not attached."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
+
+    def moved(self, projection: Projection, x: Tensor) -> Tensor:
+        """Δ·x, (…, out), for x (…, in)."""
+        for factor in self._factors(projection, x):
+            x = F.linear(x, factor)
+        return x
+
+    def forget(self) -> None:
+        """Give back the copies on devices."""
+        self._placed = {}
+
+    def _factors(self, projection: Projection, x: Tensor) -> tuple[Tensor, ...]:
+        """The delta on the device and in the dtype of x. Frozen ones are moved and cast once, not at every step."""
+        place = projection, x.device, x.dtype
+        if (factors := self._placed.get(place)) is None:
+            delta = self.deltas[projection]
+            given = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta,)
+            factors = tuple(factor.to(x) for factor in given)
+            if not any(factor.requires_grad for factor in given):
+                self._placed[place] = factors
+        return factors
