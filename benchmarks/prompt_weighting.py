@@ -76,7 +76,8 @@ def learned(base: Base, path: Path | None, steps: int) -> Museum:
     museum, recipe = Museum(base.fingerprint), starter_recipe("separate", steps=steps)
     for name in IDENTITIES:
         with watched_bar(f"learning <{name}>", steps) as report:
-            museum = learn(base, museum, concept_of(name, PICTURES, seed=0, vectors=VECTORS), recipe, report=report)
+            concept = concept_of(name, PICTURES, seed=0, vectors=VECTORS)
+            museum = museum.with_exhibits(*learn(base, museum, [concept], recipe, report=report))
     if path:
         save_museum(museum, path)
     return museum

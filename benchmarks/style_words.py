@@ -68,7 +68,8 @@ def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) ->
     concept = concept_of(subject, PICTURES, seed=seed, vectors=VECTORS, wording=wording)
     with watched_bar(f"learning {concept.word}", steps) as report:
         recipe = starter_recipe("preservation", seed=seed, steps=steps)
-        museum = learn(base, Museum(base.fingerprint), concept, recipe, report=report)
+        empty = Museum(base.fingerprint)
+        museum = empty.with_exhibits(*learn(base, empty, [concept], recipe, report=report))
     (exhibit,) = museum.exhibits
     contents = [prompt for prompt, _ in plain_requests(PROMPTS, seed=1)]
     own = [said_in(exhibit.prompt, content) for content in contents] if concept.kind == "style" else [exhibit.prompt]

@@ -106,7 +106,7 @@ def in_turns(sides: Mapping[str, Any], amount: Amount) -> tuple[Mapping[str, lis
         wait()
         try:
             museum = random_museum(sides[side], EXHIBITS_BEFORE, RANK)
-            learn(sides[side], museum, Concept("<bench>", pictures), recipe, report=report)
+            learn(sides[side], museum, [Concept("<bench>", pictures)], recipe, report=report)
         finally:
             turns[other].release(amount.steps)  # an end, good or bad, keeps nobody waiting
 

@@ -1,6 +1,8 @@
 """Small things to learn with: a starter model of few channels with untrained weights, concepts of random pictures."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -73,11 +75,18 @@ def short(*regularizers: object, **numbers: object) -> Recipe:
 C_LORA = SelfRegularization()
 
 
+def taught(
+    base: Base, museum: Museum, concept: Concept, recipe: Recipe, *, companions: Sequence[Concept] = (), **more: Any
+) -> Museum:
+    """The museum with one more exhibit, or with as many as were learned together."""
+    return museum.with_exhibits(*learn(base, museum, [*companions, concept], recipe, **more))
+
+
 def museum_of(base: Base, *words: str, recipe: Recipe | None = None) -> Museum:
     """The words, learned one after another."""
     museum = Museum(base.fingerprint)
     for index, word in enumerate(words):
-        museum = learn(base, museum, small_concept(word, seed=index), recipe or short(C_LORA))
+        museum = taught(base, museum, small_concept(word, seed=index), recipe or short(C_LORA))
     return museum
 
 

@@ -83,7 +83,7 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
 def frozen_steps(base: DiffusersBase, concept: Concept, recipe: Recipe) -> Iterator[float]:
     """Seconds of each forward and backward pass that trains the word alone."""
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, concept, recipe, Museum(base.fingerprint))
+    trained = start(base, [concept], recipe, Museum(base.fingerprint))
     with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing):
         for number in range(recipe.steps):
             begun = _now(base.device)
@@ -98,7 +98,7 @@ def learning_steps(base: DiffusersBase, museum: Museum, concept: Concept, recipe
     def report(progress: Progress) -> None:
         heard.append(_now(base.device))
 
-    learn(base, museum, concept, recipe, report=report)
+    learn(base, museum, [concept], recipe, report=report)
     return [0.0, *(after - before for before, after in itertools.pairwise(heard))]
 
 

@@ -5,19 +5,17 @@ import dataclasses
 import glob
 import hashlib
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Cancelled, MuseumError, RecipeError
-from ..learning.learn import Progress, learn, learning_key
+from ..learning.learn import Learning, Progress
 from ..learning.state import LearningState, NotFiniteError, load_state, save_state
 from ..method.recipe import RECIPES, USUAL, Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
-from ..model.base import Base
 from ..model.concept import TEMPLATES, Concept, check_word
 from ..museum.editing import labelled
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
-from ..museum.museum import Museum
+from ..museum.museum import Exhibit, Museum
 from ..pictures import read_folder
 from .model import add_base, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
@@ -94,13 +92,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
     resolution = arguments.resolution or base.resolution_px
-    *companions, concept = concepts = [_concept(word, folder, arguments, resolution) for word, folder in wanted]
+    concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in wanted)
     told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
     say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
-    unfinished = state_path(arguments.museum, concept.word, learning_key(base, museum, concept, recipe, companions))
-    museum = learn_keeping(base, museum, concept, recipe, unfinished, say, companions)
-    new = [labelled(museum.exhibit(each.word), each) for each in concepts]
-    path = _added(Museum(museum.base, tuple(new)), arguments.museum)
+    learning = Learning(base, museum, concepts, recipe)
+    unfinished = state_path(arguments.museum, arguments.word, learning.key)
+    learned = learn_keeping(learning, unfinished, say)
+    new = tuple(labelled(exhibit, concept) for exhibit, concept in zip(learned, concepts, strict=True))
+    path = _added(Museum(museum.base, new), arguments.museum)
     unfinished.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
@@ -142,18 +141,10 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
     return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
 
-def learn_keeping(
-    base: Base,
-    museum: Museum,
-    concept: Concept,
-    recipe: Recipe,
-    path: Path,
-    say: Say,
-    companions: Sequence[Concept] = (),
-) -> Museum:
+def learn_keeping(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
     """Learn with a progress bar and autosaves at `path`; go on from there if there is such a file."""
     resume = _resumable(path, say)
-    with listening_for_ctrl_c() as pressed, Bar(concept.word, recipe.steps) as bar:
+    with listening_for_ctrl_c() as pressed, Bar(learning.words[-1], learning.recipe.steps) as bar:
 
         def report(progress: Progress) -> None:
             bar.report(progress)
@@ -168,7 +159,7 @@ def learn_keeping(
                 raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")
 
         try:
-            return learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
+            return learning.run(report=report, resume=resume)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)

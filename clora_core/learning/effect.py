@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ..measure import displacement
-from ..method.recipe import Recipe
 from ..model.attach import attached
-from ..model.base import Base, Conditioning
-from ..model.concept import Concept, ConceptToken
+from ..model.base import Conditioning
+from ..model.concept import ConceptToken
 from ..museum.museum import Exhibit, Museum, shown
 from ..museum.overlap import overlap_matrix
-from .lesson import Lesson
+from .learn import Learning
 from .start import start_vectors
 
 ASKED = 8  # earlier exhibits at most, spread evenly over the museum
@@ -41,10 +40,10 @@ class Effect:
 
 
 @torch.no_grad()
-def effect(base: Base, museum: Museum, new: Exhibit, concept: Concept, recipe: Recipe) -> Effect:
-    """The effect of learning `new` after all that the museum holds. It takes some forward passes."""
+def effect(learning: Learning, new: Exhibit) -> Effect:
+    """The effect of what was learned of the last concept. It takes some forward passes."""
+    base, museum, concept, lesson = learning.base, learning.museum, learning.concepts[-1], learning.lessons[-1]
     asked = _spread(museum.exhibits, ASKED)
-    lesson = Lesson.prepared(base, concept, recipe, museum.tokens)
     prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
     first = ConceptToken(concept.word, start_vectors(base, concept))
 

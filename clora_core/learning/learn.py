@@ -1,18 +1,16 @@
-"""Learn one concept: the one training loop, whatever the model and the recipe.
+"""Learn concepts: the one training loop, whatever the model and the recipe.
 
-Every draw depends on the recipe's seed and the step's number alone, so the same inputs give the same museum, and a
+Every draw depends on the recipe's seed and the step's number alone, so the same inputs give the same exhibits, and a
 resumed learning gives what an uninterrupted one would have given.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from ..errors import ConceptError, LearningError
 from ..method.objective import diffusion_loss
@@ -23,6 +21,7 @@ from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept
 from ..museum.museum import Exhibit, Museum, gate_of
+from .key import learning_key
 from .lesson import Lesson
 from .optimizer import Optimizer
 from .start import Trained, start
@@ -31,10 +30,10 @@ from .state import LearningState, NotFiniteError
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What a `report` callback is told after every update.
+    """What a `report` callback gets after every update.
 
-    losses: "diffusion" and each regularizer by name, as they entered the sum. trained: the deltas and the word as they
-    are now. snapshot: gives a state that `learn(resume=…)` goes on from.
+    losses: "diffusion" and each regularizer by name, as they entered the sum. trained: the deltas and the words as they
+    are now. snapshot: gives a state that learning can resume from.
     """
 
     step: int
@@ -51,148 +50,144 @@ class Progress:
 def learn(
     base: Base,
     museum: Museum,
-    concept: Concept,
+    concepts: Sequence[Concept],
     recipe: Recipe,
     *,
-    companions: Sequence[Concept] = (),
     report: Callable[[Progress], None] | None = None,
     resume: LearningState | None = None,
-) -> Museum:
-    """The museum with one more exhibit. Neither the base nor the museum that comes in is changed.
+) -> tuple[Exhibit, ...]:
+    """The exhibits of the concepts, learned after all that the museum holds: `Learning(…).run(…)`."""
+    return Learning(base, museum, tuple(concepts), recipe).run(report=report, resume=resume)
 
-    companions: concepts that are learned at the same time, batches in turn, with deltas that all of them share; their
-    exhibits, which hold the words alone, come before. (Joint learning: what learning one after another is measured
-    by.) `report` hears of every update and may raise to stop; its exception passes through. Raises LearningError, with
-    the last good state in it, when the loss or its gradient is no longer finite.
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """One learning: everything that goes into it, what is computed from that once, and the loop itself.
+
+    concepts: what is learned. Several are learned at the same time, batches in turn, with deltas that all of them share
+    (joint learning: the upper bound for learning one after another). Raises for a museum over another base, a word that
+    is taken, and a recipe that several concepts cannot share.
     """
-    together = (*companions, concept)
-    check_learnable(base, museum, concept, recipe, companions)
-    earlier = Museum(museum.base) if recipe.over == "the base" else museum
-    with torch.inference_mode(False), torch.enable_grad():
-        words = [each.word for each in together]
-        lessons = [Lesson.prepared(base, each, recipe, museum.tokens, words) for each in together]
-        trained = start(base, concept, recipe, museum, companions)
-        past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
-        beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
-        with (
-            base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing) as computed_in,
-            attached(base, beneath),
-            attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
-        ):
-            optimizer = Optimizer(trained, recipe, base.device, computed_in)
-            book = _Book(learning_key(base, museum, concept, recipe, companions), trained, optimizer)
-            first_words = [trained.token(word) for word in words]
 
-            @contextmanager
-            def as_before() -> Iterator[None]:
-                with new.left_out(), attached(base, trained.continued):
-                    yield
+    base: Base
+    museum: Museum
+    concepts: tuple[Concept, ...]
+    recipe: Recipe
 
-            setting = Setting(
-                base,
-                concept,
-                past,
-                earlier.prompts,
-                earlier.tokens,
-                as_before,
-                lambda: lessons[-1].reference_loss(*first_words),
-                [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
-                trained.continued,
-                lessons[-1].latents[0],
-                earlier.prompts_beside(concept),
+    def __post_init__(self) -> None:
+        self.museum.check_over(self.base.fingerprint)
+        for place, word in enumerate(self.words):
+            if word in self.museum.words:
+                raise ConceptError(
+                    f"The word '{word}' already names exhibit {self.museum.words.index(word) + 1} of this museum. "
+                    "Choose another word, or remove that exhibit first."
+                )
+            if word in self.words[:place]:
+                raise ConceptError(f"Two concepts have the word '{word}'. Give each its own word.")
+        if not self.concepts:
+            raise ConceptError("There is nothing to learn: no concept was given.")
+        if len(self.concepts) > 1 and self.recipe.applied != "everywhere":
+            raise LearningError(
+                "Deltas that several concepts share cannot act at the word of one. Choose another recipe."
             )
-            with as_before():
-                terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
-            if resume is not None:
-                book.open_at(resume)
-            for index in range(len(book.losses), recipe.steps):
-                losses = dict.fromkeys(("diffusion", *terms), 0.0)
-                for part in range(recipe.accumulation):
-                    turn, place = divmod(index * recipe.accumulation + part, len(lessons))
-                    step = lessons[place].step(turn, trained)
-                    values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
-                    values |= {name: term(step) for name, term in terms.items()}
-                    optimizer.gather(torch.stack(list(values.values())).sum())
-                    for name, value in values.items():
-                        losses[name] += value.item() / recipe.accumulation
-                if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
-                    raise NotFiniteError(_not_finite(concept.word, index, losses, computed_in), book.state())
-                trained.settle()
-                book.losses.append(sum(losses.values()))
-                if report:
-                    report(Progress(index + 1, recipe.steps, losses, trained, book.state))
-        for each in together:
-            facts = {"pictures": len(each.pictures), "loss": book.losses[-1]}
-            deltas = trained.increments() if each is concept else {}
-            exhibit = Exhibit(trained.kept_token(each.word), deltas, recipe, each.kind, each.prompt, facts)
-            museum = museum.with_exhibit(exhibit)
-    return museum
+        if len(self.concepts) > 1 and any(isinstance(r, StyleDistillation) for r in self.recipe.regularizers):
+            raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(concept.word for concept in self.concepts)
 
-def check_learnable(
-    base: Base, museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()
-) -> None:
-    """Raise for a museum over another base, a word that is taken, and a recipe that concepts cannot share."""
-    museum.check_over(base.fingerprint)
-    words = [each.word for each in (*companions, concept)]
-    for place, word in enumerate(words):
-        if word in museum.words:
-            raise ConceptError(
-                f"The word '{word}' already names exhibit {museum.words.index(word) + 1} of this museum. "
-                "Choose another word, or remove that exhibit first."
+    @cached_property
+    def key(self) -> str:
+        """A fingerprint of everything that decides what is learned."""
+        return learning_key(self.base, self.museum, self.concepts, self.recipe)
+
+    @cached_property
+    def lessons(self) -> tuple[Lesson, ...]:
+        """One for each concept, its pictures encoded."""
+        with torch.inference_mode(False):
+            return tuple(
+                Lesson.prepared(self.base, concept, self.recipe, self.museum.tokens, self.words)
+                for concept in self.concepts
             )
-        if word in words[:place]:
-            raise ConceptError(f"Two concepts that are learned together are called '{word}'. Give each its own word.")
-    if companions and recipe.applied != "everywhere":
-        raise LearningError("Deltas that several concepts share cannot act at the word of one. Choose another recipe.")
-    if companions and any(isinstance(regularizer, StyleDistillation) for regularizer in recipe.regularizers):
-        raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
+
+    def run(
+        self, *, report: Callable[[Progress], None] | None = None, resume: LearningState | None = None
+    ) -> tuple[Exhibit, ...]:
+        """Learn. One exhibit for each concept, in order; the last one holds the deltas that all share.
+
+        Neither the base nor the museum is changed. `report` hears of every update and may raise to stop; its exception
+        passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
+        longer finite.
+        """
+        base, museum, recipe, concept = self.base, self.museum, self.recipe, self.concepts[-1]
+        earlier = Museum(museum.base) if recipe.over == "the base" else museum
+        with torch.inference_mode(False), torch.enable_grad():
+            lessons = self.lessons
+            trained = start(base, self.concepts, recipe, museum)
+            past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
+            beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
+            with (
+                base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing) as computed_in,
+                attached(base, beneath),
+                attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
+            ):
+                optimizer = Optimizer(trained, recipe, base.device, computed_in)
+                first_words = [trained.token(word) for word in self.words]
+
+                @contextmanager
+                def as_before() -> Iterator[None]:
+                    with new.left_out(), attached(base, trained.continued):
+                        yield
+
+                setting = Setting(
+                    base,
+                    concept,
+                    past,
+                    earlier.prompts,
+                    earlier.tokens,
+                    as_before,
+                    lambda: lessons[-1].reference_loss(*first_words),
+                    [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
+                    trained.continued,
+                    lessons[-1].latents[0],
+                    earlier.prompts_beside(concept),
+                )
+                with as_before():
+                    terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
+                book = _Book(self.key, trained, optimizer, resume)
+                for index in range(len(book.losses), recipe.steps):
+                    losses = dict.fromkeys(("diffusion", *terms), 0.0)
+                    for part in range(recipe.accumulation):
+                        turn, place = divmod(index * recipe.accumulation + part, len(lessons))
+                        step = lessons[place].step(turn, trained)
+                        values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
+                        values |= {name: term(step) for name, term in terms.items()}
+                        optimizer.gather(torch.stack(list(values.values())).sum())
+                        for name, value in values.items():
+                            losses[name] += value.item() / recipe.accumulation
+                    if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
+                        raise NotFiniteError(_not_finite(concept.word, index, losses, computed_in), book.state())
+                    trained.settle()
+                    book.losses.append(sum(losses.values()))
+                    if report:
+                        report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+            return tuple(self._exhibit(each, trained, book.losses[-1]) for each in self.concepts)
+
+    def _exhibit(self, concept: Concept, trained: Trained, loss: float) -> Exhibit:
+        facts = {"pictures": len(concept.pictures), "loss": loss}
+        deltas = trained.increments() if concept is self.concepts[-1] else {}
+        return Exhibit(trained.kept_token(concept.word), deltas, self.recipe, concept.kind, concept.prompt, facts)
 
 
-def learning_key(
-    base: Base, museum: Museum, concept: Concept, recipe: Recipe, companions: Sequence[Concept] = ()
-) -> str:
-    """A fingerprint of everything that decides what is learned: base, museum, concept, pictures and numbers.
-
-    Of the base what its fingerprint knows, and its schedule.
-    """
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(json.dumps(value, sort_keys=True).encode())
-
-    add([museum.base.architecture, museum.base.digest, base.schedule.prediction, recipe.to_json()])
-    add(base.schedule.alphas_cumprod)
-    for exhibit in museum.exhibits:
-        add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json()])
-        for vectors in exhibit.token.vectors.values():
-            add(vectors)
-        for projection, delta in exhibit.deltas.items():
-            add(projection.path)
-            add(delta.scaled(exhibit.strength).up)
-            add(delta.down)
-    for each in (concept, *companions):
-        add([each.word, each.kind, each.prompts(), each.vectors, each.start, each.token_seed])
-        if each.captions:
-            add(each.prompt)  # which stands in the exhibit, and is what later concepts leave alone
-        add(each.pictures)
-    return digest.hexdigest()
-
-
-@dataclass
 class _Book:
     """Where a learning stands: what `LearningState` is written from and read into."""
 
-    key: str
-    trained: Trained
-    optimizer: Optimizer
-
-    def __post_init__(self) -> None:
+    def __init__(self, key: str, trained: Trained, optimizer: Optimizer, resume: LearningState | None) -> None:
+        self.key, self.trained, self.optimizer = key, trained, optimizer
         self.losses: list[float] = []
+        if resume is not None:
+            self._open_at(resume)
 
     def state(self) -> LearningState:
         tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
@@ -200,7 +195,7 @@ class _Book:
         return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
 
     @torch.no_grad()
-    def open_at(self, state: LearningState) -> None:
+    def _open_at(self, state: LearningState) -> None:
         if state.key != self.key:
             raise LearningError("This saved state belongs to another learning (other pictures, museum or numbers).")
         for name, value in self.trained.parameters().items():

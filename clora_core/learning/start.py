@@ -23,29 +23,29 @@ from .directions import free_directions, quiet_directions
 class Trained:
     """All that learning moves: float32 parameters on the base's device.
 
-    continued: the shared deltas that these started from, as they were. allowed: the projector (width, width) onto the
-    directions of the text states that `down` is held within. companions: word → its vectors, of concepts that are
-    learned at the same time.
+    vectors: word → text encoder → (layers, words, width). continued: the shared deltas that these started from, as they
+    were. allowed: the projector (width, width) onto the directions of the text states that `down` is held within.
     """
 
     deltas: Mapping[Projection, LowRank]
-    vectors: Mapping[str, Tensor]  # text encoder → (layers, words, width)
+    vectors: Mapping[str, Mapping[str, Tensor]]
     continued: Mapping[Projection, LowRank] = field(default_factory=dict)
     allowed: Tensor | None = None
-    companions: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by a name that is the same in every run."""
-        named = {f"token.{encoder}": vectors for encoder, vectors in self.vectors.items()}
-        for word, vectors in self.companions.items():
-            named |= {f"token.{word}.{encoder}": value for encoder, value in vectors.items()}
+        named = {
+            f"token.{word}.{encoder}": value
+            for word, vectors in self.vectors.items()
+            for encoder, value in vectors.items()
+        }
         for projection, delta in self.deltas.items():
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
         return {name: value for name, value in named.items() if value.requires_grad}
 
     def token(self, word: str) -> ConceptToken:
         """The word with its vectors as they are now; gradients reach them."""
-        return ConceptToken(word, self.companions.get(word, self.vectors))
+        return ConceptToken(word, self.vectors[word])
 
     def kept_token(self, word: str) -> ConceptToken:
         """The word as it is now, on the CPU, copied so that no further step can move it."""
@@ -71,7 +71,7 @@ class Trained:
         return increments
 
 
-def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum, companions: Sequence[Concept] = ()) -> Trained:
+def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museum) -> Trained:
     """Deltas that move nothing yet (none for rank 0) and the words' first vectors; the same for the same inputs.
 
     `up` is zero, so the first step sees the model as it is; `down` is uniform in ±1/√in, as peft and Mix-of-Show start
@@ -84,7 +84,7 @@ def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum, companio
         if projection in continued:
             up, down = continued[projection].up.clone(), continued[projection].down.clone()
         else:
-            down = _first_down(recipe, concept, projection, museum)
+            down = _first_down(recipe, concepts[-1].word, projection, museum)
             up = torch.zeros(projection.shape[0], len(down))
         fixed = recipe.down in ("identity", "orthogonal")
         deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base, learned=not fixed))
@@ -93,13 +93,12 @@ def start(base: Base, concept: Concept, recipe: Recipe, museum: Museum, companio
         first = start_vectors(base, each, layer_wise=recipe.layer_wise)
         return {encoder: _parameter(value, base) for encoder, value in first.items()}
 
-    others = {each.word: first_word(each) for each in companions}
-    trained = Trained(deltas, first_word(concept), continued, allowed, others)
+    trained = Trained(deltas, {each.word: first_word(each) for each in concepts}, continued, allowed)
     trained.settle()
     return trained
 
 
-def _first_down(recipe: Recipe, concept: Concept, projection: Projection, museum: Museum) -> Tensor:
+def _first_down(recipe: Recipe, word: str, projection: Projection, museum: Museum) -> Tensor:
     """(rank, in) float32; the identity is (in, in)."""
     columns = projection.shape[1]
     if recipe.down == "identity":
@@ -107,7 +106,7 @@ def _first_down(recipe: Recipe, concept: Concept, projection: Projection, museum
     if recipe.down == "orthogonal":
         earlier = [exhibit.deltas[projection].down for exhibit in museum.exhibits if projection in exhibit.deltas]
         return free_directions(earlier, recipe.rank, columns)
-    rng = seeded("down", recipe.seed, concept.word, projection.path)
+    rng = seeded("down", recipe.seed, word, projection.path)
     return (torch.rand(recipe.rank, columns, generator=rng) * 2 - 1) / math.sqrt(columns)
 
 

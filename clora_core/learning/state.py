@@ -18,7 +18,7 @@ VERSION = "1"
 class LearningState:
     """After `step` updates: all that is trained and all that the optimizer remembers, by name, on the CPU.
 
-    key: the fingerprint of everything that went in (`learn.learning_key`); a state resumes only what it was taken from.
+    key: the fingerprint of everything that went in (`key.learning_key`); a state resumes only what it was taken from.
     losses: the total loss of every step so far.
     """
 

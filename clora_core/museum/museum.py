@@ -147,9 +147,9 @@ class Museum:
             place += 1
         return place
 
-    def with_exhibit(self, exhibit: Exhibit) -> "Museum":
-        """This museum and one more exhibit."""
-        return replace(self, exhibits=(*self.exhibits, exhibit))
+    def with_exhibits(self, *exhibits: Exhibit) -> "Museum":
+        """This museum and these exhibits after its own."""
+        return replace(self, exhibits=(*self.exhibits, *exhibits))
 
     def only(self, words: Sequence[str]) -> "Museum":
         """The exhibits of these words, in this museum's order."""

@@ -102,13 +102,13 @@ def take_course(
 
     def taught(after: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
         nonlocal seconds, processor_seconds
-        *companions, last = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, wording=wording) for n in names]
+        concepts = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, wording=wording) for n in names]
         begun, worked = time.monotonic(), time.process_time()
         with watched(f"learning {', '.join(f'<{name}>' for name in names)}", recipe.steps) as report:
-            after = learn(base, after, last, recipe, companions=companions, report=report)
+            exhibits = learn(base, after, concepts, recipe, report=report)
         seconds += time.monotonic() - begun
         processor_seconds += time.process_time() - worked
-        return after
+        return after.with_exhibits(*exhibits)
 
     if together:
         museum = taught(museum, subjects, shared_by(recipe, len(subjects)))

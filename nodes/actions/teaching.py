@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from ...clora_core.learning.effect import effect
-from ...clora_core.learning.learn import Progress, check_learnable, learn, learning_key
+from ...clora_core.learning.learn import Learning, Progress
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample, usual_guidance
 from ...clora_core.museum.editing import labelled
-from ...clora_core.museum.museum import Museum, shown
+from ...clora_core.museum.museum import Exhibit, Museum, shown
 from ...clora_core.pictures import to_picture
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
@@ -59,59 +59,42 @@ def train(
         so_far = museum or viewed(model)
         bare_model, bare_clip = base_beneath(model, clip, so_far)
         base = HostBase(bare_model, bare_clip, vae)
-        *companions, concept = concepts = [_with_pictures(each, base) for each in asked]
         so_far = so_far or Museum(base.fingerprint)
-        check_learnable(base, so_far, concept, recipe, companions)
+        learning = Learning(base, so_far, tuple(_with_pictures(each, base) for each in asked), recipe)
         models = identity(bare_model, bare_clip, vae)
-        key = _digest(f"{learning_key(base, so_far, concept, recipe, companions)} {models}")
         with _store(lasting=models is not None) as store:
-            diary = Diary(", ".join(each.word for each in concepts), recipe.steps, panel(workflow))
-            result = taught(base, so_far, concepts, recipe, store, key, diary, preview_every)
+            diary = Diary(", ".join(learning.words), recipe.steps, panel(workflow))
+            result = taught(base, learning, store, _digest(f"{learning.key} {models}"), diary, preview_every)
         if models is None:
             say(NOT_KEPT)
             diary.close("learned", diary.effect, NOT_KEPT)
-        new = so_far
-        for exhibit in result.exhibits:
-            new = new.with_exhibit(exhibit)
+    new = so_far.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
-def taught(
-    base: HostBase,
-    museum: Museum,
-    concepts: Sequence[Concept],
-    recipe: Recipe,
-    store: Store,
-    key: str,
-    diary: Diary,
-    preview_every: int = 0,
-) -> Result:
-    """What came out of learning the concepts. What is in the store is taken from there, whole or to go on from.
+def taught(base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int = 0) -> Result:
+    """What came out of a learning. What is in the store is taken from there, whole or to go on from.
 
     key: of everything that decides what is learned. preview_every: a picture every so many steps, 0 for none; nothing
     of what is learned depends on it.
     """
     if result := store.result(key):
-        Bar(recipe.steps).at(recipe.steps)
+        Bar(learning.recipe.steps).at(learning.recipe.steps)
         say(f"{diary.word} was learned before, with the same pictures and numbers")
         diary.keep(result.diary)
         return result
     try:
-        learned, losses = _learned(base, museum, concepts, recipe, store, key, diary, preview_every)
+        learned, losses = _learned(base, learning, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibits = tuple(labelled(learned.exhibit(each.word), each) for each in concepts)
-        height, width = concepts[-1].pictures.shape[-2:]
-        count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
-        prompts = [each.prompt for each in reversed(concepts)] * max(1, count // len(concepts))
-        with shown(base, learned.dense(), learned.gated):
-            pictures = _sampled(base, prompts, learned.tokens, height, width)
+        exhibits = tuple(labelled(*each) for each in zip(learned, learning.concepts, strict=True))
+        pictures = _pictures(base, learning, exhibits)
         diary.paste(pictures[0])
-        diary.close("learned", effect(base, museum, exhibits[-1], concepts[-1], recipe))
+        diary.close("learned", effect(learning, exhibits[-1]))
     except BaseException as error:
         diary.close("stopped", note=str(error))
         raise
     result = Result(exhibits, losses, in_8_bits(pictures), diary.read())
-    store.keep(key, museum.base, result)
+    store.keep(key, learning.museum.base, result)
     return result
 
 
@@ -126,21 +109,14 @@ def _store(*, lasting: bool) -> Iterator[Store]:
 
 
 def _learned(
-    base: HostBase,
-    museum: Museum,
-    concepts: Sequence[Concept],
-    recipe: Recipe,
-    store: Store,
-    key: str,
-    diary: Diary,
-    preview_every: int,
-) -> tuple[Museum, tuple[float, ...]]:
-    """The museum after learning, and the loss of every step. However it is stopped, its state is kept."""
-    *companions, concept = concepts
+    base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int
+) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
+    """The exhibits, and the loss of every step. However it is stopped, its state is kept."""
+    concepts, recipe = learning.concepts, learning.recipe
     bar = Bar(recipe.steps)
     resume = store.state(key)
     losses = list(resume.losses) if resume else []
-    height, width = concept.pictures.shape[-2:]
+    height, width = concepts[-1].pictures.shape[-2:]
     last: Progress | None = None
     count = sum(len(each.pictures) for each in concepts)
     begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
@@ -159,19 +135,28 @@ def _learned(
         say(described(progress, diary.seconds_left))
         picture = None
         if preview_every and progress.step % preview_every == 0:
-            tokens = [*museum.tokens, progress.trained.token(concept.word)]
-            pixels = _sampled(base, [concept.prompt], tokens, height, width)[0]
+            tokens = [*learning.museum.tokens, progress.trained.token(concepts[-1].word)]
+            pixels = _sampled(base, [concepts[-1].prompt], tokens, height, width)[0]
             diary.paste(pixels)
             picture = to_picture(pixels)
         bar.at(progress.step, picture)
 
     try:
-        learned = learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
-        return learned, tuple(losses)
+        return learning.run(report=report, resume=resume), tuple(losses)
     except BaseException:
         if last:
             store.keep_state(key, last.snapshot())
         raise
+
+
+def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -> Tensor:
+    """What the new words show, the last one first, (n, 3, height, width) in [-1, 1]."""
+    concepts, museum = learning.concepts, learning.museum.with_exhibits(*exhibits)
+    height, width = concepts[-1].pictures.shape[-2:]
+    count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
+    prompts = [each.prompt for each in reversed(concepts)] * max(1, count // len(concepts))
+    with shown(base, museum.dense(), museum.gated):
+        return _sampled(base, prompts, museum.tokens, height, width)
 
 
 def described(progress: Progress, seconds_left: float) -> str:

@@ -25,7 +25,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, template in enumerate(("a photo of {word}", "a photo of {word} " + HOSTILE)):
         pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(number)) * 2 - 1
         concept = Concept(f"<word-{number}>", pictures, template=template)
-        museum = learn(base, museum, concept, recipe_named("c-lora", steps=2, batch_size=2))
+        museum = museum.with_exhibits(*learn(base, museum, [concept], recipe_named("c-lora", steps=2, batch_size=2)))
     report = reviewed(base, museum, Looks(pictures=1, everyday=2, steps=1), latent_shape=base.latent_shape(64, 64))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(as_page(report), encoding="utf-8")

@@ -14,13 +14,14 @@ from PIL import Image
 
 from clora_core.cli import main
 from clora_core.errors import MuseumError
-from clora_core.learning.learn import learn
+from clora_core.learning.learn import Learning
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, wanted
 from clora_core.over_diffusers.base import open_base
 from clora_core.pictures import read_folder
 from clora_core.starter.subjects import pictures
+from tests.small import taught
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--steps", "2", "--rank", "2", "--batch-size", "2"]
@@ -119,7 +120,7 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
     assert [exhibit.recipe.steps for exhibit in found.exhibits] == [4, 4, 6, 6, 6]
     assert all(exhibit.thumbnail and exhibit.facts["pictures"] == 3 for exhibit in found.exhibits)
     one, two = (Concept(word, read_folder(images, resolution_px=64)[0]) for word in ("<one>", "<two>"))
-    alone = learn(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
+    alone = taught(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
     assert all(theirs.same_as(ours) for theirs, ours in zip(alone.exhibits, found.exhibits[:2], strict=True))
 
     before = museum.read_bytes()
@@ -159,17 +160,18 @@ def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, m
     """A command with a number too many does not cost what the right one has learned so far."""
     from clora_core.commands import learn as command
 
-    def stopped(*inputs, report, **named):
-        def once(progress):
-            report(progress)
-            raise KeyboardInterrupt
+    class Stopped(Learning):
+        def run(self, *, report, resume):
+            def once(progress):
+                report(progress)
+                raise KeyboardInterrupt
 
-        return learn(*inputs, report=once, **named)
+            return super().run(report=once, resume=resume)
 
     museum = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
         patched.setattr(command, "SAVE_EVERY", 1)
-        patched.setattr(command, "learn", stopped)
+        patched.setattr(command, "Learning", Stopped)
         assert teach(museum, images, "<ada>") == 130
         (begun,) = tmp_path.glob("*.learning.safetensors")
         before = begun.read_bytes()

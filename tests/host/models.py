@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
@@ -274,7 +274,14 @@ def learned(base: Base, museum: Museum, word: str, *, seed: int = 0, **numbers: 
         losses.append(progress.loss)
 
     with ordinary():
-        return learn(base, museum, concept(word, seed=seed), recipe(**numbers), report=report), losses
+        return taught(base, museum, concept(word, seed=seed), recipe(**numbers), report=report), losses
+
+
+def taught(
+    base: Base, museum: Museum, concept: Concept, recipe: Recipe, *, companions: Sequence[Concept] = (), **more: Any
+) -> Museum:
+    """The museum with one more exhibit, or with as many as were learned together."""
+    return museum.with_exhibits(*learn(base, museum, [*companions, concept], recipe, **more))
 
 
 def random_museum(base: Base, *words: str, size: float = 0.05, rank: int = 2) -> Museum:
@@ -291,5 +298,5 @@ def random_museum(base: Base, *words: str, size: float = 0.05, rank: int = 2) ->
         }
         with ordinary():
             vectors = start_vectors(base, concept(word))
-        museum = museum.with_exhibit(Exhibit(ConceptToken(word, vectors), deltas, recipe()))
+        museum = museum.with_exhibits(Exhibit(ConceptToken(word, vectors), deltas, recipe()))
     return museum

@@ -10,7 +10,7 @@ import comfy.supported_models
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
-from clora_pack.clora_core.learning.learn import Progress, learn
+from clora_pack.clora_core.learning.learn import Progress
 from clora_pack.clora_core.method.recipe import RECIPES
 from clora_pack.clora_core.model.base import Base, Fingerprint
 from clora_pack.clora_core.model.concept import ConceptToken
@@ -23,7 +23,18 @@ from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .models import FAMILIES, concept, denoised, learned, noisiest, ordinary, recipe, round_to_float8, small_models
+from .models import (
+    FAMILIES,
+    concept,
+    denoised,
+    learned,
+    noisiest,
+    ordinary,
+    recipe,
+    round_to_float8,
+    small_models,
+    taught,
+)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> None:
@@ -80,7 +91,7 @@ def gradients(base: HostBase, *, checkpointing: bool = False) -> dict[str, Tenso
 
     started: dict[str, Tensor] = {}
     with ordinary():
-        learn(base, Museum(base.fingerprint), concept(), recipe(steps=2, checkpointing=checkpointing), report=report)
+        taught(base, Museum(base.fingerprint), concept(), recipe(steps=2, checkpointing=checkpointing), report=report)
     return {name: value - started[name] for name, value in found.items()}
 
 
@@ -160,8 +171,8 @@ def test_recipes_that_ask_the_model_learn_over_what_computes_as_it_is_stored(
     quick = recipe(precision=precision, steps=2)
     told = replace(quick, regularizers=named.regularizers, over=named.over, layer_wise=named.layer_wise)
     with ordinary():
-        museum = learn(base, Museum(base.fingerprint), concept("<one>"), told)
-        museum = learn(base, museum, concept("<two>", seed=1), told)
+        museum = taught(base, Museum(base.fingerprint), concept("<one>"), told)
+        museum = taught(base, museum, concept("<two>", seed=1), told)
     for exhibit in museum.exhibits:
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
 

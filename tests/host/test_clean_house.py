@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from clora_pack.clora_core.learning.learn import Progress, learn
+from clora_pack.clora_core.learning.learn import Progress
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.actions.draft import Companion, ConceptDraft
 from clora_pack.nodes.actions.teaching import train
@@ -22,7 +22,7 @@ from clora_pack.nodes.host.view import same_museum
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .models import INTERRUPTED, Models, concept, learned, ordinary, pictures, recipe, small_models
+from .models import INTERRUPTED, Models, concept, learned, ordinary, pictures, recipe, small_models, taught
 
 
 def sampled(models: Models) -> Tensor:
@@ -138,7 +138,7 @@ def test_learning_leaves_nothing_and_stops_at_once(models: Models, ending: str):
             act(progress)
 
     with ordinary(), pytest.raises(error) if error else nullcontext():
-        learn(base, Museum(base.fingerprint), concept(), recipe(checkpointing=error is not None), report=report)
+        taught(base, Museum(base.fingerprint), concept(), recipe(checkpointing=error is not None), report=report)
     assert steps == list(range(1, last + 1))
     assert traces(models) == left
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == mode
@@ -155,7 +155,7 @@ def test_running_out_of_memory_leaves_nothing(models: Models, where: str, call: 
     handle = models[0].model.get_submodule(where).register_forward_pre_hook(AtCall(call, run_out))
     try:
         with ordinary(), pytest.raises(torch.OutOfMemoryError):
-            learn(base, Museum(base.fingerprint), concept(), recipe(steps=8))
+            taught(base, Museum(base.fingerprint), concept(), recipe(steps=8))
     finally:
         handle.remove()
     assert traces(models) == left
@@ -184,7 +184,7 @@ def test_memory_is_given_back_however_it_ends():
 
     with ordinary():
         with pytest.raises(UnforeseenError):
-            learn(base, Museum(base.fingerprint), concept(), recipe(), report=report)
+            taught(base, Museum(base.fingerprint), concept(), recipe(), report=report)
         gc.collect()
     assert held and not any(parameter() is not None for parameter in held)
 
@@ -202,7 +202,7 @@ def test_pictures_may_be_decoded_in_the_middle_without_changing_what_is_learned(
                 assert base.decode_latents(base.encode_pictures(pictures(1))).isfinite().all()
 
         with ordinary():
-            learn(base, Museum(base.fingerprint), concept(), recipe(), report=report)
+            taught(base, Museum(base.fingerprint), concept(), recipe(), report=report)
         found.append(losses)
     assert found[0] == found[1]
 
@@ -221,7 +221,7 @@ def test_what_the_host_unloads_in_the_middle_is_loaded_completely_again():
                 in_part(base.model)
 
         with ordinary():
-            learn(base, Museum(base.fingerprint), concept(), recipe(), report=report)
+            taught(base, Museum(base.fingerprint), concept(), recipe(), report=report)
         found.append(losses)
     assert found[0] == found[1]
 

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from clora_pack.clora_core.errors import ConceptError
-from clora_pack.clora_core.learning.learn import learn
 from clora_pack.clora_core.model.concept import ConceptToken
 from clora_pack.clora_core.model.layers import layer_numbers
 from clora_pack.clora_core.museum.museum import Museum, shown
@@ -17,7 +16,7 @@ from clora_pack.nodes.host.view import base_beneath, view
 from clora_pack.nodes.host.words import with_words
 from torch import Tensor, nn
 
-from .models import Models, concept, random_museum, recipe, small_models
+from .models import Models, concept, random_museum, recipe, small_models, taught
 from .test_gates import encoded, sampled
 
 PROMPT = "a photo of <one>, (<two>:1.3) at night"
@@ -148,7 +147,7 @@ def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: 
 def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
     base = HostBase(*models)
     layers = len(set(layer_numbers(base.modules).values()))
-    museum = learn(base, Museum(base.fingerprint), concept("<one>"), dataclasses.replace(recipe(), layer_wise=True))
+    museum = taught(base, Museum(base.fingerprint), concept("<one>"), dataclasses.replace(recipe(), layer_wise=True))
     for vectors in museum.exhibits[0].token.vectors.values():
         assert vectors.shape[0] == layers and len(torch.unique(vectors[:, 0], dim=0)) == layers
 

@@ -9,7 +9,6 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError
-from clora_pack.clora_core.learning.learn import learn
 from clora_pack.clora_core.method.recipe import RECIPES, USUAL, shared_by
 from clora_pack.clora_core.model.concept import Concept, ConceptToken
 from clora_pack.clora_core.museum.museum import Museum
@@ -19,7 +18,7 @@ from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
 
-from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, recipe, small_models
+from .models import FAMILIES, INTERRUPTED, Models, ordinary, random_museum, recipe, small_models, taught
 
 FEW = {"steps": 4, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "forgetting_weight": 1.0, "training_seed": 0}
 
@@ -319,7 +318,7 @@ def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict
         base = HostBase(*starter)
         asked = [("<two>", images(3, 128)), ("<three>", images(3, 128)), ("<one>", images())]
         *others, one = [Concept(word, from_images([stack], multiple=64, resolution_px=64)) for word, stack in asked]
-        expected = learn(base, Museum(base.fingerprint), one, recipe, companions=others)
+        expected = taught(base, Museum(base.fingerprint), one, recipe, companions=others)
     assert same_museum(museum, expected) and len(loss["loss"]) == 12
     assert museum.exhibits[2].rank == 6 and not museum.exhibits[0].deltas
     assert all(exhibit.thumbnail and exhibit.facts["date"] for exhibit in museum.exhibits)

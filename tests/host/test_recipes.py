@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from clora_pack.clora_core.learning.learn import learn
 from clora_pack.clora_core.method.recipe import RECIPES
 from clora_pack.clora_core.model.base import Base
 from clora_pack.clora_core.museum.museum import Museum
@@ -13,7 +12,7 @@ from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
 
-from .models import concept, ordinary, recipe
+from .models import concept, ordinary, recipe, taught
 from .test_gates import encoded
 
 
@@ -24,7 +23,7 @@ def bases() -> tuple[HostBase, Base]:
     return HostBase(*load_starter()), theirs
 
 
-def taught(base: Base, method: str) -> tuple[Museum, list[float]]:
+def learned_by(base: Base, method: str) -> tuple[Museum, list[float]]:
     quick, named = recipe(steps=3), RECIPES[method]
     rank = min(quick.rank, named.rank)
     told = dataclasses.replace(
@@ -40,7 +39,7 @@ def taught(base: Base, method: str) -> tuple[Museum, list[float]]:
     museum, losses = Museum(base.fingerprint), []
     with ordinary():
         for number, word in enumerate(("<one>", "<two>")):
-            museum = learn(
+            museum = taught(
                 base,
                 museum,
                 concept(word, seed=number),
@@ -52,7 +51,7 @@ def taught(base: Base, method: str) -> tuple[Museum, list[float]]:
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[HostBase, Base]):
-    (ours, our_losses), (theirs, their_losses) = (taught(base, method) for base in bases)
+    (ours, our_losses), (theirs, their_losses) = (learned_by(base, method) for base in bases)
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
     for one, other in zip(ours.exhibits, theirs.exhibits, strict=True):
         assert one.rank == other.rank
@@ -61,7 +60,7 @@ def test_a_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[Ho
 
 
 def test_a_museum_of_museum_maker_is_viewed_with_its_layers(bases: tuple[HostBase, Base]):
-    museum, _ = taught(bases[0], "museum-maker")
+    museum, _ = learned_by(bases[0], "museum-maker")
     model, clip, _ = load_starter()
     _, speaking = view(model, clip, museum)
     expected = bases[1].encode_prompts(["a photo of <two>"], museum.tokens).states

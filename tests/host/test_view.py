@@ -9,7 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, MuseumError
-from clora_pack.clora_core.model.attach import attached
+from clora_pack.clora_core.model.attach import Reading, attached
 from clora_pack.clora_core.model.base import Fingerprint
 from clora_pack.clora_core.model.low_rank import LowRank
 from clora_pack.clora_core.museum.museum import Museum
@@ -47,7 +47,7 @@ def test_what_is_shown_is_what_the_engine_attaches(dtype: torch.dtype | str, siz
     museum = random_museum(base, "<one>", "<two>", "<three>", size=size)
     states = states_of(base)
     before = denoised(model, states)
-    with attached(base, museum.deltas(STRENGTHS)):
+    with attached(base, museum.deltas(STRENGTHS)), Reading.of(base):
         expected = denoised(base.model, states)
     shown, _ = view(model, clip, museum, STRENGTHS)
     found = denoised(shown, states)

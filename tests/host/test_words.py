@@ -35,7 +35,12 @@ def shown(clip: comfy.sd.CLIP, prompt: str) -> dict[str, list[tuple[object, floa
     rows: dict[str, list[Row]] = clip.tokenize(prompt)
     return {
         encoder: [
-            (piece if isinstance(piece, int) else ("vector", piece[0].item()), weight)
+            (
+                piece
+                if isinstance(piece, int)
+                else ("vector", (piece["data"] if isinstance(piece, dict) else piece)[0].item()),
+                weight,
+            )
             for row in found
             for piece, weight in row
         ]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from clora_core.learning.effect import ASKED, effect
-from clora_core.learning.learn import learn
+from clora_core.learning.learn import Learning
 from clora_core.learning.start import start_vectors
 from clora_core.model.base import Conditioning
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.museum.museum import Exhibit, Museum
 from clora_core.museum.overlap import overlap_matrix
-from tests.small import C_LORA, museum_of, random_deltas, short, small_base, small_concept
+from tests.small import C_LORA, museum_of, random_deltas, short, small_base, small_concept, taught
 
 RECIPE = short(C_LORA)
 NEW = small_concept("<new>", seed=9)
@@ -29,7 +29,7 @@ def untaught(base) -> Exhibit:
 def test_where_nothing_is_learned_nothing_moves():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
-    found = effect(base, museum, untaught(base), NEW, RECIPE)
+    found = effect(Learning(base, museum, (NEW,), RECIPE), untaught(base))
     assert found.loss_before == found.loss_after > 0
     assert found.moved == {"<one>": 0, "<two>": 0}
     assert found.overlap == pytest.approx({"<one>": 0, "<two>": 0})
@@ -38,8 +38,8 @@ def test_where_nothing_is_learned_nothing_moves():
 def test_learning_lowers_the_loss_on_its_own_pictures():
     base = small_base()
     recipe = short(C_LORA, steps=20, batch_size=4)
-    museum = learn(base, Museum(base.fingerprint), NEW, recipe)
-    found = effect(base, Museum(base.fingerprint), museum.exhibits[-1], NEW, recipe)
+    museum = taught(base, Museum(base.fingerprint), NEW, recipe)
+    found = effect(Learning(base, Museum(base.fingerprint), (NEW,), recipe), museum.exhibits[-1])
     assert found.loss_after < found.loss_before
     assert found.moved == found.overlap == {}
 
@@ -51,7 +51,7 @@ def test_an_old_word_moves_more_the_larger_the_delta_and_not_at_all_for_a_gated_
     def moved(size: float, applied: str = "everywhere") -> float:
         recipe = dataclasses.replace(RECIPE, applied=applied)
         new = dataclasses.replace(untaught(base), deltas=random_deltas(base, size=size), recipe=recipe)
-        return effect(base, museum, new, NEW, recipe).moved["<one>"]
+        return effect(Learning(base, museum, (NEW,), recipe), new).moved["<one>"]
 
     assert 0 < moved(0.01) < moved(0.1)
     assert moved(0.1, "at its word") == 0
@@ -77,9 +77,8 @@ class Answering:
 
     def predict(self, noisy, timesteps, conditioning):
         """The new word is answered as before where there is more noise than half."""
-        hooks = sum(len(module._forward_hooks) for module in self.base.modules.values())
         old, new = torch.tensor([*self.before.values()]), torch.tensor([*self.after.values()])
-        numbers = (new if hooks > len(self.base.modules) else old)[conditioning.states.flatten()]
+        numbers = (new if len(self.base.attachments) > 1 else old)[conditioning.states.flatten()]
         numbers = torch.where((conditioning.states.flatten() == 3) & (timesteps >= 500), 50.0, numbers)
         return numbers.view(-1, 1, 1, 1).expand(noisy.shape)
 
@@ -87,7 +86,7 @@ class Answering:
 def test_the_numbers_are_those_of_the_predictions():
     base = small_base()
     new = dataclasses.replace(untaught(base), deltas=random_deltas(base))
-    found = effect(Answering(base), museum_of(base, "<one>", "<two>"), new, NEW, RECIPE)
+    found = effect(Learning(Answering(base), museum_of(base, "<one>", "<two>"), (NEW,), RECIPE), new)
     assert found.moved == pytest.approx({"<one>": 1 / 4, "<two>": 5 / 10})
     assert found.recognised == 0.5
     assert (found.loss_before, found.loss_after) == pytest.approx((50**2, (50**2 + 3**2) / 2))
@@ -98,15 +97,15 @@ def test_a_word_that_says_no_more_than_no_word_is_not_recognised():
     museum = museum_of(base, "<one>")
     same = dataclasses.replace(museum.exhibits[0], token=dataclasses.replace(museum.tokens[0], word="<new>"))
     new = dataclasses.replace(same, deltas={}, prompt=NEW.prompts()[0])
-    assert effect(base, museum, new, NEW, RECIPE).recognised == 0
+    assert effect(Learning(base, museum, (NEW,), RECIPE), new).recognised == 0
 
 
 def test_overlaps_are_those_of_the_matrix():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
     new = dataclasses.replace(untaught(base), deltas=random_deltas(base))
-    matrix = overlap_matrix(museum.with_exhibit(new))
-    found = effect(base, museum, new, NEW, RECIPE).overlap
+    matrix = overlap_matrix(museum.with_exhibits(new))
+    found = effect(Learning(base, museum, (NEW,), RECIPE), new).overlap
     assert [found["<one>"], found["<two>"]] == pytest.approx(matrix[2, :2].tolist())
 
 
@@ -117,6 +116,6 @@ def test_of_many_exhibits_some_are_asked_and_no_hook_is_left_behind():
     many = tuple(
         dataclasses.replace(one, token=dataclasses.replace(one.token, word=word), prompt=word) for word in words
     )
-    found = effect(base, Museum(base.fingerprint, many), untaught(base), NEW, RECIPE)
+    found = effect(Learning(base, Museum(base.fingerprint, many), (NEW,), RECIPE), untaught(base))
     assert len(found.moved) == ASKED and [*found.moved][:: ASKED - 1] == ["<w0>", "<w19>"]
     assert not any(module._forward_hooks for module in base.modules.values())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from clora_core.errors import BaseModelError, Cancelled, ConceptError
-from clora_core.learning.learn import Progress, learn
+from clora_core.learning.learn import Progress
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.optimizer import Optimizer
 from clora_core.learning.start import start
@@ -35,6 +35,7 @@ from tests.small import (
     small_base,
     small_concept,
     small_starter,
+    taught,
     tensors_of,
 )
 
@@ -66,7 +67,7 @@ def first(base: Base) -> Museum:
 @pytest.fixture(scope="module")
 def second(base: Base, first: Museum) -> Museum:
     """And one more."""
-    return learn(base, first, small_concept("<two>", seed=1), short(C_LORA))
+    return taught(base, first, small_concept("<two>", seed=1), short(C_LORA))
 
 
 def everything_of(starter: Starter) -> dict[str, bytes]:
@@ -106,8 +107,8 @@ def test_learning_moves_every_key_and_value_projection_and_nothing_else():
 def test_past_exhibits_keep_every_bit(base: Base, first: Museum):
     before = bits(tensors_of(first))
     recipe = short(SelfRegularization(100.0), learning_rate=0.1, weight_decay=0.1)
-    museum = learn(base, first, small_concept("<two>", seed=1), recipe)
-    museum = learn(base, museum, small_concept("<three>", seed=2), recipe)
+    museum = taught(base, first, small_concept("<two>", seed=1), recipe)
+    museum = taught(base, museum, small_concept("<three>", seed=2), recipe)
     after = bits(tensors_of(museum))
     assert museum.words == ("<one>", "<two>", "<three>")
     assert {name: after[name] for name in before} == before
@@ -115,7 +116,7 @@ def test_past_exhibits_keep_every_bit(base: Base, first: Museum):
 
 
 def test_the_museum_that_comes_in_stays_as_it_is(base: Base, first: Museum):
-    learn(base, first, small_concept("<two>", seed=1), short(C_LORA))
+    taught(base, first, small_concept("<two>", seed=1), short(C_LORA))
     assert first.words == ("<one>",)
 
 
@@ -125,12 +126,12 @@ def test_only_this_words_vectors_move():
     table = starter.text_encoder.get_input_embeddings().weight
     before, size = table.detach().clone(), table.shape
     museum = museum_of(base, "<one>")
-    later = learn(base, museum, small_concept("<two>", seed=1), short(C_LORA))
+    later = taught(base, museum, small_concept("<two>", seed=1), short(C_LORA))
     assert torch.equal(starter.text_encoder.get_input_embeddings().weight, before)
     assert starter.text_encoder.get_input_embeddings().weight.shape == size
     for encoder, vectors in museum.exhibits[0].token.vectors.items():
         assert torch.equal(later.exhibits[0].token.vectors[encoder], vectors)
-    fresh = start(base, small_concept("<two>", seed=1), short(), Museum(base.fingerprint)).vectors
+    fresh = start(base, [small_concept("<two>", seed=1)], short(), Museum(base.fingerprint)).vectors["<two>"]
     for encoder, vectors in later.exhibits[1].token.vectors.items():
         assert not torch.equal(vectors, fresh[encoder].detach())
 
@@ -143,7 +144,7 @@ def test_the_base_keeps_every_bit_after_learning():
     base = base_of(starter)
     weights, rest, output = everything_of(starter), modes_and_hooks(starter), predictions(base)
     for precision in ("fp32", "bf16", "fp16"):
-        learn(base, Museum(base.fingerprint), small_concept(), short(C_LORA, precision=precision, checkpointing=True))
+        taught(base, Museum(base.fingerprint), small_concept(), short(C_LORA, precision=precision, checkpointing=True))
         assert everything_of(starter) == weights
         assert modes_and_hooks(starter) == rest
         assert torch.equal(predictions(base), output)
@@ -161,7 +162,7 @@ def test_the_base_keeps_every_bit_when_stopped_at_any_step(first: Museum, except
                 raise exception("enough")
 
         with pytest.raises(exception, match="enough"):
-            learn(base, first, small_concept("<two>"), short(C_LORA), report=report)
+            taught(base, first, small_concept("<two>"), short(C_LORA), report=report)
         assert everything_of(starter) == weights
         assert modes_and_hooks(starter) == rest
         assert torch.equal(predictions(base), output)
@@ -172,7 +173,7 @@ def test_the_base_keeps_every_bit_when_a_term_of_the_loss_fails(first: Museum):
     base = base_of(starter)
     weights, rest, output = everything_of(starter), modes_and_hooks(starter), predictions(base)
     with pytest.raises(ZeroDivisionError):
-        learn(base, first, small_concept("<two>"), short(Broken()))
+        taught(base, first, small_concept("<two>"), short(Broken()))
     assert everything_of(starter) == weights
     assert modes_and_hooks(starter) == rest
     assert torch.equal(predictions(base), output)
@@ -184,8 +185,8 @@ def test_the_base_keeps_every_bit_when_a_term_of_the_loss_fails(first: Museum):
 def test_the_first_step_sees_the_unchanged_model(base: Base):
     heard: list[Progress] = []
     concept, recipe = small_concept(), short(C_LORA)
-    learn(base, Museum(base.fingerprint), concept, recipe, report=heard.append)
-    trained = start(base, concept, recipe, Museum(base.fingerprint))
+    taught(base, Museum(base.fingerprint), concept, recipe, report=heard.append)
+    trained = start(base, [concept], recipe, Museum(base.fingerprint))
     shown = Lesson.prepared(base, concept, recipe).step(0, trained)
     with torch.no_grad():
         conditioning = base.encode_prompts(["a photo of <one>"] * 2, [trained.token("<one>")])
@@ -196,7 +197,7 @@ def test_the_first_step_sees_the_unchanged_model(base: Base):
 
 def test_down_waits_for_up_and_then_all_is_moved(base: Base):
     concept, recipe = small_concept(), short()
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     optimizer = Optimizer(trained, recipe, base.device, torch.float32)
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas):
         for number in range(2):
@@ -204,7 +205,7 @@ def test_down_waits_for_up_and_then_all_is_moved(base: Base):
             for delta in trained.deltas.values():
                 assert delta.up.grad.abs().max() > 0
                 assert (delta.down.grad.abs().max() > 0) == (number > 0), "up is zero before the first update"
-            assert all(vectors.grad.abs().max() > 0 for vectors in trained.vectors.values())
+            assert all(vectors.grad.abs().max() > 0 for vectors in trained.token(concept.word).vectors.values())
             optimizer.update(number)
 
 
@@ -212,9 +213,9 @@ def test_learning_fits_its_pictures(base: Base):
     losses: list[float] = []
     concept = small_concept(count=1)
     recipe = short(rank=4, steps=30, learning_rate=3e-3, batch_size=8)
-    museum = learn(base, Museum(base.fingerprint), concept, recipe, report=lambda p: losses.append(p.loss))
+    museum = taught(base, Museum(base.fingerprint), concept, recipe, report=lambda p: losses.append(p.loss))
     lesson = Lesson.prepared(base, concept, recipe)
-    before = lesson.reference_loss(start(base, concept, recipe, Museum(base.fingerprint)).token("<one>"))
+    before = lesson.reference_loss(start(base, [concept], recipe, Museum(base.fingerprint)).token("<one>"))
     with attached(base, museum.deltas()):
         after = lesson.reference_loss(museum.exhibits[0].token)
     assert after < before
@@ -235,20 +236,20 @@ def test_the_first_concept_of_c_lora_is_that_of_sequential_learning(base: Base, 
 
 def test_a_weight_of_zero_is_sequential_learning(base: Base, first: Museum):
     concept = small_concept("<two>", seed=1)
-    plain = learn(base, first, concept, short())
-    assert equal_but_for_the_recipe(learn(base, first, concept, short(SelfRegularization(0.0))), plain)
-    assert not equal_but_for_the_recipe(learn(base, first, concept, short(SelfRegularization(10.0))), plain)
+    plain = taught(base, first, concept, short())
+    assert equal_but_for_the_recipe(taught(base, first, concept, short(SelfRegularization(0.0))), plain)
+    assert not equal_but_for_the_recipe(taught(base, first, concept, short(SelfRegularization(10.0))), plain)
 
 
 def test_a_larger_weight_gives_less_overlap_with_the_past(base: Base):
     museum = Museum(base.fingerprint)
     token = museum_of(base, "<one>").exhibits[0].token
-    museum = museum.with_exhibit(Exhibit(token, random_deltas(base, size=0.05), short()))
+    museum = museum.with_exhibits(Exhibit(token, random_deltas(base, size=0.05), short()))
     past = museum.dense()
 
     def touched(weight: float) -> float:
         recipe = short(SelfRegularization(weight), steps=12, clip_norm=1e6)
-        deltas = learn(base, museum, small_concept("<two>", seed=1), recipe).exhibits[1].deltas
+        deltas = taught(base, museum, small_concept("<two>", seed=1), recipe).exhibits[1].deltas
         return sum(overlap(past[projection], delta.dense()).item() for projection, delta in deltas.items())
 
     overlaps = [touched(weight) for weight in (0.0, 10.0, 1000.0)]
@@ -264,7 +265,7 @@ def test_the_reported_penalty_is_the_one_of_the_equation(base: Base, first: Muse
         total = sum(overlap(past[projection], delta.dense()).item() for projection, delta in deltas.items())
         heard.append((progress.losses["self_regularization"], total))
 
-    learn(base, first, small_concept("<two>", seed=1), short(SelfRegularization(7.0, relative=False)), report=report)
+    taught(base, first, small_concept("<two>", seed=1), short(SelfRegularization(7.0, relative=False)), report=report)
     assert heard[0][0] == 0.0, "the first step starts from zero deltas"
     for (_, after_update), (reported, _) in itertools.pairwise(heard):
         assert reported == pytest.approx(7.0 * after_update, rel=1e-4)
@@ -275,14 +276,14 @@ def test_the_past_is_part_of_the_model_while_learning(base: Base):
     museum = Museum(base.fingerprint, (Exhibit(token, random_deltas(base, size=1), short()),))
     heard: list[float] = []
     concept, recipe = small_concept("<two>", seed=1), short(steps=1)
-    learn(base, museum, concept, recipe, report=lambda progress: heard.append(progress.loss))
+    taught(base, museum, concept, recipe, report=lambda progress: heard.append(progress.loss))
     folded = small_base()
     with torch.no_grad():
         for projection, matrix in museum.dense().items():
             folded.modules[projection].weight += matrix
     empty = Museum(folded.fingerprint)
-    learn(folded, empty, concept, recipe, report=lambda progress: heard.append(progress.loss))
-    learn(base, Museum(base.fingerprint), concept, recipe, report=lambda progress: heard.append(progress.loss))
+    taught(folded, empty, concept, recipe, report=lambda progress: heard.append(progress.loss))
+    taught(base, Museum(base.fingerprint), concept, recipe, report=lambda progress: heard.append(progress.loss))
     assert heard[0] == pytest.approx(heard[1], rel=1e-4)
     assert heard[0] != pytest.approx(heard[2], rel=1e-4)
 
@@ -296,14 +297,14 @@ def test_a_second_run_gives_the_same_bits_whatever_the_global_seeds(base: Base, 
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        museums.append(learn(base, first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
+        museums.append(taught(base, first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
     assert same_bits(*museums)
-    assert same_bits(museums[0], learn(small_base(), first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
+    assert same_bits(museums[0], taught(small_base(), first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
 
 
 def test_learning_leaves_the_random_numbers_of_the_process_alone(base: Base, first: Museum):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    learn(base, first, small_concept("<two>"), short(C_LORA, flip=True))
+    taught(base, first, small_concept("<two>"), short(C_LORA, flip=True))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]
@@ -313,9 +314,9 @@ def test_learning_leaves_the_random_numbers_of_the_process_alone(base: Base, fir
     "other", [{"recipe": short(seed=1)}, {"concept": small_concept(seed=1)}, {"concept": small_concept(token_seed=1)}]
 )
 def test_another_seed_or_other_pictures_give_another_museum(base: Base, other: dict):
-    plain = learn(base, Museum(base.fingerprint), small_concept(), short())
+    plain = taught(base, Museum(base.fingerprint), small_concept(), short())
     inputs = {"concept": small_concept(), "recipe": short()} | other
-    assert not same_bits(plain, learn(base, Museum(base.fingerprint), **inputs))
+    assert not same_bits(plain, taught(base, Museum(base.fingerprint), **inputs))
 
 
 def test_learning_inside_inference_mode_gives_the_same_and_tensors_of_use_outside(base: Base, second: Museum):
@@ -323,7 +324,7 @@ def test_learning_inside_inference_mode_gives_the_same_and_tensors_of_use_outsid
         concepts = [small_concept(word, seed=seed) for seed, word in enumerate(("<one>", "<two>"))]
         museum = Museum(base.fingerprint)
         for concept in concepts:
-            museum = learn(base, museum, concept, short(C_LORA))
+            museum = taught(base, museum, concept, short(C_LORA))
     assert same_bits(museum, second)
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in tensors_of(museum).values())
 
@@ -340,12 +341,12 @@ def test_learning_inside_no_grad_gives_the_same(base: Base, first: Museum):
 def test_a_museum_over_another_base_is_refused(first: Museum):
     other = small_base(seed=1)
     with pytest.raises(BaseModelError, match=f"{first.base}.*{other.fingerprint}.*own base"):
-        learn(other, first, small_concept("<two>"), short())
+        taught(other, first, small_concept("<two>"), short())
 
 
 def test_a_word_that_the_museum_holds_is_refused(base: Base, second: Museum):
     with pytest.raises(ConceptError, match=r"'<two>' already names exhibit 2.*another word"):
-        learn(base, second, small_concept("<two>"), short())
+        taught(base, second, small_concept("<two>"), short())
 
 
 def test_nothing_runs_before_a_refusal(first: Museum):
@@ -353,4 +354,4 @@ def test_nothing_runs_before_a_refusal(first: Museum):
         fingerprint = small_base(seed=1).fingerprint
 
     with pytest.raises(BaseModelError):
-        learn(Untouched(), first, small_concept("<two>"), short())
+        taught(Untouched(), first, small_concept("<two>"), short())

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from clora_core.errors import ConceptError
-from clora_core.learning.learn import learn
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start, start_vectors
 from clora_core.method.recipe import Recipe
@@ -13,11 +12,11 @@ from clora_core.model.attach import attached
 from clora_core.model.base import Base, Conditioning
 from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
-from tests.small import museum_of, same_bits, short, small_concept
+from tests.small import museum_of, same_bits, short, small_concept, taught
 
 
 def steps(base: Base, concept: Concept, recipe: Recipe, count: int) -> tuple[Lesson, list[Step]]:
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     with torch.no_grad():
         return lesson, [lesson.step(number, trained) for number in range(count)]
 
@@ -75,7 +74,7 @@ def test_every_picture_is_told_by_its_own_caption(base: Base):
     concept = small_concept(captions=captions)
     recipe = short()
     lesson, shown = steps(base, concept, recipe, 4)
-    token = start(base, concept, recipe, Museum(base.fingerprint)).token("<one>")
+    token = start(base, [concept], recipe, Museum(base.fingerprint)).token("<one>")
     with torch.no_grad():
         alone = torch.cat([base.encode_prompts([text], [token]).states for text in concept.prompts()])
     assert len(torch.unique(alone.flatten(1), dim=0)) == 4
@@ -90,7 +89,7 @@ def test_the_reference_loss_is_the_plain_error_and_does_not_depend_on_the_batch_
     for batch_size in (1, 3, 8):
         recipe = short(batch_size=batch_size)
         lesson = Lesson.prepared(base, small_concept(), recipe)
-        trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
+        trained = start(base, [small_concept()], recipe, Museum(base.fingerprint))
         values.append(lesson.reference_loss(trained.token("<one>")))
         with attached(base, trained.deltas):
             assert lesson.reference_loss(trained.token("<one>")) == values[-1]
@@ -102,7 +101,7 @@ def test_the_reference_loss_is_the_plain_error_and_does_not_depend_on_the_batch_
 def test_a_word_of_several_vectors_learns_them_all(base: Base, count: int):
     concept = small_concept(vectors=count)
     before = start_vectors(base, concept)["clip_l"]
-    after = learn(base, Museum(base.fingerprint), concept, short()).exhibits[0].token
+    after = taught(base, Museum(base.fingerprint), concept, short()).exhibits[0].token
     assert after.words == count
     assert after.vectors["clip_l"].shape == before.shape == (1, count, 128)
     assert ((after.vectors["clip_l"] - before).abs().amax(dim=2) > 0).all()
@@ -128,12 +127,12 @@ def test_a_word_may_start_from_one_that_exists(base: Base):
 
 def test_starting_from_a_word_leaves_that_word_alone(base: Base):
     before = base.word_vectors("cat")["clip_l"].clone()
-    learn(base, Museum(base.fingerprint), small_concept(start="cat"), short(token_learning_rate=0.5))
+    taught(base, Museum(base.fingerprint), small_concept(start="cat"), short(token_learning_rate=0.5))
     assert torch.equal(base.word_vectors("cat")["clip_l"], before)
 
 
 def test_factors_start_as_peft_starts_them(base: Base):
-    trained = start(base, small_concept(), short(rank=16), Museum(base.fingerprint))
+    trained = start(base, [small_concept()], short(rank=16), Museum(base.fingerprint))
     for projection, delta in trained.deltas.items():
         bound = projection.shape[1] ** -0.5
         assert not delta.up.any()
@@ -170,14 +169,14 @@ def test_captions_may_mention_words_that_were_learned_before(base: Base):
     museum = museum_of(base, "<dog>")
     concept = small_concept(captions=("{word}", "{word} and <dog>", "{word} beside a <dog>", "{word}"))
     lesson = Lesson.prepared(base, concept, short(), museum.tokens)
-    token = start(base, concept, short(), museum).token("<one>")
+    token = start(base, [concept], short(), museum).token("<one>")
     with torch.no_grad():
         found = lesson.conditioning(torch.arange(4), token)
         expected = base.encode_prompts(concept.prompts(), [*museum.tokens, token])
         deaf = base.encode_prompts(concept.prompts(), [token])
     assert torch.equal(found.states, expected.states) and not torch.equal(found.states[1], deaf.states[1])
     assert found.places["<dog>"].any(1).tolist() == [False, True, True, False]
-    after = learn(base, museum, concept, short())
+    after = taught(base, museum, concept, short())
     assert same_bits(Museum(base.fingerprint, after.exhibits[:1]), museum)
 
 
@@ -186,9 +185,9 @@ def test_captions_may_mention_words_that_are_learned_at_the_same_time(base: Base
     both = small_concept("<two>", captions=("<one> and {word}",) * 4)
     alone = small_concept("<one>", seed=1)
     recipe = short(steps=2, batch_size=1)
-    trained = start(base, both, recipe, Museum(base.fingerprint), [alone])
+    trained = start(base, [alone, both], recipe, Museum(base.fingerprint))
     step = Lesson.prepared(base, both, recipe, (), ["<one>", "<two>"]).step(0, trained)
     step.prediction.sum().backward()
-    assert trained.companions["<one>"]["clip_l"].grad.abs().max() > 0
-    museum = learn(base, Museum(base.fingerprint), both, recipe, companions=[alone])
+    assert trained.vectors["<one>"]["clip_l"].grad.abs().max() > 0
+    museum = taught(base, Museum(base.fingerprint), both, recipe, companions=[alone])
     assert museum.words == ("<one>", "<two>")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clora_core.learning.learn import Progress, learn
+from clora_core.learning.learn import Progress
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.optimizer import Optimizer, learning_rate_factor
 from clora_core.learning.start import Trained, start
@@ -15,7 +15,7 @@ from clora_core.method.recipe import Recipe
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.museum.museum import Museum
-from tests.small import C_LORA, museum_of, same_bits, short, small_concept, tensors_of
+from tests.small import C_LORA, museum_of, same_bits, short, small_concept, taught, tensors_of
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -32,7 +32,7 @@ def gradients(base: Base, recipe: Recipe, *batches: int) -> dict[str, Tensor]:
 
 
 def started(base: Base, recipe: Recipe) -> Trained:
-    trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
+    trained = start(base, [small_concept()], recipe, Museum(base.fingerprint))
     rng = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for delta in trained.deltas.values():
@@ -48,7 +48,7 @@ def first_moments(base: Base, recipe: Recipe) -> dict[str, Tensor]:
         if progress.step == 1:
             heard.append(dict(progress.snapshot().tensors))
 
-    learn(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
+    taught(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
     moments = {name: value for name, value in heard[0].items() if name.endswith(".exp_avg")}
     return {name: value / (1 - BETA_1) for name, value in moments.items()}
 
@@ -68,9 +68,9 @@ def test_two_gathered_batches_give_the_mean_of_their_gradients(base: Base):
 def test_gathering_shows_the_batches_in_order_and_updates_once(base: Base):
     heard: list[Progress] = []
     recipe = short(C_LORA, steps=2, accumulation=2)
-    learn(base, Museum(base.fingerprint), small_concept(), recipe, report=heard.append)
+    taught(base, Museum(base.fingerprint), small_concept(), recipe, report=heard.append)
     assert [progress.step for progress in heard] == [1, 2]
-    concept, trained = small_concept(), start(base, small_concept(), recipe, Museum(base.fingerprint))
+    concept, trained = small_concept(), start(base, [small_concept()], recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     with torch.no_grad():
         losses = [diffusion_loss(lesson.step(number, trained), base.schedule).item() for number in (0, 1)]
@@ -85,7 +85,7 @@ def test_gathering_is_another_learning_than_not(base: Base):
 def test_an_update_is_adamw_by_hand(base: Base):
     """Two updates written out, with decay on the factors but none on the word."""
     recipe = short(weight_decay=0.3, learning_rate=0.01, token_learning_rate=0.02, clip_norm=1e9, schedule="linear")
-    trained = start(base, small_concept(), recipe, Museum(base.fingerprint))
+    trained = start(base, [small_concept()], recipe, Museum(base.fingerprint))
     expected = {name: value.detach().double().clone() for name, value in trained.parameters().items()}
     first = {name: torch.zeros_like(value) for name, value in expected.items()}
     second = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -166,7 +166,7 @@ def test_both_rates_are_scheduled_alike_and_apart(base: Base):
     ):
         for warmup, factor in ((0.0, 1.0), (1.0, 1 / 4)):
             recipe = short(steps=4, clip_norm=1e9, warmup=warmup, **rates)
-            before = start(base, small_concept(), recipe, Museum(base.fingerprint)).parameters()
+            before = start(base, [small_concept()], recipe, Museum(base.fingerprint)).parameters()
             moved: dict[str, float] = {}
 
             def report(progress: Progress, before: dict = before, moved: dict = moved) -> None:
@@ -174,7 +174,7 @@ def test_both_rates_are_scheduled_alike_and_apart(base: Base):
                     for name, value in progress.trained.parameters().items():
                         moved[name] = (value.detach() - before[name].detach()).abs().max().item()
 
-            learn(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
+            taught(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
             for name, largest in moved.items():
                 rate = rates["token_learning_rate"] if name.startswith("token.") else rates["learning_rate"]
                 expected = 0.0 if name.endswith(".down") else rate * factor
@@ -187,7 +187,7 @@ def test_half_precisions_run_and_stay_finite_and_near(base: Base, precision: str
     for name, heard in losses.items():
         museum = museum_of(base, "<one>")
         recipe = short(C_LORA, precision=name)
-        museum = learn(
+        museum = taught(
             base, museum, small_concept("<two>", seed=1), recipe, report=lambda p, heard=heard: heard.append(p.loss)
         )
         tensors = tensors_of(museum)

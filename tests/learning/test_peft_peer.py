@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from clora_core.learning.learn import Progress, learn
+from clora_core.learning.learn import Progress
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start
 from clora_core.method.recipe import Recipe
@@ -16,7 +16,7 @@ from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
 from clora_core.museum.museum import Museum
 from clora_core.starter.model import Starter
-from tests.small import base_of, short, small_concept, small_starter
+from tests.small import base_of, short, small_concept, small_starter, taught
 
 STEPS = 4
 
@@ -24,7 +24,7 @@ STEPS = 4
 def peft_learns(starter: Starter, base: Base, recipe: Recipe) -> list[dict[str, LowRank]]:
     """The same learning by peft, diffusers' scheduler, torch's AdamW and a plain loop; the factors after each step."""
     concept = small_concept()
-    trained = start(base, concept, recipe, Museum(base.fingerprint))
+    trained = start(base, [concept], recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     unet = starter.unet
     paths = [projection.path for projection in base.modules]
@@ -36,7 +36,7 @@ def peft_learns(starter: Starter, base: Base, recipe: Recipe) -> list[dict[str, 
             layers[projection.path].lora_A["default"].weight.copy_(delta.down)
             assert not layers[projection.path].lora_B["default"].weight.any()
     factors = [parameter for name, parameter in unet.named_parameters() if "lora_" in name]
-    word = trained.vectors["clip_l"]
+    word = trained.token(concept.word).vectors["clip_l"]
     optimizer = torch.optim.AdamW(
         [
             {"params": factors, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
@@ -78,7 +78,7 @@ def test_every_update_is_that_of_peft(prediction: str):
         ours.append(progress.trained.increments())
 
     base = base_of(starter)
-    learn(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
+    taught(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
     theirs = peft_learns(starter, base_of(small_starter(prediction)), recipe)
     assert len(ours) == len(theirs) == STEPS
     for one, other in zip(ours, theirs, strict=True):
@@ -87,5 +87,5 @@ def test_every_update_is_that_of_peft(prediction: str):
             torch.testing.assert_close(delta.up, peer.up, rtol=0, atol=hundredth)
             torch.testing.assert_close(delta.down, peer.down, rtol=0, atol=hundredth)
     assert all(delta.up.abs().max() > 2 * recipe.learning_rate for delta in ours[-1].values())
-    down = start(base, small_concept(), recipe, Museum(base.fingerprint)).deltas
+    down = start(base, [small_concept()], recipe, Museum(base.fingerprint)).deltas
     assert all(not torch.equal(delta.down, down[projection].down) for projection, delta in ours[-1].items())

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clora_core.learning.learn import Progress, learn
+from clora_core.learning.learn import Progress
 from clora_core.method.recipe import RECIPES, Recipe
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import DiffusersBase
-from tests.small import same_bits, short, small_base, small_concept, small_starter
+from tests.small import same_bits, short, small_base, small_concept, small_starter, taught
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,7 +31,7 @@ def quick(method: str, **numbers: object) -> Recipe:
 def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
     museum, heard = Museum(held.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
-        museum = learn(held, museum, small_concept(word, seed=number), quick(method), report=heard.append)
+        museum = taught(held, museum, small_concept(word, seed=number), quick(method), report=heard.append)
     assert all(torch.tensor(list(progress.losses.values())).isfinite().all() for progress in heard)
     for exhibit in museum.exhibits:
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
@@ -43,11 +43,11 @@ def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
 def test_a_recipe_goes_on_over_what_was_loaded_under_inference_mode(method: str, tmp_path: Path):
     """As ComfyUI runs the node that loads a museum."""
     base = small_base()
-    first = learn(base, Museum(base.fingerprint), small_concept("<one>"), quick(method))
+    first = taught(base, Museum(base.fingerprint), small_concept("<one>"), quick(method))
     path = save_museum(first, tmp_path / "m.safetensors")
     with torch.inference_mode():
-        second = learn(base, load_museum(path), small_concept("<two>", seed=1), quick(method))
-    assert same_bits(second, learn(base, first, small_concept("<two>", seed=1), quick(method)))
+        second = taught(base, load_museum(path), small_concept("<two>", seed=1), quick(method))
+    assert same_bits(second, taught(base, first, small_concept("<two>", seed=1), quick(method)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -59,13 +59,13 @@ def test_gradients_that_come_through_float16_are_scaled(precision: str):
         scales.append(progress.snapshot().tensors["optimizer.scale"][0].item())
 
     recipe = quick("sequential", precision=precision, clip_norm=1e9)
-    learn(held, Museum(held.fingerprint), small_concept(), recipe, report=report)
+    taught(held, Museum(held.fingerprint), small_concept(), recipe, report=report)
     assert min(scales) > 1
 
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_rank_zero_is_the_word_alone(method: str):
     base = small_base()
-    museum = learn(base, Museum(base.fingerprint), small_concept("<one>"), quick(method, rank=0))
-    museum = learn(base, museum, small_concept("<two>", seed=1), quick(method, rank=0))
+    museum = taught(base, Museum(base.fingerprint), small_concept("<one>"), quick(method, rank=0))
+    museum = taught(base, museum, small_concept("<two>", seed=1), quick(method, rank=0))
     assert [exhibit.deltas for exhibit in museum.exhibits] == [{}, {}]

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from clora_core.errors import Cancelled, LearningError
-from clora_core.learning.learn import Progress, learn, learning_key
+from clora_core.learning.key import learning_key
+from clora_core.learning.learn import Progress
 from clora_core.learning.state import LearningState, load_state, save_state
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.base import Base
 from clora_core.museum.museum import Museum
-from tests.small import C_LORA, bits, museum_of, same_bits, short, small_base, small_concept
+from tests.small import C_LORA, bits, museum_of, same_bits, short, small_base, small_concept, taught
 
 PLAIN = short(C_LORA, steps=4)
 ALL_AT_ONCE = short(
@@ -38,21 +39,21 @@ def stopped_at(base: Base, museum: Museum, recipe: Recipe, last: int) -> Learnin
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        learn(base, museum, small_concept("<two>", seed=1), recipe, report=report)
+        taught(base, museum, small_concept("<two>", seed=1), recipe, report=report)
     return states[0]
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, ALL_AT_ONCE], ids=["plain", "all at once"])
 def test_resumed_at_any_step_is_uninterrupted(base: Base, first: Museum, recipe: Recipe, tmp_path: Path):
     concept, losses = small_concept("<two>", seed=1), []
-    whole = learn(base, first, concept, recipe, report=lambda progress: losses.append(progress.loss))
+    whole = taught(base, first, concept, recipe, report=lambda progress: losses.append(progress.loss))
     for last in (1, 2, 3, 4):
         state = stopped_at(base, first, recipe, last)
         assert state.step == last and list(state.losses) == losses[:last]
         save_state(state, tmp_path / "state.safetensors")
         heard: list[Progress] = []
         loaded = load_state(tmp_path / "state.safetensors")
-        resumed = learn(base, first, concept, recipe, resume=loaded, report=heard.append)
+        resumed = taught(base, first, concept, recipe, resume=loaded, report=heard.append)
         assert same_bits(resumed, whole)
         assert resumed.exhibits[-1].facts == whole.exhibits[-1].facts
         assert [progress.step for progress in heard] == [1, 2, 3, 4][last:]
@@ -61,20 +62,22 @@ def test_resumed_at_any_step_is_uninterrupted(base: Base, first: Museum, recipe:
 
 def test_resumed_in_fp16_goes_on_with_the_same_loss_scale(base: Base, first: Museum):
     recipe = short(C_LORA, precision="fp16")
-    whole = learn(base, first, small_concept("<two>", seed=1), recipe)
+    whole = taught(base, first, small_concept("<two>", seed=1), recipe)
     state = stopped_at(base, first, recipe, 2)
-    assert same_bits(learn(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
+    assert same_bits(taught(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
 
 
 def test_what_is_learned_together_is_resumed_together(base: Base, first: Museum):
     """Also the words of companions, and whose turn it was."""
     one, two = small_concept("<also>", seed=2), small_concept("<two>", seed=1)
     states: list[LearningState] = []
-    whole = learn(base, first, two, PLAIN, companions=[one], report=lambda progress: states.append(progress.snapshot()))
+    whole = taught(
+        base, first, two, PLAIN, companions=[one], report=lambda progress: states.append(progress.snapshot())
+    )
     for state in states:
-        assert same_bits(learn(base, first, two, PLAIN, companions=[one], resume=state), whole)
+        assert same_bits(taught(base, first, two, PLAIN, companions=[one], resume=state), whole)
     with pytest.raises(LearningError, match="another learning"):
-        learn(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
+        taught(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
 
 
 def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Museum):
@@ -84,7 +87,7 @@ def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Mu
         state = progress.snapshot()
         kept.append((state, bits(dict(state.tensors))))
 
-    learn(base, first, small_concept("<two>", seed=1), PLAIN, report=report)
+    taught(base, first, small_concept("<two>", seed=1), PLAIN, report=report)
     assert len(kept) == 4
     for state, before in kept:
         assert bits(dict(state.tensors)) == before
@@ -94,7 +97,7 @@ def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Mu
 def test_a_state_may_be_resumed_from_twice(base: Base, first: Museum):
     state = stopped_at(base, first, PLAIN, 2)
     before = bits(dict(state.tensors))
-    runs = [learn(base, first, small_concept("<two>", seed=1), PLAIN, resume=state) for _ in range(2)]
+    runs = [taught(base, first, small_concept("<two>", seed=1), PLAIN, resume=state) for _ in range(2)]
     assert same_bits(*runs)
     assert bits(dict(state.tensors)) == before
 
@@ -116,9 +119,9 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
     state = stopped_at(base, first, PLAIN, 1)
     inputs = {"museum": first, "concept": small_concept("<two>", seed=1), "recipe": PLAIN} | other
     inputs["museum"] = inputs["museum"] or Museum(base.fingerprint)
-    assert learning_key(base, **inputs) != state.key
+    assert learning_key(base, inputs["museum"], [inputs["concept"]], inputs["recipe"]) != state.key
     with pytest.raises(LearningError, match="belongs to another learning"):
-        learn(base, **inputs, resume=state)
+        taught(base, **inputs, resume=state)
 
 
 def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
@@ -126,7 +129,7 @@ def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, f
     (only,) = first.exhibits
     others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="the last delta"))]
     museums = [first, *(Museum(first.base, (other,)) for other in others)]
-    assert len({learning_key(base, museum, small_concept("<two>"), PLAIN) for museum in museums}) == 3
+    assert len({learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums}) == 3
 
 
 def test_the_schedule_is_part_of_the_learning(base: Base):
@@ -134,7 +137,7 @@ def test_the_schedule_is_part_of_the_learning(base: Base):
     bases = [base, small_base("epsilon"), small_base()]
     bases[2].schedule = replace(base.schedule, alphas_cumprod=base.schedule.alphas_cumprod**2)
     assert len({each.fingerprint for each in bases}) == 1
-    keys = {learning_key(each, Museum(base.fingerprint), small_concept(), PLAIN) for each in bases}
+    keys = {learning_key(each, Museum(base.fingerprint), [small_concept()], PLAIN) for each in bases}
     assert len(keys) == 3
 
 
@@ -144,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(base: Base):
     with pytest.raises(
         LearningError, match=r"'<one>' stopped at step 2: the loss \(diffusion\).*lower learning rate"
     ) as stop:
-        learn(base, Museum(base.fingerprint), small_concept(), recipe, report=lambda p: heard.append(p.snapshot()))
+        taught(base, Museum(base.fingerprint), small_concept(), recipe, report=lambda p: heard.append(p.snapshot()))
     state = stop.value.state
     assert state.step == len(heard) == 1
     assert state.losses == heard[0].losses and all(loss < float("inf") for loss in state.losses)
@@ -156,7 +159,7 @@ def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
     concept = small_concept()
     concept.pictures.mul_(1e30)
     with pytest.raises(LearningError, match=r"stopped at step 1: the loss \(diffusion\)") as stop:
-        learn(base, Museum(base.fingerprint), concept, short())
+        taught(base, Museum(base.fingerprint), concept, short())
     assert stop.value.state.step == 0 and stop.value.state.losses == ()
 
 
@@ -177,6 +180,6 @@ class NormOfDeltas:
 def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base, precision: str):
     recipe = short(NormOfDeltas(), precision=precision)
     with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is no finite number") as stop:
-        learn(base, Museum(base.fingerprint), small_concept(), recipe)
+        taught(base, Museum(base.fingerprint), small_concept(), recipe)
     assert stop.value.state.step == 0
     assert all(tensor.isfinite().all() for tensor in stop.value.state.tensors.values())

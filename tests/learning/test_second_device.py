@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clora_core.learning.effect import effect
-from clora_core.learning.learn import Progress, learn
+from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.state import LearningState
 from clora_core.method.recipe import RECIPES, Recipe
 from clora_core.model.sampling import Sampling, sample
@@ -19,7 +19,7 @@ from clora_core.report import Looks, reviewed
 from tests.families import FAMILIES
 from tests.saved_models import saved_model
 from tests.second_device import MISSING, own_process, second_device
-from tests.small import C_LORA, LATENT_SHAPE, same_bits, short, small_concept, small_starter, tensors_of
+from tests.small import C_LORA, LATENT_SHAPE, same_bits, short, small_concept, small_starter, taught, tensors_of
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 Device = str | torch.device
@@ -60,12 +60,12 @@ def recipe_of(method: str) -> Recipe:
     return dataclasses.replace(RECIPES[method], rank=min(2, RECIPES[method].rank), batch_size=2, **GENTLY)
 
 
-def taught(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
+def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
     """Two concepts learned one after another: every step's diffusion loss, and a picture of the first, as numbers."""
     museum, losses = Museum(base.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
         concept = small_concept(word, seed=number)
-        museum = learn(
+        museum = taught(
             base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"])
         )
     assert {tensor.device.type for tensor in tensors_of(museum).values()} == {"cpu"}
@@ -77,11 +77,11 @@ def taught(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
 
 def taught_there(make: Callable[[Device], DiffusersBase], recipe: Recipe) -> tuple[list[float], Any]:
     with second_device() as device:
-        return taught(make(device), recipe)
+        return learned_and_seen(make(device), recipe)
 
 
 def compare(elsewhere: Elsewhere, make: Callable[[Device], DiffusersBase], recipe: Recipe) -> None:
-    losses, picture = taught(make("cpu"), recipe)
+    losses, picture = learned_and_seen(make("cpu"), recipe)
     found, seen = elsewhere(taught_there, make, recipe)
     assert found == pytest.approx(losses, rel=1e-4)
     assert seen == pytest.approx(picture, abs=1e-2)
@@ -107,11 +107,11 @@ def goes_on() -> None:
         def keep(progress: Progress) -> None:
             states.append(progress.snapshot())
 
-        whole = learn(base, Museum(base.fingerprint), concept, recipe, report=keep)
+        whole = taught(base, Museum(base.fingerprint), concept, recipe, report=keep)
         assert {tensor.device.type for tensor in states[1].tensors.values()} == {"cpu"}
-        resumed = learn(base, Museum(base.fingerprint), concept, recipe, resume=states[1])
+        resumed = taught(base, Museum(base.fingerprint), concept, recipe, resume=states[1])
         assert same_bits(resumed, whole)
-        both = learn(base, whole, small_concept("<two>"), recipe, companions=[small_concept("<three>", seed=1)])
+        both = taught(base, whole, small_concept("<two>"), recipe, companions=[small_concept("<three>", seed=1)])
         assert both.words == ("<one>", "<three>", "<two>")
 
 
@@ -123,8 +123,9 @@ def measured(base: DiffusersBase) -> list[float]:
     """What a learning did, and what a report says."""
     recipe, museum = short(C_LORA, **GENTLY), Museum(base.fingerprint)
     for number, word in enumerate(("<one>", "<two>")):
-        museum = learn(base, museum, small_concept(word, seed=number), recipe)
-    found = effect(base, museum.only(["<one>"]), museum.exhibits[-1], small_concept("<two>", seed=1), recipe)
+        museum = taught(base, museum, small_concept(word, seed=number), recipe)
+    learning = Learning(base, museum.only(["<one>"]), (small_concept("<two>", seed=1),), recipe)
+    found = effect(learning, museum.exhibits[-1])
     seen = reviewed(base, museum, Looks(pictures=1, everyday=1, steps=1), latent_shape=LATENT_SHAPE)
     return [found.loss_before, found.loss_after, *found.moved.values(), *found.overlap.values(), *seen.forgetting]
 

@@ -5,7 +5,6 @@ import torch
 
 from clora_core.errors import ConceptError, LearningError, RecipeError
 from clora_core.learning.directions import free_directions, quiet_directions
-from clora_core.learning.learn import learn
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import Trained, start
 from clora_core.method.objective import diffusion_loss
@@ -14,7 +13,7 @@ from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.low_rank import LowRank, concatenated
 from clora_core.museum.museum import Museum
-from tests.small import bits, museum_of, predictions, short, small_concept, tensors_of
+from tests.small import bits, museum_of, predictions, short, small_concept, taught, tensors_of
 
 SHARED = {"over": "the last delta"}
 
@@ -22,7 +21,7 @@ SHARED = {"over": "the last delta"}
 def ended(base: Base, museum: Museum, word: str, recipe: Recipe, **more) -> tuple[Museum, Trained]:
     """The museum after one more learning, and what it trained as it was in the end."""
     seen: list[Trained] = []
-    museum = learn(
+    museum = taught(
         base, museum, small_concept(word, **more), recipe, report=lambda progress: seen.append(progress.trained)
     )
     return museum, seen[-1]
@@ -33,7 +32,7 @@ def test_a_shared_delta_is_trained_on_and_the_exhibits_sum_up_to_it(base: Base):
     for number, word in enumerate(("<one>", "<two>", "<three>")):
         recipe = short(**SHARED)
         if before is not None:
-            begun = start(base, small_concept(word), recipe, museum)
+            begun = start(base, [small_concept(word)], recipe, museum)
             for projection, delta in begun.deltas.items():
                 assert torch.equal(delta.up, before.deltas[projection].up)
                 assert torch.equal(delta.down, before.deltas[projection].down)
@@ -48,9 +47,9 @@ def test_training_on_sees_the_model_as_the_museum_shows_it(base: Base):
     museum, _ = ended(base, museum, "<one>", short(**SHARED))
     losses: list[float] = []
     recipe, concept = short(**SHARED, steps=1), small_concept("<two>", seed=4)
-    learn(base, museum, concept, recipe, report=lambda progress: losses.append(progress.loss))
+    taught(base, museum, concept, recipe, report=lambda progress: losses.append(progress.loss))
     with attached(base, museum.dense()), torch.no_grad():
-        word = start(base, concept, recipe, museum)
+        word = start(base, [concept], recipe, museum)
         step = Lesson.prepared(base, concept, recipe).step(0, word)
         expected = diffusion_loss(step, base.schedule).item()
     assert losses == pytest.approx([expected], rel=1e-5)
@@ -59,7 +58,7 @@ def test_training_on_sees_the_model_as_the_museum_shows_it(base: Base):
 def test_a_shared_delta_keeps_its_rank(base: Base):
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", short(**SHARED))
     with pytest.raises(RecipeError, match="has rank 2; it cannot go on with rank 3"):
-        learn(base, museum, small_concept("<two>"), short(**SHARED, rank=3))
+        taught(base, museum, small_concept("<two>"), short(**SHARED, rank=3))
 
 
 def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base):
@@ -118,7 +117,7 @@ def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
     recipe, concept = short(down="identity", rank=1, steps=4, weight_decay=0.01), small_concept()
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", recipe)
     dense = {p: torch.zeros(p.shape, requires_grad=True) for p in base.modules}
-    word = start(base, concept, recipe, Museum(base.fingerprint))
+    word = start(base, [concept], recipe, Museum(base.fingerprint))
     groups = [
         {"params": list(dense.values()), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
         {"params": list(word.vectors.values()), "lr": recipe.token_learning_rate, "weight_decay": 0.0},
@@ -140,7 +139,7 @@ def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
 def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, base: Base):
     museum = museum_of(base, "<old>", recipe=short(**numbers))
     before, answers = bits(tensors_of(museum)), predictions(base)
-    again = [learn(base, museum, small_concept("<new>"), short(**numbers)) for _ in range(2)]
+    again = [taught(base, museum, small_concept("<new>"), short(**numbers)) for _ in range(2)]
     assert bits(tensors_of(museum)) == before
     assert bits(tensors_of(again[0])) == bits(tensors_of(again[1]))
     assert torch.equal(predictions(base), answers)
@@ -153,13 +152,13 @@ def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, bas
 def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
     one, two = small_concept("<one>"), small_concept("<two>", seed=1, count=3)
     recipe = short(steps=4)
-    museum = learn(base, Museum(base.fingerprint), two, recipe, companions=[one])
+    museum = taught(base, Museum(base.fingerprint), two, recipe, companions=[one])
     assert museum.words == ("<one>", "<two>")
     assert [exhibit.rank for exhibit in museum.exhibits] == [0, 2]
     # The same by hand: one pair of factors, two words, a batch of each in turn.
-    trained = start(base, two, recipe, Museum(base.fingerprint), [one])
+    trained = start(base, [one, two], recipe, Museum(base.fingerprint))
     factors = [factor for delta in trained.deltas.values() for factor in (delta.up, delta.down)]
-    words = [*trained.vectors.values(), *trained.companions["<one>"].values()]
+    words = [value for vectors in trained.vectors.values() for value in vectors.values()]
     groups = [{"params": factors, "lr": recipe.learning_rate}, {"params": words, "lr": recipe.token_learning_rate}]
     adamw = torch.optim.AdamW(groups, weight_decay=0.0)
     lessons = [Lesson.prepared(base, each, recipe) for each in (one, two)]
@@ -178,7 +177,7 @@ def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
 
 def test_what_is_shared_cannot_act_at_the_word_of_one(base: Base):
     with pytest.raises(LearningError, match="cannot act at the word of one"):
-        learn(
+        taught(
             base,
             Museum(base.fingerprint),
             small_concept("<two>"),
@@ -187,4 +186,4 @@ def test_what_is_shared_cannot_act_at_the_word_of_one(base: Base):
         )
     with pytest.raises(ConceptError, match="already names"):
         museum = museum_of(base, "<one>")
-        learn(base, museum, small_concept("<two>"), short(), companions=[small_concept("<one>")])
+        taught(base, museum, small_concept("<two>"), short(), companions=[small_concept("<one>")])

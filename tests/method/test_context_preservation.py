@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from clora_core.errors import RecipeError
-from clora_core.learning.learn import learn
 from clora_core.method.regularizers import ContextPreservation
 from clora_core.method.regularizers.context_preservation import moved, statistics
 from clora_core.method.step import Setting
@@ -17,7 +16,7 @@ from clora_core.model.concept import ConceptToken
 from clora_core.model.projections import Projection
 from clora_core.model.text_states import AT_ONCE, moment_of, text_states
 from clora_core.museum.museum import Museum
-from tests.small import museum_of, random_deltas, short, small_concept, step_with
+from tests.small import museum_of, random_deltas, short, small_concept, step_with, taught
 
 
 def setting_of(base: Base, museum: Museum) -> Setting:
@@ -91,7 +90,7 @@ def test_learning_with_it_moves_old_prompts_no_further_than_its_last_value_says(
     for weight in (0.0, 100.0):
         losses: list[float] = []
         recipe = short(ContextPreservation(weight), steps=12, clip_norm=100.0)
-        after = learn(
+        after = taught(
             base,
             museum,
             small_concept("<new>", seed=3),

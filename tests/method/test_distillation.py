@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from clora_core.errors import RecipeError
-from clora_core.learning.learn import learn
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start
 from clora_core.method.recipe import Recipe
@@ -13,14 +12,14 @@ from clora_core.method.step import Setting
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.museum.museum import Museum, shown
-from tests.small import museum_of, random_deltas, short, small_concept
+from tests.small import museum_of, random_deltas, short, small_concept, taught
 
 PROMPT = "a photo of <old>"
 
 
 def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_new_deltas(base: Base):
     museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short()
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     deltas = random_deltas(base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, museum.dense()):
         step = lesson.step(0, trained)
@@ -40,7 +39,7 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
 def test_every_noisy_picture_is_asked_with_a_prompt_of_its_own_drawn_anew_each_step(base: Base):
     """The term is the mean of what moved for each picture's own prompt; twelve batches of two meet all four pairs."""
     museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short(batch_size=2)
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     prompts = [PROMPT, "a photo of a cat"]
     with base.learning(precision="fp32", checkpointing=False):
         steps = [lesson.step(number, trained) for number in range(12)]
@@ -78,7 +77,7 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
             return base.predict(latents, times, base.encode_prompts([PROMPT] * 4, of.tokens))
 
     def moved_by(weight: float) -> float:
-        after = learn(base, museum, concept, short(Distillation(weight), steps=10, clip_norm=100.0))
+        after = taught(base, museum, concept, short(Distillation(weight), steps=10, clip_norm=100.0))
         return (answers(after) - answers(museum)).square().mean().item()
 
     assert moved_by(100.0) < 0.3 * moved_by(0.0)

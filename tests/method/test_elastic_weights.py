@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from clora_core.errors import RecipeError
-from clora_core.learning.learn import learn
 from clora_core.method.regularizers import ElasticWeights
 from clora_core.method.regularizers.elastic_weights import fisher_information, relative_weight
 from clora_core.model.attach import attached
@@ -14,7 +13,7 @@ from clora_core.model.projections import Projection
 from clora_core.model.sampling import Sampling, sampled_latents
 from clora_core.museum.museum import Museum
 from clora_core.seeds import seeded
-from tests.small import LATENT_SHAPE, bits, museum_of, setting_with, short, small_concept, step_with, tensors_of
+from tests.small import LATENT_SHAPE, bits, museum_of, setting_with, short, small_concept, step_with, taught, tensors_of
 
 
 def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
@@ -80,7 +79,7 @@ def test_learning_with_it_is_the_same_every_time_and_moves_important_weights_les
     learned = {}
     for weight in (0.0, 1000.0):
         recipe = short(ElasticWeights(weight), down=down, steps=6, clip_norm=100.0)
-        learned[weight] = [learn(base, museum, small_concept("<new>", seed=3), recipe) for _ in range(2)]
+        learned[weight] = [taught(base, museum, small_concept("<new>", seed=3), recipe) for _ in range(2)]
         assert bits(tensors_of(learned[weight][0])) == bits(tensors_of(learned[weight][1]))
     sizes = {
         weight: sum(float(delta.dense().square().sum()) for delta in found[0].exhibits[-1].deltas.values())
@@ -92,7 +91,7 @@ def test_learning_with_it_is_the_same_every_time_and_moves_important_weights_les
 def test_the_first_concept_costs_nothing(base: Base):
     heard: list[float] = []
     recipe = short(ElasticWeights())
-    learn(
+    taught(
         base,
         Museum(base.fingerprint),
         small_concept(),

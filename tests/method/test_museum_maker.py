@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from clora_core.errors import RecipeError
-from clora_core.learning.learn import learn
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start
 from clora_core.method.objective import diffusion_loss
@@ -29,6 +28,7 @@ from tests.small import (
     small_base,
     small_concept,
     step_with,
+    taught,
     tensors_of,
 )
 
@@ -64,7 +64,7 @@ def test_the_clean_picture_comes_back_from_a_perfect_prediction(prediction: str)
 @pytest.mark.parametrize(("of", "temperature"), [("picture", 1.5), ("noise", 0.05)])
 def test_style_distillation_is_its_equation(of: str, temperature: float, base: Base):
     concept, recipe = small_concept(), short()
-    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, concept, recipe, Museum(base.fingerprint))
+    lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     mean = lesson.latents[0].mean(0)
     setting = setting_with({}, base=base, latents=lesson.latents[0])
     with base.learning(precision="fp32", checkpointing=False):
@@ -86,7 +86,7 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
                 expected.append(naive_divergence(said, other[0], temperature))
         assert value.item() == pytest.approx(2 * sum(expected) / len(expected), rel=1e-3)
         value.backward()
-    assert all(vectors.grad.abs().max() > 0 for vectors in trained.vectors.values())
+    assert all(vectors.grad.abs().max() > 0 for vectors in trained.token(concept.word).vectors.values())
 
 
 def test_weight_direction_is_one_minus_the_cosine_of_the_dense_matrices(base: Base):
@@ -102,11 +102,11 @@ def test_weight_direction_is_one_minus_the_cosine_of_the_dense_matrices(base: Ba
 
 
 def test_weight_direction_keeps_a_shared_delta_from_turning(base: Base):
-    museum = learn(base, Museum(base.fingerprint), small_concept("<old>"), short(over="the last delta", steps=6))
+    museum = taught(base, Museum(base.fingerprint), small_concept("<old>"), short(over="the last delta", steps=6))
     turned = {}
     for weight in (0.0, 1000.0):
         recipe = short(WeightDirection(weight), over="the last delta", steps=10, clip_norm=1000.0)
-        after = learn(base, museum, small_concept("<new>", seed=4), recipe).dense()
+        after = taught(base, museum, small_concept("<new>", seed=4), recipe).dense()
         before = museum.dense()
         cosines = [torch.cosine_similarity(after[p].flatten(), before[p].flatten(), dim=0) for p in before]
         turned[weight] = 1 - sum(float(value) for value in cosines) / len(cosines)
@@ -124,7 +124,7 @@ def test_the_whole_recipe_teaches_one_style_after_another(base: Base):
     assert torch.equal(predictions(base), answers)
     concept = Concept("<three>", small_concept().pictures, kind="style")
     heard: list[dict] = []
-    learn(base, museum, concept, recipe, report=lambda progress: heard.append(dict(progress.losses)))
+    taught(base, museum, concept, recipe, report=lambda progress: heard.append(dict(progress.losses)))
     assert set(heard[0]) == {"diffusion", "style_distillation", "weight_direction", "distillation"}
     assert heard[0]["weight_direction"] == pytest.approx(0, abs=1e-6) and heard[0]["distillation"] < 1e-10
     assert heard[-1]["weight_direction"] > 0 and heard[-1]["distillation"] > 0
@@ -135,9 +135,9 @@ def test_training_on_begins_where_the_museum_stands(base: Base):
     recipe = recipe_named("museum-maker", rank=2, steps=1, batch_size=2, learning_rate=1e-2)
     museum = museum_of(base, "<one>", recipe=recipe)
     concept, losses = small_concept("<two>", seed=5), []
-    learn(base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"]))
+    taught(base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"]))
     with shown(base, museum.dense()), torch.no_grad():
-        step = Lesson.prepared(base, concept, recipe).step(0, start(base, concept, recipe, museum))
+        step = Lesson.prepared(base, concept, recipe).step(0, start(base, [concept], recipe, museum))
         assert losses == pytest.approx([diffusion_loss(step, base.schedule).item()], rel=1e-5)
 
 

@@ -173,7 +173,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
     recipe, concept = short(), small_concept()
     past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = moved(start(base, concept, recipe, Museum(base.fingerprint)))
+    trained = moved(start(base, [concept], recipe, Museum(base.fingerprint)))
     old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
         token = trained.token(concept.word)
@@ -204,7 +204,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
 def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], base: Base):
     recipe, concept = short(), small_concept()
     lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, concept, recipe, Museum(base.fingerprint))
+    trained = start(base, [concept], recipe, Museum(base.fingerprint))
     with base.learning(precision="fp32", checkpointing=False):
         token = trained.token(concept.word)
         setting = Setting(base, concept, {}, (), (), nullcontext, lambda: lesson.reference_loss(token))

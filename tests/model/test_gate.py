@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from clora_core.learning.learn import learn
 from clora_core.method.recipe import Recipe
 from clora_core.model.attach import attached
 from clora_core.model.attachment import Gate
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.museum.museum import Exhibit, Museum, shown
-from tests.small import LATENT_SHAPE, museum_of, predictions, random_deltas, short, small_concept
+from tests.small import LATENT_SHAPE, museum_of, predictions, random_deltas, short, small_concept, taught
 
 PROMPTS = ["a photo of <one> in the snow", "<one> and a cat and <one>", "a photo of a cat"]
 
@@ -77,7 +76,7 @@ def test_learning_word_gated_forgets_nothing_at_all(base: Base):
     with shown(base, museum.dense(), museum.gated):
         before, plain = answers(base, prompt, list(museum.tokens)), predictions(base)
     assert torch.equal(plain, predictions(base)), "prompts without a word are the base's own"
-    longer = learn(base, museum, small_concept("<two>", seed=9), recipe)
+    longer = taught(base, museum, small_concept("<two>", seed=9), recipe)
     with shown(base, longer.dense(), longer.gated):
         assert torch.equal(answers(base, prompt, list(longer.tokens)), before)
         assert torch.equal(predictions(base), plain)

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from clora_core.errors import ConceptError
-from clora_core.learning.learn import learn
 from clora_core.learning.start import start_vectors
 from clora_core.method.regularizers import ContextPreservation, SelfRegularization
 from clora_core.model.base import Base, Conditioning
@@ -16,7 +15,7 @@ from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum, shown
 from clora_core.over_diffusers import prompts
 from tests.families import SMALL, build_unet
-from tests.small import LATENT_SHAPE, bits, predictions, short, small_concept, tensors_of
+from tests.small import LATENT_SHAPE, bits, predictions, short, small_concept, taught, tensors_of
 
 LAYERS, WIDTH = 6, 128
 PROMPTS = ["a photo of <deep> and a cat", "a cat", "<deep>, <flat>"]
@@ -117,8 +116,8 @@ def test_each_cross_attention_reads_its_own_layer(base: Base, words: tuple[Conce
 def test_learning_moves_every_layer_by_itself(checkpointing: bool, base: Base):
     before = predictions(base)
     recipe = short(SelfRegularization(), ContextPreservation(), layer_wise=True, checkpointing=checkpointing)
-    museum = learn(base, Museum(base.fingerprint), small_concept("<one>", vectors=2), recipe)
-    museum = learn(base, museum, small_concept("<two>", seed=1), recipe)
+    museum = taught(base, Museum(base.fingerprint), small_concept("<one>", vectors=2), recipe)
+    museum = taught(base, museum, small_concept("<two>", seed=1), recipe)
     for exhibit, count in zip(museum.exhibits, (2, 1), strict=True):
         vectors = exhibit.token.vectors["clip_l"]
         assert vectors.shape == (LAYERS, count, WIDTH)
@@ -131,7 +130,7 @@ def test_learning_moves_every_layer_by_itself(checkpointing: bool, base: Base):
 
 def test_checkpoints_change_nothing(base: Base):
     found = [
-        learn(
+        taught(
             base,
             Museum(base.fingerprint),
             small_concept(),
@@ -141,7 +140,7 @@ def test_checkpoints_change_nothing(base: Base):
     ]
     for name, value in tensors_of(found[0]).items():
         torch.testing.assert_close(tensors_of(found[1])[name], value, rtol=1e-3, atol=1e-5)
-    again = learn(base, Museum(base.fingerprint), small_concept(), short(layer_wise=True, steps=2))
+    again = taught(base, Museum(base.fingerprint), small_concept(), short(layer_wise=True, steps=2))
     assert bits(tensors_of(again)) == bits(tensors_of(found[0]))
 
 

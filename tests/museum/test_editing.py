@@ -50,7 +50,7 @@ def test_only_whole_words_of_a_prompt_are_renamed():
 def test_a_word_is_renamed_in_the_prompts_of_others_too():
     """Which later concepts leave alone: a word that nobody knows any more would be protected in vain."""
     beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
-    after = renamed(museum().with_exhibit(beside), "<my-cat>", "<tom>")
+    after = renamed(museum().with_exhibits(beside), "<my-cat>", "<tom>")
     assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
 
 
@@ -120,7 +120,7 @@ def test_merging_adds_the_others_at_the_end_and_loses_nothing(tmp_path):
 
 def test_what_two_museums_have_in_common_stands_in_both_once():
     """Two branches that were taught on from the same beginning."""
-    branch = museum().with_exhibit(exhibit("<new>", projections("sd15"), seed=9))
+    branch = museum().with_exhibits(exhibit("<new>", projections("sd15"), seed=9))
     assert merged(museum(), branch).words == merged(branch, museum()).words == branch.words
 
 

@@ -266,7 +266,7 @@ def test_each_lora_says_its_own_loss(tmp_path):
 
 
 def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
-    layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
+    layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     exported = export(layered, tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
     assert set(exported.left_out) == {"<deep>"} and "16 embeddings, one per layer" in exported.left_out["<deep>"]
@@ -281,7 +281,7 @@ def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
 def test_what_acts_at_its_word_only_is_left_out_and_said(tmp_path):
     """Other programs would apply it everywhere."""
     shy = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
-    exported = export(museum().with_exhibit(shy), tmp_path / "all")
+    exported = export(museum().with_exhibits(shy), tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
     assert set(exported.left_out) == {"<shy>"} and "acts at its word only" in exported.left_out["<shy>"]
     for one, other in zip(exported.files, plain.files, strict=True):
@@ -289,11 +289,11 @@ def test_what_acts_at_its_word_only_is_left_out_and_said(tmp_path):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     for for_diffusers in (False, True):
         with pytest.raises(MuseumError, match="'<shy>' acts at its word only"):
-            export_lora(museum().with_exhibit(shy), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
+            export_lora(museum().with_exhibits(shy), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
 
 
 def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsys):
-    layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
+    layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     save_museum(layered, tmp_path / "zoo.safetensors")
     command = ["export", str(tmp_path / "zoo.safetensors"), "--to", str(tmp_path / "out"), "--rank", "2"]
     assert main(command) == 0
@@ -306,7 +306,7 @@ def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsy
 
 
 def test_export_says_what_it_cannot_do(tmp_path):
-    layered = museum().with_exhibit(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
+    layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     for attempt, rule in (
         (lambda: export(layered, tmp_path, words=["<ink>", "<deep>"]), "<deep>.*one per layer"),
         (lambda: export(museum(), tmp_path, rank=0), "rank is 0"),

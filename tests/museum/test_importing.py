@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clora_core.errors import CLoRAError, ConceptError, MuseumError
-from clora_core.learning.learn import learn
 from clora_core.museum.file import export, imported, load_museum, read_embedding, read_lora, save_museum
 from clora_core.museum.museum import Museum
 from tests.families import FAMILIES, small_pipeline
 from tests.museums import assert_same, exhibit, museum, projections, replace_somewhere
-from tests.small import C_LORA, bits, short, small_concept, tensors_of
+from tests.small import C_LORA, bits, short, small_concept, taught, tensors_of
 
 WORDS = {"sd15": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
@@ -205,7 +204,7 @@ def test_what_is_exported_comes_back(tmp_path):
         lora, vectors = loras.get(path.stem), read_embedding(path)
         if lora:
             assert torch.equal(lora.bundled[shown.word]["clip_l"], vectors["clip_l"])
-        again = again.with_exhibit(imported(whole.base, shown.word, vectors, lora, known=projections("sd15")))
+        again = again.with_exhibits(imported(whole.base, shown.word, vectors, lora, known=projections("sd15")))
     assert bits(tensors_of(again)) == bits(tensors_of(whole))
     assert again.exhibits[0].prompt == "a photo of <my-cat>" and again.exhibits[0].recipe.method == "imported"
     save_museum(again, tmp_path / "again.safetensors")
@@ -260,7 +259,7 @@ def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):
     whole = Museum(base.fingerprint, (brought,))
     kept = bits(tensors_of(whole))
     penalties = []
-    learned = learn(
+    learned = taught(
         base,
         whole,
         small_concept("<new>"),
@@ -270,5 +269,5 @@ def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):
     assert learned.words == ("<old>", "<new>")
     assert bits(tensors_of(learned.only(["<old>"]))) == kept
     assert penalties[0] == 0 < penalties[-1]
-    alone = learn(base, Museum(base.fingerprint), small_concept("<new>"), short(C_LORA, steps=2))
+    alone = taught(base, Museum(base.fingerprint), small_concept("<new>"), short(C_LORA, steps=2))
     assert not alone.exhibits[0].same_as(learned.exhibits[1])

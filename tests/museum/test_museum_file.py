@@ -36,7 +36,7 @@ def test_an_empty_museum_can_be_saved(tmp_path):
 
 def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
     layered = exhibit("<deep>", projections("sd15"), seed=9, layers=16, words=2)
-    before = museum().with_exhibit(layered)
+    before = museum().with_exhibits(layered)
     save_museum(before, tmp_path / "a.safetensors")
     assert_same(before, load_museum(tmp_path / "a.safetensors"))
     tensors = load_file(tmp_path / "a.safetensors")

@@ -6,13 +6,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from clora_core.learning.learn import learn
 from clora_core.method.regularizers.protocol import Term
 from clora_core.method.step import Setting
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept, ConceptToken
 from clora_core.museum.museum import BESIDE, Exhibit, Museum
-from tests.small import short, small_concept
+from tests.small import short, small_concept, taught
 
 CAPTIONS = ("a {word} style picture of a cat", "a {word} style picture of a dog", "a {word} style picture of a cat")
 
@@ -72,5 +71,5 @@ class Listening:
 def test_the_terms_of_the_loss_get_them(base: Base):
     held, heard = museum(base, ("<old>", "style", "a <old> style picture")), []
     concept = Concept("<new>", small_concept(count=3).pictures, "style", captions=CAPTIONS)
-    learn(base, held, concept, short(Listening(heard), steps=1))
+    taught(base, held, concept, short(Listening(heard), steps=1))
     assert heard[0].beside == held.prompts_beside(concept) != heard[0].old_prompts == held.prompts

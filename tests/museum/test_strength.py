@@ -8,13 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from clora_core.errors import MuseumError
-from clora_core.learning.learn import learn, learning_key
+from clora_core.learning.key import learning_key
 from clora_core.model.low_rank import LowRank
 from clora_core.museum.editing import with_strength
 from clora_core.museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, museum, taken_apart, with_inner
-from tests.small import C_LORA, museum_of, short, small_concept
+from tests.small import C_LORA, museum_of, short, small_concept, taught
 
 STRENGTHS = {"<my-cat>": 0.3, "<ink>": -1.7, "<bär>": 0.0}
 
@@ -174,7 +174,7 @@ def test_what_is_learned_next_stands_on_what_is_shown(base):
     scaled = {projection: delta.scaled(0.25) for projection, delta in one.deltas.items()}
     by_hand = dataclasses.replace(whole, exhibits=(dataclasses.replace(one, deltas=scaled), whole.exhibits[1]))
     recipe = short(C_LORA, steps=2)
-    learned = [learn(base, past, small_concept("<three>"), recipe).exhibits[-1] for past in (weaker, by_hand, whole)]
+    learned = [taught(base, past, small_concept("<three>"), recipe).exhibits[-1] for past in (weaker, by_hand, whole)]
     assert learned[0].same_as(learned[1]) and not learned[0].same_as(learned[2])
-    keys = [learning_key(base, past, small_concept("<three>"), recipe) for past in (weaker, by_hand, whole)]
+    keys = [learning_key(base, past, [small_concept("<three>")], recipe) for past in (weaker, by_hand, whole)]
     assert keys[0] == keys[1] != keys[2]

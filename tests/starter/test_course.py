@@ -11,7 +11,6 @@ from clora_core.bench.hypotheses import HYPOTHESES
 from clora_core.bench.methods import check_method, is_joint, varied
 from clora_core.cli import main
 from clora_core.errors import RecipeError
-from clora_core.learning.learn import learn
 from clora_core.measure import kernel_distance
 from clora_core.method.recipe import RECIPES
 from clora_core.model.concept import ConceptToken
@@ -22,6 +21,7 @@ from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
 from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
 from clora_core.starter.subjects import EVERYBODY, SPARE_STYLES, STYLES
+from tests.small import taught
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch:
 @pytest.mark.slow
 def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
     recipe = starter_recipe("word-gated", seed=0, steps=200)
-    museum = learn(base, Museum(base.fingerprint), concept_of("blueprint", 16, seed=0, vectors=2), recipe)
+    museum = taught(base, Museum(base.fingerprint), concept_of("blueprint", 16, seed=0, vectors=2), recipe)
     sight = examiner.look(museum, "blueprint", count=24)
     assert sight.alignment >= 0.5 and sight.attributes >= 0.3, "chance is 0.1"
 
