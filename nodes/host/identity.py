@@ -1,14 +1,12 @@
 """Tell models apart beyond their fingerprint: other text encoders and VAEs, LoRAs and settings put on beforehand.
 
-What is learned depends on all of that, so a result may only be taken from the store where all of it is the same.
-Most settings are functions that ComfyUI calls while the model runs, so what these hold on to is read as well.
+What is learned depends on all of that, so a result may only be taken from the store where all of it is the same. LoRAs
+and other values are read. A patch that is a function is not: what it holds on to cannot be known, so nothing is kept.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Iterator, Mapping, Sequence
 
 import comfy.model_patcher
 import comfy.sd
@@ -17,6 +15,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from ...clora_core.model.concept import ConceptToken
 from .words import known_words
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
@@ -26,7 +25,7 @@ PUT_ON = (
 )
 SAMPLES = 16  # numbers read of every weight
 MOST = 100_000  # values read of what is put on a model
-DEEPEST = 100
+DEEPEST = 50
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +40,13 @@ def identity(model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE) -> str
         digest.add(known_words(clip))
         digest.add(model.get_model_object("model_sampling").sigmas.cpu())
     except _UnreadableError as error:
-        log.warning("C-LoRA: what is put on this model cannot be told from other settings of it (%s).", error)
+        log.warning("C-LoRA: nothing is kept, since what another node put on this model cannot be read (%s).", error)
         return None
     return digest.hash.hexdigest()
 
 
 class _UnreadableError(Exception):
-    """A value holds more than it shows."""
+    """A value may hold more than it shows."""
 
 
 class _Digest:
@@ -55,106 +54,66 @@ class _Digest:
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        self._open: list[int] = []  # what is being read, from the outside in
         self._left = MOST
-        self._own: dict[int, str] = {}  # modules whose weights are read anyhow
 
-    def add(self, value: object) -> None:
-        """Raises _UnreadableError for what shows nothing of its state, such as a generator or a lock."""
-        if id(value) in self._open:
-            return self._say("above", len(self._open) - self._open.index(id(value)))
+    def add(self, value: object, depth: int = 0) -> None:
+        """Raises _UnreadableError for all that is no plain value, such as a function."""
         self._left -= 1
-        if self._left < 0 or len(self._open) > DEEPEST:
+        if self._left < 0 or depth > DEEPEST:
             raise _UnreadableError(f"more than {MOST} values, or deeper than {DEEPEST}")
-        self._open.append(id(value))
-        self._read(value)
-        self._open.pop()
-
-    def _read(self, value: object) -> None:
         self._say("ModelPatcher" if isinstance(value, ModelPatcher) else type(value).__qualname__)  # of any kind
         match value:
-            case None | bool() | int() | float() | complex() | str() | bytes():
+            case None | bool() | int() | float() | str():
                 self._say(repr(value))
             case Tensor() if type(value) in (Tensor, Parameter):
                 self._say(value.dtype, tuple(value.shape))
                 self.hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            case dict():
-                self._all(part for item in value.items() for part in item)
+            case Mapping():
+                self._all([part for item in value.items() for part in item], depth)
             case list() | tuple():
-                self._all(value)
+                self._all(value, depth)
             case set() | frozenset():
-                self._say(*sorted(_digest_of(part) for part in value))
+                self._all(sorted(map(str, value)), depth)
             case ModelPatcher():
-                self._patcher(value)
+                self._patcher(value, depth)
             case WeightAdapterBase() if type(value).__module__.startswith("comfy.weight_adapter."):
-                self._all([value.name, value.weights])  # not the keys of the whole file that it came from
-            case Module() if id(value) in self._own:
-                self._say(self._own[id(value)])
-            case type() | ModuleType():
-                self._say(getattr(value, "__module__", ""), value.__name__)
-            case FunctionType():
-                kept = (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, vars(value))
-                self._all([value.__module__, value.__qualname__, *kept])
-            case CodeType():
-                self._all([value.co_code, value.co_consts, value.co_names])
-            case CellType():
-                self._all(_contents(value))
-            case MethodType():
-                self._all([value.__self__, value.__func__])
-            case partial():
-                self._all([value.func, value.args, value.keywords])
+                self._all([value.name, value.weights], depth)  # not the keys of the whole file that it came from
+            case Module() if type(value).__module__.startswith("comfy"):
+                own = {
+                    name: part for name, part in vars(value).items() if name != "training" and not name.startswith("_")
+                }
+                self._all([own, dict(value.named_buffers()), dict(value.named_parameters())], depth)
+            case ConceptToken():
+                self._all([value.word, value.vectors], depth)
             case _:
-                self._object(value)
+                raise _UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
-    def _patcher(self, patcher: ModelPatcher) -> None:
+    def _patcher(self, patcher: ModelPatcher, depth: int) -> None:
         for name, weight in _own_weights(patcher):
             flat = weight.detach().flatten()
             sampled = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to("cpu", torch.float32)
             stored = weight.dtype if weight.dim() else "scalar"  # of any dtype: newer ComfyUIs change it when they load
             self._say(name, stored, tuple(weight.shape), sampled.tolist())
-        self._own |= {id(module): name for name, module in patcher.model.named_modules()}
-        for kind in PUT_ON:
-            self.add({key: put_on for key, put_on in getattr(patcher, kind).items() if put_on})
-        self.add(patcher.model_options["transformer_options"])
+        put_on = [{key: kept for key, kept in getattr(patcher, kind).items() if kept} for kind in PUT_ON]
+        self._all([*put_on, patcher.model_options["transformer_options"]], depth)
 
-    def _object(self, value: object) -> None:
-        """Any other object, as `copy` would take it apart."""
-        try:
-            taken = value.__reduce_ex__(4)
-        except Exception as error:  # others' code, which may raise what it likes
-            raise _UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}: {error}") from error
-        if isinstance(taken, str):
-            self._say(taken)
-        else:
-            made_by, arguments, *state = taken
-            self._all([made_by, arguments, *(list(part) if isinstance(part, Iterator) else part for part in state)])
-
-    def _all(self, values: Iterable[object]) -> None:
-        parts = list(values)
-        self._say(len(parts))
-        for part in parts:
-            self.add(part)
+    def _all(self, values: Sequence[object], depth: int) -> None:
+        self._say(len(values))
+        for part in values:
+            self.add(part, depth + 1)
 
     def _say(self, *texts: object) -> None:
         self.hash.update("\0".join(map(str, texts)).encode() + b"\n")
 
 
-def _digest_of(value: object) -> str:
-    digest = _Digest()
-    digest.add(value)
-    return digest.hash.hexdigest()
-
-
-def _contents(cell: CellType) -> list[object]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # a variable that has no value yet
-        return []
-
-
 def _own_weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
-    """Every weight as it was loaded, also where a patch is merged into it just now."""
+    """Every weight as it was loaded, also where a patch is merged into it just now.
+
+    Without the noise schedule, which may be another clone's at the moment.
+    """
     for name, weight in patcher.model.state_dict().items():
+        if name.startswith("model_sampling."):
+            continue
         if name in patcher.hook_backup:
             weight = patcher.hook_backup[name][0]
         elif name in patcher.backup:

@@ -1,10 +1,5 @@
 """A result is taken from the store only for the same models with the same things put on them."""
 
-import threading
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -19,7 +14,6 @@ from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, view
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
-from torch import Tensor
 from torch.nn import Parameter
 
 from .models import Models, extra, random_museum, recipe, small_models, stock
@@ -27,29 +21,14 @@ from .models import Models, extra, random_museum, recipe, small_models, stock
 pytestmark = pytest.mark.usefixtures("own_results")
 FREE = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
 TILES = {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}
-FreeU, FreeU_V2 = extra("nodes_freelunch").FreeU, extra("nodes_freelunch").FreeU_V2
-STOCK = [
-    (FreeU, FREE, {"s2": 0.21}),
-    (FreeU_V2, FREE, {"b1": 1.0}),
-    (extra("nodes_hypertile").HyperTile, TILES, {"scale_depth": True}),
-    (extra("nodes_tomesd").TomePatchModel, {"ratio": 0.3}, {"ratio": 0.31}),
-]
+ModelSampling = extra("nodes_model_advanced").ModelSamplingDiscrete
+STOCK = [(extra("nodes_freelunch").FreeU, FREE), (extra("nodes_hypertile").HyperTile, TILES)]
 
 
 @pytest.fixture(scope="module")
 def starter() -> Models:
     with torch.inference_mode():
         return load_starter()
-
-
-def patched(model: ModelPatcher, patch: Callable) -> ModelPatcher:
-    clone = model.clone()
-    clone.set_model_output_block_patch(patch)
-    return clone
-
-
-def scaled(by: object) -> Callable:
-    return lambda h, skip, options: (h * (by if isinstance(by, float) else 1.0), skip)
 
 
 def taught(model: ModelPatcher, clip: Any, vae: Any) -> list[float]:
@@ -115,59 +94,12 @@ def test_a_model_whose_museum_is_taken_off_is_the_one_beneath(starter: Models):
     assert identity(*base_beneath(shown, speaking), vae) == identity(model, clip, vae)
 
 
-@pytest.mark.parametrize(("node", "given", "changes"), STOCK, ids=lambda value: getattr(value, "__name__", ""))
-def test_two_settings_of_a_stock_node_are_two_models(starter: Models, node: type, given: dict, changes: dict):
-    model, clip, vae = starter
-    found = [identity(stock(node, model=model, **given | change), clip, vae) for change in ({}, changes, {})]
-    assert found[0] == found[2] and None not in found
-    assert len({identity(model, clip, vae), *found}) == 3
-
-
 def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Models):
     model, clip, vae = starter
-    one, other = (stock(FreeU, model=model, **FREE | changes) for changes in ({}, {"b2": 1.4}))
-    losses = [taught(one, clip, vae), taught(other, clip, vae), taught(one, clip, vae)]
+    lower, higher = (stock(ModelSampling, model=model, sampling="v_prediction", zsnr=zsnr) for zsnr in (False, True))
+    losses = [taught(lower, clip, vae), taught(higher, clip, vae), taught(lower, clip, vae)]
     assert losses[0] == losses[2] != losses[1]
     assert results() == 2
-
-
-def test_a_patch_that_knows_its_model_is_read_however_the_model_is_loaded(starter: Models):
-    model, clip, vae = starter
-    knowing = patched(model, partial(scaled(1.0), model.model.diffusion_model, model))
-    before = identity(knowing, clip, vae)
-    comfy.model_management.load_models_gpu([view(model, clip, random_museum(HostBase(*starter), "<one>"))[0]])
-    assert before is not None and identity(knowing, clip, vae) == before
-    comfy.model_management.unload_all_models()
-
-
-UNLIKE = {
-    "numbers": (scaled(1.0), scaled(1.1)),
-    "tensors": (scaled(torch.zeros(99)), scaled(torch.eye(99)[7])),
-    "code": (lambda h, skip, options: (h, skip), lambda h, skip, options: (h, skip * 2)),
-    "arguments": (partial(print, 1), partial(print, 2)),
-    "objects": (SimpleNamespace(a=[{1}]).__eq__, SimpleNamespace(a=[{2}]).__eq__),
-    "files": (Path("a").exists, Path("b").exists),
-}
-
-
-@pytest.mark.parametrize("kind", UNLIKE)
-def test_functions_are_told_apart_by_what_they_hold_on_to(starter: Models, kind: str):
-    model, clip, vae = starter
-    found = [identity(patched(model, patch), clip, vae) for patch in UNLIKE[kind]]
-    assert len({identity(model, clip, vae), *found} - {None}) == 3
-
-
-def test_functions_that_hold_on_to_themselves_are_read(starter: Models):
-    model, clip, vae = starter
-
-    def endless(by: float) -> Callable:
-        def patch(h: Tensor, skip: Tensor, options: dict) -> tuple[Tensor, Tensor]:
-            return (patch and h * by), skip
-
-        return patch
-
-    found = [identity(patched(model, endless(by)), clip, vae) for by in (1.0, 1.1, 1.0)]
-    assert found[0] == found[2] != found[1]
 
 
 def test_as_many_loras_as_people_chain_are_read(starter: Models):
@@ -187,15 +119,15 @@ def test_as_many_loras_as_people_chain_are_read(starter: Models):
     assert with_loras(1.0) == with_loras(1.0, keys=3) != with_loras(0.5)
 
 
-@pytest.mark.parametrize("hidden", [threading.Lock(), (one for one in [1])], ids=["lock", "generator"])
+@pytest.mark.parametrize(("node", "given"), STOCK, ids=lambda value: getattr(value, "__name__", ""))
 def test_where_a_patch_cannot_be_read_nothing_is_kept_and_that_is_said(
-    starter: Models, hidden: object, caplog: pytest.LogCaptureFixture
+    starter: Models, node: type, given: dict, caplog: pytest.LogCaptureFixture
 ):
     model, clip, vae = starter
-    unread = patched(model, scaled(hidden))
+    unread = stock(node, model=model, **given)
     caplog.set_level("INFO")
     assert taught(unread, clip, vae) == taught(unread, clip, vae)
     assert results() == 0
-    assert "cannot be told from other settings" in caplog.text
+    assert "nothing is kept" in caplog.text
     begun = [line for line in caplog.messages if "teaching" in line]
     assert begun and all(NOT_KEPT in line for line in begun), "said before it takes its time"
