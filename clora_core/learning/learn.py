@@ -17,8 +17,7 @@ from torch import Tensor
 from ..errors import ConceptError, LearningError
 from ..method.objective import diffusion_loss
 from ..method.recipe import Recipe
-from ..method.regularizers import StyleDistillation
-from ..method.step import Setting
+from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept
@@ -67,7 +66,7 @@ def learn(
     """
     together = (*companions, concept)
     check_learnable(base, museum, concept, recipe, companions)
-    earlier = Museum(museum.base) if recipe.over == "the base" else museum
+    earlier = Museum(museum.base) if recipe.over == "base" else museum
     with torch.inference_mode(False), torch.enable_grad():
         words = [each.word for each in together]
         lessons = [Lesson.prepared(base, each, recipe, museum.tokens, words) for each in together]
@@ -89,17 +88,18 @@ def learn(
                     yield
 
             setting = Setting(
-                base,
-                concept,
-                past,
-                earlier.prompts,
-                earlier.tokens,
-                as_before,
-                lambda: lessons[-1].reference_loss(*first_words),
-                [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
-                trained.continued,
-                lessons[-1].latents[0],
-                earlier.prompts_beside(concept),
+                base=base,
+                past=Past(
+                    dense=past,
+                    deltas=[exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
+                    shared=trained.continued,
+                    prompts=earlier.prompts,
+                    words=earlier.tokens,
+                    beside=earlier.prompts_beside(concept),
+                ),
+                latents=lessons[-1].latents[0],
+                as_before=as_before,
+                measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
             )
             with as_before():
                 terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
@@ -145,8 +145,8 @@ def check_learnable(
             raise ConceptError(f"Two concepts that are learned together are called '{word}'. Give each its own word.")
     if companions and recipe.applied != "everywhere":
         raise LearningError("Deltas that several concepts share cannot act at the word of one. Choose another recipe.")
-    if companions and any(isinstance(regularizer, StyleDistillation) for regularizer in recipe.regularizers):
-        raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
+    if companions and (alone := [r.name for r in recipe.regularizers if r.one_concept_only]):
+        raise LearningError(f"{alone[0]} knows one concept, not several at once. Choose another recipe.")
 
 
 def learning_key(

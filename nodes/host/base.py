@@ -176,7 +176,7 @@ class HostBase:
                 self._ready()
                 yield DTYPES[precision]
         finally:
-            self._learning, self.answering = before, None  # which would hold on to what was trained
+            self._learning = before
             comfy.model_management.soft_empty_cache()
 
     def _ready(self, memory_required: int = 0) -> None:
