@@ -45,11 +45,6 @@ def drop_per_step(alignment: Matrix) -> float:
     return _mean([_mean(_losses_between(alignment[step - 1], alignment[step], step)) for step in steps])
 
 
-def backward_transfer(alignment: Matrix) -> float:
-    """Mean over all but the last concept of a_Nj - a_jj: `forgetting` with the opposite sign."""
-    return -forgetting(alignment)
-
-
 def kernel_distance(x: Tensor, y: Tensor) -> float:
     """MMD² of two sets of features, (m, d) and (n, d), by the unbiased estimator; it may be below zero.
 

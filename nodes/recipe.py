@@ -4,6 +4,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
+from ..clora_core.errors import RecipeError
 from ..clora_core.method.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
 from ..clora_core.model.base import Precision
 from .sockets import RECIPE, described
@@ -27,11 +28,11 @@ class LearningRecipe(io.ComfyNode):
                     "method",
                     options=list(RECIPES),
                     default=DEFAULT.method,
-                    tooltip="How earlier concepts are protected. preservation, null-space: leave other prompts' keys "
-                    "and values where they are. c-lora: keep off the weights that they moved, as its paper does. "
-                    "museum-maker: for styles, partly reconstructed from its paper. word-gated: act at the word only, "
-                    "or from it onwards; nothing else can change, and several styles are kept. orthogonal: read other "
-                    "directions than they do. The help page explains all of them.",
+                    tooltip="How earlier concepts are protected. preservation: leave other prompts' keys and values "
+                    "where they are. word-gated: act at the word only, or from it onwards; nothing else can change, "
+                    "and several styles are kept. c-lora: keep off the weights that they moved, as its paper does. "
+                    "museum-maker: for styles, partly reconstructed from its paper. textual-inversion: the word alone. "
+                    "The help page explains all of them.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",
@@ -106,6 +107,14 @@ class LearningRecipe(io.ComfyNode):
             ],
             outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="For a Train Step.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, method: str | None = None) -> bool | str:
+        """ComfyUI leaves `method` to this, so that workflows saved with a baseline still run. None: linked."""
+        try:
+            return method is None or bool(recipe_named(method))
+        except RecipeError as error:
+            return str(error)
 
     @classmethod
     def execute(cls, method: str, **numbers: float | str | bool) -> io.NodeOutput:

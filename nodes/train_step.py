@@ -70,8 +70,9 @@ class TrainStep(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
-                    tooltip="How strongly earlier concepts are protected, times the recipe's own weight. More forgets "
-                    "less, and may learn less; 0 is off. With c-lora it has no effect on the first concept.",
+                    tooltip="How strongly earlier concepts are protected, times the recipe's own weight: 1 is what the "
+                    "published tables were measured with. More forgets less, and may learn less; 0 is off. With c-lora "
+                    "it has no effect on the first concept.",
                 ),
                 io.Int.Input(
                     "training_seed",

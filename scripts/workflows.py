@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clora_core.method.recipe import RECIPES, USUAL
+from clora_core.method.recipe import USUAL
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from tests.host.finding import find_host
 from tests.host.server import Server
@@ -291,9 +291,7 @@ def taught(
     kind: str = "object",
 ) -> Node:
     """A Train Step that teaches a built-in subject, with the starter model's numbers."""
-    numbers, usual = starter_recipe(USUAL), RECIPES[USUAL]
-    pairs = zip(numbers.regularizers, usual.regularizers, strict=True)
-    strengths = [tuned.weight / own.weight for tuned, own in pairs]
+    numbers = starter_recipe(USUAL)
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
     concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
     graph.column()
@@ -313,7 +311,6 @@ def taught(
         learning_rate=numbers.learning_rate,
         rank=numbers.rank,
         batch_size=numbers.batch_size,
-        forgetting_weight=strengths[0] if strengths else 1.0,
         preview_every=50,
     )
     graph.add("PreviewImage", SAVE, images=step["preview"])

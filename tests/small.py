@@ -11,7 +11,7 @@ from torch import Tensor
 from clora_core.learning.learn import learn
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import SelfRegularization
-from clora_core.method.step import Setting, Step
+from clora_core.method.step import Past, Setting, Step
 from clora_core.model.base import Base, Conditioning, Prediction
 from clora_core.model.concept import Concept
 from clora_core.model.low_rank import LowRank
@@ -133,10 +133,17 @@ def same_bits(one: Museum, other: Museum) -> bool:
 
 
 def setting_with(
-    past: dict[Projection, Tensor], *, reference_loss: float = 1.0, base: Base | None = None, **more: object
+    past: Past, *, base: Base | None = None, reference_loss: float = 1.0, latents: Tensor | None = None
 ) -> Setting:
-    """A setting of which nothing but the past, the reference loss and what is given is looked at."""
-    return Setting(base, small_concept(), past, (), (), nullcontext, lambda: reference_loss, **more)
+    """A setting of which nothing but what is given and the reference loss is looked at."""
+    latents = torch.zeros(1, *LATENT_SHAPE) if latents is None else latents
+    return Setting(
+        base=base,  # type: ignore[arg-type]
+        past=past,
+        latents=latents,
+        as_before=nullcontext,
+        measure_reference_loss=lambda: reference_loss,
+    )
 
 
 def step_with(deltas: dict[Projection, LowRank]) -> Step:

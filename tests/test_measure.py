@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clora_core.measure import backward_transfer, drop_per_step, forgetting, kept, kernel_distance, learned, worst_drop
+from clora_core.measure import drop_per_step, forgetting, kept, kernel_distance, learned, worst_drop
 from clora_core.method.recipe import Recipe
 from clora_core.model.base import Fingerprint
 from clora_core.model.concept import ConceptToken
@@ -39,8 +39,7 @@ def test_other_ways_of_counting_by_hand():
     alignment = [[0.9, None, None], [1.0, 0.8, None], [0.5, 0.9, 0.6]]
     assert worst_drop(alignment) == pytest.approx(((1.0 - 0.5) + (0.8 - 0.9)) / 2)
     assert drop_per_step(alignment) == pytest.approx(((0.9 - 1.0) + ((1.0 - 0.5) + (0.8 - 0.9)) / 2) / 2)
-    assert backward_transfer(alignment) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
-    assert worst_drop([[0.4]]) == drop_per_step([[0.4]]) == backward_transfer([[0.4]]) == 0
+    assert worst_drop([[0.4]]) == drop_per_step([[0.4]]) == 0
 
 
 def features(count: int, *, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..commands.progress import Say, watched_bar
-from ..method.recipe import RECIPES
+from ..method.recipe import BASELINES, RECIPES
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
@@ -23,7 +23,7 @@ from ..starter.judge import load_judge
 from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
 from .marks import marks
-from .methods import JOINT, check_method, is_joint, varied
+from .methods import COMPARED, JOINT, check_method, is_joint, varied
 from .runs import Run
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
@@ -39,15 +39,15 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "forgetting",
         help="what every recipe learns and forgets, over a sequence of subjects",
         description="Let every recipe learn the built-in characters, or styles, one after another, in several orders "
-        "and with several seeds, and say what is recognised, forgotten and damaged, and which hypotheses hold. Hours "
-        "on a CPU; it can be stopped and goes on where it was; runs that are in the folder stay as they are.",
+        "and with several seeds, and say what is recognised, forgotten and damaged. Hours on a CPU; it can be stopped "
+        "and goes on where it was; runs that are in the folder stay as they are.",
         epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten; *0: none), "
         "sequential@0.006 (that learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
         "c-lora+first (a style's word stands before what is on the picture), "
         "museum-maker-without-style_distillation (or another of its terms, or layer_wise: a word of one part); joint "
-        "learns all at once. Recipes: " + ", ".join(RECIPES),
+        f"learns all at once. Recipes: {', '.join(RECIPES)}. Baselines: {', '.join(BASELINES)}.",
     )
-    parser.add_argument("--methods", nargs="+", default=[*RECIPES, JOINT], help="recipes, or changes of them (all)")
+    parser.add_argument("--methods", nargs="+", default=[*COMPARED, JOINT], help="recipes, or changes of them (all)")
     parser.add_argument(
         "--subjects", choices=list(TRACKS), default="identities", help="what is learned; a crowd is twenty (identities)"
     )

@@ -1,4 +1,4 @@
-"""What the runs of `bench forgetting` say together: tables with intervals, hypotheses, matrices as a picture."""
+"""What the runs of `bench forgetting` say together: tables with intervals, matrices as a picture."""
 
 import math
 import statistics
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .hypotheses import HYPOTHESES
 from .runs import COLUMNS, Run, with_interval
 
 AGAINST = ("kept", "forgetting", "learned", "plasticity", "distance", "base_damage", "processor_seconds")
@@ -18,15 +17,14 @@ CELL_PX, GAP_PX, TITLE_PX, ACROSS_PX = 22, 18, 20, 960
 
 
 def tables_of(results: Sequence[Run]) -> str:
-    """Markdown: a table for each track, and the hypotheses with what the runs say of them."""
+    """Markdown: a table for each track, and what its methods differ from c-lora by."""
     parts = []
     for track in dict.fromkeys(result["track"] for result in results):
         own = [result for result in results if result["track"] == track]
         parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}\n\n{ZERO}")
         if compared := compared_with("c-lora", own):
             parts.append(f"### {track.capitalize()}: what each differs from c-lora by\n\n{compared}")
-    lines = [f"- **{name}** {claim}\n  {verdict(results)}" for name, claim, verdict in HYPOTHESES]
-    return "\n\n".join([*parts, "## Hypotheses, stated before the runs\n\n" + "\n".join(lines)])
+    return "\n\n".join(parts)
 
 
 def table_of(results: Sequence[Run]) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..errors import RecipeError
-from ..method.recipe import RECIPES, Recipe, guarding
+from ..method.recipe import BASELINES, RECIPES, Recipe, guarding
 from ..starter.course import starter_recipe
 from ..starter.exam import Wording
 
+COMPARED = RECIPES | BASELINES
 JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
 LAYER_WISE = "layer_wise"  # what a recipe may go without, though it is no regularizer
 WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
@@ -23,8 +24,8 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
     """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
     match = METHOD.fullmatch(method)
     name = "sequential" if is_joint(method) else match["name"] if match else method
-    if match is None or name not in RECIPES:
-        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(RECIPES)}; see --help.")
+    if match is None or name not in COMPARED:
+        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(COMPARED)}; see --help.")
     recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))

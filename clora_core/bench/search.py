@@ -1,9 +1,10 @@
 """`bench search`: the numbers of every recipe, looked for on characters or styles that `bench forgetting` leaves out.
 
-Every recipe gets the same budget: three values of its protection's weight or, where it has none, of its learning rate
-(the word's, where nothing else is learned). The best has the highest share recognised at the end minus what plain
-prompts lost; for a style, which can be recognised in pictures of nothing, half of that share is the share of what was
-asked for in it. Nothing is set by this command; `starter/course.py` holds what was chosen.
+Every recipe gets the same budget: three values of its learning rate (the word's, where nothing else is learned) or,
+where it has regularizers, of their weights, each times its regularizer's default, whatever the recipe has by now. The
+best has the highest share recognised at the end minus what plain prompts lost; for a style, which can be recognised in
+pictures of nothing, half of that share is the share of what was asked for in it. Nothing is set by this command:
+`recipe.py` holds the weights that were chosen, `starter/course.py` the rates.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any, get_args
 
 from ..commands.progress import Say, watched_bar
 from ..measure import forgetting, kept, learned
-from ..method.recipe import RECIPES, Recipe, guarding, recipe_named
+from ..method.recipe import Recipe
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..starter.course import starter_recipe, take_course
@@ -23,7 +24,7 @@ from ..starter.exam import Examiner, Wording, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.subjects import REHEARSAL, SPARE_STYLES
 from .measuring import machine
-from .methods import check_method
+from .methods import COMPARED, check_method
 
 FACTORS: Mapping[str, Sequence[float]] = {
     "c-lora": (1, 3, 10),
@@ -47,7 +48,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
         description="Let every recipe learn three spare characters, or styles, with three values of its weight, or of "
         "its learning rate where it has no weight. Hours on a CPU; it can be stopped and goes on where it was.",
     )
-    parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes (all)")
+    parser.add_argument("--methods", nargs="+", choices=list(COMPARED), default=list(COMPARED), help="recipes (all)")
     parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
     parser.add_argument(
         "--wording",
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     empty = Museum(examiner.base.fingerprint)
     before, _ = plain_prompts(examiner.base, empty, examiner.judge, count=arguments.plain)
     for method, name in names.items():
-        for number in FACTORS.get(method, RATES if RECIPES[method].rank else WORD_RATES):
+        for number in FACTORS.get(method, RATES if COMPARED[method].rank else WORD_RATES):
             recipe = _tried(method, number, arguments.steps)
             path = trials / f"{arguments.subjects}-{name}-{number:g}-{recipe.steps}.json"
             if not path.exists():
@@ -121,7 +122,15 @@ def worth(result: Mapping[str, Any]) -> float:
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; the best of each recipe is in bold."""
-    titles = ("recipe", "times its weight, or rate", "learned", "kept", "forgotten", "traits", "plain prompts lost")
+    titles = (
+        "recipe",
+        "times the default weight, or rate",
+        "learned",
+        "kept",
+        "forgotten",
+        "traits",
+        "plain prompts lost",
+    )
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
@@ -139,4 +148,5 @@ def _tried(method: str, number: float, steps: int | None) -> Recipe:
     recipe = starter_recipe(method, **({"steps": steps} if steps else {}))
     if method not in FACTORS:
         return dataclasses.replace(recipe, **{"learning_rate" if recipe.rank else "token_learning_rate": number})
-    return dataclasses.replace(recipe, regularizers=guarding(recipe_named(method), number).regularizers)
+    weighted = [dataclasses.replace(r, weight=type(r)().weight * number) for r in recipe.regularizers]
+    return dataclasses.replace(recipe, regularizers=tuple(weighted))

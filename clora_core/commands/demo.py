@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..measure import forgetting, kept, learned
-from ..method.recipe import RECIPES, USUAL, Recipe
+from ..method.recipe import Recipe
 from ..museum.file import save_museum
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
@@ -18,6 +18,7 @@ from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_cours
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
 from ..starter.judge import load_judge
 from .progress import Say, watched_bar
+from .recipe import add_recipe, tell_of_baseline
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
 
@@ -31,7 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
     parser.add_argument("--concepts", type=int, default=3, help=f"how many to learn, 1 to {len(CONCEPTS)} (3)")
-    parser.add_argument("--recipe", default=USUAL, choices=sorted(RECIPES), help=f"how to learn ({USUAL})")
+    add_recipe(parser)
     parser.add_argument("--no-comparison", action="store_true", help="leave out the run without a regularizer")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another run (0)")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base, judge = open_base("starter"), load_judge()
     examiner = Examiner(base, judge)
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
+    tell_of_baseline(recipe.method, say)
     before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")

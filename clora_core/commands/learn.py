@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import Cancelled, MuseumError, RecipeError
 from ..learning.learn import Learning, Progress
 from ..learning.state import LearningState, NotFiniteError, load_state, save_state
-from ..method.recipe import RECIPES, USUAL, Recipe, guarding, recipe_named, shared_by
+from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
 from ..model.concept import TEMPLATES, Concept, check_word
 from ..museum.editing import labelled
@@ -19,6 +19,7 @@ from ..museum.museum import Exhibit, Museum
 from ..pictures import read_folder
 from .model import add_base, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
+from .recipe import add_recipe, tell_of_baseline
 
 SAVE_EVERY = 50  # steps between two autosaves
 
@@ -68,9 +69,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--vectors", type=int, default=1, help="vectors of the word (1)")
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default=USUAL, help=f"how to learn ({USUAL})")
+    add_recipe(parser)
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
-    parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1; C-LoRA's κ)")
+    parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="with c-lora: the paper's λ instead of κ (it has 1e8)")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
@@ -94,6 +95,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     resolution = arguments.resolution or base.resolution_px
     concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in wanted)
     told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
+    tell_of_baseline(recipe.method, say)
     say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
     learning = Learning(base, museum, concepts, recipe)
     unfinished = state_path(arguments.museum, arguments.word, learning.key)

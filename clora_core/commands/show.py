@@ -13,6 +13,7 @@ from ..pictures import from_thumbnail
 from ..sheets import labelled
 from .progress import Say
 
+ACTS = {"word": "acts at its word", "onwards": "acts from its word on"}
 MEASURED = 32  # exhibits up to which overlaps are measured unasked: every pair's deltas are compared weight by weight
 
 
@@ -119,7 +120,7 @@ def _told(told: ExhibitHeader, norm: float | None) -> list[str]:
     learned += [f"norm {norm:.3g}"] if norm is not None else []
     special = [_counted(told.words, "vector")] if told.words > 1 else []
     special += [] if told.strength == 1 else [f"shown at strength {told.strength:g}"]
-    special += [] if told.everywhere else [f"acts {recipe.applied}"]
+    special += [] if told.everywhere else [ACTS[recipe.applied]]
     special += [] if told.layers == 1 else [f"its word has {told.layers} layers"]
     special += [] if told.ordinary else ["other programs cannot show it"]
     facts = [f"{name} {value}" for name, value in told.facts.items()]

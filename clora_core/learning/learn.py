@@ -15,8 +15,7 @@ import torch
 from ..errors import ConceptError, LearningError
 from ..method.objective import diffusion_loss
 from ..method.recipe import Recipe
-from ..method.regularizers import StyleDistillation
-from ..method.step import Setting
+from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept
@@ -86,12 +85,13 @@ class Learning:
                 raise ConceptError(f"Two concepts have the word '{word}'. Give each its own word.")
         if not self.concepts:
             raise ConceptError("There is nothing to learn: no concept was given.")
-        if len(self.concepts) > 1 and self.recipe.applied != "everywhere":
+        several = len(self.concepts) > 1
+        if several and self.recipe.applied != "everywhere":
             raise LearningError(
                 "Deltas that several concepts share cannot act at the word of one. Choose another recipe."
             )
-        if len(self.concepts) > 1 and any(isinstance(r, StyleDistillation) for r in self.recipe.regularizers):
-            raise LearningError("Style distillation knows one style, not several at once. Choose another recipe.")
+        if several and (alone := [r.name for r in self.recipe.regularizers if r.one_concept_only]):
+            raise LearningError(f"{alone[0]} knows one concept, not several at once. Choose another recipe.")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Learning:
         longer finite.
         """
         base, museum, recipe, concept = self.base, self.museum, self.recipe, self.concepts[-1]
-        earlier = Museum(museum.base) if recipe.over == "the base" else museum
+        earlier = Museum(museum.base) if recipe.over == "base" else museum
         with torch.inference_mode(False), torch.enable_grad():
             lessons = self.lessons
             trained = start(base, self.concepts, recipe, museum)
@@ -141,17 +141,18 @@ class Learning:
                         yield
 
                 setting = Setting(
-                    base,
-                    concept,
-                    past,
-                    earlier.prompts,
-                    earlier.tokens,
-                    as_before,
-                    lambda: lessons[-1].reference_loss(*first_words),
-                    [exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
-                    trained.continued,
-                    lessons[-1].latents[0],
-                    earlier.prompts_beside(concept),
+                    base=base,
+                    past=Past(
+                        dense=past,
+                        deltas=[exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
+                        shared=trained.continued,
+                        prompts=earlier.prompts,
+                        words=earlier.tokens,
+                        beside=earlier.prompts_beside(concept),
+                    ),
+                    latents=lessons[-1].latents[0],
+                    as_before=as_before,
+                    measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
                 )
                 with as_before():
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}

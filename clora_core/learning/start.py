@@ -113,7 +113,7 @@ def _first_down(recipe: Recipe, word: str, projection: Projection, museum: Museu
 def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, LowRank]:
     """The shared delta as the last exhibit of its kind left it: that exhibit's first factors; what follows them in it
     takes the one before away."""
-    if recipe.over != "the last delta":
+    if recipe.over != "shared":
         return {}
     for exhibit in reversed(museum.exhibits):
         if exhibit.recipe.over == recipe.over and exhibit.deltas:

@@ -5,41 +5,48 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ..model.base import Base, Conditioning
-from ..model.concept import Concept, ConceptToken
+from ..model.concept import ConceptToken
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
 
 Deltas = Mapping[Projection, LowRank]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Past:
+    """What earlier exhibits left; nothing for the first concept.
+
+    dense: projection → Σ of their deltas, (out, in) float32 without gradient. deltas: the ones of which `dense` is the
+    sum, one entry an exhibit. shared: the delta that the new one continues, as it was, if there is one. prompts, words:
+    what they were learned with, one of each an exhibit. beside: the prompts, and the words in what is said of the new
+    concept's pictures, as `Museum.prompts_beside` gives them.
+    """
+
+    dense: Mapping[Projection, Tensor] = field(default_factory=dict)
+    deltas: Sequence[Deltas] = ()
+    shared: Deltas = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+    words: Sequence[ConceptToken] = ()
+    beside: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
     """Fixed while one concept is learned.
 
-    past: projection → Σ of the deltas of earlier exhibits, dense (out, in) float32 without gradient; empty for the
-    first concept. old_prompts, old_words: what earlier exhibits were learned with, one of each an exhibit. as_before:
-    while entered, the model answers as it did before this concept. reference_loss: the diffusion loss of the model
-    as it stands before this concept, a fixed average. earlier: the deltas of which `past` is the sum, one entry an
-    exhibit. continued: the shared delta that the new one started from, as it was, if there is one. latents: the
-    concept's pictures as the UNet sees them, (n, c, h, w). beside: the old prompts, and old words in what is said of
-    the concept's pictures, as `Museum.prompts_beside` gives them.
+    latents: the concept's pictures as the UNet sees them, (n, c, h, w). as_before: while entered, the model answers as
+    it did before this concept. reference_loss: the diffusion loss of the model as it stands before this concept, a
+    fixed average, measured when it is first asked for.
     """
 
     base: Base
-    concept: Concept
-    past: Mapping[Projection, Tensor]
-    old_prompts: Sequence[str]
-    old_words: Sequence[ConceptToken]
+    past: Past
+    latents: Tensor
     as_before: Callable[[], AbstractContextManager[None]]
     measure_reference_loss: Callable[[], float]
-    earlier: Sequence[Deltas] = ()
-    continued: Deltas = field(default_factory=dict)
-    latents: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1))
-    beside: Sequence[str] = ()
 
     @cached_property
     def reference_loss(self) -> float:

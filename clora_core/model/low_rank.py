@@ -44,8 +44,10 @@ class LowRank:
         return self if strength == 1 else LowRank(self.up * strength, self.down)
 
     def norm(self) -> Tensor:
-        """Frobenius norm, from rank × rank matrices only."""
-        return inner(self, self).clamp_min(0).sqrt()
+        """Frobenius norm, from rank × rank matrices only. Its gradient is zero where the matrix is."""
+        square = inner(self, self)
+        nothing = square <= 0  # where a square root has no finite gradient
+        return square.masked_fill(nothing, 1).sqrt().masked_fill(nothing, 0)
 
 
 def inner(a: LowRank, b: LowRank) -> Tensor:

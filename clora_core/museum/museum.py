@@ -182,7 +182,7 @@ class Museum:
 
 def gate_of(word: str, applied: Applied) -> Gate | None:
     """The gate of a delta that is applied so; None is everywhere."""
-    return None if applied == "everywhere" else Gate(word, onwards=applied == "from its word on")
+    return None if applied == "everywhere" else Gate(word, onwards=applied == "onwards")
 
 
 @contextmanager

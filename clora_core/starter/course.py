@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..learning.learn import Progress, learn
-from ..method.recipe import Recipe, guarding, recipe_named, shared_by
+from ..method.recipe import Recipe, recipe_named, shared_by
 from ..museum.museum import Museum
 from ..museum.overlap import size
 from .exam import Examiner, Sight, Wording, concept_of, plain_prompts
 
 PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
 
-# Found by `bench search` or, those of c-lora and c-lora-squares, before it: of the protection, times the recipe's own
-# weight; and of the deltas, 6e-3 for all others.
-WEIGHTS = {"c-lora": 3.0, "c-lora-squares": 3.0, "c-lora-rows": 100.0, "ewc": 100.0}
+# Of the deltas, found by `bench search`; 6e-3 for all others.
 RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # Told the subject and the number of steps, gives a context in which every step is reported.
@@ -60,7 +58,7 @@ class Course:
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
     """The numbers that the starter model learns well with, as `bench search` and README say how they were found."""
-    recipe = guarding(recipe_named(method), WEIGHTS.get(method, 1.0))
+    recipe = recipe_named(method)
     usual = {
         "rank": min(recipe.rank, 4),
         "steps": 600,

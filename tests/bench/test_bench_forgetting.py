@@ -2,15 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from clora_core.bench.forgetting_table import table_of
-from clora_core.bench.hypotheses import HYPOTHESES
+from clora_core.bench.forgetting_table import table_of, tables_of
+from clora_core.bench.methods import is_joint, varied
 from clora_core.bench.runs import COLUMNS
 from clora_core.cli import main
-from clora_core.method.recipe import RECIPES
+from clora_core.method.recipe import BASELINES, RECIPES
 
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 METHODS = ("textual-inversion", "word-gated", "separate", "c-lora*10+noun")
 
 
@@ -52,37 +54,24 @@ def test_what_a_track_does_not_measure_is_no_column():
     assert title.count("|") == row.count("|")
 
 
-def test_museum_maker_has_to_hold_styles_better_wherever_it_was_run():
-    def runs(wording: str, **kept: float):
-        values = {name.replace("_", "-") + wording: value for name, value in kept.items()}
-        marks = dict.fromkeys(COLUMNS, 0.0)
-        return [{**marks, "track": "styles", "method": name, "kept": value} for name, value in values.items()] * 3
-
-    verdict = {name: judge for name, _, judge in HYPOTHESES}["H6a"]
-    last = runs("", museum_maker=0.5, sequential=0.4, c_lora=0.3)
-    assert verdict(last).startswith("Holds. ") and "museum-maker+first: not run" in verdict(last)
-    assert verdict(last + runs("+first", museum_maker=0.5, sequential=0.6, c_lora=0.3)).startswith("Does not hold. ")
-    assert verdict(last[:1]).startswith("Not decided")
+def test_what_the_names_of_the_published_runs_stand_for_is_what_was_run():
+    """Weights and rates: the tables are of the recipes as they are, times the factor in the name."""
+    published = [json.loads(path.read_text()) for path in (RESULTS / "forgetting").glob("*.json")]
+    assert {"c-lora", "c-lora*0.1", "ewc", "c-lora-rows"} <= {run["method"] for run in published}
+    for run in published:
+        now, then = varied(run["method"], seed=run["seed"])[0].to_json(), run["recipe"]
+        for name in ("regularizers", "rank", "learning_rate", "token_learning_rate"):
+            if not (name == "rank" and is_joint(run["method"])):
+                assert now[name] == then[name], (run["method"], name)
 
 
-def test_late_concepts_are_judged_on_the_longest_sequence_that_was_run_three_times():
-    def runs(track: str, method: str, learned: list[float], times: int = 3):
-        matrix = [
-            [share if place == row else None for place in range(len(learned))] for row, share in enumerate(learned)
-        ]
-        return [{"track": track, "method": method, "alignment": matrix}] * times
-
-    verdict = {name: judge for name, _, judge in HYPOTHESES}["H8"]
-    ten = runs("identities", "c-lora", [1.0, 0.9, 0.7, 0.6]) + runs("identities", "orthogonal", [0.8, 0.8, 0.8, 0.8])
-    assert verdict(ten).startswith("Holds. ") and "c-lora 0.30, orthogonal 0.00 (identities)" in verdict(ten)
-    more = ten + runs("crowd", "c-lora", [0.9, 0.9]) + runs("crowd", "orthogonal", [0.9, 0.5], times=2)
-    assert verdict(more) == verdict(ten)
-    more += runs("crowd", "orthogonal", [0.9, 0.5], times=1)
-    assert verdict(more).startswith("Does not hold. ") and "c-lora 0.00, orthogonal 0.40 (crowd)" in verdict(more)
-    assert verdict(ten[:2]).startswith("Not decided")
+def test_the_published_tables_are_those_of_the_published_runs():
+    assert tables_of(json.loads((RESULTS / "forgetting.json").read_text())) + "\n" == (
+        (RESULTS / "forgetting.md").read_text(encoding="utf-8")
+    )
 
 
-@pytest.mark.parametrize("method", sorted(RECIPES))
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_help_names_every_recipe(method: str, capsys):
     with pytest.raises(SystemExit):
         main(["bench", "forgetting", "--help"])

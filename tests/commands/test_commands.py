@@ -15,6 +15,7 @@ from PIL import Image
 from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.learning.learn import Learning
+from clora_core.method.recipe import BASELINES, RECIPES, USUAL, recipe_named
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, wanted
@@ -93,6 +94,7 @@ def test_the_same_commands_give_the_same_museum(tmp_path, images):
         (["--museum", "nowhere/m.safetensors"], "nowhere"),
         (["--museum", "museum.ckpt"], "safetensors"),
         (["--forgetting-lambda", "1e8"], "add --recipe c-lora"),
+        (["--recipe", "clora"], "no recipe 'clora'"),
     ],
 )
 def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, images, capsys, change, said):
@@ -100,6 +102,23 @@ def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, imag
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") <= 2
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_baseline_is_taken_and_called_one(tmp_path, images, capsys):
+    for recipe, said in (("c-lora", False), ("ewc", True)):
+        assert teach(tmp_path / f"{recipe}.safetensors", images, "<ada>", "--recipe", recipe) == 0
+        assert (f"{recipe} is a baseline, kept for comparison." in capsys.readouterr().out) == said
+        (exhibit,) = load_museum(tmp_path / f"{recipe}.safetensors").exhibits
+        assert exhibit.recipe.regularizers == recipe_named(recipe).regularizers
+
+
+@pytest.mark.parametrize("command", ["learn", "demo"])
+def test_help_offers_the_recipes_and_no_baseline(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = " ".join(capsys.readouterr().out.partition("--recipe NAME")[2].partition("--")[0].split())
+    assert f"{', '.join(RECIPES)} ({USUAL}); or one of the baselines" in told.replace("- ", "-")
+    assert not [name for name in BASELINES if f"{name}," in told]
 
 
 def test_a_word_is_learned_once(tmp_path, images, capsys):
@@ -128,7 +147,7 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
         assert teach(museum, images, word, "--also", also, folder) == 1
         assert said in capsys.readouterr().err
     assert teach(museum, images, "<six>", "--also", "<seven>", folder, "--recipe", "museum-maker") == 1
-    assert "one style" in capsys.readouterr().err
+    assert "style_distillation knows one concept" in capsys.readouterr().err
     assert museum.read_bytes() == before
 
 

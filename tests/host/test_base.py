@@ -11,7 +11,7 @@ import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, ConceptError
 from clora_pack.clora_core.learning.learn import Progress
-from clora_pack.clora_core.method.recipe import RECIPES
+from clora_pack.clora_core.method.recipe import recipe_named
 from clora_pack.clora_core.model.base import Base, Fingerprint
 from clora_pack.clora_core.model.concept import ConceptToken
 from clora_pack.clora_core.museum.museum import Exhibit, Museum
@@ -167,7 +167,7 @@ def test_recipes_that_ask_the_model_learn_over_what_computes_as_it_is_stored(
     stored: torch.dtype, precision: str, method: str
 ):
     """As on graphics cards, where nothing is cast; the second concept has an earlier one to leave alone."""
-    base, named = HostBase(*small_models("sd15", stored)), RECIPES[method]
+    base, named = HostBase(*small_models("sd15", stored)), recipe_named(method)
     quick = recipe(precision=precision, steps=2)
     told = replace(quick, regularizers=named.regularizers, over=named.over, layer_wise=named.layer_wise)
     with ordinary():

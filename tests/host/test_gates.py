@@ -20,7 +20,7 @@ from .models import Models, random_museum, small_models
 PROMPT = "a photo of <one>, at night"
 
 
-def gated(museum: Museum, applied: str = "at its word") -> Museum:
+def gated(museum: Museum, applied: str = "word") -> Museum:
     exhibits = tuple(dataclasses.replace(e, recipe=Recipe(applied=applied)) for e in museum.exhibits)
     return dataclasses.replace(museum, exhibits=exhibits)
 
@@ -42,18 +42,18 @@ def models(request: pytest.FixtureRequest) -> Models:
     return small_models(request.param)
 
 
-def museum_over(models: Models, applied: str = "at its word") -> Museum:
+def museum_over(models: Models, applied: str = "word") -> Museum:
     return gated(random_museum(HostBase(*models), "<one>", "<two>", size=0.3), applied)
 
 
-@pytest.mark.parametrize("applied", ["at its word", "from its word on"])
+@pytest.mark.parametrize("applied", ["word", "onwards"])
 def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied: str):
     model, clip, _ = models
     museum = museum_over(models, applied)
     showing, speaking = view(model, clip, museum, {"<one>": 0.7})
     positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
     states, mask = positive[0][0][0], positive[0][1][PLACES]["<one>"][0]
-    if applied == "from its word on":
+    if applied == "onwards":
         mask = mask.cumsum(0) > 0
     mask, modules = mask.to(model.load_device), projections_of(model)
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import torch
+from clora_pack.clora_core.method.recipe import RECIPES
 from clora_pack.clora_core.museum.file import read_header
 from safetensors.torch import load_file
 
@@ -24,6 +25,24 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     assert "load" in server.run(loaded("three", PROMPT + " again")).cached
     without = server.run(starter() | shown(PROMPT, ["base", 0], ["base", 1]))
     assert not np.array_equal(server.pictures(without, "show"), server.pictures(run, "show"))
+
+
+def test_a_baseline_is_not_in_the_list_and_a_workflow_that_names_one_still_runs(server: Server):
+    fields = server.get("/object_info/CLoRA_Recipe")["CLoRA_Recipe"]["input"]["required"]
+    kind, more = fields["method"]
+    listed = kind if isinstance(kind, list) else more["options"]
+    assert set(listed) == set(RECIPES)
+    numbers = {name: default for name, (_, told) in fields.items() if (default := told.get("default")) is not None}
+    prompt = saved_chain(1, "baseline", text="a photo of <ada>")
+    prompt["recipe"] = node("CLoRA_Recipe", **numbers | {"method": "c-lora-rows"})
+    prompt["train1"]["inputs"] |= {"recipe": ["recipe", 0], "forgetting_weight": 1.0}
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    (exhibit,) = read_header(server.folder / "models/loras/museums/baseline.museum.safetensors").exhibits
+    assert exhibit.recipe.method == "c-lora-rows" and [r.weight for r in exhibit.recipe.regularizers] == [100.0]
+    prompt["recipe"]["inputs"]["method"] = "clora"
+    answer = server.post("/prompt", {"prompt": prompt})
+    assert "There is no recipe 'clora'" in str(answer["node_errors"]["recipe"]["errors"])
 
 
 def test_a_list_of_pictures_is_learned_as_a_whole(server: Server):

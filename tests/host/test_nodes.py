@@ -147,7 +147,7 @@ def test_numbers_on_the_step_win_over_the_recipe_and_the_rest_is_the_recipes(nod
     (given,) = nodes["CLoRA_Recipe"].execute("c-lora", **numbers).args
     used = train(nodes, starter, recipe=given, forgetting_weight=7.0, training_seed=5)[2].exhibits[0].recipe
     assert (used.steps, used.learning_rate, used.rank, used.batch_size, used.seed) == (4, 1e-2, 2, 2, 5)
-    assert used.regularizers[0].weight == 7.0
+    assert used.regularizers[0].weight == 7 * RECIPES["c-lora"].regularizers[0].weight
     assert {name: getattr(used, name) for name in numbers} == numbers
 
 

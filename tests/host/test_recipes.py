@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from clora_pack.clora_core.method.recipe import RECIPES
+from clora_pack.clora_core.method.recipe import BASELINES, RECIPES, recipe_named
 from clora_pack.clora_core.model.base import Base
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.clora_core.over_diffusers.base import open_base
@@ -24,7 +24,7 @@ def bases() -> tuple[HostBase, Base]:
 
 
 def learned_by(base: Base, method: str) -> tuple[Museum, list[float]]:
-    quick, named = recipe(steps=3), RECIPES[method]
+    quick, named = recipe(steps=3), recipe_named(method)
     rank = min(quick.rank, named.rank)
     told = dataclasses.replace(
         quick,
@@ -49,7 +49,7 @@ def learned_by(base: Base, method: str) -> tuple[Museum, list[float]]:
     return museum, losses
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_a_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[HostBase, Base]):
     (ours, our_losses), (theirs, their_losses) = (learned_by(base, method) for base in bases)
     assert our_losses == pytest.approx(their_losses, rel=1e-4)

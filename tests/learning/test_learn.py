@@ -16,7 +16,7 @@ from clora_core.learning.lesson import Lesson
 from clora_core.learning.optimizer import Optimizer
 from clora_core.learning.start import start
 from clora_core.method.objective import diffusion_loss
-from clora_core.method.regularizers import SelfRegularization, Term
+from clora_core.method.regularizers import Regularizer, SelfRegularization, Term
 from clora_core.method.regularizers.self_regularization import overlap
 from clora_core.method.step import Setting, Step
 from clora_core.model.attach import attached
@@ -41,7 +41,7 @@ from tests.small import (
 
 
 @dataclass(frozen=True)
-class Broken:
+class Broken(Regularizer):
     """A regularizer that fails in the second step."""
 
     name: ClassVar[str] = "broken"

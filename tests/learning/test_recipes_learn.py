@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clora_core.learning.learn import Progress
-from clora_core.method.recipe import RECIPES, Recipe
+from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import DiffusersBase
@@ -22,12 +22,12 @@ def held(request: pytest.FixtureRequest) -> DiffusersBase:
 
 
 def quick(method: str, **numbers: object) -> Recipe:
-    usual, named = short(), RECIPES[method]
+    usual, named = short(), recipe_named(method)
     told = {name: getattr(usual, name) for name in ("steps", "batch_size", "learning_rate", "token_learning_rate")}
     return dataclasses.replace(named, **({"rank": min(2, named.rank)} | told | numbers))
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
     museum, heard = Museum(held.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
@@ -35,11 +35,11 @@ def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
     assert all(torch.tensor(list(progress.losses.values())).isfinite().all() for progress in heard)
     for exhibit in museum.exhibits:
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
-        assert bool(exhibit.deltas) == (RECIPES[method].rank > 0)
+        assert bool(exhibit.deltas) == (recipe_named(method).rank > 0)
         assert all(delta.dense().abs().max() > 0 for delta in exhibit.deltas.values())
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_a_recipe_goes_on_over_what_was_loaded_under_inference_mode(method: str, tmp_path: Path):
     """As ComfyUI runs the node that loads a museum."""
     base = small_base()
@@ -63,7 +63,7 @@ def test_gradients_that_come_through_float16_are_scaled(precision: str):
     assert min(scales) > 1
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_rank_zero_is_the_word_alone(method: str):
     base = small_base()
     museum = taught(base, Museum(base.fingerprint), small_concept("<one>"), quick(method, rank=0))

@@ -12,7 +12,7 @@ from clora_core.learning.key import learning_key
 from clora_core.learning.learn import Progress
 from clora_core.learning.state import LearningState, load_state, save_state
 from clora_core.method.recipe import Recipe
-from clora_core.method.regularizers import Term
+from clora_core.method.regularizers import Regularizer, Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.base import Base
 from clora_core.museum.museum import Museum
@@ -127,7 +127,7 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
 def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
     """It decides what is gone on from, and which prompts stand for them, also where no number of theirs differs."""
     (only,) = first.exhibits
-    others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="the last delta"))]
+    others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="shared"))]
     museums = [first, *(Museum(first.base, (other,)) for other in others)]
     assert len({learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums}) == 3
 
@@ -164,21 +164,21 @@ def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
 
 
 @dataclass(frozen=True)
-class NormOfDeltas:
+class RootOfSquares(Regularizer):
     """A regularizer as a newcomer may write it: the root of zero is zero, but its gradient is no number."""
 
-    name: ClassVar[str] = "norm_of_deltas"
+    name: ClassVar[str] = "root_of_squares"
 
     def begin(self, setting: Setting) -> Term:
         def term(step: Step) -> torch.Tensor:
-            return torch.stack([delta.norm() for delta in step.deltas.values()]).sum()
+            return torch.stack([delta.dense().square().sum() for delta in step.deltas.values()]).sqrt().sum()
 
         return term
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base, precision: str):
-    recipe = short(NormOfDeltas(), precision=precision)
+    recipe = short(RootOfSquares(), precision=precision)
     with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is no finite number") as stop:
         taught(base, Museum(base.fingerprint), small_concept(), recipe)
     assert stop.value.state.step == 0

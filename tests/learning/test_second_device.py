@@ -1,6 +1,5 @@
 """On another device than the CPU the engine does the same: no tensor is left on the wrong side."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from clora_core.learning.effect import effect
 from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.state import LearningState
-from clora_core.method.recipe import RECIPES, Recipe
+from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum, shown
 from clora_core.over_diffusers.base import DiffusersBase, open_base
@@ -57,7 +56,7 @@ def of_family(family: str, device: Device) -> DiffusersBase:
 
 def recipe_of(method: str) -> Recipe:
     """The method with two small steps."""
-    return dataclasses.replace(RECIPES[method], rank=min(2, RECIPES[method].rank), batch_size=2, **GENTLY)
+    return recipe_named(method, rank=min(2, recipe_named(method).rank), batch_size=2, **GENTLY)
 
 
 def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
@@ -87,7 +86,7 @@ def compare(elsewhere: Elsewhere, make: Callable[[Device], DiffusersBase], recip
     assert seen == pytest.approx(picture, abs=1e-2)
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_every_recipe_learns_and_shows_the_same(elsewhere: Elsewhere, method: str):
     compare(elsewhere, starter, recipe_of(method))
 

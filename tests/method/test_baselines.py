@@ -15,7 +15,7 @@ from clora_core.model.low_rank import LowRank, concatenated
 from clora_core.museum.museum import Museum
 from tests.small import bits, museum_of, predictions, short, small_concept, taught, tensors_of
 
-SHARED = {"over": "the last delta"}
+SHARED = {"over": "shared"}
 
 
 def ended(base: Base, museum: Museum, word: str, recipe: Recipe, **more) -> tuple[Museum, Trained]:
@@ -62,7 +62,7 @@ def test_a_shared_delta_keeps_its_rank(base: Base):
 
 
 def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base):
-    recipe = short(over="the base")
+    recipe = short(over="base")
     alone, _ = ended(base, Museum(base.fingerprint), "<new>", recipe)
     later, _ = ended(base, museum_of(base, "<old>"), "<new>", recipe)
     assert bits(tensors_of(alone)) == bits(tensors_of(later.only(["<new>"])))
@@ -70,7 +70,7 @@ def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base)
 
 
 def test_orthogonal_deltas_read_nothing_of_one_another(base: Base):
-    recipe = short(over="the base", down="orthogonal", rank=3)
+    recipe = short(over="base", down="orthogonal", rank=3)
     museum = museum_of(base, "<one>", "<two>", "<three>", recipe=recipe)
     for projection in base.modules:
         moved = [exhibit.deltas[projection].dense() for exhibit in museum.exhibits]
@@ -135,7 +135,7 @@ def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
     assert {exhibit.rank for exhibit in museum.exhibits} == {128}
 
 
-@pytest.mark.parametrize("numbers", [SHARED, {"down": "quiet"}, {"over": "the base", "down": "orthogonal"}])
+@pytest.mark.parametrize("numbers", [SHARED, {"down": "quiet"}, {"over": "base", "down": "orthogonal"}])
 def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, base: Base):
     museum = museum_of(base, "<old>", recipe=short(**numbers))
     before, answers = bits(tensors_of(museum)), predictions(base)
@@ -181,7 +181,7 @@ def test_what_is_shared_cannot_act_at_the_word_of_one(base: Base):
             base,
             Museum(base.fingerprint),
             small_concept("<two>"),
-            short(applied="at its word"),
+            short(applied="word"),
             companions=[small_concept("<one>")],
         )
     with pytest.raises(ConceptError, match="already names"):

@@ -1,7 +1,5 @@
 """Context preservation counts how far keys and values of other prompts move, and keeps them where they were."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,19 +7,19 @@ from torch import Tensor
 from clora_core.errors import RecipeError
 from clora_core.method.regularizers import ContextPreservation
 from clora_core.method.regularizers.context_preservation import moved, statistics
-from clora_core.method.step import Setting
+from clora_core.method.step import Past, Setting
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.projections import Projection
 from clora_core.model.text_states import AT_ONCE, moment_of, text_states
 from clora_core.museum.museum import Museum
-from tests.small import museum_of, random_deltas, short, small_concept, step_with, taught
+from tests.small import museum_of, random_deltas, setting_with, short, small_concept, step_with, taught
 
 
 def setting_of(base: Base, museum: Museum) -> Setting:
     prompts = [exhibit.prompt for exhibit in museum.exhibits]
-    return Setting(base, small_concept("<new>"), museum.dense(), prompts, museum.tokens, nullcontext, lambda: 1.0)
+    return setting_with(Past(dense=museum.dense(), prompts=prompts, words=museum.tokens), base=base)
 
 
 def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:

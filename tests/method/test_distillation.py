@@ -1,5 +1,7 @@
 """Distillation holds the model to what it said for old words before the new concept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,11 +10,11 @@ from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Distillation
-from clora_core.method.step import Setting
+from clora_core.method.step import Past
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.museum.museum import Museum, shown
-from tests.small import museum_of, random_deltas, short, small_concept, taught
+from tests.small import museum_of, random_deltas, setting_with, short, small_concept, taught
 
 PROMPT = "a photo of <old>"
 
@@ -28,9 +30,8 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
         before = base.predict(noisy, step.timesteps, conditioning).detach()
         with attached(base, deltas) as new:
             after = base.predict(noisy, step.timesteps, conditioning).detach()
-            setting = Setting(
-                base, concept, museum.dense(), (), museum.tokens, new.left_out, lambda: 1.0, beside=[PROMPT]
-            )
+            past = Past(dense=museum.dense(), words=museum.tokens, beside=[PROMPT])
+            setting = replace(setting_with(past, base=base), as_before=new.left_out)
             value = Distillation(2.0).begin(setting)(step)
             assert torch.equal(base.predict(noisy, step.timesteps, conditioning), after), "the deltas are back"
     assert value.item() == pytest.approx(2 * (after - before).square().mean().item(), rel=1e-5)
@@ -44,7 +45,8 @@ def test_every_noisy_picture_is_asked_with_a_prompt_of_its_own_drawn_anew_each_s
     with base.learning(precision="fp32", checkpointing=False):
         steps = [lesson.step(number, trained) for number in range(12)]
         with attached(base, random_deltas(base)) as new:
-            setting = Setting(base, concept, {}, (), museum.tokens, new.left_out, lambda: 1.0, beside=prompts)
+            past = Past(words=museum.tokens, beside=prompts)
+            setting = replace(setting_with(past, base=base), as_before=new.left_out)
             term = Distillation().begin(setting)
             values = [term(step).item() for step in steps]
 
@@ -85,7 +87,7 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
 
 def test_gated_deltas_and_distillation_do_not_go_together():
     with pytest.raises(RecipeError, match="gated deltas move no old prompt"):
-        Recipe(regularizers=(Distillation(),), applied="at its word")
+        Recipe(regularizers=(Distillation(),), applied="word")
 
 
 def test_a_weight_below_zero_is_refused():

@@ -6,6 +6,7 @@ import torch
 from clora_core.errors import RecipeError
 from clora_core.method.regularizers import ElasticWeights
 from clora_core.method.regularizers.elastic_weights import fisher_information, relative_weight
+from clora_core.method.step import Past
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.low_rank import LowRank
@@ -19,9 +20,7 @@ from tests.small import LATENT_SHAPE, bits, museum_of, setting_with, short, smal
 def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
     museum = museum_of(base, "<one>", "<two>")
     past = museum.dense()
-    setting = setting_with(past, base=base, latents=torch.zeros(1, *LATENT_SHAPE))
-    object.__setattr__(setting, "old_prompts", museum.prompts)
-    object.__setattr__(setting, "old_words", museum.tokens)
+    setting = setting_with(Past(dense=past, prompts=museum.prompts, words=museum.tokens), base=base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, past):
         found = fisher_information(setting, pictures=2, draws=5)
         prompts = list(museum.prompts)
@@ -66,8 +65,7 @@ def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest
     past = {p: torch.randn(p.shape, generator=rng) for p in base.modules}
     new = {p: LowRank(torch.randn(p.shape[0], 2, generator=rng), torch.randn(2, p.shape[1])) for p in base.modules}
     monkeypatch.setattr("clora_core.method.regularizers.elastic_weights.fisher_information", lambda setting: omega)
-    setting = setting_with(past, base=base, reference_loss=0.5)
-    object.__setattr__(setting, "old_prompts", ["a photo of <old>"])
+    setting = setting_with(Past(dense=past, prompts=["a photo of <old>"]), base=base, reference_loss=0.5)
     squares = sum(float((omega[p].double() * new[p].dense().double() ** 2).sum()) for p in new)
     expected = relative_weight(3.0, 0.5, omega, past) * squares
     assert ElasticWeights(3.0).begin(setting)(step_with(new)).item() == pytest.approx(expected, rel=1e-4)

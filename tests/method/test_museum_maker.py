@@ -13,6 +13,7 @@ from clora_core.method.objective import diffusion_loss
 from clora_core.method.recipe import Recipe, recipe_named
 from clora_core.method.regularizers import StyleDistillation, WeightDirection
 from clora_core.method.regularizers.style_distillation import divergence
+from clora_core.method.step import Past
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept
 from clora_core.model.low_rank import LowRank
@@ -66,7 +67,7 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
     concept, recipe = small_concept(), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     mean = lesson.latents[0].mean(0)
-    setting = setting_with({}, base=base, latents=lesson.latents[0])
+    setting = setting_with(Past(), base=base, latents=lesson.latents[0])
     with base.learning(precision="fp32", checkpointing=False):
         step = lesson.step(0, trained)
         value = StyleDistillation(2.0, temperature, of).begin(setting)(step)
@@ -86,26 +87,26 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
                 expected.append(naive_divergence(said, other[0], temperature))
         assert value.item() == pytest.approx(2 * sum(expected) / len(expected), rel=1e-3)
         value.backward()
-    assert all(vectors.grad.abs().max() > 0 for vectors in trained.token(concept.word).vectors.values())
+    assert all(vectors.grad.abs().max() > 0 for vectors in trained.vectors.values())
 
 
 def test_weight_direction_is_one_minus_the_cosine_of_the_dense_matrices(base: Base):
     before, now = random_deltas(base, seed=1), random_deltas(base, seed=2)
-    setting = setting_with({}, continued=before)
+    setting = setting_with(Past(shared=before))
     flat = [(before[p].dense().flatten(), now[p].dense().flatten()) for p in base.modules]
     expected = sum(1 - torch.dot(a, b) / (a.norm() * b.norm()) for a, b in flat) / len(flat)
     term = WeightDirection(3.0).begin(setting)
     assert term(step_with(now)).item() == pytest.approx(3 * expected.item(), rel=1e-4)
     longer = {p: LowRank(5 * delta.up, delta.down) for p, delta in before.items()}
     assert term(step_with(longer)).item() == pytest.approx(0, abs=1e-5), "the length is free"
-    assert WeightDirection().begin(setting_with({}))(step_with(now)).item() == 0
+    assert WeightDirection().begin(setting_with(Past()))(step_with(now)).item() == 0
 
 
 def test_weight_direction_keeps_a_shared_delta_from_turning(base: Base):
-    museum = taught(base, Museum(base.fingerprint), small_concept("<old>"), short(over="the last delta", steps=6))
+    museum = taught(base, Museum(base.fingerprint), small_concept("<old>"), short(over="shared", steps=6))
     turned = {}
     for weight in (0.0, 1000.0):
-        recipe = short(WeightDirection(weight), over="the last delta", steps=10, clip_norm=1000.0)
+        recipe = short(WeightDirection(weight), over="shared", steps=10, clip_norm=1000.0)
         after = taught(base, museum, small_concept("<new>", seed=4), recipe).dense()
         before = museum.dense()
         cosines = [torch.cosine_similarity(after[p].flatten(), before[p].flatten(), dim=0) for p in before]

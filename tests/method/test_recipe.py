@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import json
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ import torch
 from clora_core.errors import RecipeError
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import Trained, start
-from clora_core.method.recipe import RECIPES, Recipe, recipe_named
+from clora_core.method.recipe import BASELINES, RECIPES, USUAL, Recipe, recipe_named
 from clora_core.method.regularizers import REGULARIZERS, Regularizer, SelfRegularization
-from clora_core.method.step import Setting
+from clora_core.method.step import Past, Setting
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
@@ -58,9 +57,9 @@ def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object)
             attempt()
 
 
-@pytest.mark.parametrize("other", [{"applied": "at its word"}, {"down": "identity"}, {"down": "orthogonal"}])
+@pytest.mark.parametrize("other", [{"applied": "word"}, {"down": "identity"}, {"down": "orthogonal"}])
 def test_a_delta_that_is_trained_on_is_learned_whole_and_applied_everywhere(other: dict[str, Any]):
-    with pytest.raises(RecipeError, match=r"^over is 'the last delta'; it must be the museum or the base"):
+    with pytest.raises(RecipeError, match=r"^over is 'shared'; it must be museum or base"):
         recipe_named("single-lora", **other)
 
 
@@ -68,9 +67,15 @@ def test_every_field_has_bad_values_above():
     assert {*BAD, "method", "regularizers"} == {field.name for field in dataclasses.fields(Recipe)}
 
 
-@pytest.mark.parametrize("method", RECIPES)
+def test_few_are_offered_and_the_others_are_baselines():
+    offered = {"preservation", "word-gated-onwards", "word-gated", "c-lora", "museum-maker", "textual-inversion"}
+    assert set(RECIPES) == offered and next(iter(RECIPES)) == USUAL
+    assert len(BASELINES) == 11 and not offered & set(BASELINES)
+
+
+@pytest.mark.parametrize("method", RECIPES | BASELINES)
 def test_every_recipe_survives_json(method: str):
-    recipe = RECIPES[method]
+    recipe = recipe_named(method)
     assert recipe.method == method
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
@@ -109,7 +114,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         ([{"name": "elastic"}], "no regularizer 'elastic'.*self_regularization"),
         ([{"weight": 1}], "no regularizer 'None'.*self_regularization"),
         ([{"name": "self_regularization", "wait": 1}], "is 'wait'; it must be one of its numbers: weight, relative"),
-        ([{"name": "self_regularization", "weight": -1}], "weight of self-regularization is -1"),
+        ([{"name": "self_regularization", "weight": -1}], "weight of self_regularization is -1"),
         (
             [{"name": "self_regularization", "weight": "1"}],
             r"self_regularization.weight is '1'; it must be of type float",
@@ -135,7 +140,7 @@ def test_regularizers_that_make_no_sense_are_refused(entries: object, reason: st
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(RecipeError, match=r"no recipe 'clora'.*c-lora.*sequential"):
+    with pytest.raises(RecipeError, match=r"no recipe 'clora'.*preservation.*c-lora.*textual-inversion\.$"):
         recipe_named("clora")
 
 
@@ -167,49 +172,68 @@ def test_a_regularizer_survives_json(kind: type[Regularizer]):
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
+@pytest.mark.parametrize("weight", [-1.0, NAN, INF])
+def test_a_weight_that_makes_no_sense_is_refused(kind: type[Regularizer], weight: float):
+    with pytest.raises(RecipeError, match=f"^The weight of {kind.name} is {weight}; it must be a finite number from 0"):
+        kind(weight=weight)
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+@pytest.mark.parametrize("begun", [False, True])
 def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_else(
-    kind: type[Regularizer], base: Base
+    kind: type[Regularizer], begun: bool, base: Base
 ):
-    recipe, concept = short(), small_concept()
+    """At the start, where `up` is zero and so is every new delta, as well as later."""
+    trained = started(base)
+    trained = moved(trained) if begun else trained
     past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
-    lesson = Lesson.prepared(base, concept, recipe)
-    trained = moved(start(base, [concept], recipe, Museum(base.fingerprint)))
     old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
-    with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
-        token = trained.token(concept.word)
-        setting = Setting(
-            base,
-            concept,
-            past,
-            ["a photo of <old>"],
-            [old],
-            new.left_out,
-            lambda: lesson.reference_loss(token),
-            continued=random_deltas(base, seed=8),
-            latents=lesson.latents[0],
-            beside=["a photo of <old>"],
-        )
-        term = kind().begin(setting)
-        value = term(lesson.step(0, trained))
-        assert value.shape == () and value.dtype == torch.float32
-        assert 0 <= value.item() < INF
-        value.backward()
-    assert all(delta.up.grad is not None and delta.down.grad is not None for delta in trained.deltas.values())
-    assert any(delta.up.grad.abs().max() > 0 for delta in trained.deltas.values())
+    before = Past(
+        dense=past,
+        deltas=[random_deltas(base)],
+        shared=random_deltas(base, seed=8),
+        prompts=["a photo of <old>"],
+        words=[old],
+        beside=["a photo of <old>"],
+    )
+    value = valued(kind, base, trained, before)
+    assert value.shape == () and value.dtype == torch.float32
+    assert 0 <= value.item() < INF
+    gradients = [factor.grad for delta in trained.deltas.values() for factor in (delta.up, delta.down)]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert all(vectors.grad is None or vectors.grad.isfinite().all() for vectors in trained.vectors.values())
+    assert not begun or any(delta.up.grad.abs().max() > 0 for delta in trained.deltas.values())
     assert all(matrix.grad is None and not matrix.requires_grad for matrix in past.values())
     assert all(parameter.grad is None for module in base.modules.values() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], base: Base):
-    recipe, concept = short(), small_concept()
-    lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, [concept], recipe, Museum(base.fingerprint))
-    with base.learning(precision="fp32", checkpointing=False):
-        token = trained.token(concept.word)
-        setting = Setting(base, concept, {}, (), (), nullcontext, lambda: lesson.reference_loss(token))
-        term = kind().begin(setting)
-        assert 0 <= term(lesson.step(0, trained)).item() < INF
+    trained = started(base)
+    assert 0 <= valued(kind, base, trained, Past()).item() < INF
+    assert all(value.grad is None or value.grad.isfinite().all() for value in trained.parameters().values())
+
+
+def started(base: Base) -> Trained:
+    return start(base, [small_concept()], short(), Museum(base.fingerprint))
+
+
+def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) -> torch.Tensor:
+    """The term's value in the first step, after its backward pass."""
+    lesson = Lesson.prepared(base, small_concept(), short())
+    token = trained.token(small_concept().word)
+    with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
+        setting = Setting(
+            base=base,
+            past=past,
+            latents=lesson.latents[0],
+            as_before=new.left_out,
+            measure_reference_loss=lambda: lesson.reference_loss(token),
+        )
+        value = kind().begin(setting)(lesson.step(0, trained))
+        if value.requires_grad:
+            value.backward()
+    return value
 
 
 def moved(trained: Trained) -> Trained:

@@ -12,6 +12,7 @@ from clora_core.method.regularizers.self_regularization import (
     overlap,
     relative_weight,
 )
+from clora_core.method.step import Past
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
 from tests.small import setting_with, step_with
@@ -40,7 +41,7 @@ def low_rank(rows: int, columns: int, *, rank: int = 3, seed: int = 1, dtype: to
 
 
 def penalty(past: dict, deltas: dict, regularizer: SelfRegularization, *, reference_loss: float = 1.0) -> Tensor:
-    return regularizer.begin(setting_with(past, reference_loss=reference_loss))(step_with(deltas))
+    return regularizer.begin(setting_with(Past(dense=past), reference_loss=reference_loss))(step_with(deltas))
 
 
 def test_overlap_matches_a_loop_over_entries_with_the_papers_absolute_value():
@@ -112,7 +113,7 @@ def test_an_empty_museum_is_not_measured():
     def measured() -> float:
         raise AssertionError("there is no past to weigh the penalty by")
 
-    setting = setting_with({})
+    setting = setting_with(Past())
     object.__setattr__(setting, "measure_reference_loss", measured)
     assert SelfRegularization().begin(setting)(step_with({})).item() == 0.0
 
@@ -198,7 +199,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
     opposite = LowRank(-old.up.detach(), old.down.detach())
     earlier, new = [{place: LowRank(old.up.detach(), old.down.detach())}, {place: opposite}], {place: low_rank(6, 9)}
     past = {place: torch.zeros(6, 9)}
-    setting = setting_with(past, earlier=earlier)
+    setting = setting_with(Past(dense=past, deltas=earlier))
     assert SelfRegularization(relative=False).begin(setting)(step_with(new)).item() == 0
     found = SelfRegularization(2.0, relative=False, squares=True).begin(setting)(step_with(new)).item()
     naive = sum(
@@ -215,7 +216,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
 def test_with_squares_one_earlier_delta_costs_what_the_paper_says():
     place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
     past = {place: old.dense().detach()}
-    setting = setting_with(past, earlier=[{place: old}])
+    setting = setting_with(Past(dense=past, deltas=[{place: old}]))
     found = [
         SelfRegularization(squares=s).begin(setting)(step_with({place: low_rank(6, 9)})).item() for s in (False, True)
     ]
@@ -228,13 +229,13 @@ def test_row_overlap_is_the_norm_of_the_dense_product_and_its_weight_means_what_
     new = {place: low_rank(6, 9), wide: low_rank(12, 9, seed=4)}
     scale = sum(float(torch.linalg.matrix_norm(matrix)) ** 4 / 9 for matrix in past.values())
     products = [torch.linalg.matrix_norm(past[key] @ new[key].dense().T).item() ** 2 for key in past]
-    cost = RowOverlap(3.0).begin(setting_with(past, reference_loss=0.5))(step_with(new))
+    cost = RowOverlap(3.0).begin(setting_with(Past(dense=past), reference_loss=0.5))(step_with(new))
     assert cost.item() == pytest.approx(3 * 0.5 * sum(products) / scale, rel=1e-4)
     unrelated = [  # of the past's own norm, in no relation to it
         {key: LowRank(value / value.norm() * past[key].norm(), torch.eye(9)) for key, value in dense.items()}
         for dense in ({place: random(6, 9, seed=s), wide: random(12, 9, seed=s + 500)} for s in range(10, 210))
     ]
-    term = RowOverlap().begin(setting_with(past, reference_loss=0.5))
+    term = RowOverlap().begin(setting_with(Past(dense=past), reference_loss=0.5))
     mean = sum(term(step_with(deltas)).item() for deltas in unrelated) / len(unrelated)
     assert mean == pytest.approx(0.5, rel=0.05)
 
@@ -244,7 +245,7 @@ def test_row_overlap_is_nothing_for_a_delta_that_reads_other_directions():
     basis = torch.linalg.qr(random(9, 9)).Q
     past = {place: random(6, 4, seed=1) @ basis[:4]}
     new = {place: LowRank(random(6, 2, seed=2), random(2, 5, seed=3) @ basis[4:])}
-    assert RowOverlap().begin(setting_with(past))(step_with(new)).item() < 1e-10
-    assert RowOverlap().begin(setting_with({}))(step_with(new)).item() == 0
+    assert RowOverlap().begin(setting_with(Past(dense=past)))(step_with(new)).item() < 1e-10
+    assert RowOverlap().begin(setting_with(Past()))(step_with(new)).item() == 0
     with pytest.raises(RecipeError, match="-1"):
         RowOverlap(-1.0)

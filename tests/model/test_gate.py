@@ -70,7 +70,7 @@ def test_a_prompt_without_the_word_is_answered_bit_for_bit_by_the_base(base: Bas
 
 
 def test_learning_word_gated_forgets_nothing_at_all(base: Base):
-    recipe = short(steps=4, applied="at its word")
+    recipe = short(steps=4, applied="word")
     museum = museum_of(base, "<one>", recipe=recipe)
     prompt = ["a photo of <one>"]
     with shown(base, museum.dense(), museum.gated):
@@ -85,7 +85,7 @@ def test_learning_word_gated_forgets_nothing_at_all(base: Base):
 
 def test_a_museum_of_both_kinds_shows_the_sum(base: Base):
     everywhere = Exhibit(token("<all>"), random_deltas(base), Recipe())
-    gated = Exhibit(token(), random_deltas(base, seed=1), Recipe(applied="from its word on"))
+    gated = Exhibit(token(), random_deltas(base, seed=1), Recipe(applied="onwards"))
     museum = Museum(base.fingerprint, (everywhere, gated))
     strengths = {"<one>": 0.5, "<all>": 2.0}
     with shown(base, museum.dense(strengths), museum.gated, strengths):

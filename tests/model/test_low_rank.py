@@ -49,6 +49,26 @@ def test_the_norm_of_parts_that_cancel_is_zero_and_no_nan():
     assert nothing.norm().item() == pytest.approx(0, abs=1e-6)
 
 
+def test_the_norm_of_nothing_is_zero_and_has_a_gradient_of_zero():
+    """As where learning starts, with `up` zero."""
+    one = LowRank(torch.zeros(5, 3, requires_grad=True), matrix().down.clone().requires_grad_())
+    one.norm().backward()
+    assert one.norm().item() == 0
+    assert not one.up.grad.any() and not one.down.grad.any(), "and no NaN"
+
+
+def test_the_gradient_of_the_norm_is_that_of_the_dense_matrix():
+    one, other = (LowRank(matrix().up.requires_grad_(), matrix().down.requires_grad_()) for _ in range(2))
+    one.norm().backward()
+    torch.linalg.matrix_norm(other.dense()).backward()
+    torch.testing.assert_close(one.up.grad, other.up.grad)
+    torch.testing.assert_close(one.down.grad, other.down.grad)
+
+
+def test_a_norm_that_is_no_number_stays_none():
+    assert matrix().scaled(math.nan).norm().isnan()
+
+
 def test_scaling_scales_every_entry_and_leaves_the_original_alone():
     one = matrix()
     before = one.dense()

@@ -1,5 +1,6 @@
 """The museum file: what goes in comes out, and it is an ordinary LoRA with its words beside it."""
 
+import json
 import os
 import struct
 import subprocess
@@ -44,7 +45,7 @@ def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
     assert not [key for key in tensors if key.startswith("bundle_emb.<deep>")]
 
 
-@pytest.mark.parametrize("applied", ["at its word", "from its word on"])
+@pytest.mark.parametrize("applied", ["word", "onwards"])
 def test_what_acts_at_its_word_only_stays_out_of_the_sum_and_of_the_bundle(applied, tmp_path):
     """Ordinary loaders would show it everywhere; here they see the museum without it, bit for bit."""
     recipe = replace(recipe_named("word-gated", rank=4), applied=applied)
@@ -69,6 +70,44 @@ def test_what_acts_at_its_word_only_stays_out_of_the_sum_and_of_the_bundle(appli
     save_museum(alone, tmp_path / "alone.safetensors")
     assert_same(alone, load_museum(tmp_path / "alone.safetensors"))
     assert not load_view(tmp_path / "alone.safetensors").deltas
+
+
+OLD_RECIPES = {  # what files hold that were written before → what it is called
+    ("everywhere", "the museum"): ("everywhere", "museum"),
+    ("everywhere", "the base"): ("everywhere", "base"),
+    ("everywhere", "the last delta"): ("everywhere", "shared"),
+    ("at its word", "the museum"): ("word", "museum"),
+    ("from its word on", "the museum"): ("onwards", "museum"),
+}
+
+
+def test_files_in_the_old_words_stay_readable(tmp_path):
+    """One that was put together by hand; what is written of it has the new words."""
+    told, exhibits, data = {"clora.format": "clora-museum", "clora.version": "1"}, [], b""
+    tensors: dict[str, dict] = {}
+    for number, (applied, over) in enumerate(OLD_RECIPES):
+        recipe = {"method": "old", "regularizers": [{"name": "self_regularization", "weight": 1.0}]}
+        more = {"word": f"<{number}>", "kind": "object", "prompt": "", "facts": {}, "rank": {}, "layers": 1, "words": 1}
+        more |= {"encoders": ["clip_l"], "thumbnail": "", "recipe": recipe | {"applied": applied, "over": over}}
+        exhibits.append(more)
+        name, shape = f"bundle_emb.<{number}>.string_to_param.*", [1, 128]
+        if applied != "everywhere":
+            name, shape = f"clora.token.<{number}>.clip_l", [1, 1, 128]
+        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + 512]}
+        data += struct.pack("<128f", *[number] * 128)
+    base = {"architecture": "starter", "digest": "0123"}
+    told["clora.museum"] = json.dumps({"base": base, "dtype": "float32", "projections": [], "exhibits": exhibits})
+    put_together(tmp_path / "old.safetensors", {"__metadata__": told, **tensors}, data)
+
+    found = load_museum(tmp_path / "old.safetensors")
+    assert [(e.recipe.applied, e.recipe.over) for e in found.exhibits] == list(OLD_RECIPES.values())
+    assert [e.gate.onwards if e.gate else None for e in found.exhibits] == [None, None, None, False, True]
+    assert [e.recipe.regularizers[0].weight for e in found.exhibits] == [1.0] * 5, "which no default replaces"
+    save_museum(found, tmp_path / "new.safetensors")
+    assert_same(found, load_museum(tmp_path / "new.safetensors"))
+    header, _ = taken_apart(tmp_path / "new.safetensors")
+    written = json.loads(header["__metadata__"]["clora.museum"])["exhibits"]
+    assert [(e["recipe"]["applied"], e["recipe"]["over"]) for e in written] == list(OLD_RECIPES.values())
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])

@@ -1,12 +1,12 @@
 """Old words beside a new concept: in their own prompts, and in what is said of the new pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
 import torch
 
-from clora_core.method.regularizers.protocol import Term
+from clora_core.method.regularizers.protocol import Regularizer, Term
 from clora_core.method.step import Setting
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept, ConceptToken
@@ -57,10 +57,10 @@ def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: in
 
 
 @dataclass(frozen=True)
-class Listening:
+class Listening(Regularizer):
     """A term without weight that keeps what it was shown."""
 
-    heard: list[Setting]
+    heard: list[Setting] = field(default_factory=list)
     name: ClassVar[str] = "listening"
 
     def begin(self, setting: Setting) -> Term:
@@ -71,5 +71,5 @@ class Listening:
 def test_the_terms_of_the_loss_get_them(base: Base):
     held, heard = museum(base, ("<old>", "style", "a <old> style picture")), []
     concept = Concept("<new>", small_concept(count=3).pictures, "style", captions=CAPTIONS)
-    taught(base, held, concept, short(Listening(heard), steps=1))
-    assert heard[0].beside == held.prompts_beside(concept) != heard[0].old_prompts == held.prompts
+    taught(base, held, concept, short(Listening(heard=heard), steps=1))
+    assert heard[0].past.beside == held.prompts_beside(concept) != heard[0].past.prompts == held.prompts

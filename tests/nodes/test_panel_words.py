@@ -3,8 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
+
+from clora_core.method.recipe import Applied
 
 from .bare import ROOT
 
@@ -33,6 +36,11 @@ def test_every_language_says_everything_with_the_same_values_in_it(language: str
     for key, text in other.items():
         assert text and set(re.findall(r"%\w+", text)) == set(re.findall(r"%\w+", english[key])), key
         assert not set("{}@|") & set(text), f"the frontend would fill in {text}"
+
+
+def test_every_way_of_applying_deltas_has_a_text():
+    assert {f"applied.{name}" for name in get_args(Applied)} - set(texts("en")) == {"applied.everywhere"}
+    assert len([key for key in texts("en") if key.startswith("applied.")]) == len(get_args(Applied)) - 1
 
 
 def test_every_text_is_used_and_no_other():

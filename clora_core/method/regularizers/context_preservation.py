@@ -19,12 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ...model.attach import Reading
 from ...model.projections import Projection
 from ...model.text_states import kept_states, moment_of
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -37,7 +36,7 @@ def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
 @torch.no_grad()
 def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
     """C, (width, width) float32, and each projection's E‖W s‖²; everyday and old prompts weigh half each."""
-    groups = kept_states(setting.base, setting.old_prompts, setting.old_words)
+    groups = kept_states(setting.base, setting.past.prompts, setting.past.words)
     sizes = {}
     with Reading.of(setting.base):
         for projection, module in setting.base.modules.items():
@@ -49,15 +48,11 @@ def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
 
 
 @dataclass(frozen=True)
-class ContextPreservation:
+class ContextPreservation(Regularizer):
     """The equation above with its weight: 1 makes moving every key and value by its own size cost 1."""
 
     weight: float = 5.0
     name: ClassVar[str] = "context_preservation"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of context preservation is {self.weight}; it must be 0 or more.")
 
     def begin(self, setting: Setting) -> Term:
         second_moment, sizes = statistics(setting)

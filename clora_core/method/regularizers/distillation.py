@@ -17,34 +17,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ...seeds import seeded
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Regularizer):
     """The equation above with its weight β."""
 
     weight: float = 1.0
     name: ClassVar[str] = "distillation"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of distillation is {self.weight}; it must be 0 or more.")
+    everywhere_only: ClassVar[bool] = True
 
     def begin(self, setting: Setting) -> Term:
-        base = setting.base
+        base, past = setting.base, setting.past
         with torch.no_grad():
-            old = base.encode_prompts(setting.beside, setting.old_words) if setting.beside else None
+            old = base.encode_prompts(past.beside, past.words) if past.beside else None
 
         def term(step: Step) -> Tensor:
             if old is None:
                 return step.latents.new_zeros(())
-            chosen = torch.randint(
-                len(setting.beside), (len(step.latents),), generator=seeded("distillation", step.number)
-            )
+            rng = seeded("distillation", step.number)
+            chosen = torch.randint(len(past.beside), (len(step.latents),), generator=rng)
             conditioning = old[chosen.to(old.states.device)]
             noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)
             with torch.no_grad(), setting.as_before():

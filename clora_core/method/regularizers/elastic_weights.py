@@ -17,13 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ...model.attach import attached
 from ...model.projections import Projection
 from ...model.sampling import Sampling, sampled_latents
 from ...seeds import seeded
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 from .self_regularization import LowRankOverlap
 
 PICTURES, DRAWS = 16, 64  # sampled over all earlier exhibits together; gradients taken on them
@@ -34,13 +33,13 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
 
     The cost does not grow with the museum: exhibits take turns.
     """
-    base, shape = setting.base, tuple(setting.latents.shape[1:])
-    prompts = [setting.old_prompts[number % len(setting.old_prompts)] for number in range(pictures)]
+    base, past, shape = setting.base, setting.past, tuple(setting.latents.shape[1:])
+    prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     latents = torch.cat(
-        list(sampled_latents(base, prompts, setting.old_words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]
+        list(sampled_latents(base, prompts, past.words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]
     )
-    nothing = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in setting.past.items()}
-    squares = {place: torch.zeros_like(matrix) for place, matrix in setting.past.items()}
+    nothing = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in past.dense.items()}
+    squares = {place: torch.zeros_like(matrix) for place, matrix in past.dense.items()}
     rng = seeded("fisher information", draws)
     with torch.enable_grad(), attached(base, nothing):
         for number in range(draws):
@@ -48,7 +47,7 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
             noise = torch.randn(1, *shape, generator=rng).to(base.device)
             clean = latents[number % pictures, None]
             with torch.no_grad():
-                conditioning = base.encode_prompts([prompts[number % pictures]], setting.old_words)
+                conditioning = base.encode_prompts([prompts[number % pictures]], past.words)
             prediction = base.predict(base.schedule.noised(clean, noise, times), times, conditioning)
             loss = (prediction - base.schedule.target(clean, noise, times)).square().mean()
             for place, gradient in zip(nothing, torch.autograd.grad(loss, list(nothing.values())), strict=True):
@@ -65,22 +64,19 @@ def relative_weight(
 
 
 @dataclass(frozen=True)
-class ElasticWeights:
+class ElasticWeights(Regularizer):
     """The equation above with its κ."""
 
     weight: float = 1.0
     name: ClassVar[str] = "elastic_weights"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of elastic weights is {self.weight}; it must be 0 or more.")
-
     def begin(self, setting: Setting) -> Term:
         roots: dict[Projection, Tensor] = {}
         weight = 0.0
-        if self.weight and setting.past and setting.old_prompts:
+        past = setting.past
+        if self.weight and past.dense and past.prompts:
             importance = fisher_information(setting)
-            weight = relative_weight(self.weight, setting.reference_loss, importance, setting.past)
+            weight = relative_weight(self.weight, setting.reference_loss, importance, past.dense)
             roots = {place: omega.sqrt() for place, omega in importance.items()}
 
         def term(step: Step) -> Tensor:

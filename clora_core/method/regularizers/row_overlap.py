@@ -13,9 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 
 def row_overlap(up: Tensor, down: Tensor, rows: Tensor) -> Tensor:
@@ -24,18 +23,14 @@ def row_overlap(up: Tensor, down: Tensor, rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RowOverlap:
+class RowOverlap(Regularizer):
     """The equation above with its κ: a delta as large as the past, and unrelated to it, costs κ diffusion losses."""
 
     weight: float = 1.0
     name: ClassVar[str] = "row_overlap"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of row overlap is {self.weight}; it must be 0 or more.")
-
     def begin(self, setting: Setting) -> Term:
-        past = setting.past if self.weight else {}
+        past = setting.past.dense if self.weight else {}
         scale = sum(matrix.square().sum().item() ** 2 / matrix.shape[1] for matrix in past.values())
         weight = self.weight * setting.reference_loss / scale if scale else 0.0
         rows = {projection: matrix.T @ matrix for projection, matrix in past.items()}

@@ -20,10 +20,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ...model.projections import Projection
 from ..step import Deltas, Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 
 def overlap(past: Tensor, delta: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def root_of_squares(earlier: Sequence[Deltas], like: Mapping[Projection, Tensor]
 
 
 @dataclass(frozen=True)
-class SelfRegularization:
+class SelfRegularization(Regularizer):
     """Equation (3) with its weight: κ if `relative`, else the paper's absolute λ. squares: see above."""
 
     weight: float = 1.0
@@ -79,12 +78,8 @@ class SelfRegularization:
     squares: bool = False
     name: ClassVar[str] = "self_regularization"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of self-regularization is {self.weight}; it must be 0 or more.")
-
     def begin(self, setting: Setting) -> Term:
-        past = root_of_squares(setting.earlier, setting.past) if self.squares else setting.past
+        past = root_of_squares(setting.past.deltas, setting.past.dense) if self.squares else setting.past.dense
         weight = self.weight
         if self.relative and past and weight:
             weight = relative_weight(weight, setting.reference_loss, list(past.values()))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import RecipeError
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 
 def divergence(sample: Tensor, reference: Tensor, *, temperature: float) -> Tensor:
@@ -30,17 +30,17 @@ def divergence(sample: Tensor, reference: Tensor, *, temperature: float) -> Tens
 
 
 @dataclass(frozen=True)
-class StyleDistillation:
+class StyleDistillation(Regularizer):
     """The equation above with its weight w and temperature τ. of: "picture" or "noise"."""
 
     weight: float = 0.1
     temperature: float = 1.0
     of: str = "picture"
     name: ClassVar[str] = "style_distillation"
+    one_concept_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of style distillation is {self.weight}; it must be 0 or more.")
+        super().__post_init__()
         if not 0 < self.temperature < float("inf"):
             raise RecipeError(f"The temperature of style distillation is {self.temperature}; it must be above 0.")
         if self.of not in ("picture", "noise"):

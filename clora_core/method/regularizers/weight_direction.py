@@ -13,10 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import RecipeError
 from ...model.low_rank import LowRank, inner
 from ..step import Setting, Step
-from .protocol import Term
+from .protocol import Regularizer, Term
 
 
 def cosine(one: LowRank, other: LowRank) -> Tensor:
@@ -26,18 +25,14 @@ def cosine(one: LowRank, other: LowRank) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WeightDirection:
+class WeightDirection(Regularizer):
     """The equation above with its weight w. Nothing for the first concept, and for deltas that are not shared."""
 
     weight: float = 0.1
     name: ClassVar[str] = "weight_direction"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise RecipeError(f"The weight of weight direction is {self.weight}; it must be 0 or more.")
-
     def begin(self, setting: Setting) -> Term:
-        before = setting.continued
+        before = setting.past.shared
 
         def term(step: Step) -> Tensor:
             turned = [1 - cosine(delta, before[place]) for place, delta in step.deltas.items() if place in before]

@@ -26,6 +26,12 @@ PROJECTIONS_LIMIT = 1024
 THUMBNAIL_LIMIT = 256 * 1024  # characters of base64
 JPEG = b"\xff\xd8"  # how one begins
 
+# What files of earlier versions call the choices of a recipe.
+OLD_NAMES: Mapping[str, Mapping[object, str]] = {
+    "applied": {"at its word": "word", "from its word on": "onwards"},
+    "over": {"the museum": "museum", "the base": "base", "the last delta": "shared"},
+}
+
 HEADER_FIELDS = ("base", "dtype", "projections", "exhibits")
 EXHIBIT_FIELDS = ("word", "kind", "prompt", "recipe", "facts", "rank", "layers", "words", "encoders", "thumbnail")
 
@@ -239,7 +245,8 @@ def _recipe(value: object, what: str) -> Recipe:
         name = text(numbers.pop("name", None), f"{what}: a regularizer's name")
         if name in kinds:
             check_types(kinds[name], numbers, f"{what}: {name}")
-    return Recipe.from_json(values)
+    renamed = {name: new[values[name]] for name, new in OLD_NAMES.items() if values.get(name) in new}
+    return Recipe.from_json({**values, **renamed})
 
 
 def _thumbnail(encoded: str, what: str) -> bytes:
