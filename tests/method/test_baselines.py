@@ -118,16 +118,17 @@ def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", recipe)
     dense = {p: torch.zeros(p.shape, requires_grad=True) for p in base.modules}
     word = start(base, [concept], recipe, Museum(base.fingerprint))
+    vectors = word.token(concept.word).vectors
     groups = [
         {"params": list(dense.values()), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
-        {"params": list(word.vectors.values()), "lr": recipe.token_learning_rate, "weight_decay": 0.0},
+        {"params": list(vectors.values()), "lr": recipe.token_learning_rate, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups)
     lesson = Lesson.prepared(base, concept, recipe)
     with base.learning(precision="fp32", checkpointing=False), attached(base, dense):
         for number in range(recipe.steps):
             diffusion_loss(lesson.step(number, word), base.schedule).backward()
-            torch.nn.utils.clip_grad_norm_([*dense.values(), *word.vectors.values()], recipe.clip_norm)
+            torch.nn.utils.clip_grad_norm_([*dense.values(), *vectors.values()], recipe.clip_norm)
             adamw.step()
             adamw.zero_grad()
     for projection, moved in museum.dense().items():
