@@ -17,6 +17,7 @@ from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
 from ..starter.judge import load_judge
+from ..starter.layout import NAME
 from .progress import Say, watched_bar
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     subjects = CONCEPTS[: arguments.concepts]
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    base, judge = open_base("starter"), load_judge()
+    base, judge = open_base(NAME), load_judge()
     examiner = Examiner(base, judge)
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
     before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)

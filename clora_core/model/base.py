@@ -14,21 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from .concept import ConceptToken
-from .projections import Architecture, Projection, architecture_of
+from .families import family_of
+from .families.family import Family, Prediction
+from .projections import Projection
 
-Prediction = Literal["epsilon", "v_prediction"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which base a museum belongs to: the architecture's name and a hash of its key and value projections."""
+    """Which base a museum belongs to: its family's name and a hash of its key and value projections."""
 
-    architecture: str
+    family: str
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.architecture} · {self.digest[:8]}"
+        return f"{self.family} · {self.digest[:8]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ class Conditioning:
     """A batch of encoded prompts.
 
     states: (b, tokens, width), or (b, tokens, layers · width) if some word has a vector per cross-attention
-    (`layers.py`). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
-    prompts, where it does, (b, tokens) bool.
+    (`layers.py`). pooled: (b, width), for families that read it. places: for each learned word that stands in any of
+    the prompts, where it does, (b, tokens) bool.
     """
 
     states: Tensor
@@ -89,12 +90,11 @@ class Base(Protocol):
     """A frozen text-to-image model."""
 
     fingerprint: Fingerprint
-    architecture: Architecture
+    family: Family
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
     places: Mapping[str, Tensor]  # where words stand in what `predict` was last called with
-    captions: Sequence[str]  # everyday prompts in words that the model knows; what it shows for them should stay
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
@@ -138,4 +138,4 @@ def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
         row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
-    return Fingerprint(architecture_of(modules).name, digest.hexdigest())
+    return Fingerprint(family_of(modules).name, digest.hexdigest())

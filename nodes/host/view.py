@@ -140,7 +140,7 @@ def _deltas(model: ModelPatcher, museum: Museum, strengths: Mapping[str, float])
     """path in the UNet → the stacked delta. Raises BaseModelError where museum and model do not belong together."""
     paths, base = projection_paths(model), fingerprint_of(model)
     exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
-    if exact or museum.base.architecture != base.architecture:
+    if exact or museum.base.family != base.family:
         museum.check_over(base)
     return _by_path(museum.deltas(strengths), paths)
 
