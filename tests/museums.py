@@ -11,8 +11,9 @@ import torch
 from clora_core.method.recipe import Recipe, recipe_named
 from clora_core.model.base import Fingerprint
 from clora_core.model.concept import ConceptToken
+from clora_core.model.families import family_named
 from clora_core.model.low_rank import LowRank
-from clora_core.model.projections import Projection, architecture_named
+from clora_core.model.projections import Projection
 from clora_core.museum.museum import Exhibit, Museum
 
 JUNK = (None, True, -1, 0, 1.5, 10**40, "", "x", "<my-cat>", "\0", [], {}, [[]], {"name": {}}, ["x"] * 50)
@@ -26,7 +27,7 @@ BLOCKS = (
 
 
 def projections(architecture: str, rows: int = 32) -> list[Projection]:
-    width = architecture_named(architecture).text_width
+    width = family_named(architecture).text_width
     return [
         Projection(f"{block}.transformer_blocks.0.attn2.to_{role[0]}", role, (rows, width))
         for block in BLOCKS
@@ -57,7 +58,7 @@ def exhibit(
         deltas[projection] = LowRank(up, down)
     vectors = {
         encoder: torch.randn(layers, words, width, generator=rng)
-        for encoder, width in architecture_named(architecture).encoders.items()
+        for encoder, width in family_named(architecture).encoders.items()
     }
     return Exhibit(ConceptToken(word, vectors), deltas, recipe or recipe_named("c-lora", rank=4), **more)  # type: ignore[arg-type]
 

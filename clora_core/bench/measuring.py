@@ -10,8 +10,9 @@ from torch import nn
 from ..method.recipe import Recipe
 from ..model.base import Fingerprint
 from ..model.concept import ConceptToken
+from ..model.families.family import Family
 from ..model.low_rank import LowRank
-from ..model.projections import Architecture, Projection
+from ..model.projections import Projection
 from ..museum.museum import Exhibit, Museum
 from ..seeds import seeded
 
@@ -23,7 +24,7 @@ class Shaped(Protocol):
     def fingerprint(self) -> Fingerprint: ...
 
     @property
-    def architecture(self) -> Architecture: ...
+    def family(self) -> Family: ...
 
     @property
     def modules(self) -> Mapping[Projection, nn.Module]: ...
@@ -41,7 +42,7 @@ def random_museum(base: Shaped, count: int, rank: int) -> Museum:
             )
             for projection in base.modules
         }
-        vectors = {encoder: torch.zeros(1, 1, width) for encoder, width in base.architecture.encoders.items()}
+        vectors = {encoder: torch.zeros(1, 1, width) for encoder, width in base.family.encoders.items()}
         exhibits.append(Exhibit(ConceptToken(f"<past-{number}>", vectors), deltas, Recipe(rank=rank)))
     return Museum(base.fingerprint, tuple(exhibits))
 

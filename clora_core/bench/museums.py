@@ -23,7 +23,9 @@ from torch import nn
 from ..commands.progress import Say
 from ..model.base import Fingerprint
 from ..model.concept import ConceptToken
-from ..model.projections import Architecture, Projection, architecture_named, find_projections
+from ..model.families import family_named, find_projections
+from ..model.families.family import Family
+from ..model.projections import Projection
 from ..museum.file import append_exhibits, load_museum, load_view, read_header, save_museum
 from ..museum.museum import Exhibit
 from .measuring import machine, random_museum
@@ -44,7 +46,7 @@ class Shape:
     """A base of which only the shapes are there."""
 
     fingerprint: Fingerprint
-    architecture: Architecture
+    family: Family
     modules: Mapping[Projection, nn.Module]
 
 
@@ -140,7 +142,7 @@ def sd15_shape() -> Shape:
     """Stable Diffusion 1.5's UNet without its weights."""
     with torch.device("meta"):
         modules = find_projections(UNet2DConditionModel(cross_attention_dim=768))
-    return Shape(Fingerprint("sd15", "0" * 64), architecture_named("sd15"), modules)
+    return Shape(Fingerprint("sd15", "0" * 64), family_named("sd15"), modules)
 
 
 def _unchecked(path: Path) -> object:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..model.base import Schedule
+from ..model.families import family_named
 from ..over_diffusers.base import DiffusersBase
 from ..over_diffusers.checkpoints import Parts
 from ..over_diffusers.prompts import TextEncoder
@@ -33,7 +34,6 @@ UNETS: Mapping[str, Mapping[str, Any]] = {
         "projection_class_embeddings_input_dim": 1280 + 6 * 256,
     },
 }
-ENCODERS: Mapping[str, Mapping[str, int]] = {"sd15": {"clip_l": 768}, "sdxl": {"clip_l": 768, "clip_g": 1280}}
 
 
 def shaped_base(family: str, device: torch.device) -> DiffusersBase:
@@ -46,7 +46,8 @@ def shaped_base(family: str, device: torch.device) -> DiffusersBase:
             down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
             up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
         )
-        encoders = tuple(_encoder(name, width, family == "sdxl") for name, width in ENCODERS[family].items())
+        known = family_named(family)
+        encoders = tuple(_encoder(name, width, known.penultimate) for name, width in known.encoders.items())
     schedule = Schedule(build_scheduler().alphas_cumprod.float(), "epsilon")
     return DiffusersBase(Parts(unet, vae, encoders, schedule), device=device)
 

@@ -17,6 +17,7 @@ from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
 from ..starter.exam import Examiner, Sight, drawn, plain_prompts
 from ..starter.judge import load_judge
+from ..starter.layout import NAME
 from .progress import Say, watched_bar
 from .recipe import add_recipe, tell_of_baseline
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     subjects = CONCEPTS[: arguments.concepts]
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    base, judge = open_base("starter"), load_judge()
+    base, judge = open_base(NAME), load_judge()
     examiner = Examiner(base, judge)
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
     tell_of_baseline(recipe.method, say)

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from ..errors import CLoRAError
-from ..model.sampling import usual_guidance
 from ..museum.file import load_museum
 from ..report import Looks, Report, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
 from .model import add_base, open_chosen
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_museum(arguments.museum)
     base = open_chosen(arguments)
     size = arguments.size or base.resolution_px
-    guidance = usual_guidance(base) if arguments.guidance is None else arguments.guidance
+    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     looks = Looks(arguments.pictures, arguments.everyday, arguments.steps, guidance, arguments.seed)
     with Bar("looking", 1) as bar:
         report = reviewed(base, museum, looks, latent_shape=base.latent_shape(size, size), report=bar.of)

@@ -68,7 +68,7 @@ def as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, obje
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
-        "base": {"architecture": header.base.architecture, "digest": header.base.digest},
+        "base": {"architecture": header.base.family, "digest": header.base.digest},
         "dtype": header.dtype,
         "exhibits": exhibits,
         "overlap": _overlaps(museum) if museum else None,

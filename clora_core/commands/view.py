@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import CLoRAError
 from ..model.concept import mentions
-from ..model.sampling import Sampling, sample, usual_guidance
+from ..model.sampling import Sampling, sample
 from ..museum.file import load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, shown, wanted
 from ..sheets import grid
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(f"Note: {', '.join(unknown)} of the prompt is no word of this museum ({', '.join(words)}).")
     elif not any(mentions(arguments.prompt, word) for word in words):
         say(f"Note: the prompt holds none of the museum's words ({', '.join(words)}).")
-    guidance = usual_guidance(base) if arguments.guidance is None else arguments.guidance
+    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
     with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(

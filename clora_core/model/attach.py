@@ -68,7 +68,7 @@ class Reading:
         attachments = [attachment for attachment in base.attachments if attachment.on]
         if conditioning is None:
             return cls(base.modules, attachments)
-        tokens, width = conditioning.states.shape[1], base.architecture.text_width
+        tokens, width = conditioning.states.shape[1], base.family.text_width
         gates = {attachment.gate for attachment in attachments if attachment.gate}
         opened = {gate: gate.opened(conditioning.places, tokens) for gate in gates}
         masks = {gate: mask for gate, mask in opened.items() if mask is not None}

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 
 from .attachment import Attachment
 from .concept import ConceptToken
-from .projections import Architecture, Projection, architecture_of
+from .families import family_of
+from .families.family import Family, Prediction
+from .projections import Projection
 
-Prediction = Literal["epsilon", "v_prediction"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which base a museum belongs to: the architecture's name and a hash of its key and value projections."""
+    """Which base a museum belongs to: its family's name and a hash of its key and value projections."""
 
-    architecture: str
+    family: str
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.architecture} · {self.digest[:8]}"
+        return f"{self.family} · {self.digest[:8]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +70,8 @@ class Conditioning:
     """A batch of encoded prompts.
 
     states: (b, tokens, width), or (b, tokens, layers · width) if some word has a vector per cross-attention
-    (`layers.py`). pooled: (b, width), for SDXL. places: for each learned word that stands in any of the
-    prompts, where it does, (b, tokens) bool. This is all that a model knows of a prompt, and the one way by which
+    (`layers.py`). pooled: (b, width), for families that read it. places: for each learned word that stands in any of
+    the prompts, where it does, (b, tokens) bool. This is all that a model knows of a prompt, and the one way by which
     gates learn where their words stand.
     """
 
@@ -91,12 +92,11 @@ class Base(Protocol):
     """A frozen text-to-image model."""
 
     fingerprint: Fingerprint
-    architecture: Architecture
+    family: Family
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
     attachments: list[Attachment]  # the deltas that `predict` adds; `attach.attached` puts them here and takes them off
-    captions: Sequence[str]  # everyday prompts in words that the model knows; what it shows for them should stay
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
@@ -140,4 +140,4 @@ def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
         row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
-    return Fingerprint(architecture_of(modules).name, digest.hexdigest())
+    return Fingerprint(family_of(modules).name, digest.hexdigest())

@@ -33,11 +33,6 @@ class Sampling:
             )
 
 
-def usual_guidance(base: Base) -> float:
-    """The guidance that models of this kind are usually sampled with."""
-    return 5.0 if base.architecture.name == "starter" else 7.5
-
-
 @torch.no_grad()
 def sample(
     base: Base,

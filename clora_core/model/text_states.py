@@ -19,7 +19,7 @@ def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToke
     squares every prompt weighs the same.
     """
     parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
-    width = base.architecture.text_width
+    width = base.family.text_width
     states = [base.encode_prompts(part, tokens).states.float().reshape(-1, width) for part in parts]
     count = sum(map(len, states))
     shares = [len(part) * count / (len(prompts) * len(each)) for part, each in zip(parts, states, strict=True)]
@@ -28,7 +28,7 @@ def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToke
 
 def kept_states(base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]) -> list[Tensor]:
     """The states of everyday prompts and, if there are any, those of old ones; each (n, width) float32."""
-    groups = [text_states(base, base.captions, ())]
+    groups = [text_states(base, base.family.captions, ())]
     return [*groups, text_states(base, old_prompts, old_words)] if old_prompts else groups
 
 

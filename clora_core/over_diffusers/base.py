@@ -14,11 +14,11 @@ from ..errors import BaseModelError
 from ..model.attach import Reading
 from ..model.attachment import Attachment
 from ..model.base import Conditioning, Precision, Prediction, Schedule, fingerprint
-from ..model.captions import everyday_captions
 from ..model.concept import ConceptToken
+from ..model.families import family_of, find_projections
 from ..model.layers import layer_count
-from ..model.projections import Projection, architecture_of, find_projections
-from ..starter import world
+from ..model.projections import Projection
+from ..starter.layout import NAME
 from ..starter.model import Starter, load_starter
 from .checkpoints import Parts, open_parts
 from .prompts import TextEncoder, encode, word_vectors
@@ -41,7 +41,7 @@ def open_base(
     tokenizer, for a single file where the hub cannot be reached. prediction: what the model predicts, where the rule
     in `checkpoints` would get it wrong. Raises BaseModelError for everything that cannot be opened.
     """
-    if str(path_or_name) == "starter":
+    if str(path_or_name) == NAME:
         try:
             return DiffusersBase.from_starter(load_starter(), dtype=dtype, device=device)
         except (OSError, RuntimeError) as error:
@@ -56,12 +56,10 @@ class DiffusersBase:
 
     def __init__(self, parts: Parts, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         self.modules: Mapping[Projection, nn.Module] = find_projections(parts.unet)
-        self.architecture = architecture_of(self.modules)
+        self.family = family_of(self.modules)
         self._check(parts)
         self.fingerprint = fingerprint(self.modules)
         self.schedule: Schedule = parts.schedule
-        starter = self.architecture.name == "starter"
-        self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
         self.device = torch.device(device)
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
         for model in self._models:
@@ -136,7 +134,7 @@ class DiffusersBase:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""
         dtype = self.unet.dtype
-        states = conditioning.states[..., : self.architecture.text_width]
+        states = conditioning.states[..., : self.family.text_width]
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
         added = self._added(inputs[0], conditioning)
@@ -192,10 +190,10 @@ class DiffusersBase:
 
     def _check(self, parts: Parts) -> None:
         encoders = {encoder.name: encoder.width for encoder in parts.encoders}
-        if encoders != dict(self.architecture.encoders):
+        if encoders != dict(self.family.encoders):
             raise BaseModelError(
-                f"The text encoders (name: width) are {encoders}; a model of architecture {self.architecture.name} has "
-                f"{dict(self.architecture.encoders)}. Give the whole model, with its own text encoders."
+                f"The text encoders (name: width) are {encoders}; a model of the family {self.family.name} has "
+                f"{dict(self.family.encoders)}. Give the whole model, with its own text encoders."
             )
         latents, channels = parts.vae.config["latent_channels"], parts.unet.config["in_channels"]
         if latents != channels:

@@ -1,8 +1,9 @@
 """Open what people have: a diffusers folder, or a single file in the original layout. Only safetensors are read.
 
-What an SD2 file predicts is not written in its tensors. The rule, in this order: what the caller says; the metadata
-`modelspec.prediction_type`; a tensor called "v_pred"; for SD2 ComfyUI's own test, a deviation above 0.09 in the bias of
-the last attention's first norm, so that both read a file alike; else epsilon. A folder's scheduler says it.
+What a file predicts is not written in its tensors. The rule, in this order: what the caller says; the metadata
+`modelspec.prediction_type`; a tensor called "v_pred"; for families with both kinds a deviation in the bias of the last
+attention's first norm, as ComfyUI does it, so that both read a file alike; else what the family usually predicts. A
+folder's scheduler says it.
 """
 
 import json
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..errors import BaseModelError
+from ..model import families
 from ..model.base import Prediction, Schedule
-from ..model.projections import ARCHITECTURES, Architecture, architecture_of, find_projections
+from ..model.families.family import Checkpoint, Family, StoredEncoder
 from . import ldm_layout
 from .prompts import TextEncoder
 
@@ -35,10 +37,7 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "v_prediction": "v_prediction",
     "v-prediction": "v_prediction",
 }
-NATIVE_LATENTS = {"sd15": 64, "sd2": 64, "sdxl": 128}  # side of the latents that each was trained on
-SCALING_FACTORS = {"sd15": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-V_PREDICTION_LATENTS = {"sd2": 96}
-V_PREDICTION_DEVIATION = 0.09
+FACTOR = 8  # pixels that a side of a latent stands for
 BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -70,7 +69,7 @@ def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, predic
     found = "is no .safetensors file" if path.is_file() else "does not exist"
     raise BaseModelError(
         f"'{path}' {found}. Give 'starter', the folder of a diffusers pipeline (the one that holds model_index.json), "
-        "or an SD1.5, SD2 or SDXL checkpoint ending in .safetensors. Nothing is downloaded by name."
+        f"or a checkpoint of {_known()} ending in .safetensors. Nothing is downloaded by name."
     )
 
 
@@ -79,38 +78,39 @@ def _open_folder(folder: Path, dtype: torch.dtype, tokenizer: Path | None, predi
         joint = (folder / "transformer").is_dir()
         also = "; it has a 'transformer', so it is a model of joint attention" if joint else ""
         raise BaseModelError(
-            f"There is no 'unet/config.json' in '{folder}'{also}. Expected a diffusers pipeline of SD1.5, SD2 or SDXL: "
+            f"There is no 'unet/config.json' in '{folder}'{also}. Expected a diffusers pipeline of {_known()}: "
             "a folder with unet, vae, text_encoder, tokenizer and scheduler."
         )
     unet = _pretrained(UNet2DConditionModel, folder / "unet", dtype)
     tiny = _json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
     vae = _pretrained(AutoencoderTiny if tiny else AutoencoderKL, folder / "vae", torch.float32)
-    architecture = architecture_of(find_projections(unet))
+    family = families.family_of(families.find_projections(unet))
     encoders = []
-    for name, suffix in zip(architecture.encoders, ("", "_2"), strict=False):
-        kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
+    for name, suffix in zip(family.encoders, ("", "_2"), strict=False):
+        kind = CLIPTextModelWithProjection if _pooled(family, name) else CLIPTextModel
         model = _pretrained(kind, folder / f"text_encoder{suffix}", dtype)
         words = open_tokenizer(tokenizer or folder / f"tokenizer{suffix}")
         padding: int = words.pad_token_id  # type: ignore[assignment]
-        encoders.append(TextEncoder(name, model, words, padding, _penultimate(architecture)))
+        encoders.append(TextEncoder(name, model, words, padding, family.penultimate))
     schedule = _schedule(_json(folder / "scheduler" / "scheduler_config.json"), prediction)
     return Parts(unet, vae, tuple(encoders), schedule)
 
 
 def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
     file = _read(path)
-    architecture = _recognised(file)
+    family, layout = _recognised(file)
     words = open_tokenizer(tokenizer)
-    predicts = prediction or _prediction(file, architecture)
-    latents = V_PREDICTION_LATENTS if predicts == "v_prediction" else NATIVE_LATENTS
-    size = latents.get(architecture.name, NATIVE_LATENTS[architecture.name])
-    unet_config = ldm_layout.unet_config(file.unet, text_width=architecture.text_width, sample_size=size)
-    vae_config = ldm_layout.vae_config(file.vae, scaling_factor=SCALING_FACTORS[architecture.name])
+    predicts = prediction or _prediction(file, family, layout)
+    size = family.resolution_px(predicts) // FACTOR
+    unet_config = ldm_layout.unet_config(file.unet, text_width=family.text_width, heads=layout.heads, sample_size=size)
+    vae_config = ldm_layout.vae_config(file.vae, scaling_factor=layout.scaling_factor)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)  # type: ignore[arg-type]
     _fill(unet, ldm_layout.unet_tensors(file.unet), dtype)
     _fill(vae, ldm_layout.vae_tensors(file.vae), torch.float32)
-    encoders = tuple(_file_encoder(file, name, architecture, words, dtype) for name in architecture.encoders)
+    encoders = tuple(
+        _file_encoder(file, name, family, stored, words, dtype) for name, stored in layout.encoders.items()
+    )
     betas: dict[str, object] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     betas["rescale_betas_zero_snr"] = "ztsnr" in file.tensors
     return Parts(unet, vae, encoders, _schedule(betas, predicts))
@@ -142,10 +142,12 @@ def _read(path: Path) -> _File:
         return _File(path, file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})
 
 
-def _recognised(file: _File) -> Architecture:
-    """The file's architecture, by the width of its cross-attention. Raises BaseModelError for what is none of ours."""
+def _recognised(file: _File) -> tuple[Family, Checkpoint]:
+    """The file's family and how it lies in such files. Raises BaseModelError for what is none of ours."""
     path, tensors, unet, vae = file.path, file.tensors, file.unet, file.vae
-    if not unet or not any(".attn2.to_k." in name for name in unet):
+    weights = {name.removesuffix(".weight"): tensor for name, tensor in unet.items() if name.endswith(".weight")}
+    projections = families.projections_in(weights, lambda name: weights[name].shape)
+    if not projections:
         hint = ""
         if any("lora_" in name or ".lora" in name for name in tensors):
             hint = " It looks like a LoRA: give the model that it belongs to."
@@ -153,15 +155,14 @@ def _recognised(file: _File) -> Architecture:
             hint = " It looks like a model of joint attention, such as Flux or SD3; those have no cross-attention."
         raise BaseModelError(
             f"'{path}' holds no UNet with cross-attention in the original layout.{hint} "
-            "Expected a whole SD1.5, SD2 or SDXL checkpoint."
+            f"Expected a whole checkpoint of {_known()}."
         )
-    width = next(tensor.shape[1] for name, tensor in unet.items() if name.endswith(".attn2.to_k.weight"))
-    families = {entry.text_width: entry for entry in ARCHITECTURES if entry.name in SCALING_FACTORS}
-    family = families.get(width)
-    if family is None or ("label_emb.0.0.weight" in unet) != (family.name == "sdxl"):
+    family = next((family for family in families.FAMILIES if family.has(projections)), None)
+    if family is None or family.checkpoint is None or ("label_emb.0.0.weight" in unet) != family.pooled:
+        widths = ", ".join(str(width) for width in sorted({projection.shape[1] for projection in projections}))
         raise BaseModelError(
-            f"'{path}' holds a UNet that reads text states of width {width} and is no SD1.5 (768), SD2 (1024) or SDXL "
-            "base (2048) model. Refiners and variants that are conditioned on pictures cannot be used."
+            f"'{path}' holds a UNet that reads text states of width {widths} and is no model of {_known()}. Refiners "
+            "and variants that are conditioned on pictures cannot be used."
         )
     if "edm_mean" in tensors or "edm_vpred.sigma_max" in tensors:
         raise BaseModelError(
@@ -170,41 +171,40 @@ def _recognised(file: _File) -> Architecture:
     if not vae or not any(name.startswith(("cond_stage_model.", "conditioner.")) for name in tensors):
         missing = "text encoder" if vae else "autoencoder"
         raise BaseModelError(f"'{path}' holds no {missing}. Expected a whole checkpoint, not a UNet alone.")
-    return family
+    return family, family.checkpoint
 
 
-def _prediction(file: _File, architecture: Architecture) -> Prediction:
+def _prediction(file: _File, family: Family, layout: Checkpoint) -> Prediction:
     if said := PREDICTIONS.get(file.metadata.get("modelspec.prediction_type", "").lower()):
         return said
     if "v_pred" in file.tensors:
         return "v_prediction"
     bias = file.unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    if architecture.name == "sd2" and bias is not None and bias.float().std(unbiased=False) > V_PREDICTION_DEVIATION:
+    most = layout.velocity_deviation
+    if most is not None and bias is not None and bias.float().std(unbiased=False) > most:
         return "v_prediction"
-    return "epsilon"
+    return next(iter(family.resolutions))
 
 
 def _file_encoder(
-    file: _File, name: str, architecture: Architecture, tokenizer: CLIPTokenizer, dtype: torch.dtype
+    file: _File, name: str, family: Family, stored: StoredEncoder, tokenizer: CLIPTokenizer, dtype: torch.dtype
 ) -> TextEncoder:
     """A text encoder of a file. The encoders that OpenCLIP made were trained on prompts padded with id 0."""
-    penultimate, own = _penultimate(architecture), name == "clip_l"
-    if own:
-        prefix = "conditioner.embedders.0.transformer." if penultimate else "cond_stage_model.transformer."
-        found = ldm_layout.clip_tensors(file.under(prefix))
+    tensors, pooled = file.under(stored.prefix), _pooled(family, name)
+    if stored.open_clip:
+        found = ldm_layout.open_clip_tensors(tensors, projected=pooled, used=stored.layers)
     else:
-        prefix = "conditioner.embedders.1.model." if penultimate else "cond_stage_model.model."
-        found = ldm_layout.open_clip_tensors(file.under(prefix), projected=penultimate)
-    shape = ldm_layout.clip_config(found, activation="quick_gelu" if own else "gelu")
+        found = ldm_layout.clip_tensors(tensors)
+    shape = ldm_layout.clip_config(found, activation="gelu" if stored.open_clip else "quick_gelu")
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(**shape, **ids)  # type: ignore[arg-type]
     with torch.device("meta"):
-        model = CLIPTextModelWithProjection(config) if name == "clip_g" else CLIPTextModel(config)
+        model = CLIPTextModelWithProjection(config) if pooled else CLIPTextModel(config)
     if hasattr(model, "text_model"):
         found = {key if key.startswith("text_projection") else f"text_model.{key}": v for key, v in found.items()}
     _fill(model, found, dtype)
-    padding: int = tokenizer.eos_token_id if own else 0  # type: ignore[assignment]
-    return TextEncoder(name, model, tokenizer, padding, penultimate)
+    padding: int = 0 if stored.open_clip else tokenizer.eos_token_id  # type: ignore[assignment]
+    return TextEncoder(name, model, tokenizer, padding, family.penultimate)
 
 
 def open_tokenizer(folder: Path | None) -> CLIPTokenizer:
@@ -277,8 +277,14 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
             module.position_ids = torch.arange(int(positions.shape[-1]))[None]
 
 
-def _penultimate(architecture: Architecture) -> bool:
-    return len(architecture.encoders) > 1
+def _pooled(family: Family, encoder: str) -> bool:
+    """Whether the network reads that text encoder's pooled vector."""
+    return family.pooled and encoder == [*family.encoders][-1]
+
+
+def _known() -> str:
+    *others, last = (family.title for family in families.FAMILIES if family.checkpoint)
+    return f"{', '.join(others)} or {last}"
 
 
 def _json(path: Path) -> Mapping[str, object]:

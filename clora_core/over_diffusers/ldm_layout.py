@@ -55,9 +55,8 @@ OPEN_CLIP_PARTS = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-SD2_LAYERS = 23  # of OpenCLIP-H's 24: Stable Diffusion 2 reads the states before the last one
 SIZE_EMBEDDING = 256  # SDXL embeds each of its six numbers of size and crop this wide
-HEAD_WIDTH = 64  # of CLIP, and of SD2's and SDXL's UNets; SD1's UNet has 8 heads at every width
+HEAD_WIDTH = 64  # of CLIP, and of most UNets
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,11 @@ def unet_levels(tensors: Tensors) -> list[Level]:
     return [Level(blocks[0][0], len(blocks), blocks[0][1]) for blocks in levels]
 
 
-def unet_config(tensors: Tensors, *, text_width: int, sample_size: int) -> Config:
-    """What UNet2DConditionModel is built from. tensors: without the prefix "model.diffusion_model."."""
+def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_size: int) -> Config:
+    """What UNet2DConditionModel is built from. tensors: without the prefix "model.diffusion_model.".
+
+    heads: of the attention at every width; None: one for each HEAD_WIDTH channels.
+    """
     levels = unet_levels(tensors)
     middle = _count(tensors, "middle_block.1.transformer_blocks")
     channels = [level.channels for level in levels]
@@ -96,7 +98,7 @@ def unet_config(tensors: Tensors, *, text_width: int, sample_size: int) -> Confi
     if depths[-1] != middle:
         raise BaseModelError("The UNet in this file has another middle block. Open it as a diffusers folder instead.")
     down = ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels]
-    heads = 8 if text_width == 768 else [max(1, width // HEAD_WIDTH) for width in channels]
+    each = heads or [max(1, width // HEAD_WIDTH) for width in channels]
     config: Config = {
         "sample_size": sample_size,
         "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
@@ -107,7 +109,7 @@ def unet_config(tensors: Tensors, *, text_width: int, sample_size: int) -> Confi
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "cross_attention_dim": text_width,
-        "attention_head_dim": heads,  # diffusers reads this as the number of heads
+        "attention_head_dim": each,  # diffusers reads this as the number of heads
         "use_linear_projection": tensors["middle_block.1.proj_in.weight"].ndim == 2,
     }
     if "label_emb.0.0.weight" in tensors:
@@ -176,14 +178,14 @@ def clip_tensors(tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in plain.items() if name.startswith(kept) and "position_ids" not in name}
 
 
-def open_clip_tensors(tensors: Tensors, *, projected: bool) -> dict[str, Tensor]:
+def open_clip_tensors(tensors: Tensors, *, projected: bool, used: int | None = None) -> dict[str, Tensor]:
     """An OpenCLIP text encoder by the names of transformers' CLIPTextModel.
 
-    projected: with its projection and all layers (SDXL); else at most SD2_LAYERS of them, as Stable Diffusion 2 has it.
+    projected: with its projection. used: how many of its layers at most, where not all.
     """
     layers = _count(tensors, "transformer.resblocks")
     table = dict(OPEN_CLIP_ENDS)
-    for index in range(layers if projected else min(layers, SD2_LAYERS)):
+    for index in range(min(layers, used or layers)):
         table[f"transformer.resblocks.{index}"] = f"encoder.layers.{index}"
     found = {}
     for original, tensor in tensors.items():

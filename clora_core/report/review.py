@@ -85,7 +85,7 @@ class Report:
             for prompt, moved in zip(self.everyday.prompts, self.everyday.moved.tolist(), strict=True)
         ]
         return {
-            "base": {"architecture": self.museum.base.architecture, "digest": self.museum.base.digest},
+            "base": {"architecture": self.museum.base.family, "digest": self.museum.base.digest},
             "exhibits": exhibits,
             "everyday": {"moved": self.damage, "prompts": prompts},
             "overlap": None if self.overlap is None else self.overlap.tolist(),
@@ -111,7 +111,7 @@ def reviewed(
     for exhibit in museum.exhibits:
         if exhibit.thumbnail:
             from_thumbnail(exhibit.thumbnail)  # a broken one is refused before the long work
-    count, prompts = len(museum.exhibits), everyday_prompts(base.captions, looks.everyday)
+    count, prompts = len(museum.exhibits), everyday_prompts(base.family.captions, looks.everyday)
     done = 0
 
     def tick() -> None:

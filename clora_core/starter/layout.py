@@ -3,11 +3,13 @@
 import itertools
 from pathlib import Path
 
+from ..model.families.starter import STARTER
 from . import world
 
+NAME = "starter"  # by which commands open it, in place of a path
 WEIGHTS = Path(__file__).parent / "weights"
 TOKENS = 32
-LATENT_CHANNELS = 32
+LATENT_CHANNELS = STARTER.latent_channels
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 
 

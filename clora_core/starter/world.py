@@ -69,12 +69,6 @@ def imagine(rng: random.Random) -> tuple[Picture, str]:
     return picture, caption(picture, rng)
 
 
-def everyday_captions(count: int = 160) -> tuple[str, ...]:
-    """Captions of the training world, the same every time; the empty prompt is one of them."""
-    rng = random.Random(7)
-    return ("", *(imagine(rng)[1] for _ in range(count - 1)))
-
-
 def imagine_portrait(rng: random.Random, fixed: Mapping[str, str] | None = None) -> dict[str, str]:
     """Portrait attributes at random, except those that are `fixed`."""
     drawn = {name: rng.choice(values) for name, values in PORTRAIT.items()}

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...clora_core.model.sampling import usual_guidance
 from ...clora_core.museum.museum import Museum
 from ...clora_core.report import Looks, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
 from ..host.base import VAE, HostBase
@@ -43,7 +42,7 @@ def reported(
 
     with ordinary_tensors():
         base = HostBase(*base_beneath(model, clip, museum), vae)
-        looks = Looks(pictures, everyday, sampling_steps, usual_guidance(base), report_seed)
+        looks = Looks(pictures, everyday, sampling_steps, base.family.guidance, report_seed)
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
         seen = reviewed(base, museum, looks, latent_shape=shape, report=report)
     path.write_text(as_page(seen, title=Path(name).name), encoding="utf-8")

@@ -13,7 +13,7 @@ from ...clora_core.learning.effect import effect
 from ...clora_core.learning.learn import Learning, Progress
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
-from ...clora_core.model.sampling import Sampling, sample, usual_guidance
+from ...clora_core.model.sampling import Sampling, sample
 from ...clora_core.museum.editing import labelled
 from ...clora_core.museum.museum import Exhibit, Museum, shown
 from ...clora_core.pictures import to_picture
@@ -173,7 +173,7 @@ def described(progress: Progress, seconds_left: float) -> str:
 
 def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
     """Pictures (n, 3, height, width) in [-1, 1], sampled through the seam."""
-    sampling = Sampling(guidance=usual_guidance(base))
+    sampling = Sampling(guidance=base.family.guidance)
     shape = base.latent_shape(height, width)
     return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment
-from ...clora_core.model.base import Conditioning, Precision, Prediction, Schedule
-from ...clora_core.model.captions import everyday_captions
+from ...clora_core.model.base import Conditioning, Precision, Schedule
 from ...clora_core.model.concept import ConceptToken
+from ...clora_core.model.families import family_of
+from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.projections import Architecture, Projection, architecture_of
-from ...clora_core.starter import world
+from ...clora_core.model.projections import Projection
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of
 from .resident import resident_clip, resident_model
@@ -28,12 +28,6 @@ from .words import CLIP, encoders, table, widths
 
 VAE = comfy.sd.VAE
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RESOLUTIONS_PX: Mapping[tuple[str, Prediction], int] = {  # 512 for all others
-    ("starter", "v_prediction"): 64,
-    ("sd2", "v_prediction"): 768,
-    ("sdxl", "epsilon"): 1024,
-    ("sdxl", "v_prediction"): 1024,
-}
 PICTURES_AT_ONCE = 4
 EVERYTHING = 10**20  # bytes asked for, so that ComfyUI makes room by unloading all other models
 
@@ -48,7 +42,7 @@ class HostBase:
 
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
         model, clip = base_beneath(model, clip)
-        self.architecture: Architecture = architecture_of(projections_of(model))
+        self.family: Family = family_of(projections_of(model))
         self.schedule: Schedule = schedule_of(model)
         self.fingerprint = fingerprint_of(model)
         self.device: torch.device = model.load_device
@@ -56,8 +50,6 @@ class HostBase:
         self._given = model, clip
         self._latents = model.model.latent_format
         self._check()
-        starter = self.architecture.name == "starter"
-        self.captions: Sequence[str] = world.everyday_captions() if starter else everyday_captions()
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
@@ -87,7 +79,7 @@ class HostBase:
     @property
     def resolution_px(self) -> int:
         """The side of the pictures that models of this kind are trained on."""
-        return RESOLUTIONS_PX.get((self.architecture.name, self.schedule.prediction), 512)
+        return self.family.resolution_px(self.schedule.prediction)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, h', w') of the latents of pictures of that size in pixels."""
@@ -96,7 +88,7 @@ class HostBase:
                 f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
                 f"{self.factor}."
             )
-        return int(self._latents.latent_channels), height // self.factor, width // self.factor
+        return self.family.latent_channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -154,7 +146,7 @@ class HostBase:
             if others := options.get("patches", {}).get("output_block_patch"):
                 options["patches"]["output_block_patch"] = [harmless(patch) for patch in others]
         latents = noisy.to(self.device, dtype)
-        states = conditioning.states[..., : self.architecture.text_width]
+        states = conditioning.states[..., : self.family.text_width]
         added = self._added(latents, conditioning)
         self._reading = Reading.of(self, conditioning)
         try:
@@ -215,7 +207,7 @@ class HostBase:
         """What SDXL is told besides, (b, channels): pooled text, and the picture's size, uncropped. Else nothing."""
         height, width = (side * 8 for side in latents.shape[-2:])
         pooled = conditioning.pooled
-        if len(self.architecture.encoders) > 1 and pooled is None:
+        if self.family.pooled and pooled is None:
             raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
         added = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
         return None if added is None else added.to(latents)
@@ -228,13 +220,13 @@ class HostBase:
     def _check(self) -> None:
         model, clip = self._given
         found = widths(clip)
-        if found != dict(self.architecture.encoders):
+        if found != dict(self.family.encoders):
             raise BaseModelError(
-                f"The text encoders (name: width) are {found}; a model of architecture {self.architecture.name} has "
-                f"{dict(self.architecture.encoders)}. Connect the CLIP that belongs to this model."
+                f"The text encoders (name: width) are {found}; a model of the family {self.family.name} has "
+                f"{dict(self.family.encoders)}. Connect the CLIP that belongs to this model."
             )
         channels = int(model.model.model_config.unet_config["in_channels"])
-        latents = int(self._latents.latent_channels)
+        latents = self.family.latent_channels
         if latents != channels:
             raise BaseModelError(
                 f"The UNet reads {channels} channels, but its latents have {latents}: an inpainting or "

@@ -1,7 +1,5 @@
 """How much memory a training step takes, said before it starts."""
 
-from collections.abc import Mapping
-
 import comfy.model_management
 import torch
 from torch import nn
@@ -10,21 +8,15 @@ from ...clora_core.method.recipe import Recipe
 from .base import DTYPES, HostBase
 from .model import stored_dtype, unet_of
 
-# Bytes that a backward pass keeps per latent pixel and picture in 16 bits, where only the keys' and values' deltas
-# and the text need gradients. Counted on the real UNets' shapes: SD1.5 at 512 px 0.69 GiB, SDXL at 1024 px 4.95 GiB.
-KEPT: Mapping[str, int] = {"starter": 20_000, "sd15": 181_000, "sd2": 181_000, "sdxl": 325_000}
-# The share of it that is still kept, or made again for one block, with checkpointing; counted in the same way.
-CHECKPOINTED: Mapping[str, float] = {"starter": 0.25, "sd15": 0.27, "sd2": 0.27, "sdxl": 0.12}
-
 
 def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     """About what a step with pictures of that size in pixels takes, besides the models themselves."""
     _, rows, columns = base.latent_shape(height, width)
-    kept = KEPT[base.architecture.name] * rows * columns * recipe.batch_size
+    kept = base.family.kept_bytes * rows * columns * recipe.batch_size
     trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.modules)
     dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.modules)
     wide = 2 if recipe.precision == "fp32" else 1
-    share = CHECKPOINTED[base.architecture.name] if recipe.checkpointing else 1
+    share = base.family.checkpointed if recipe.checkpointing else 1
     copied = share * _copied(unet_of(base.model), DTYPES[recipe.precision])
     # parameters, gradients and AdamW's two moments; the museum so far, as one dense matrix per projection
     return round(kept * wide * share + copied) + 4 * trained + dense

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.base import Fingerprint, Prediction, Schedule, fingerprint
-from ...clora_core.model.projections import Projection, find_projections
+from ...clora_core.model.families import find_projections
+from ...clora_core.model.projections import Projection
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."

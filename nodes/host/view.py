@@ -118,7 +118,7 @@ def _deltas(
     """The stacked deltas. Raises BaseModelError where museum and model do not belong together."""
     base = fingerprint_of(model)
     exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
-    if exact or museum.base.architecture != base.architecture:
+    if exact or museum.base.family != base.family:
         museum.check_over(base)
     return _checked(museum.deltas(strengths), paths)
 

@@ -14,6 +14,7 @@ import comfy.sd1_clip
 from torch import nn
 
 from ...clora_core.errors import BaseModelError, ConceptError
+from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, word_pattern
 from .conditioning import Piece, saying_more, saying_no_more, spelled
 
@@ -61,7 +62,7 @@ def encoders(clip: CLIP) -> dict[str, comfy.sd1_clip.SDClipModel]:
     if not found or set(found) - set(tokenizers(clip)):
         raise BaseModelError(
             f"The text encoder {type(clip.cond_stage_model).__name__} is none that C-LoRA knows. Use the CLIP that "
-            "belongs to an SD1.5, SD2 or SDXL model."
+            f"belongs to a model of {', '.join(family.title for family in families.FAMILIES)}."
         )
     return found
 

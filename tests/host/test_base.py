@@ -98,8 +98,8 @@ def gradients(base: HostBase, *, checkpointing: bool = False) -> dict[str, Tenso
 def test_everything_is_trained_in_every_family(models):
     base = HostBase(*models)
     moved = gradients(base)
-    assert len(base.modules) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.architecture.name]
-    assert len(moved) == 2 * len(base.modules) + len(base.architecture.encoders)
+    assert len(base.modules) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.family.name]
+    assert len(moved) == 2 * len(base.modules) + len(base.family.encoders)
     for name, value in moved.items():
         assert value.isfinite().all() and value.abs().max() > 0, name
     for name, value in gradients(base, checkpointing=True).items():  # Adam turns rounding of the least into steps

@@ -54,7 +54,7 @@ def test_a_concept_is_learned_over_a_checkpoint_saved_and_loaded_by_name(
     run = server.run(teaching, PATIENCE_S)
     assert run.succeeded, run.error
     museum = load_museum(server.folder / f"models/loras/museums/{name}.museum.safetensors")
-    assert museum.base.architecture == family and museum.words == ("<ada>",)
+    assert museum.base.family == family and museum.words == ("<ada>",)
     assert len(museum.exhibits[0].deltas) == PROJECTIONS[family]
     learned = server.pictures(run, "show")
     assert learned.std() > 1

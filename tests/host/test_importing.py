@@ -7,7 +7,8 @@ import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
-from clora_pack.clora_core.model.projections import Projection, ldm_path
+from clora_pack.clora_core.model.families.unet import ldm_path
+from clora_pack.clora_core.model.projections import Projection
 from clora_pack.clora_core.museum.file import export, export_embeddings, imported, read_embedding, read_lora
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.host.base import HostBase

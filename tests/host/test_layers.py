@@ -154,6 +154,6 @@ def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
 
 def test_a_word_of_another_models_layers_is_refused(models: Models):
     base = HostBase(*models)
-    token = ConceptToken("<one>", {n: torch.zeros(2, 1, w) for n, w in base.architecture.encoders.items()})
+    token = ConceptToken("<one>", {n: torch.zeros(2, 1, w) for n, w in base.family.encoders.items()})
     with pytest.raises(ConceptError, match="has vectors for 2 cross-attentions, but this model has"):
         base.encode_prompts(["<one>"], [token])

@@ -97,8 +97,7 @@ def random_museum(base: HostBase) -> Museum:
             for projection in (list(base.modules)[::every] if every else ())
         }
         vectors = {
-            name: 0.05 * torch.randn(1, words, width, generator=rng)
-            for name, width in base.architecture.encoders.items()
+            name: 0.05 * torch.randn(1, words, width, generator=rng) for name, width in base.family.encoders.items()
         }
         exhibits.append(Exhibit(ConceptToken(word, vectors), deltas, recipe(), strength=strength))
     return Museum(base.fingerprint, tuple(exhibits))

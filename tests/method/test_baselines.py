@@ -98,7 +98,7 @@ def test_free_directions_come_to_an_end():
 def test_a_quiet_delta_moves_old_prompts_no_further_than_the_bound(base: Base):
     museum = museum_of(base, "<old>")
     after, _ = ended(base, museum, "<new>", short(down="quiet", steps=6), seed=2)
-    prompts = [*base.captions, "a photo of <old>"]
+    prompts = [*base.family.captions, "a photo of <old>"]
     states = [base.encode_prompts([prompt], museum.tokens).states[0] for prompt in prompts]  # one at a time
     everyday, old = torch.cat(states[:-1]), states[-1]
     moment = (everyday.T @ everyday / len(everyday) + old.T @ old / len(old)) / 2

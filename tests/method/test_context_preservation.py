@@ -25,7 +25,7 @@ def setting_of(base: Base, museum: Museum) -> Setting:
 def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
     """Everyday prompts' states and old prompts' states, every position a vector of its own, encoded one at a time."""
     prompts = [exhibit.prompt for exhibit in museum.exhibits]
-    groups = [[base.encode_prompts([text], ()).states[0] for text in base.captions]]
+    groups = [[base.encode_prompts([text], ()).states[0] for text in base.family.captions]]
     groups.append([base.encode_prompts([text], museum.tokens).states[0] for text in prompts])
     return [[state for states in group for state in states] for group in groups if group]
 

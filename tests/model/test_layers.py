@@ -9,8 +9,8 @@ from clora_core.learning.start import start_vectors
 from clora_core.method.regularizers import ContextPreservation, SelfRegularization
 from clora_core.model.base import Base, Conditioning
 from clora_core.model.concept import ConceptToken
+from clora_core.model.families import find_projections
 from clora_core.model.layers import layer_numbers
-from clora_core.model.projections import find_projections
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum, shown
 from clora_core.over_diffusers import prompts

@@ -8,14 +8,8 @@ from torch import nn
 
 from clora_core.errors import BaseModelError
 from clora_core.model.base import fingerprint
-from clora_core.model.projections import (
-    ARCHITECTURES,
-    architecture_named,
-    architecture_of,
-    find_projections,
-    ldm_path,
-    lora_key,
-)
+from clora_core.model.families import family_named, family_of, find_projections
+from clora_core.model.families.unet import ldm_path
 from clora_core.starter.model import build_unet as build_starter_unet
 from tests.families import FAMILIES, REAL, SMALL, build_unet, module_tree, unet_layout
 
@@ -71,7 +65,7 @@ def test_models_of_real_size_have_so_many(family: str, count: int) -> None:
     found = find_projections(unet)
     assert len(found) == count == len(keys_and_values(unet))
     assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
-    assert architecture_of(found).name == family
+    assert family_of(found).name == family
 
 
 def test_the_starter_is_found_by_either_name() -> None:
@@ -79,16 +73,16 @@ def test_the_starter_is_found_by_either_name() -> None:
     found = find_projections(unet)
     assert {id(module) for module in found.values()} == keys_and_values(unet)
     assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
-    assert architecture_of(found).name == "starter"
+    assert family_of(found).name == "starter"
 
 
 def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
     with torch.device("meta"):
         sd15, sdxl = (find_projections(build_unet(family, REAL[family])) for family in ("sd15", "sdxl"))
-    short = {lora_key(projection, architecture_named("sd15")) for projection in sd15}
+    short = {family_named("sd15").lora_key(projection) for projection in sd15}
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k" in short
     assert "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_v" in short
-    long = {lora_key(projection, architecture_named("sdxl")) for projection in sdxl}
+    long = {family_named("sdxl").lora_key(projection) for projection in sdxl}
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k" in long
     assert "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_v" in long
     assert "lora_unet_output_blocks_5_1_transformer_blocks_1_attn2_to_k" in long
@@ -104,11 +98,6 @@ def test_a_model_of_joint_attention_is_refused() -> None:
 def test_an_unknown_text_width_is_refused_with_the_known_ones() -> None:
     tree = module_tree({"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(4, 1280)})
     with pytest.raises(BaseModelError, match=r"width \[1280\].*sdxl \(2048\)"):
-        architecture_of(find_projections(tree))
-    with pytest.raises(BaseModelError, match="no architecture 'sd9'"):
-        architecture_named("sd9")
-
-
-def test_every_architecture_has_its_own_width_and_encoders() -> None:
-    assert len({architecture.text_width for architecture in ARCHITECTURES}) == len(ARCHITECTURES)
-    assert all(sum(entry.encoders.values()) == entry.text_width for entry in ARCHITECTURES)
+        family_of(find_projections(tree))
+    with pytest.raises(BaseModelError, match="no model family 'sd9'"):
+        family_named("sd9")

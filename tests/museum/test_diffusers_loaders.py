@@ -12,8 +12,8 @@ from clora_core.method.recipe import Recipe
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
+from clora_core.model.families import find_projections
 from clora_core.model.low_rank import LowRank
-from clora_core.model.projections import find_projections
 from clora_core.museum.file import export, load_view, save_museum
 from clora_core.museum.museum import Exhibit, Museum
 from tests.families import FAMILIES, small_pipeline
@@ -39,8 +39,7 @@ def random_museum(base: Base) -> Museum:
             for projection in list(base.modules)[::every]
         }
         vectors = {
-            name: 0.05 * torch.randn(1, words, width, generator=rng)
-            for name, width in base.architecture.encoders.items()
+            name: 0.05 * torch.randn(1, words, width, generator=rng) for name, width in base.family.encoders.items()
         }
         exhibits.append(Exhibit(ConceptToken(word, vectors), deltas, Recipe(), strength=strength))
     return Museum(base.fingerprint, tuple(exhibits))
@@ -118,4 +117,4 @@ def test_diffusers_reads_the_museum_file_itself_where_its_format_allows(family, 
     if family != "sdxl":
         pipeline.load_textual_inversion({"<cat>": words["string_to_param.*"]}, token="<cat>")
         row = pipeline.text_encoder.get_input_embeddings().weight[pipeline.tokenizer.convert_tokens_to_ids("<cat>")]
-        assert torch.equal(row, even.tokens[0].vectors[next(iter(base.architecture.encoders))][0, 0])
+        assert torch.equal(row, even.tokens[0].vectors[next(iter(base.family.encoders))][0, 0])

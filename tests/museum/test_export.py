@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.method.recipe import recipe_named
-from clora_core.model.projections import find_projections
+from clora_core.model.families import find_projections
 from clora_core.museum.file import export, export_embeddings, export_lora, save_museum
 from clora_core.museum.file.export import file_stems
 from clora_core.museum.museum import Museum

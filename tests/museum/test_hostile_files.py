@@ -49,8 +49,8 @@ def test_an_ordinary_lora_is_no_museum(tmp_path):
 
 
 INNER = {
-    "another architecture": (lambda m: m["base"].update(architecture="flux"), "no architecture 'flux'"),
-    "architecture of another width": (lambda m: m["base"].update(architecture="sdxl"), "encoders|clip_g|vectors"),
+    "another family": (lambda m: m["base"].update(architecture="flux"), "no model family 'flux'"),
+    "a family of another width": (lambda m: m["base"].update(architecture="sdxl"), "encoders|clip_g|vectors"),
     "no base": (lambda m: m.pop("base"), "no 'base'"),
     "an unknown entry": (lambda m: m.update(scope=1), "unknown entry 'scope'"),
     "an unknown dtype": (lambda m: m.update(dtype="float8"), "float8"),

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clora_core.errors import MuseumError
-from clora_core.model.projections import find_projections
+from clora_core.model.families import find_projections
 from clora_core.museum.file import read_lora
 from tests.families import FAMILIES, SMALL, build_unet, unet_name
 

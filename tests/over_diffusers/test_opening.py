@@ -46,12 +46,12 @@ def base(saved: Saved) -> DiffusersBase:
 
 
 def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
-    assert base.architecture.name == base.fingerprint.architecture == saved.family
+    assert base.family.name == base.fingerprint.family == saved.family
     assert base.resolution_px == RESOLUTIONS[saved.family]
     assert base.latent_shape(64, 128) == (4, 8, 16)
     assert base.schedule.prediction == "epsilon"
     assert base.schedule.alphas_cumprod.equal(saved.pipeline.scheduler.alphas_cumprod)
-    assert {name: table.shape[1] for name, table in base.vocabulary().items()} == dict(base.architecture.encoders)
+    assert {name: table.shape[1] for name, table in base.vocabulary().items()} == dict(base.family.encoders)
 
 
 @torch.no_grad()
@@ -108,8 +108,8 @@ def test_everything_is_frozen(base: DiffusersBase) -> None:
 def test_real_sizes_are_read_off_the_shapes(family: str) -> None:
     with torch.device("meta"):
         unet, vae = build_unet(family, REAL[family]), build_vae((128, 256, 512, 512), layers=2)
-    size = unet.config["sample_size"]
-    config = ldm_layout.unet_config(unet_layout(unet), text_width=unet.config["cross_attention_dim"], sample_size=size)
+    known = {"text_width": unet.config["cross_attention_dim"], "sample_size": unet.config["sample_size"]}
+    config = ldm_layout.unet_config(unet_layout(unet), heads=8 if family == "sd15" else None, **known)
     with torch.device("meta"):
         again = UNet2DConditionModel(**config)  # type: ignore[arg-type]
     heads = [module.heads for module in unet.modules() if hasattr(module, "heads")]
@@ -123,7 +123,7 @@ def test_real_sizes_are_read_off_the_shapes(family: str) -> None:
 def test_sd2_is_read_without_its_last_text_layer() -> None:
     encoder = text_encoder(64, "gelu", num_hidden_layers=24, intermediate_size=8, vocab_size=514)
     tensors = open_clip_layout(dict(encoder.state_dict()))
-    found = ldm_layout.open_clip_tensors(tensors, projected=False)
+    found = ldm_layout.open_clip_tensors(tensors, projected=False, used=23)
     assert ldm_layout.clip_config(found, activation="gelu")["num_hidden_layers"] == 23
     assert not any(".23." in name for name in found)
 

@@ -40,7 +40,7 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(saved: Saved, base: Di
     )
     conditioning = base.encode_prompts(PROMPTS, [ConceptToken("<x>", {"clip_l": torch.zeros(1, 1, 1)})])
     same(conditioning.states, states)
-    assert conditioning.states.shape == (3, LENGTH, base.architecture.text_width)
+    assert conditioning.states.shape == (3, LENGTH, base.family.text_width)
     assert (conditioning.pooled is None) == (not pooled)
     if pooled:
         same(conditioning.pooled, pooled[0])

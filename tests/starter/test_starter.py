@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from clora_core.model.families.starter import STARTER
 from clora_core.pictures import as_floats, to_bytes
 from clora_core.starter.draw import draw
 from clora_core.starter.judge import agreement, load_judge, read, recognised
@@ -90,6 +91,12 @@ def test_every_caption_fits_and_has_only_known_words():
     for _ in range(500):
         ids = tokenizer(imagine(rng)[1]).input_ids
         assert len(ids) <= TOKENS and unknown not in ids
+
+
+def test_its_everyday_captions_are_of_its_world():
+    """Museums were learned against these, so they stay as they are."""
+    rng = random.Random(7)
+    assert STARTER.captions == ("", *(imagine(rng)[1] for _ in range(159)))
 
 
 def test_the_tokenizer_pads_with_its_end():

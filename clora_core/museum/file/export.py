@@ -70,10 +70,10 @@ def export_lora(
             deltas, lost = approximated(deltas, rank)
         if for_diffusers:
             deltas = _of_one_rank(deltas)
-        tensors = factors(deltas, header.architecture)
+        tensors = factors(deltas, header.family)
         if not for_diffusers:
             for exhibit in museum.exhibits:
-                tensors |= vectors(exhibit, header.architecture)
+                tensors |= vectors(exhibit, header.family)
         check_finite(tensors)
         kept = max(delta.rank for delta in deltas.values())
         facts = lora_facts(header, path.stem, content_hash(tensors))

@@ -11,7 +11,6 @@ There is no clock in here: dates come from the exhibits' facts.
 
 import base64
 import json
-from dataclasses import dataclass
 
 from .header import Header
 from .layout import total_ranks
@@ -20,37 +19,15 @@ DATE = "date"
 PICTURES = "pictures"
 
 
-@dataclass(frozen=True)
-class _Published:
-    """How others name an architecture: kohya's base model version, then ModelSpec's three facts."""
-
-    version: str
-    architecture: str
-    implementation: str
-    resolution: str
-
-
-PUBLISHED = {
-    "starter": _Published("clora_starter", "clora-starter", "diffusers", "64x64"),
-    "sd15": _Published("sd_1.5", "stable-diffusion-v1", "diffusers", "512x512"),
-    "sd2": _Published("sd_v2", "stable-diffusion-v2-512", "diffusers", "512x512"),
-    "sdxl": _Published(
-        "sdxl_base_v1-0",
-        "stable-diffusion-xl-v1-base",
-        "https://github.com/Stability-AI/generative-models",
-        "1024x1024",
-    ),
-}
-
-
 def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
     """The metadata of a LoRA file called `name`. Numbers of learning are those of the newest exhibit."""
-    published = PUBLISHED[header.base.architecture]
+    family, published = header.family, header.family.published
+    side = next(iter(family.resolutions.values()))
     rank = max(total_ranks(header).values(), default=0)
     pictures = {exhibit.word: _count(exhibit.facts.get(PICTURES)) for exhibit in header.exhibits}
     facts = {
         "ss_base_model_version": published.version,
-        "ss_v2": str(header.base.architecture == "sd2"),
+        "ss_v2": str(published.v2),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
@@ -64,7 +41,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
         "modelspec.architecture": f"{published.architecture}/lora",
         "modelspec.implementation": published.implementation,
         "modelspec.title": name,
-        "modelspec.resolution": published.resolution,
+        "modelspec.resolution": f"{side}x{side}",
         "modelspec.trigger_phrase": ", ".join(header.words),
         "modelspec.hash_sha256": f"0x{content_hash}",
     }

@@ -15,7 +15,9 @@ from ...method.recipe import Recipe
 from ...method.regularizers import REGULARIZERS
 from ...model.base import Fingerprint
 from ...model.concept import TEMPLATES, Kind, check_word
-from ...model.projections import DIFFUSERS_PATH, Architecture, Projection, Role, architecture_named, lora_key
+from ...model.families import family_named
+from ...model.families.family import Family
+from ...model.projections import Projection, Role
 from ..museum import Exhibit, Museum
 from .json_values import check_types, fields, listed, mapping, number, parsed, text, unprintable, whole, written
 
@@ -75,14 +77,14 @@ class Header:
     exhibits: tuple[ExhibitHeader, ...]
 
     def __post_init__(self) -> None:
-        architecture = self.architecture
+        family = self.family
         if self.dtype not in get_args(Stored):
             raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
         if len(self.projections) > PROJECTIONS_LIMIT:
             raise MuseumError(f"A museum is over at most {PROJECTIONS_LIMIT} projections, not {len(self.projections)}.")
         for projection in self.projections:
-            _check_projection(projection, architecture)
-        _check_unique([lora_key(projection, architecture) for projection in self.projections], "projection")
+            _check_projection(projection, family)
+        _check_unique([family.lora_key(projection) for projection in self.projections], "projection")
         if len(self.exhibits) > EXHIBITS_LIMIT:
             raise MuseumError(f"A museum holds at most {EXHIBITS_LIMIT} exhibits, not {len(self.exhibits)}.")
         _check_unique(self.words, "word")
@@ -93,8 +95,8 @@ class Header:
             raise MuseumError(f"No exhibit moves the projection '{idle[0]}'.")
 
     @property
-    def architecture(self) -> Architecture:
-        return architecture_named(self.base.architecture)
+    def family(self) -> Family:
+        return family_named(self.base.family)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def header_of(museum: Museum, dtype: Stored = "float32") -> Header:
     projections = sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas})
     header = Header(museum.base, dtype, tuple(projections), tuple(_header_of(exhibit) for exhibit in museum.exhibits))
     for exhibit in museum.exhibits:
-        _check_tensors(exhibit, header.architecture)
+        _check_tensors(exhibit, header.family)
     return header
 
 
@@ -119,7 +121,7 @@ def header_to_json(header: Header) -> str:
     """The header as JSON, the same text for the same header."""
     return written(
         {
-            "base": {"architecture": header.base.architecture, "digest": header.base.digest},
+            "base": {"architecture": header.base.family, "digest": header.base.digest},
             "dtype": header.dtype,
             "projections": [[p.path, p.role, *p.shape] for p in header.projections],
             "exhibits": [_exhibit_to_json(exhibit, header) for exhibit in header.exhibits],
@@ -135,7 +137,7 @@ def header_from_json(source: str) -> Header:
     name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
     projections = tuple(_projection(entry) for entry in listed(values["projections"], "The list of projections"))
     exhibits = listed(values["exhibits"], "The list of exhibits")
-    read = _Exhibits(projections, sorted(architecture_named(name).encoders))
+    read = _Exhibits(projections, sorted(family_named(name).encoders))
     return Header(
         Fingerprint(name, digest),
         cast(Stored, text(values["dtype"], "The dtype")),
@@ -172,7 +174,7 @@ def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object
         "rank": next(iter(ranks.values())) if everywhere else ranks,
         "layers": exhibit.layers,
         "words": exhibit.words,
-        "encoders": sorted(header.architecture.encoders),
+        "encoders": sorted(header.family.encoders),
         "thumbnail": base64.b64encode(exhibit.thumbnail).decode(),
         **({} if exhibit.strength == 1 else {"strength": exhibit.strength}),
     }
@@ -190,7 +192,7 @@ class _Exhibits:
     def exhibit(self, entry: object, what: str) -> ExhibitHeader:
         values = fields({"strength": 1, **mapping(entry, what)}, (*EXHIBIT_FIELDS, "strength"), what)
         if (found := values["encoders"]) != self.encoders:
-            raise MuseumError(f"{what}: its vectors are for {found!r:.60}; this architecture has {self.encoders}.")
+            raise MuseumError(f"{what}: its vectors are for {found!r:.60}; this family has {self.encoders}.")
         facts = mapping(values["facts"], f"{what}: facts")
         written(facts, f"{what}: facts")
         return ExhibitHeader(
@@ -258,15 +260,14 @@ def _thumbnail(encoded: str, what: str) -> bytes:
         raise MuseumError(f"{what}: its thumbnail is no base64 ({error}).") from error
 
 
-def _check_projection(projection: Projection, architecture: Architecture) -> None:
-    match = DIFFUSERS_PATH.fullmatch(projection.path)
-    if not match or projection.role != {"k": "key", "v": "value"}[match["role"]]:
+def _check_projection(projection: Projection, family: Family) -> None:
+    if projection.role != family.structure.role(projection.path):
         named = f"'{projection.path:.100}' ({projection.role:.20})"
         raise MuseumError(f"{named} is no key or value projection of a UNet's cross-attention, by its diffusers name.")
-    if projection.shape[1] != architecture.text_width:
+    if projection.shape[1] != family.text_width:
         raise MuseumError(
             f"'{projection.path}' reads text states of width {projection.shape[1]}; "
-            f"those of {architecture.name} have {architecture.text_width}."
+            f"those of {family.name} have {family.text_width}."
         )
 
 
@@ -288,7 +289,7 @@ def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) 
         )
 
 
-def _check_tensors(exhibit: Exhibit, architecture: Architecture) -> None:
+def _check_tensors(exhibit: Exhibit, family: Family) -> None:
     for projection, delta in exhibit.deltas.items():
         if delta.shape != projection.shape:
             raise MuseumError(
@@ -296,8 +297,8 @@ def _check_tensors(exhibit: Exhibit, architecture: Architecture) -> None:
                 f"the projection has {projection.shape}."
             )
     widths = {encoder: vectors.shape[-1] for encoder, vectors in exhibit.token.vectors.items()}
-    if widths != (needed := dict(architecture.encoders)):
-        raise MuseumError(f"The vectors of '{exhibit.word}' have widths {widths}; {architecture.name} needs {needed}.")
+    if widths != (needed := dict(family.encoders)):
+        raise MuseumError(f"The vectors of '{exhibit.word}' have widths {widths}; {family.name} needs {needed}.")
     if min(next(iter(exhibit.token.vectors.values())).shape) < 1:
         raise MuseumError(f"'{exhibit.word}' has no vectors.")
 

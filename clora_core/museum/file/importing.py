@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...errors import MuseumError
 from ...method.recipe import Recipe
+from ...model import families
 from ...model.base import Fingerprint
 from ...model.concept import TEMPLATES, ConceptToken, Kind, check_mentioned
 from ...model.low_rank import LowRank
-from ...model.projections import ARCHITECTURES, Projection, architecture_of
+from ...model.projections import Projection
 from ..museum import Exhibit, Museum
 from .files import SUFFIX, check_finite, errors_about, opened
 from .header import header_of
@@ -77,7 +78,7 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
             peft = any(name.startswith("base_model.") for parts in names.factors.values() for name in parts.values())
             scaling = _scaling(path, metadata, peft=peft)
             deltas = dict(_delta(file, where, parts, scaling) for where, parts in sorted(names.factors.items()))
-            architecture_of(deltas)
+            families.family_of(deltas)
             bundled = {
                 word: _vectors({key: file.get_tensor(name) for key, name in keys.items()})
                 for word, keys in names.bundled.items()
@@ -117,7 +118,7 @@ def imported(
 ) -> Exhibit:
     """What was read as an exhibit over that base. known: the projections that the base is known to have."""
     lora = lora or OrdinaryLora()
-    if lora.deltas and (found := architecture_of(lora.deltas).name) != base.architecture:
+    if lora.deltas and (found := families.family_of(lora.deltas).name) != base.family:
         raise MuseumError(f"This is a LoRA for {found}, but the museum was made over '{base}'.")
     if strangers := [projection for projection in lora.deltas if projection not in known]:
         stranger = strangers[0]
@@ -195,15 +196,15 @@ def _vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(tensor.ndim != 2 or 0 in tensor.shape for tensor in rows.values()):
         shapes = ", ".join(f"'{name:.80}' {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise MuseumError(f"It holds {shapes}; the shape of an embedding is (words, width).")
-    for architecture in ARCHITECTURES:
+    for family in families.FAMILIES:
         named = rows
-        if len(rows) == len(architecture.encoders) == 1:
-            named = dict(zip(architecture.encoders, rows.values(), strict=True))
-        if {name: tensor.shape[1] for name, tensor in named.items()} == dict(architecture.encoders):
+        if len(rows) == len(family.encoders) == 1:
+            named = dict(zip(family.encoders, rows.values(), strict=True))
+        if {name: tensor.shape[1] for name, tensor in named.items()} == dict(family.encoders):
             return {name: tensor[None].contiguous() for name, tensor in named.items()}
     found = ", ".join(f"'{name:.80}' of width {tensor.shape[1]}" for name, tensor in rows.items()) or "nothing"
-    known = "; ".join(f"{architecture.name} {dict(architecture.encoders)}" for architecture in ARCHITECTURES)
-    raise MuseumError(f"It holds {found}, which is an embedding for none of the known architectures: {known}.")
+    known = "; ".join(f"{family.name} {dict(family.encoders)}" for family in families.FAMILIES)
+    raise MuseumError(f"It holds {found}, which is an embedding for none of the known families: {known}.")
 
 
 def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:

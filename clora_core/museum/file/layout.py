@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ...errors import MuseumError
+from ...model.families.family import Family
 from ...model.low_rank import LowRank
-from ...model.projections import Architecture, Projection, lora_key
+from ...model.projections import Projection
 from ..museum import Exhibit
 from .header import ExhibitHeader, Header
 from .joined import Joined, Rows
@@ -28,25 +29,25 @@ from .joined import Joined, Rows
 Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and down (rank, in) of each exhibit in turn
 
 
-def factor_keys(projection: Projection, architecture: Architecture) -> tuple[str, str, str]:
+def factor_keys(projection: Projection, family: Family) -> tuple[str, str, str]:
     """The names of up, down and alpha."""
-    stem = lora_key(projection, architecture)
+    stem = family.lora_key(projection)
     return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
 
 
-def own_keys(word: str, projection: Projection, architecture: Architecture) -> tuple[str, str]:
+def own_keys(word: str, projection: Projection, family: Family) -> tuple[str, str]:
     """The names of an exhibit's `up` and `down` as they were learned, where those in the sum are not they."""
-    stem = f"{word}.{lora_key(projection, architecture)}"
+    stem = f"{word}.{family.lora_key(projection)}"
     return f"clora.up.{stem}", f"clora.down.{stem}"
 
 
-def vector_keys(word: str, ordinary: bool, architecture: Architecture) -> dict[str, str]:
+def vector_keys(word: str, ordinary: bool, family: Family) -> dict[str, str]:
     """encoder → the name of the word's vectors: (words, width), or (layers, words, width) under a key of ours."""
     if not ordinary:
-        return {encoder: f"clora.token.{word}.{encoder}" for encoder in architecture.encoders}
-    if len(architecture.encoders) == 1:
-        return dict.fromkeys(architecture.encoders, f"bundle_emb.{word}.string_to_param.*")
-    return {encoder: f"bundle_emb.{word}.{encoder}" for encoder in architecture.encoders}
+        return {encoder: f"clora.token.{word}.{encoder}" for encoder in family.encoders}
+    if len(family.encoders) == 1:
+        return dict.fromkeys(family.encoders, f"bundle_emb.{word}.string_to_param.*")
+    return {encoder: f"bundle_emb.{word}.{encoder}" for encoder in family.encoders}
 
 
 def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projection, slice]]:
@@ -82,17 +83,17 @@ def total_ranks(header: Header) -> dict[Projection, int]:
 
 def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that a museum file with this header holds, and no other; each name once."""
-    architecture = header.architecture
+    family = header.family
     for projection, rank in total_ranks(header).items():
-        up, down, alpha = factor_keys(projection, architecture)
+        up, down, alpha = factor_keys(projection, family)
         rows, columns = projection.shape
         yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
     for exhibit in header.exhibits:
         layers = () if exhibit.ordinary else (exhibit.layers,)
-        for encoder, key in vector_keys(exhibit.word, exhibit.ordinary, architecture).items():
-            yield key, (*layers, exhibit.words, architecture.encoders[encoder])
+        for encoder, key in vector_keys(exhibit.word, exhibit.ordinary, family).items():
+            yield key, (*layers, exhibit.words, family.encoders[encoder])
         for projection, rank in () if exhibit.everywhere and exhibit.strength == 1 else exhibit.ranks.items():
-            up, down = own_keys(exhibit.word, projection, architecture)
+            up, down = own_keys(exhibit.word, projection, family)
             yield up, (projection.shape[0], rank)
             if not exhibit.everywhere:
                 yield down, (rank, projection.shape[1])
@@ -103,7 +104,7 @@ def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[s
     shape, ranks = dict(shapes(header)), total_ranks(header)
     tensors: dict[str, Tensor | Joined] = {}
     for projection, factors in pieces.items():
-        up, down, alpha = factor_keys(projection, header.architecture)
+        up, down, alpha = factor_keys(projection, header.family)
         ups, downs = zip(*factors, strict=True)
         tensors |= {
             up: Joined(ups, "beside", shape[up], dtype),
@@ -114,12 +115,12 @@ def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[s
 
 
 def factors(
-    deltas: Mapping[Projection, LowRank], architecture: Architecture, dtype: torch.dtype = torch.float32
+    deltas: Mapping[Projection, LowRank], family: Family, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Deltas, such as those of all exhibits together, as an ordinary LoRA."""
     tensors: dict[str, Tensor] = {}
     for projection, delta in deltas.items():
-        up, down, alpha = factor_keys(projection, architecture)
+        up, down, alpha = factor_keys(projection, family)
         tensors |= {
             up: stored(delta.up, dtype, projection.path),
             down: stored(delta.down, dtype, projection.path),
@@ -128,24 +129,24 @@ def factors(
     return tensors
 
 
-def vectors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def vectors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The exhibit's word."""
     tensors: dict[str, Tensor] = {}
     layers = next(iter(exhibit.token.vectors.values())).shape[0]
     ordinary = layers == 1 and not exhibit.gate
-    for encoder, key in vector_keys(exhibit.word, ordinary, architecture).items():
+    for encoder, key in vector_keys(exhibit.word, ordinary, family).items():
         value = exhibit.token.vectors[encoder]
         tensors[key] = stored(value[0] if ordinary else value, dtype, exhibit.word)
     return tensors
 
 
-def own_factors(exhibit: Exhibit, architecture: Architecture, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def own_factors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The exhibit's factors as they were learned, where they are not those in the sum."""
     if not exhibit.gate and exhibit.strength == 1:
         return {}
     tensors: dict[str, Tensor] = {}
     for projection, delta in exhibit.deltas.items():
-        up, down = own_keys(exhibit.word, projection, architecture)
+        up, down = own_keys(exhibit.word, projection, family)
         tensors[up] = stored(delta.up, dtype, projection.path)
         if exhibit.gate:
             tensors[down] = stored(delta.down, dtype, projection.path)

@@ -15,14 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import MuseumError
-from ...model.projections import ldm_path
+from ...model import families
 
-PROJECTION = re.compile(
-    r"(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)?"
-    r"(?P<block>(?:(?:down|up)_blocks[._]\d|mid_block)[._]attentions[._]\d"
-    r"|(?:input|output)_blocks[._]\d+[._]1|middle_block[._]1)"
-    r"[._]transformer_blocks[._](?P<depth>\d+)[._]attn2[._](?:processor\.)?to_(?P<role>[kv])"
-)
+PREFIX = re.compile(r"^(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)")
 PARTS = {
     ".lora_up.weight": "up",
     ".lora_B.weight": "up",
@@ -34,14 +29,7 @@ PARTS = {
     "_lora.down.weight": "down",
     ".alpha": "alpha",
 }
-BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|clip_[lg])")
 TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder")
-BLOCKS = (
-    *(f"down_blocks.{level}.attentions.{index}" for level in range(4) for index in range(2)),
-    *(f"up_blocks.{level}.attentions.{index}" for level in range(4) for index in range(3)),
-    "mid_block.attentions.0",
-)
-ORIGINAL_BLOCKS = {ldm_path(block).removesuffix(".transformer_blocks."): block for block in BLOCKS}
 
 
 @dataclass(frozen=True)
@@ -61,15 +49,17 @@ def lora_names(names: Iterable[str]) -> LoraNames:
     changed: dict[str, dict[str, str]] = {}
     bundled: dict[str, dict[str, str]] = {}
     others: list[str] = []
+    encoders = "|".join({re.escape(encoder) for family in families.FAMILIES for encoder in family.encoders})
+    bundle = re.compile(rf"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|{encoders})")
     for name in names:
-        if match := PROJECTION.match(name):
-            parts = changed.setdefault(_path(match), {})
-            ending = name[match.end() :]
+        if found := _projection(name):
+            path, ending = found
+            parts = changed.setdefault(path, {})
             part = PARTS.get(ending, ending)
             if part in parts:
                 raise MuseumError(f"'{parts[part]:.100}' and '{name:.100}' are the same. Is it two LoRAs in one file?")
             parts[part] = name
-        elif match := BUNDLED.fullmatch(name):
+        elif match := bundle.fullmatch(name):
             bundled.setdefault(match["word"], {})[match["key"]] = name
         else:
             others.append(name)
@@ -84,7 +74,7 @@ def told(names: Sequence[str]) -> tuple[str, ...]:
     for name in sorted(names, key=lambda name: (name.endswith(tuple(PARTS)), name)):  # what is odd stands first
         if TEXT_ENCODER.match(name):
             kind = "of text encoders"
-        elif PROJECTION.match(name):
+        elif _projection(name):
             kind = "of keys and values in a form that is no plain LoRA"
         else:
             kind = "of other layers"
@@ -92,7 +82,6 @@ def told(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{len(members)} tensors {kind} ('{members[0]:.100}', …)" for kind, members in kinds.items())
 
 
-def _path(match: re.Match[str]) -> str:
-    block = re.sub(r"[._](?=\d|attentions)", ".", match["block"])
-    block = ORIGINAL_BLOCKS.get(block, block)
-    return f"{block}.transformer_blocks.{match['depth']}.attn2.to_{match['role']}"
+def _projection(name: str) -> tuple[str, str] | None:
+    """The path of the projection whose tensor has that name, and the ending that says which tensor."""
+    return families.spelled(PREFIX.sub("", name))

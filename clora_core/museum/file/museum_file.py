@@ -101,7 +101,7 @@ def checked_header(file: safe_open) -> Header:
 def check_alphas(file: safe_open, header: Header) -> None:
     """alpha is the rank, so that ordinary loaders scale by one, as this one does."""
     for projection, rank in total_ranks(header).items():
-        _, _, name = factor_keys(projection, header.architecture)
+        _, _, name = factor_keys(projection, header.family)
         if (alpha := float(file.get_tensor(name))) != rank:
             raise MuseumError(f"'{name}' is {alpha}; it must be the rank, {rank}.")
 
@@ -132,7 +132,7 @@ def _deltas(file: safe_open, header: Header, chosen: Sequence[ExhibitHeader]) ->
     deltas: dict[str, dict[Projection, LowRank]] = {exhibit.word: {} for exhibit in chosen}
     for exhibit in chosen:
         for projection in () if exhibit.everywhere else exhibit.ranks:
-            up, down = own_keys(exhibit.word, projection, header.architecture)
+            up, down = own_keys(exhibit.word, projection, header.family)
             deltas[exhibit.word][projection] = _factors(file, up, slice(None), down, slice(None))
     for exhibit, projection, delta in _learned(file, header, chosen):
         deltas[exhibit.word][projection] = delta
@@ -148,7 +148,7 @@ def _learned(
     """
     rows = rank_rows(header, {exhibit.word for exhibit in chosen})
     for projection in header.projections:
-        up, down, _ = factor_keys(projection, header.architecture)
+        up, down, _ = factor_keys(projection, header.family)
         own_rows = [(e, rows[e.word][projection]) for e in chosen if projection in rows.get(e.word, ())]
         for run in _adjoining(own_rows, at_once or sys.maxsize):
             whole = slice(run[0][1].start, run[-1][1].stop)
@@ -157,7 +157,7 @@ def _learned(
             parts = zip(factors.up.split(ranks, dim=1), factors.down.split(ranks), strict=True)
             for (exhibit, _), (own_up, own_down) in zip(run, parts, strict=True):
                 if exhibit.strength != 1:
-                    shown, (key, _) = own_up, own_keys(exhibit.word, projection, header.architecture)
+                    shown, (key, _) = own_up, own_keys(exhibit.word, projection, header.family)
                     own_up = _owned(key, file.get_slice(key)[:])
                     if not _is_scaled(shown, own_up, exhibit.strength, header.dtype):
                         raise MuseumError(
@@ -186,14 +186,14 @@ def _adjoining(rows: Sequence[tuple[ExhibitHeader, slice]], most: int) -> list[l
 
 
 def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptToken:
-    keys = vector_keys(exhibit.word, exhibit.ordinary, header.architecture)
+    keys = vector_keys(exhibit.word, exhibit.ordinary, header.family)
     vectors = {encoder: _owned(key, file.get_slice(key)[:]) for encoder, key in keys.items()}
     return ConceptToken(exhibit.word, {name: v[None] for name, v in vectors.items()} if exhibit.ordinary else vectors)
 
 
 def _summed(file: safe_open, header: Header, projection: Projection, scale: Tensor) -> Tensor:
     """Σ over the rank rows of scale · up · down, some rows at a time."""
-    up, down, _ = factor_keys(projection, header.architecture)
+    up, down, _ = factor_keys(projection, header.family)
     total = torch.zeros(projection.shape)
     for start in range(0, len(scale), RANKS_AT_ONCE):
         rows = slice(start, min(start + RANKS_AT_ONCE, len(scale)))

@@ -76,7 +76,7 @@ def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, 
 def _of_one(exhibit: Exhibit, header: Header) -> dict[str, Tensor]:
     """What stands in the file for this exhibit alone."""
     dtype = DTYPES[header.dtype]
-    return vectors(exhibit, header.architecture, dtype) | own_factors(exhibit, header.architecture, dtype)
+    return vectors(exhibit, header.family, dtype) | own_factors(exhibit, header.family, dtype)
 
 
 def _dump(file: BinaryIO, path: Path, header: Header, tensors: Mapping[str, Tensor | Joined]) -> None:
@@ -95,7 +95,7 @@ def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
         dtype = DTYPES[old.dtype]
         pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
         for projection in total_ranks(old):
-            up, down, _ = factor_keys(projection, old.architecture)
+            up, down, _ = factor_keys(projection, old.family)
             pieces[projection] = [(file.get_slice(up), file.get_slice(down))]
         for projection, own in _pieces(addition, old.dtype).items():
             pieces.setdefault(projection, []).extend(own)

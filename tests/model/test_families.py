@@ -1,0 +1,46 @@
+"""The catalogue of model families, and that nothing else knows one of them by its name."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from clora_core.model.families import FAMILIES, family_of
+from clora_core.model.families.family import Family
+from clora_core.model.projections import Projection
+
+ROOT = Path(__file__).parents[2]
+# the families themselves, the starter's own rooms, and measurements of certain models
+ALLOWED = ("clora_core/model/families/", "clora_core/starter/", "nodes/host/starter.py", "clora_core/bench/")
+FILES = sorted(path for folder in ("clora_core", "nodes") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_other_file_knows_a_family_by_its_name(path: Path) -> None:
+    if not str(path.relative_to(ROOT).as_posix()).startswith(ALLOWED):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not texts & {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_is_told_apart_by_its_projections(family: Family) -> None:
+    path = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    assert family_of([Projection(path, "key", (64, family.text_width))]) is family
+    assert not family.has([Projection(path, "value", (64, family.text_width))])
+    assert not family.has([Projection("blocks.0.cross_attn.k_proj", "key", (64, family.text_width))])
+
+
+def test_names_are_for_one_family_each() -> None:
+    for names in zip(*((family.name, family.title, family.published.version) for family in FAMILIES), strict=True):
+        assert len(set(names)) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_everyday_captions_are_different_and_one_is_empty(family: Family) -> None:
+    assert family.captions[0] == "" and len(set(family.captions)) == len(family.captions) == 160
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_single_file_has_every_text_encoder(family: Family) -> None:
+    assert sum(family.encoders.values()) == family.text_width
+    assert family.checkpoint is None or list(family.checkpoint.encoders) == list(family.encoders)
