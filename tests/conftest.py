@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture(scope="session")
 def base() -> Any:
     """One for all tests: the engine promises to leave it as it is, and the tests of `learn` hold it to that."""
-    from .small import small_base  # needs diffusers, which ComfyUI's Python may not have
+    from tests.small import small_base  # needs diffusers, which ComfyUI's Python may not have
 
     return small_base()
