@@ -5,7 +5,6 @@ Most settings are functions that ComfyUI calls while the model runs, so what the
 """
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -17,6 +16,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from ..log import log
 from .words import known_words
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
@@ -27,8 +27,6 @@ PUT_ON = (
 SAMPLES = 16  # numbers read of every weight
 MOST = 100_000  # values read of what is put on a model
 DEEPEST = 100
-
-log = logging.getLogger(__name__)
 
 
 def identity(model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE) -> str | None:

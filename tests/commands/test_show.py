@@ -45,7 +45,7 @@ def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
     path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
     assert main(["show", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert r"“a\x1b[2J\x9b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+    assert r"“a\u001b[2J\u009b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
 
 
 def test_people_read_what_they_need(path, capsys):
