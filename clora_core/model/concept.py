@@ -110,7 +110,7 @@ def check_word(word: str) -> None:
     if re.fullmatch(r"[+-]?[\d.]+", word):
         raise ConceptError(f"'{word}' would be read as a number. Choose something like <my-cat>.")
     if odd := unprintable(word):
-        raise ConceptError(f"The word {word!r} holds {odd!r}, which is no printable character. Leave it out.")
+        raise ConceptError(f"{word!r} holds {odd!r}, which is no printable character. Try something like <my-cat>.")
 
 
 def _check_text(text: str) -> None:
