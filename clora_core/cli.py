@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import torch
 
 from .commands import demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
+from .texts import printable
 
 EXAMPLES = """
 first steps:
@@ -45,20 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _add_bench(bench)
     parsed = parser.parse_args(given)
     try:
-        parsed.run(parsed, print)
-    except CLoRAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        parsed.run(parsed, _say)
+    except (CLoRAError, OSError) as error:
+        _say(f"error: {error}", sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print(f"error: The device is out of memory. {SMALLER}", file=sys.stderr)
+        _say(f"error: The device is out of memory. {SMALLER}", sys.stderr)
         return 1
     except (Cancelled, KeyboardInterrupt) as stopped:
-        print(f"\n{stopped or 'Stopped.'}", file=sys.stderr)
+        _say(f"\n{stopped or 'Stopped.'}", sys.stderr)
         return 130
     return 0
+
+
+def _say(text: str, to: TextIO | None = None) -> None:
+    """Print what may hold texts out of files, without obeying them."""
+    print(printable(text), file=to)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,16 @@
 """The one exception family. A message names the offending value, the rule, and the way out."""
 
+from .texts import printable, shortened
+
 
 class CLoRAError(Exception):
-    """Anything this package refuses; its message is written for the person at the keyboard."""
+    """Anything this package refuses; its message is written for the person at the keyboard.
+
+    What it quotes may be any text at all: the message is made short and printable here.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message)))
 
 
 class ConceptError(CLoRAError):

@@ -99,5 +99,4 @@ class SaveMuseum(io.ComfyNode):
     def execute(cls, museum, name: str, overwrite: bool) -> io.NodeOutput:
         from .actions.museums import saved
 
-        say(text := saved(museum, name, overwrite))
-        return io.NodeOutput(ui=ui.PreviewText(text))
+        return io.NodeOutput(ui=ui.PreviewText(say(saved(museum, name, overwrite))))

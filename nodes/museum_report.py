@@ -70,6 +70,5 @@ class MuseumReport(io.ComfyNode):
         from .actions.reporting import reported
 
         figures, told = reported(model, clip, vae, museum, name, **numbers)
-        say(told)
         shown = [entry for figure in figures for entry in ui.PreviewImage(figure, cls=cls).values]
-        return io.NodeOutput(*figures, ui={"images": shown, "text": (told,)})
+        return io.NodeOutput(*figures, ui={"images": shown, "text": (say(told),)})

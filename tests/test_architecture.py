@@ -18,7 +18,7 @@ PYTHON = sorted(
 
 # From the ground up. A room imports only rooms below it; what lies loose in the root is on the ground or on top.
 ROOMS = ("model", "method", "museum", "learning", "report", "starter", "over_diffusers", "commands", "bench")
-GROUND = {"errors", "seeds", "measure", "pictures", "sheets"}
+GROUND = {"errors", "texts", "seeds", "measure", "pictures", "sheets"}
 TOP = {"cli", "__main__"}
 LOOSE_MOST = 10
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}

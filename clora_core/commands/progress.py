@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..learning.learn import Progress
 
-Say = Callable[[str], None]  # how a command speaks; `cli.main` passes print
+Say = Callable[[str], None]  # how a command speaks; `cli.main` prints it
 
 
 class Bar:

@@ -94,7 +94,7 @@ def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
         ]
     elif count > 1:
         lines += ["", f"Overlaps and norms were not measured, since there are more than {MEASURED}: add --overlap."]
-    return [_printable(line) for line in lines]
+    return [line.replace("\n", "\\n") for line in lines]
 
 
 def write_sheet(header: Header, path: Path) -> None:
@@ -106,11 +106,6 @@ def write_sheet(header: Header, path: Path) -> None:
         labelled(tiles).save(path)
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error
-
-
-def _printable(line: str) -> str:
-    """A museum may come from anywhere, and terminals do what some characters tell them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _told(told: ExhibitHeader, norm: float | None) -> list[str]:

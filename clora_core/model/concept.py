@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import ConceptError
+from ..texts import unprintable
 
 Kind = Literal["object", "style"]
 # A style's word stands before what is on the picture: text encoders read forward, so all that follows can tell it from
@@ -16,6 +17,7 @@ TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} 
 
 # Characters that prompts use for something else: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")
+TEXT_LIMIT = 10_000  # characters of a template or a caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,9 @@ class Concept:
                 f"'{self.word}' has {len(self.pictures)} pictures but {len(self.captions)} captions. "
                 "Give one caption per picture, or none."
             )
+        _check_text(self.start)
         for text in (self.template or TEMPLATES[self.kind], *self.captions):
+            _check_text(text)
             check_mentioned(text, self.word)
         if not 1 <= self.vectors <= 16:
             raise ConceptError(f"A word takes 1 to 16 vectors, not {self.vectors}.")
@@ -94,7 +98,7 @@ class Concept:
 
 
 def check_word(word: str) -> None:
-    """Raise ConceptError for a word that prompts could not hold, or would read as something else."""
+    """Raise ConceptError for a word that no prompt or no file could hold, or that prompts would read otherwise."""
     if not word or not any(character.isalnum() for character in word):
         raise ConceptError(f"'{word}' is no word. Choose something like <my-cat>.")
     if len(word) > 64:
@@ -105,6 +109,16 @@ def check_word(word: str) -> None:
         )
     if re.fullmatch(r"[+-]?[\d.]+", word):
         raise ConceptError(f"'{word}' would be read as a number. Choose something like <my-cat>.")
+    if odd := unprintable(word):
+        raise ConceptError(f"{word!r} holds {odd!r}, which is no printable character. Try something like <my-cat>.")
+
+
+def _check_text(text: str) -> None:
+    """Raise ConceptError for a text that no file can hold, or that is longer than any prompt."""
+    if odd := unprintable(text, allowed="\t\n\r"):
+        raise ConceptError(f"The text {text!r:.100} holds {odd!r}, which is no printable character. Leave it out.")
+    if len(text) > TEXT_LIMIT:
+        raise ConceptError(f"A text has {len(text)} characters; at most {TEXT_LIMIT} are learned from. Shorten it.")
 
 
 def mentions(text: str, word: str) -> bool:

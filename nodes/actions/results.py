@@ -7,7 +7,6 @@ its losses and pictures, stands among the last one's facts as long as it is in h
 import base64
 import dataclasses
 import io
-import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,12 +24,12 @@ from ...clora_core.model.base import Fingerprint
 from ...clora_core.museum.file import load_museum, save_museum
 from ...clora_core.museum.museum import Exhibit, Museum
 from ...clora_core.pictures import as_floats, to_bytes, to_picture
+from ..log import log
 
 LIMIT_BYTES = 4 * 2**30
 DAY_S = 24 * 60 * 60
 LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
-log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 

@@ -1,7 +1,6 @@
 """Teach inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..host.model import ModelPatcher
 from ..host.progress import Bar, check_interrupted, panel, say
 from ..host.view import base_beneath, view, viewed
 from ..host.words import CLIP
+from ..log import log
 from .diary import Diary
 from .draft import Companion
 from .pictures import from_images, in_8_bits, to_images
@@ -36,8 +36,6 @@ SHOWN_AREA_PX, SHOWN_MOST = 512 * 512, 4  # at the end, as many pictures are sam
 NOT_KEPT = "what is put on this model cannot be read, so nothing is kept: the same step again learns anew"
 LABELS = {"self_regularization": "forgetting"}  # what the parts of a loss are called on the node
 SIDE_PX = 64  # sides of pictures become multiples of this: every VAE and UNet here can halve them often enough
-
-log = logging.getLogger(__name__)
 
 
 def train(

@@ -8,11 +8,12 @@ from pathlib import Path
 import folder_paths
 
 from ...clora_core.errors import MuseumError
+from ...clora_core.texts import unprintable
 
 KIND = "museums"
 SUFFIX = ".safetensors"
 LONGEST = 200  # bytes of a name, with room for what is added to it
-UNUSABLE = re.compile(r'[<>:"|?*\x00-\x1f]')  # in names of files, on one system or another
+UNUSABLE = re.compile(r'[<>:"|?*]')  # in names of files, on one system or another
 
 
 def register_museums() -> None:
@@ -71,7 +72,11 @@ def new_museum_path(name: str) -> Path:
 def unusable(parts: Sequence[str]) -> bool:
     """Whether names of folders and a file cannot be used on one system or another."""
     return any(
-        not part.strip() or part in (".", "..") or UNUSABLE.search(part) or len(part.encode()) > LONGEST
+        not part.strip()
+        or part in (".", "..")
+        or UNUSABLE.search(part)
+        or unprintable(part)
+        or len(part.encode()) > LONGEST
         for part in parts
     )
 

@@ -5,7 +5,6 @@ and other values are read. A patch that is a function is not: what it holds on t
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import comfy.model_patcher
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from ...clora_core.model.concept import ConceptToken
+from ..log import log
 from .words import known_words
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
@@ -26,8 +26,6 @@ PUT_ON = (
 SAMPLES = 16  # numbers read of every weight
 MOST = 100_000  # values read of what is put on a model
 DEEPEST = 50
-
-log = logging.getLogger(__name__)
 
 
 def identity(model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE) -> str | None:

@@ -1,5 +1,6 @@
 """What a person sees on a node while it works, and how they stop it."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,19 +10,28 @@ import comfy.utils
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
+from ...clora_core.texts import printable
+
 PREVIEW_PX = 512  # the longest side of a preview picture
 LEARNING = "clora.learning"  # the event that web/train_step.js listens to
 TOLD_MOST = 64  # learnings that are remembered
 
+# Frontends up to 1.57 set what is said as HTML, where a < before a letter begins an element; 1.58 shows it as it is, so
+# that &lt; would be seen. With an invisible word joiner (U+2060) behind them, < and & are text in all of them.
+MARKUP = re.compile(r"[<&](?=[a-zA-Z/!?#])")
+BROKEN = "\\g<0>\u2060"
+
 Told = Mapping[str, Any]
 
 
-def say(text: str) -> None:
-    """Show a text on the node that runs at the moment."""
+def say(text: str) -> str:
+    """Show a text on the node that runs at the moment, as text whatever it holds. Returns what may go to a page."""
+    text = MARKUP.sub(BROKEN, printable(text))
     if context := get_executing_context():
         from server import PromptServer  # not there where nodes are used without ComfyUI's server
 
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
+    return text
 
 
 class Bar:

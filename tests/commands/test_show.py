@@ -2,11 +2,15 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from clora_core.cli import main
 from clora_core.commands import show
@@ -16,7 +20,9 @@ from clora_core.museum.file import save_museum
 from clora_core.museum.museum import Museum
 from clora_core.museum.overlap import overlap_matrix, size
 from clora_core.pictures import from_thumbnail
-from tests.museums import exhibit, museum, projections
+from tests.museums import exhibit, museum, projections, taken_apart, with_inner
+
+ESCAPE = "<x>\x1b[2J\x9b1m\0"
 
 
 def jpeg(width: int = 20, height: int = 10, kind: str = "JPEG") -> bytes:
@@ -45,7 +51,42 @@ def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
     path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
     assert main(["show", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert r"“a\x1b[2J\x9b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+    assert r"“a\u001b[2J\u009b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+
+
+def places(tree: object) -> Iterator[tuple[Any, Any]]:
+    """Every container and key in a JSON tree."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        yield tree, key
+        yield from places(tree[key])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_whatever_a_header_holds_does_nothing_to_the_terminal(path, capsys, options):
+    whole = path.read_bytes()
+    count = len(list(places(json.loads(taken_apart(path)[0]["__metadata__"]["clora.museum"]))))
+    for number in range(0, count, 5):
+
+        def change(inner: dict, number: int = number) -> None:
+            tree, key = list(places(inner))[number]
+            tree[ESCAPE if isinstance(tree, dict) and number % 2 else key] = ESCAPE
+
+        path.write_bytes(whole)
+        with_inner(path, change)
+        assert main(["show", str(path), *options]) in (0, 1)
+        heard = capsys.readouterr()
+        assert all(c.isprintable() or c == "\n" for c in heard.out + heard.err), number
+        assert heard.err or not options or json.loads(heard.out)
+
+
+def test_names_of_tensors_and_files_do_nothing_to_the_terminal(tmp_path, capsys):
+    """Of a LoRA that was made elsewhere, and of a file that is not there."""
+    save_file({f"lora_unet_{ESCAPE}.lora_up.weight": torch.ones(1, 1)}, lora := tmp_path / "a.safetensors")
+    command = ["import", "--museum", str(tmp_path / "b.safetensors"), "--word", "<x>", "--base", "starter"]
+    assert main([*command, "--start", "x", "--lora", str(lora)]) == 1
+    assert main(["show", f"{ESCAPE}\udcff"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("u001b") >= 2 and all(c.isprintable() or c == "\n" for c in told)
 
 
 def test_people_read_what_they_need(path, capsys):

@@ -51,10 +51,10 @@ class Run:
 
 
 class Server:
-    """ComfyUI over `folder`, with this repository linked into its custom_nodes."""
+    """ComfyUI over `folder`, with this repository linked into its custom_nodes. options: more of its command line."""
 
-    def __init__(self, host: Path, folder: Path) -> None:
-        self.host, self.folder = host, folder
+    def __init__(self, host: Path, folder: Path, *options: str) -> None:
+        self.host, self.folder, self.options = host, folder, options
         self.log = folder / "server.log"
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,7 @@ class Server:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         options = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(self.folder)]
+        options += self.options
         options += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         options += ["--logging-level", "DEBUG"] if is_package(self.host) else []  # or it tells no import times
         launcher = str(Path(__file__).with_name("launch.py"))

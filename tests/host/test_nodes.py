@@ -187,7 +187,7 @@ WRONG = {
     "a caption without the word": (ConceptError, {"captions": "\n".join("abcd")}, "does not mention"),
     "no pictures": (ConceptError, {"images": torch.zeros(0, 64, 64, 3)}, "no pictures"),
     "pictures of nothing": (ConceptError, {"images": torch.full((4, 64, 64, 3), torch.nan)}, "not finite"),
-    "no VAE": (BaseModelError, {"vae": None}, "VAE"),
+    "no VAE": (CLoRAError, {"vae": None}, "'vae' is None"),
 }
 
 

@@ -42,6 +42,9 @@ def test_words_that_prompts_can_hold_are_taken(word: str):
         (r"cat\dog", r"holds '\\\\'"),
         ('"cat"', "holds '\"'"),
         ("o" * 65, "longer than 64"),
+        ("a\0b", "no printable character"),
+        ("a\x9bb", "no printable character"),
+        ("a\ud800b", "no printable character"),
     ],
 )
 def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: str):
@@ -53,6 +56,18 @@ def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: 
         with pytest.raises(ConceptError, match=reason) as refusal:
             attempt()
         assert "<my-cat>" in str(refusal.value), "every refusal shows a word that works"
+
+
+@pytest.mark.parametrize("odd", ["\0", "\x1b", "\x9b", "\udc80", "x" * 10_001])
+def test_texts_that_no_file_holds_or_no_prompt_needs_are_refused(odd: str):
+    for texts in (
+        {"template": f"{{word}} {odd}"},
+        {"captions": ("{word}", f"{odd} {{word}}", "{word}")},
+        {"start": odd},
+    ):
+        with pytest.raises(ConceptError, match=r"no printable character|at most 10000"):
+            Concept("<my-cat>", PICTURES, **texts)  # type: ignore[arg-type]
+    assert Concept("<my-cat>", PICTURES, template="a photo\n\tof {word}\r\n").prompt == "a photo\n\tof <my-cat>\r\n"
 
 
 def test_a_word_is_found_only_where_it_stands_by_itself():

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from clora_core.errors import MuseumError
+from clora_core.errors import ConceptError, MuseumError
 from clora_core.method.recipe import recipe_named
+from clora_core.model.concept import Concept
 from clora_core.model.projections import Projection
 from clora_core.museum.file import load_museum, load_view, museum_file, read_header, save_museum
 from clora_core.museum.museum import Museum
@@ -270,3 +273,22 @@ def test_what_is_loaded_together_is_summed_without_a_copy(tmp_path, monkeypatch)
         assert delta.rank > first[projection].rank
         for whole, part in ((delta.up, first[projection].up), (delta.down, first[projection].down)):
             assert whole.data_ptr() == part.data_ptr()
+
+
+ODD = st.sampled_from("a1é犬 \0\t\n\r\x1b\x7f\x9b\u2028\u202e\ud800\udfff{word}<>👩‍🚀\ufeff\uffff")
+ANY_TEXT = st.text(ODD | st.characters(codec=None, categories=None), max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(word=ANY_TEXT, before=ANY_TEXT)
+def test_what_can_be_learned_can_be_kept(tmp_path_factory, word, before):
+    """A file holds every word and prompt of a Concept, and gives them back."""
+    try:
+        concept = Concept(f"x{word}", torch.zeros(1, 3, 8, 8), template=f"{before} {{word}}")
+    except ConceptError:
+        assume(False)
+        raise
+    kept = exhibit(concept.word, projections("sd15")[:1], seed=1, prompt=concept.prompt)
+    path = tmp_path_factory.mktemp("kept") / "a.safetensors"
+    save_museum(Museum(museum().base, (kept,)), path)
+    assert_same(load_museum(path), Museum(museum().base, (kept,)))

@@ -132,7 +132,6 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
         (exhibit("<x>", on, seed=1, ranks=(0,)), "rank 0"),
         (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "no key or value projection"),
         (exhibit("<x>", [on[0], Projection(on[0].path, "key", (16, 768))], seed=1), "2 times"),
-        (exhibit("a\0b", on, seed=1), "printable"),
         (nan, "not finite"),
         (replace(plain, deltas=misfit), "has shape"),
         (replace(plain, token=double), "float64"),

@@ -23,15 +23,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import CLoRAError, MuseumError
+from ...texts import unprintable
 from .joined import Joined, parts
-from .json_values import unprintable
 
 Existing = Literal["refuse", "keep beside", "replace"]
 
 SUFFIX = ".safetensors"
 HEADER_LIMIT = 64 * 1024 * 1024  # bytes
 ENTRIES_LIMIT = 1_000_000  # commas in the header
-MESSAGE_LIMIT = 600  # characters
 OPENINGS = 100  # tries to open a file that is replaced at just that moment
 
 Identity = tuple[int, ...]
@@ -57,15 +56,15 @@ def errors_about(path: Path) -> Iterator[None]:
     try:
         yield
     except CLoRAError as error:
-        raise MuseumError(f"{path.name}: {_short(error)}") from error
+        raise MuseumError(f"{path.name}: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         where = f"{path.name}: {reason} (in '{path.parent}')"
         raise MuseumError(f"{where}. Check the disk and your permissions.") from error
     except SafetensorError as error:
-        raise MuseumError(f"{path.name} is no whole safetensors file ({_short(error)}).") from error
+        raise MuseumError(f"{path.name} is no whole safetensors file ({error}).") from error
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise MuseumError(f"{path.name} cannot be used ({type(error).__name__}: {_short(error)}).") from error
+        raise MuseumError(f"{path.name} cannot be used ({type(error).__name__}: {error}).") from error
 
 
 @contextmanager
@@ -198,12 +197,6 @@ def identity(path: Path) -> Identity:
 def backup_of(path: Path) -> Path:
     """Where the old file is kept when a new one takes its name."""
     return path.with_name(f"{path.stem}.bak{SUFFIX}")
-
-
-def _short(error: Exception) -> str:
-    """Its message, of which a broken file may have written the most."""
-    message = str(error)
-    return message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
 
 
 def _check_size(path: Path) -> None:

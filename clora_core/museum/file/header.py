@@ -19,7 +19,7 @@ from ...model.families import family_named
 from ...model.families.family import Family
 from ...model.projections import Projection, Role
 from ..museum import Exhibit, Museum
-from .json_values import check_types, fields, listed, mapping, number, parsed, text, unprintable, whole, written
+from .json_values import check_types, fields, listed, mapping, number, parsed, text, whole, written
 
 Stored = Literal["float32", "float16", "bfloat16"]
 
@@ -273,8 +273,6 @@ def _check_projection(projection: Projection, family: Family) -> None:
 
 def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) -> None:
     check_word(exhibit.word)
-    if odd := unprintable(exhibit.word):
-        raise MuseumError(f"The word {exhibit.word!r} holds {odd!r}, which is no printable character. Rename it.")
     if exhibit.kind not in TEMPLATES:
         kinds = ", ".join(TEMPLATES)
         raise MuseumError(f"The kind of '{exhibit.word}' is '{exhibit.kind:.60}'; it must be one of {kinds}.")

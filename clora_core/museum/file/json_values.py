@@ -6,7 +6,6 @@
 import json
 import math
 import reprlib
-import unicodedata
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -79,13 +78,6 @@ def number(value: object, what: str) -> float:
     if (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value)):
         return float(value)
     raise _unexpected(value, "a finite number", what)
-
-
-def unprintable(name: str) -> str:
-    """The first control character, or half of a character, in a name; "" if there is none."""
-    if name.isprintable():
-        return ""
-    return next((character for character in name if unicodedata.category(character) in ("Cc", "Cs")), "")
 
 
 def check_types(kind: type, values: Mapping[str, object], what: str) -> None:

@@ -1,0 +1,14 @@
+"""What the nodes write into ComfyUI's log, which terminals and pages show."""
+
+import logging
+
+from ..clora_core.texts import printable
+
+
+def _made_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+log = logging.getLogger("C-LoRA")
+log.addFilter(_made_printable)
