@@ -172,11 +172,6 @@ def test_a_past_of_zeros_costs_nothing_rather_than_infinity():
     assert penalty({place: torch.zeros(6, 9)}, {place: low_rank(6, 9)}, SelfRegularization()).item() == 0.0
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_below_zero_or_without_bound_is_refused(weight: float):
-    with pytest.raises(RecipeError, match=f"weight of self-regularization is {weight}.*0 or more"):
-        SelfRegularization(weight)
-
 
 def test_the_lean_form_has_the_value_and_the_gradients_of_the_plain_one():
     past, plain, lean = random(6, 9), low_rank(6, 9), low_rank(6, 9)
