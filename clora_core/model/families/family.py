@@ -76,7 +76,7 @@ class Family:
     latent_channels: int
     resolutions: Mapping[Prediction, int]  # what models predict, the usual first → side of their training pictures, px
     published: Published
-    kept_bytes: int  # that a backward pass keeps per latent pixel and picture in 16 bits; see nodes/host/memory.py
+    kept_bytes: int  # per latent pixel and picture, that learning deltas and words keeps in 16 bits for going backward
     checkpointed: float  # the share of it that is still kept, or made again for one block, with checkpointing
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
     pooled: bool = False  # it also reads the pooled vector of the last encoder
