@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import BaseModelError
 from .attachment import Attachment
 from .concept import ConceptToken
 from .families import family_of
@@ -141,3 +142,45 @@ def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
     return Fingerprint(family_of(modules).name, digest.hexdigest())
+
+
+def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, makes: int | None) -> None:
+    """Raise BaseModelError unless these parts make a text-to-image model of the family.
+
+    encoders: each text encoder's name → the width of its words. reads, makes: the channels of the latents that the
+    network reads and that the autoencoder makes; None for no autoencoder.
+    """
+    if dict(encoders) != dict(family.encoders):
+        raise BaseModelError(
+            f"The text encoders (name: width) are {dict(encoders)}; a {family.title} model has "
+            f"{dict(family.encoders)}. Use the text encoders (CLIP) that belong to this model."
+        )
+    if reads != family.latent_channels:
+        raise BaseModelError(
+            f"The network reads {reads} channels, but a {family.title} latent has {family.latent_channels}: this is an "
+            "inpainting or image-conditioned variant. Use the text-to-image model that it comes from."
+        )
+    if makes is not None and makes != family.latent_channels:
+        raise BaseModelError(
+            f"The VAE makes latents of {makes} channels, but a {family.title} model reads {family.latent_channels}. "
+            "Use the VAE that belongs to this model."
+        )
+
+
+def latent_sides(height: int, width: int, factor: int) -> tuple[int, int]:
+    """(h', w') of the latents of pictures of that size, where a latent's side stands for `factor` pixels.
+
+    Raises BaseModelError for sides that are no multiples of it.
+    """
+    if height < 1 or width < 1 or height % factor or width % factor:
+        raise BaseModelError(
+            f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of {factor}."
+        )
+    return height // factor, width // factor
+
+
+def pooled_of(conditioning: Conditioning) -> Tensor:
+    """The pooled text vectors, (b, width), for a model that needs them. Raises BaseModelError without."""
+    if conditioning.pooled is None:
+        raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
+    return conditioning.pooled

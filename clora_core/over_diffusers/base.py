@@ -13,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import BaseModelError
 from ..model.attach import Reading
 from ..model.attachment import Attachment
-from ..model.base import Conditioning, Precision, Prediction, Schedule, fingerprint
+from ..model.base import (
+    Conditioning,
+    Precision,
+    Prediction,
+    Schedule,
+    check_parts,
+    fingerprint,
+    latent_sides,
+    pooled_of,
+)
 from ..model.concept import ConceptToken
 from ..model.families import family_of, find_projections
 from ..model.layers import layer_count
@@ -57,7 +66,9 @@ class DiffusersBase:
     def __init__(self, parts: Parts, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         self.modules: Mapping[Projection, nn.Module] = find_projections(parts.unet)
         self.family = family_of(self.modules)
-        self._check(parts)
+        widths = {encoder.name: encoder.width for encoder in parts.encoders}
+        reads, makes = parts.unet.config["in_channels"], parts.vae.config["latent_channels"]
+        check_parts(self.family, widths, reads=reads, makes=makes)
         self.fingerprint = fingerprint(self.modules)
         self.schedule: Schedule = parts.schedule
         self.device = torch.device(device)
@@ -93,12 +104,7 @@ class DiffusersBase:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, h', w') of the latents of pictures of that size in pixels."""
-        if height < 1 or width < 1 or height % self.factor or width % self.factor:
-            raise BaseModelError(
-                f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
-                f"{self.factor}."
-            )
-        return int(self.unet.config["in_channels"]), height // self.factor, width // self.factor
+        return self.family.latent_channels, *latent_sides(height, width, self.factor)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -182,22 +188,6 @@ class DiffusersBase:
         """What SDXL is told besides: pooled text, and (height, width, top, left, height, width) in pixels."""
         if self.unet.config["addition_embed_type"] is None:
             return None
-        if conditioning.pooled is None:
-            raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
         height, width = (side * self.factor for side in latents.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
-        return {"text_embeds": conditioning.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}
-
-    def _check(self, parts: Parts) -> None:
-        encoders = {encoder.name: encoder.width for encoder in parts.encoders}
-        if encoders != dict(self.family.encoders):
-            raise BaseModelError(
-                f"The text encoders (name: width) are {encoders}; a model of the family {self.family.name} has "
-                f"{dict(self.family.encoders)}. Give the whole model, with its own text encoders."
-            )
-        latents, channels = parts.vae.config["latent_channels"], parts.unet.config["in_channels"]
-        if latents != channels:
-            raise BaseModelError(
-                f"The UNet reads {channels} channels, but the autoencoder makes {latents}: an inpainting or "
-                "image-conditioned variant. Use the text-to-image model that it comes from."
-            )
+        return {"text_embeds": pooled_of(conditioning).to(latents), "time_ids": sizes.expand(len(latents), -1)}

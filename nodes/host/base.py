@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment
-from ...clora_core.model.base import Conditioning, Precision, Schedule
+from ...clora_core.model.base import Conditioning, Precision, Schedule, check_parts, latent_sides, pooled_of
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.families import family_of
 from ...clora_core.model.families.family import Family
@@ -49,7 +49,9 @@ class HostBase:
         self.vae = vae
         self._given = model, clip
         self._latents = model.model.latent_format
-        self._check()
+        reads = int(model.model.model_config.unet_config["in_channels"])
+        makes = None if vae is None else int(vae.latent_channels)
+        check_parts(self.family, widths(clip), reads=reads, makes=makes)
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
         self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
@@ -83,12 +85,7 @@ class HostBase:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, h', w') of the latents of pictures of that size in pixels."""
-        if height < 1 or width < 1 or height % self.factor or width % self.factor:
-            raise BaseModelError(
-                f"Pictures of {height}×{width} pixels do not fit this model. Choose sides that are multiples of "
-                f"{self.factor}."
-            )
-        return self.family.latent_channels, height // self.factor, width // self.factor
+        return self.family.latent_channels, *latent_sides(height, width, self.factor)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -206,9 +203,7 @@ class HostBase:
     def _added(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
         """What SDXL is told besides, (b, channels): pooled text, and the picture's size, uncropped. Else nothing."""
         height, width = (side * 8 for side in latents.shape[-2:])
-        pooled = conditioning.pooled
-        if self.family.pooled and pooled is None:
-            raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
+        pooled = pooled_of(conditioning) if self.family.pooled else None
         added = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
         return None if added is None else added.to(latents)
 
@@ -216,24 +211,3 @@ class HostBase:
         if self.vae is None:
             raise BaseModelError("Pictures cannot be read without a VAE. Connect the VAE that belongs to this model.")
         return self.vae
-
-    def _check(self) -> None:
-        model, clip = self._given
-        found = widths(clip)
-        if found != dict(self.family.encoders):
-            raise BaseModelError(
-                f"The text encoders (name: width) are {found}; a model of the family {self.family.name} has "
-                f"{dict(self.family.encoders)}. Connect the CLIP that belongs to this model."
-            )
-        channels = int(model.model.model_config.unet_config["in_channels"])
-        latents = self.family.latent_channels
-        if latents != channels:
-            raise BaseModelError(
-                f"The UNet reads {channels} channels, but its latents have {latents}: an inpainting or "
-                "image-conditioned variant. Use the text-to-image model that it comes from."
-            )
-        if self.vae is not None and self.vae.latent_channels != latents:
-            raise BaseModelError(
-                f"The VAE makes latents of {self.vae.latent_channels} channels, but the model's have {latents}. "
-                "Connect the VAE that belongs to this model."
-            )

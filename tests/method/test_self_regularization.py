@@ -172,7 +172,6 @@ def test_a_past_of_zeros_costs_nothing_rather_than_infinity():
     assert penalty({place: torch.zeros(6, 9)}, {place: low_rank(6, 9)}, SelfRegularization()).item() == 0.0
 
 
-
 def test_the_lean_form_has_the_value_and_the_gradients_of_the_plain_one():
     past, plain, lean = random(6, 9), low_rank(6, 9), low_rank(6, 9)
     expected = 3 * overlap(past, plain.dense())
