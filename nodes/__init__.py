@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from .companion import CompanionConcept
 from .concept_token import ConceptToken
 from .edit_museum import EditMuseum
-from .guard import guarded
+from .guard import guard
 from .host.folders import register_museums
 from .host.routes import register_routes
 from .museum_files import LoadMuseum, SaveMuseum
@@ -18,21 +18,20 @@ from .recipe import LearningRecipe
 from .starter import StarterModel, StarterPictures
 from .train_step import TrainStep
 
-NODES: tuple[type[io.ComfyNode], ...] = tuple(
-    guarded(node)
-    for node in (
-        ConceptToken,
-        TrainStep,
-        LoadMuseum,
-        SaveMuseum,
-        EditMuseum,
-        MuseumReport,
-        LearningRecipe,
-        CompanionConcept,
-        StarterModel,
-        StarterPictures,
-    )
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ConceptToken,
+    TrainStep,
+    LoadMuseum,
+    SaveMuseum,
+    EditMuseum,
+    MuseumReport,
+    LearningRecipe,
+    CompanionConcept,
+    StarterModel,
+    StarterPictures,
 )
+for node in NODES:
+    guard(node)
 
 
 class Extension(ComfyExtension):

@@ -12,8 +12,8 @@ from ..clora_core.errors import CLoRAError
 LONGEST = 500_000  # characters of a text
 
 
-def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, whose `execute` gets only what its schema promises; for anything else it raises CLoRAError.
+def guard(node: type[io.ComfyNode]) -> None:
+    """From now on the node's `execute` gets only what its schema promises; for anything else CLoRAError is raised.
 
     ComfyUI does not see to that: NaN is neither below a minimum nor above a maximum, and a Combo, or an input that has
     no widget, may be given anything. Of our own errors the causes are left out, which may quote a file as it is:
@@ -41,7 +41,6 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             raise error from None
 
     node.execute = classmethod(checked)  # type: ignore[assignment]
-    return node
 
 
 def _checked(asked: io.Input, given: object) -> object:

@@ -1,6 +1,7 @@
-"""Draw docs/twenty.jpg: twenty characters when they were learned and at the end, out of the sheets of their runs.
+"""Draw docs/twenty.jpg: twenty characters when they were learned and at the end, from the contact sheets of two runs.
 
-`python -m scripts.twenty`, after `bench forgetting --subjects crowd --methods preservation c-lora --seeds 0`.
+First run `bench forgetting --subjects crowd --methods preservation c-lora --seeds 0`, which writes the contact sheets
+(they are not kept in the repository), then `python -m scripts.twenty`.
 """
 
 from pathlib import Path
