@@ -42,6 +42,6 @@ class EditMuseum(io.ComfyNode):
     def execute(cls, museum, edits: str, other=None, images=None) -> io.NodeOutput:
         from .actions.museums import changed
 
-        museum, told = changed(museum, edits, other, images)
-        say(told)
+        museum, summary = changed(museum, edits, other, images)
+        say(summary)
         return io.NodeOutput(museum)

@@ -69,6 +69,6 @@ class MuseumReport(io.ComfyNode):
     def execute(cls, model, clip, vae, museum, name: str, **numbers: int) -> io.NodeOutput:
         from .actions.reporting import reported
 
-        figures, told = reported(model, clip, vae, museum, name, **numbers)
+        figures, summary = reported(model, clip, vae, museum, name, **numbers)
         shown = [entry for figure in figures for entry in ui.PreviewImage(figure, cls=cls).values]
-        return io.NodeOutput(*figures, ui={"images": shown, "text": (say(told),)})
+        return io.NodeOutput(*figures, ui={"images": shown, "text": (say(summary),)})

@@ -78,5 +78,5 @@ class StarterPictures(io.ComfyNode):
 
         if subject not in SUBJECTS:
             raise ConceptError(f"There is no built-in subject '{subject}'. Choose one of: {', '.join(SUBJECTS)}.")
-        told = captions(subject, count, seed=picture_seed)
-        return io.NodeOutput(from_files(pictures(subject, count, seed=picture_seed)), "\n".join(told))
+        lines = captions(subject, count, seed=picture_seed)
+        return io.NodeOutput(from_files(pictures(subject, count, seed=picture_seed)), "\n".join(lines))

@@ -133,10 +133,10 @@ class MuseumPanel {
       if (document.activeElement !== number || strength !== number.valueAsNumber) number.value = String(strength ?? 1)
       slider.value = String(strength ?? 1)
     }
-    const told = known ? [] : [element("div", { class: "clora-told" }, this.error ?? say("museum.linked"))]
+    const notes = known ? [] : [element("div", { class: "clora-told" }, this.error ?? say("museum.linked"))]
     const lost = known ? [...missing].map(([word, line]) => this.missingRow(word, line)) : []
     const shown = known ? [...this.rows.values()].map(({ row }) => row) : []
-    place(this.list, [...told, ...lost, ...shown])
+    place(this.list, [...notes, ...lost, ...shown])
     this.list.style.minHeight = `${ROW_PX * this.rowsShown()}px`
     this.count.textContent = known ? say("museum.count", { shown: chosen.size, all: this.rows.size }) : ""
     this.search.disabled = !shown.length
@@ -196,11 +196,11 @@ function facts(exhibit, base) {
     [say("fact.base"), base],
     [say("fact.date"), day(exhibit.date)],
   ]
-  const told = lines.filter(([, value]) => value !== "").flatMap(([name, value]) => [
+  const pairs = lines.filter(([, value]) => value !== "").flatMap(([name, value]) => [
     element("dt", {}, name), element("dd", {}, String(value))])
   return [
     ...(exhibit.thumbnail ? [element("img", { src: exhibit.thumbnail, alt: "" })] : []),
-    element("div", {}, element("b", {}, exhibit.word), element("dl", {}, ...told),
+    element("div", {}, element("b", {}, exhibit.word), element("dl", {}, ...pairs),
       element("small", {}, say("museum.copy"))),
   ]
 }

@@ -17,10 +17,10 @@ const EMPTY_PX = 30
  *   overlap?: Record<string, number>}} Effect */
 /** @typedef {{word: string, steps: number, step: number, where: string, note: string, seconds: number,
  *   seconds_left: number, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
- *   effect: Effect}} Told */
+ *   effect: Effect}} PanelState */
 
-/** @type {Map<string, Told>} what the server told of this workflow's nodes, by their ids in a run ("5", "12:5") */
-const told = new Map()
+/** @type {Map<string, PanelState>} what the server sent about this workflow's nodes, by their ids in a run ("5", "12:5") */
+const states = new Map()
 /** @type {Set<TrainingPanel>} */
 const panels = new Set()
 
@@ -51,18 +51,18 @@ class TrainingPanel {
     this.draw()
   }
 
-  /** @param {Told} [told] */
-  draw(told) {
-    this.told = told
-    this.body.classList.toggle("clora-empty", !told)
-    this.title.replaceChildren(...(told ? title(told) : [element("span", {}, say("training.empty"))]))
-    if (!told) return
+  /** @param {PanelState} [state] */
+  draw(state) {
+    this.state = state
+    this.body.classList.toggle("clora-empty", !state)
+    this.title.replaceChildren(...(state ? title(state) : [element("span", {}, say("training.empty"))]))
+    if (!state) return
     this.hideNativeText()
-    this.body.dataset.where = told.where
-    this.note.textContent = told.note ?? ""
-    this.drawCurves(told)
-    this.drawFilm(told.film ?? [])
-    this.numbers.replaceChildren(...numbers(told))
+    this.body.dataset.where = state.where
+    this.note.textContent = state.note ?? ""
+    this.drawCurves(state)
+    this.drawFilm(state.film ?? [])
+    this.numbers.replaceChildren(...numbers(state))
   }
 
   /** The panel says the same, and more. */
@@ -73,7 +73,7 @@ class TrainingPanel {
     native.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
   }
 
-  /** @param {Told} told */
+  /** @param {PanelState} state */
   drawCurves({ curves = {}, steps }) {
     const drawn = Object.entries(curves).filter(([name, points]) => name === "diffusion" || points.some(([, y]) => y))
     const names = drawn.map(([name]) => name)
@@ -85,7 +85,7 @@ class TrainingPanel {
     place(this.lanes, [...this.curves.values()].map((lane) => lane.body))
   }
 
-  /** @param {Told["film"]} film */
+  /** @param {PanelState["film"]} film */
   drawFilm(film) {
     const key = film.map(({ step, picture }) => `${step} ${picture.length}`).join()
     if (key === this.filmKey) return
@@ -143,7 +143,7 @@ class Lane {
   }
 }
 
-/** @param {Told} told */
+/** @param {PanelState} state */
 function title({ word, step, steps, where, seconds, seconds_left }) {
   const at = say("training.step", { step, steps })
   const right = {
@@ -160,7 +160,7 @@ function title({ word, step, steps, where, seconds, seconds_left }) {
   ]
 }
 
-/** What is known without sampling: name, value, and what it means. @param {Told} told */
+/** What is known without sampling: name, value, and what it means. @param {PanelState} state */
 function numbers({ effect = {} }) {
   const { loss_before, loss_after, recognised, moved = {}, overlap = {} } = effect
   const lines = []
@@ -220,7 +220,7 @@ function nodeOf(id) {
 /** @param {string} id */
 function drawNode(id) {
   const node = nodeOf(id)
-  for (const panel of panels) if (panel.node === node) panel.draw(told.get(id))
+  for (const panel of panels) if (panel.node === node) panel.draw(states.get(id))
 }
 
 /** @type {Promise<void> | undefined} */
@@ -232,22 +232,22 @@ function ask() {
 }
 
 async function askNow() {
-  told.clear()
+  states.clear()
   const id = workflow()
   const answer = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
   const known = await answer.json()
   if (id !== workflow()) return // another one was opened meanwhile
   for (const [node, all] of Object.entries(known)) {
-    told.set(node, all)
+    states.set(node, all)
     drawNode(node)
   }
 }
 
 /** Something new about a node. What is new is of use only where all the rest is known. */
-async function hear({ detail: { workflow: id, node, first, told: news } }) {
+async function hear({ detail: { workflow: id, node, first, state: news } }) {
   await asking
-  if (id !== workflow() || !(first || told.has(node))) return
-  told.set(node, { ...(first ? {} : told.get(node)), ...news })
+  if (id !== workflow() || !(first || states.has(node))) return
+  states.set(node, { ...(first ? {} : states.get(node)), ...news })
   drawNode(node)
 }
 

@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
     for method, order, seed in _planned(arguments):
         recipe, wording = varied(method, seed=seed, steps=arguments.steps)
-        told = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
-        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{told}-order{order}-seed{seed}.json"
+        named = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
+        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{named}-order{order}-seed{seed}.json"
         if not path.exists():
             subjects = in_order(names, order)
             course = take_course(

@@ -102,8 +102,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     "machine": machine(examiner.base.device),
                 }
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            told = json.loads(path.read_text(encoding="utf-8"))
-            say(f"{name} {number:g}: kept {told['kept']:.2f}, plain prompts lost {told['base_damage']:.2f}")
+            result = json.loads(path.read_text(encoding="utf-8"))
+            say(f"{name} {number:g}: kept {result['kept']:.2f}, plain prompts lost {result['base_damage']:.2f}")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(trials.glob("*.json"))]
     (arguments.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     tables = [

@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     for name, values in arguments.edits:
         if name == "merge":
             files.append(Path(values[0]))
-        museum, told = _edited(museum, name, values)
-        say(told)
+        museum, done = _edited(museum, name, values)
+        say(done)
     overwrite = arguments.overwrite or not arguments.to
     save_museum(museum, target, overwrite=overwrite, dtype=_dtype_for(files), read=read)
     say(f"{target} now holds: {', '.join(museum.words) or 'nothing'}")

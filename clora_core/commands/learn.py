@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
     resolution = arguments.resolution or base.resolution_px
     concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in wanted)
-    told = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
+    what = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
     tell_of_baseline(recipe.method, say)
-    say(f"Learning {told} over {base.fingerprint}, recipe {recipe.method}.")
+    say(f"Learning {what} over {base.fingerprint}, recipe {recipe.method}.")
     learning = Learning(base, museum, concepts, recipe)
     unfinished = state_path(arguments.museum, arguments.word, learning.key)
     learned = learn_keeping(learning, unfinished, say)

@@ -49,21 +49,21 @@ def as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, obje
     norms = [size(exhibit) for exhibit in museum.exhibits] if museum else [None] * len(header.exhibits)
     exhibits = [
         {
-            "word": told.word,
-            "kind": told.kind,
-            "prompt": told.prompt,
-            "rank": max(told.ranks.values(), default=0),
-            "projections": len(told.ranks),
-            "strength": told.strength,
-            "applied": told.recipe.applied,
-            "vectors": told.words,
-            "layers": told.layers,
-            "ordinary": told.ordinary,
+            "word": entry.word,
+            "kind": entry.kind,
+            "prompt": entry.prompt,
+            "rank": max(entry.ranks.values(), default=0),
+            "projections": len(entry.ranks),
+            "strength": entry.strength,
+            "applied": entry.recipe.applied,
+            "vectors": entry.words,
+            "layers": entry.layers,
+            "ordinary": entry.ordinary,
             "norm": norm,
-            "recipe": told.recipe.to_json(),
-            "facts": dict(told.facts),
+            "recipe": entry.recipe.to_json(),
+            "facts": dict(entry.facts),
         }
-        for told, norm in zip(header.exhibits, norms, strict=True)
+        for entry, norm in zip(header.exhibits, norms, strict=True)
     ]
     return {
         "file": str(path),
@@ -80,10 +80,10 @@ def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
     count = len(header.exhibits)
     size_mib = path.stat().st_size / 2**20
     lines = [f"{path}: {_counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
-    for place, told in enumerate(header.exhibits):
-        prompt = f", “{told.prompt}”" if told.prompt else ""
-        lines += ["", f"{place + 1:3}. {told.word}  ({told.kind}{prompt})"]
-        lines += [f"     {line}" for line in _told(told, size(museum.exhibits[place]) if museum else None)]
+    for place, entry in enumerate(header.exhibits):
+        prompt = f", “{entry.prompt}”" if entry.prompt else ""
+        lines += ["", f"{place + 1:3}. {entry.word}  ({entry.kind}{prompt})"]
+        lines += [f"     {line}" for line in _described(entry, size(museum.exhibits[place]) if museum else None)]
     if museum and count > 1:
         width = max(len(word) for word in header.words)
         lines += ["", "overlap (0: apart, 1: the same weights), with the exhibits numbered as above"]
@@ -99,7 +99,7 @@ def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
 
 def write_sheet(header: Header, path: Path) -> None:
     """The thumbnails with their words, as one picture."""
-    tiles = [(told.word, from_thumbnail(told.thumbnail)) for told in header.exhibits if told.thumbnail]
+    tiles = [(entry.word, from_thumbnail(entry.thumbnail)) for entry in header.exhibits if entry.thumbnail]
     if not tiles:
         raise CLoRAError("There is no thumbnail in this museum. `edit` can give its exhibits some.")
     try:
@@ -108,17 +108,17 @@ def write_sheet(header: Header, path: Path) -> None:
         raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error
 
 
-def _told(told: ExhibitHeader, norm: float | None) -> list[str]:
+def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
     """How an exhibit was learned, what it is like, and what is known of it, a line each."""
-    recipe = told.recipe
-    learned = [recipe.method, f"rank {max(told.ranks.values(), default=0)}", _counted(recipe.steps, "step")]
+    recipe = entry.recipe
+    learned = [recipe.method, f"rank {max(entry.ranks.values(), default=0)}", _counted(recipe.steps, "step")]
     learned += [f"norm {norm:.3g}"] if norm is not None else []
-    special = [_counted(told.words, "vector")] if told.words > 1 else []
-    special += [] if told.strength == 1 else [f"shown at strength {told.strength:g}"]
-    special += [] if told.everywhere else [ACTS[recipe.applied]]
-    special += [] if told.layers == 1 else [f"its word has {told.layers} layers"]
-    special += [] if told.ordinary else ["other programs cannot show it"]
-    facts = [f"{name} {value}" for name, value in told.facts.items()]
+    special = [_counted(entry.words, "vector")] if entry.words > 1 else []
+    special += [] if entry.strength == 1 else [f"shown at strength {entry.strength:g}"]
+    special += [] if entry.everywhere else [ACTS[recipe.applied]]
+    special += [] if entry.layers == 1 else [f"its word has {entry.layers} layers"]
+    special += [] if entry.ordinary else ["other programs cannot show it"]
+    facts = [f"{name} {value}" for name, value in entry.facts.items()]
     return [", ".join(part) for part in (learned, special, facts) if part]
 
 

@@ -47,8 +47,8 @@ def effect(learning: Learning, new: Exhibit) -> Effect:
     prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
     first = ConceptToken(concept.word, start_vectors(base, concept))
 
-    def answers(told: Callable[[Tensor], Conditioning]) -> Tensor:
-        return lesson.reference(told)[0]
+    def answers(conditioning_of: Callable[[Tensor], Conditioning]) -> Tensor:
+        return lesson.reference(conditioning_of)[0]
 
     def answers_to_all() -> list[Tensor]:
         return [answers(lambda chosen, prompt=prompt: prompt[torch.zeros_like(chosen)]) for prompt in prompts]

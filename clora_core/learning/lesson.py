@@ -1,4 +1,4 @@
-"""The pictures of one concept, ready to be shown to the model: cached latents, and prompts encoded as needed."""
+"""The pictures of one concept, ready for training: cached latents, and prompts that are encoded as needed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ class Lesson:
         """Encode every picture once. known, taught: what its prompts may mention besides its own word."""
         views = [concept.pictures, concept.pictures.flip(-1)] if recipe.flip else [concept.pictures]
         latents = torch.stack([base.encode_pictures(view) for view in views])
-        told = "\n".join(concept.prompts())
-        known = [token for token in known if mentions(told, token.word)]
-        taught = [word for word in dict.fromkeys((concept.word, *taught)) if mentions(told, word)]
+        prompts = "\n".join(concept.prompts())
+        known = [token for token in known if mentions(prompts, token.word)]
+        taught = [word for word in dict.fromkeys((concept.word, *taught)) if mentions(prompts, word)]
         return cls(base, concept, recipe, latents, known, taught)
 
     def step(self, number: int, trained: Trained) -> Step:
@@ -66,10 +66,10 @@ class Lesson:
         return (predictions - targets).square().flatten(1).mean(1).mean().item()
 
     @torch.no_grad()
-    def reference(self, told: Callable[[Tensor], Conditioning]) -> tuple[Tensor, Tensor]:
+    def reference(self, conditioning_of: Callable[[Tensor], Conditioning]) -> tuple[Tensor, Tensor]:
         """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
 
-        told: the numbers of some pictures, (b,) → what is said of them. Both results are (8, c, h, w).
+        conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both results are (8, c, h, w).
         """
         count = len(self.base.schedule.alphas_cumprod)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
@@ -79,11 +79,11 @@ class Lesson:
         steps = []
         for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
-            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], told(chosen[part]), {}))
+            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], conditioning_of(chosen[part]), {}))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
     def conditioning(self, chosen: Tensor, *tokens: ConceptToken) -> Conditioning:
-        """What is said of the pictures of these numbers, (b,), in these words. Every prompt is encoded once."""
+        """The encoded prompts of the pictures with these numbers, (b,). Every prompt is encoded once."""
         prompts = self.concept.prompts()
         wanted = [prompts[index] for index in chosen.tolist()]
         different = list(dict.fromkeys(wanted))

@@ -52,8 +52,8 @@ class Concept:
     """What to learn: a new word, its pictures, and what is said of them.
 
     pictures: (n, 3, height, width), in [-1, 1]. captions: one per picture with "{word}" or the word itself in it;
-    without captions every picture is told by the template. start: "" starts the word from random vectors, as C-LoRA
-    does; an existing word starts it from that word's vectors.
+    without captions, every picture gets the template. start: "" starts the word from random vectors, as C-LoRA does; an
+    existing word starts it from that word's vectors.
     """
 
     word: str

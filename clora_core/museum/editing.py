@@ -117,10 +117,10 @@ def what_removing_does(museum: Museum, word: str) -> str:
     overlaps = overlap_with_later(museum, word)
     if not any(overlaps.values()):
         return f"{said} No later exhibit moves the same weights."
-    told = ", ".join(f"{other} {overlap:.2f}" for other, overlap in overlaps.items())
+    overlapping = ", ".join(f"{other} {overlap:.2f}" for other, overlap in overlaps.items())
     return (
         f"{said} Later exhibits may have been learned on top of it and look different without it. They overlap with it "
-        f"(0: apart, 0.6: by chance, 1: the same weights): {told}. Their own numbers stay as they are."
+        f"(0: apart, 0.6: by chance, 1: the same weights): {overlapping}. Their own numbers stay as they are."
     )
 
 

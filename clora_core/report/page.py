@@ -80,15 +80,15 @@ def _exhibits(report: Report) -> str:
 
 def _exhibit(exhibit: Exhibit, compared: Compared, moved: float, first: Image.Image | None) -> str:
     recipe = exhibit.recipe
-    told = [f"“{compared.prompts[0]}”", exhibit.kind, recipe.method, f"rank {exhibit.rank}", f"{recipe.steps} steps"]
-    told += [f"strength {exhibit.strength:g}"] if exhibit.strength != 1 else []
-    told += [f"{name} {_short(value)}" for name, value in exhibit.facts.items()]
+    facts = [f"“{compared.prompts[0]}”", exhibit.kind, recipe.method, f"rank {exhibit.rank}", f"{recipe.steps} steps"]
+    facts += [f"strength {exhibit.strength:g}"] if exhibit.strength != 1 else []
+    facts += [f"{name} {_short(value)}" for name, value in exhibit.facts.items()]
     columns = [_figure([first], "first picture") if first else ""]
     columns += [_figure(_pictures(compared.then), "when it was learned")]
     columns += [_figure(_pictures(compared.now), "now")]
     return (
         f'<article class="exhibit"><h3>{escape(exhibit.word)}</h3>'
-        f'<div class="faint">{escape(" · ".join(told))}</div>'
+        f'<div class="faint">{escape(" · ".join(facts))}</div>'
         f'<div class="pictures">{"".join(columns)}</div>{_bar(moved, "moved since it was learned")}</article>'
     )
 

@@ -143,6 +143,6 @@ def prompt_of(exhibit: Exhibit) -> str:
 
 def everyday_prompts(captions: Sequence[str], count: int) -> list[str]:
     """`count` of the base's captions, spread evenly over them, without the empty one."""
-    told = [caption for caption in captions if caption]
-    count = min(count, len(told))
-    return [told[number * len(told) // count] for number in range(count)]
+    known = [caption for caption in captions if caption]
+    count = min(count, len(known))
+    return [known[number * len(known) // count] for number in range(count)]

@@ -11,13 +11,13 @@ from .styles import HELD_BACK, SPARE
 from .world import IDENTITY, Picture, content, imagine, imagine_portrait
 
 
-def _told(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def _named(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Each name's traits by the names that they have in `IDENTITY`."""
     return {name: dict(zip(IDENTITY, values.split(), strict=True)) for name, values in traits.items()}
 
 
 # Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
-IDENTITIES: dict[str, dict[str, str]] = _told(
+IDENTITIES: dict[str, dict[str, str]] = _named(
     {
         #        kind   hairstyle hair  skin   face   eyes   iris   nose     mark
         "ada": "person long   yellow blue   round  big    green  ball     mask",
@@ -33,7 +33,7 @@ IDENTITIES: dict[str, dict[str, str]] = _told(
     }
 )
 # Three more, as easy to confuse, on whom the numbers of recipes are found before they are measured on the ten.
-REHEARSAL: dict[str, dict[str, str]] = _told(
+REHEARSAL: dict[str, dict[str, str]] = _named(
     {
         "kim": "cat    short  brown  gray   tall   big    yellow snout    patch",
         "lou": "cat    curly  brown  purple tall   sleepy yellow ball     beard",
@@ -41,7 +41,7 @@ REHEARSAL: dict[str, dict[str, str]] = _told(
     }
 )
 # Twenty more for a long sequence; each shares four or five traits with two others or more. No number was found on them.
-CROWD: dict[str, dict[str, str]] = _told(
+CROWD: dict[str, dict[str, str]] = _named(
     {
         "abe": "person spiky  black  blue   round  big    black  triangle beard",
         "bea": "rabbit spiky  white  blue   round  tall   black  triangle none",

@@ -12,7 +12,7 @@ from ...clora_core.learning.effect import Effect
 from ...clora_core.learning.learn import Progress
 from ...clora_core.pictures import thumbnail
 
-TOLD_EVERY_S = 0.25
+SENT_EVERY_S = 0.25
 POINTS = 100  # of a curve: each the mean of as many steps as are needed
 FRAMES = 24  # of the film strip, about
 
@@ -20,12 +20,12 @@ Where = Literal["learning", "measuring", "learned", "kept", "stopped"]  # kept: 
 
 
 class Diary:
-    """What is known of a learning so far, told as plain JSON values whenever there is something new.
+    """What is known of a learning so far, sent as plain JSON values whenever there is something new.
 
     word: what is learned. steps: how many in all.
     """
 
-    def __init__(self, word: str, steps: int, tell: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, word: str, steps: int, send: Callable[[Mapping[str, Any]], None]) -> None:
         self.word, self.steps, self.step = word, steps, 0
         self.where: Where = "learning"
         self.note = ""
@@ -33,23 +33,23 @@ class Diary:
         self.film: list[dict[str, Any]] = []
         self.effect: Effect | None = None
         self._curves: dict[str, dict[int, list[float]]] = {}
-        self._tell = tell
-        self._told = self._begun = time.monotonic()
+        self._send = send
+        self._sent = self._begun = time.monotonic()
         self._first = 0
 
     def begin(self, step: int, note: str = "") -> None:
         """So many steps were done before an interruption; the next one follows."""
         self._begun, self._first, self.step, self.note = time.monotonic(), step, step, note
-        self.tell()
+        self.send()
 
     def write(self, progress: Progress) -> None:
-        """One more step is done. It is told a few times a second."""
+        """One more step is done. The panel gets it a few times a second."""
         self.step, self.seconds = progress.step, time.monotonic() - self._begun
         place = (progress.step - 1) // self._width
         for name, value in progress.losses.items():
             self._curves.setdefault(name, {}).setdefault(place, []).append(value)
-        if time.monotonic() - self._told > TOLD_EVERY_S:
-            self.tell()
+        if time.monotonic() - self._sent > SENT_EVERY_S:
+            self.send()
 
     def paste(self, picture: Tensor) -> None:
         """What the word shows now: (3, height, width) in [-1, 1]. Of many pictures, evenly distant ones are kept."""
@@ -58,21 +58,21 @@ class Diary:
             self.film.pop()
         encoded = base64.b64encode(thumbnail(picture)).decode()
         self.film.append({"step": self.step, "picture": f"data:image/jpeg;base64,{encoded}"})
-        self.tell()
+        self.send()
 
     def close(self, where: Where, effect: Effect | None = None, note: str = "") -> None:
         """How the learning ended."""
         self.where, self.effect, self.note = where, effect, note
-        self.tell()
+        self.send()
 
     def keep(self, read: Mapping[str, Any]) -> None:
-        """It was all learned before: tell what was read then."""
-        self._tell({"word": self.word, "steps": self.steps, "step": self.steps, **read, "where": "kept"})
+        """It was all learned before: send what was read then."""
+        self._send({"word": self.word, "steps": self.steps, "step": self.steps, **read, "where": "kept"})
 
-    def tell(self) -> None:
-        """Tell it now."""
-        self._told = time.monotonic()
-        self._tell(self.read())
+    def send(self) -> None:
+        """Send it now."""
+        self._sent = time.monotonic()
+        self._send(self.read())
 
     @property
     def seconds_left(self) -> float:

@@ -47,14 +47,14 @@ def changed(museum: Museum, edits: str, other: Museum | None, images: Tensor | N
 
     images: the host's pictures, of which a line "thumbnail <my-cat> 2" takes the second.
     """
-    told = []
+    done = []
     for line in edits.splitlines():
         if line.strip():
             museum, did = _edited(museum, line.strip(), images)
-            told.append(did)
+            done.append(did)
     if other is not None:
         museum = merged(museum, other)
-    return museum, "\n".join([*told, f"The museum holds: {', '.join(museum.words) or 'nothing'}"])
+    return museum, "\n".join([*done, f"The museum holds: {', '.join(museum.words) or 'nothing'}"])
 
 
 def _edited(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str]:
@@ -76,5 +76,5 @@ def _holds(path: Path, museum: Museum) -> bool:
         found = load_museum(path)
     except MuseumError:
         return False
-    told = ((each.kind, each.prompt, each.thumbnail) for each in museum.exhibits)
-    return same_museum(found, museum) and [(e.kind, e.prompt, e.thumbnail) for e in found.exhibits] == list(told)
+    labels = ((each.kind, each.prompt, each.thumbnail) for each in museum.exhibits)
+    return same_museum(found, museum) and [(e.kind, e.prompt, e.thumbnail) for e in found.exhibits] == list(labels)

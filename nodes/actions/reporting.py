@@ -47,5 +47,5 @@ def reported(
         seen = reviewed(base, museum, looks, latent_shape=shape, report=report)
     path.write_text(as_page(seen, title=Path(name).name), encoding="utf-8")
     figures = [from_files([draw(seen)]) for draw in (exhibits_figure, overlap_figure, moved_figure)]
-    told = f"{path}: {len(museum.exhibits)} exhibits · everyday prompts moved {seen.damage:.2f} from the base model"
-    return figures, told
+    summary = f"{path}: {len(museum.exhibits)} exhibits · everyday prompts moved {seen.damage:.2f} from the base model"
+    return figures, summary

@@ -14,14 +14,14 @@ from ...clora_core.texts import printable
 
 PREVIEW_PX = 512  # the longest side of a preview picture
 LEARNING = "clora.learning"  # the event that web/train_step.js listens to
-TOLD_MOST = 64  # learnings that are remembered
+PANELS_MOST = 64  # learnings that are remembered
 
 # Frontends up to 1.57 set what is said as HTML, where a < before a letter begins an element; 1.58 shows it as it is, so
 # that &lt; would be seen. With an invisible word joiner (U+2060) behind them, < and & are text in all of them.
 MARKUP = re.compile(r"[<&](?=[a-zA-Z/!?#])")
 BROKEN = "\\g<0>\u2060"
 
-Told = Mapping[str, Any]
+PanelState = Mapping[str, Any]
 
 
 def say(text: str) -> str:
@@ -48,47 +48,47 @@ class Bar:
 
 
 class Panels:
-    """What the panels of nodes were last told, so that a page which is loaded later can ask."""
+    """What the panels of nodes show, so that a page that loads later can ask for it."""
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[str, str], Told] = OrderedDict()  # (workflow, node) → what its panel was told
+        self._states: OrderedDict[tuple[str, str], PanelState] = OrderedDict()
 
-    def told(self, workflow: str) -> dict[str, Told]:
-        """Node → what its panel was last told, for the nodes of a workflow that ran since ComfyUI started."""
-        return {node: told for (of, node), told in list(self._told.items()) if of == workflow}
+    def states(self, workflow: str) -> dict[str, PanelState]:
+        """Node → what its panel shows, for the nodes of a workflow that ran since ComfyUI started."""
+        return {node: state for (of, node), state in list(self._states.items()) if of == workflow}
 
-    def remember(self, workflow: str, node: str, told: Told) -> None:
-        self._told[workflow, node] = told
-        self._told.move_to_end((workflow, node))
-        while len(self._told) > TOLD_MOST:
-            self._told.popitem(last=False)
+    def remember(self, workflow: str, node: str, state: PanelState) -> None:
+        self._states[workflow, node] = state
+        self._states.move_to_end((workflow, node))
+        while len(self._states) > PANELS_MOST:
+            self._states.popitem(last=False)
 
 
 PANELS = Panels()
 
 
-def panel(workflow: str = "") -> Callable[[Told], None]:
+def panel(workflow: str = "") -> Callable[[PanelState], None]:
     """What to call with all that the panel of the node that runs at the moment shall show. Only what is new is sent.
 
     workflow: ComfyUI's id of the one that the node stands in; "" where there is none.
     """
     context = get_executing_context()
     if context is None:
-        return lambda told: None
+        return lambda state: None
     from server import PromptServer
 
-    before: Told = {}
+    before: PanelState = {}
 
-    def tell(told: Told) -> None:
+    def send(state: PanelState) -> None:
         nonlocal before
         if workflow:  # or no page could ask for it
-            PANELS.remember(workflow, context.node_id, told)
-        news = {name: value for name, value in told.items() if name not in before or before[name] != value}
-        event = {"workflow": workflow, "node": context.node_id, "first": not before, "told": news}
+            PANELS.remember(workflow, context.node_id, state)
+        news = {name: value for name, value in state.items() if name not in before or before[name] != value}
+        event = {"workflow": workflow, "node": context.node_id, "first": not before, "state": news}
         PromptServer.instance.send_sync(LEARNING, event, PromptServer.instance.client_id)
-        before = told
+        before = state
 
-    return tell
+    return send
 
 
 def workflow_id(extra_pnginfo: object) -> str:

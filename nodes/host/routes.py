@@ -1,7 +1,7 @@
 """What the panels in the browser ask for: two routes, which read only.
 
 GET /clora/museum?name=my.museum.safetensors     what is in the file, by its header
-GET /clora/learning?workflow=ID                  what the Train Steps of a workflow last told their panels
+GET /clora/learning?workflow=ID                  what the panels of a workflow's Train Steps show
 """
 
 import asyncio
@@ -44,8 +44,8 @@ async def museum(request: web.Request) -> web.Response:
 
 
 async def learning(request: web.Request) -> web.Response:
-    """Node → what its panel was told; nothing for a workflow of which nothing is known."""
-    return web.json_response(PANELS.told(request.query.get("workflow", "")))
+    """Node → what its panel shows; nothing for an unknown workflow."""
+    return web.json_response(PANELS.states(request.query.get("workflow", "")))
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
         queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
         assert server.finished(queued["prompt_id"]).succeeded
         events.wait_for(
-            lambda told: any(entry["node"] == "train2" and entry["told"].get("effect") for entry in learnings(told))
+            lambda told: any(entry["node"] == "train2" and entry["state"].get("effect") for entry in learnings(told))
         )
-        told = [entry["told"] for entry in learnings(events) if entry["node"] == "train2"]
+        told = [entry["state"] for entry in learnings(events) if entry["node"] == "train2"]
     assert all(entry["workflow"] == WORKFLOW for entry in learnings(events))
     assert told[0]["word"] == "<bo>" and "word" not in told[-1]  # only what is new
     together = {name: value for entry in told for name, value in entry.items()}
