@@ -122,15 +122,7 @@ def worth(result: Mapping[str, Any]) -> float:
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; the best of each recipe is in bold."""
-    titles = (
-        "recipe",
-        "times the default weight, or rate",
-        "learned",
-        "kept",
-        "forgotten",
-        "traits",
-        "plain prompts lost",
-    )
+    titles = ("recipe", "times its default, or rate", "learned", "kept", "forgotten", "traits", "plain prompts lost")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]

@@ -116,7 +116,7 @@ def test_a_baseline_is_taken_and_called_one(tmp_path, images, capsys):
 def test_help_offers_the_recipes_and_no_baseline(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    told = " ".join(capsys.readouterr().out.partition("--recipe NAME")[2].partition("--")[0].split())
+    told = " ".join(capsys.readouterr().out.rpartition("--recipe NAME")[2].partition("--")[0].split())
     assert f"{', '.join(RECIPES)} ({USUAL}); or one of the baselines" in told.replace("- ", "-")
     assert not [name for name in BASELINES if f"{name}," in told]
 

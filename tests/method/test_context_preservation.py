@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from clora_core.errors import RecipeError
 from clora_core.method.regularizers import ContextPreservation
 from clora_core.method.regularizers.context_preservation import moved, statistics
 from clora_core.method.step import Past, Setting
@@ -102,8 +101,3 @@ def test_learning_with_it_moves_old_prompts_no_further_than_its_last_value_says(
     assert mean[100.0] < 0.1 * mean[0.0]
     assert losses[0] == 0 and losses[-1] > 0
     assert max(shares[100.0]) <= len(shares[100.0]) * mean[100.0]
-
-
-def test_a_weight_below_zero_is_refused():
-    with pytest.raises(RecipeError, match="-1"):
-        ContextPreservation(-1.0)

@@ -88,8 +88,3 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
 def test_gated_deltas_and_distillation_do_not_go_together():
     with pytest.raises(RecipeError, match="gated deltas move no old prompt"):
         Recipe(regularizers=(Distillation(),), applied="word")
-
-
-def test_a_weight_below_zero_is_refused():
-    with pytest.raises(RecipeError, match="-1"):
-        Distillation(-1.0)
