@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...clora_core.learning.effect import effect
 from ...clora_core.learning.learn import Progress, check_learnable, learn, learning_key
+from ...clora_core.learning.state import StateError
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample, usual_guidance
@@ -64,12 +65,12 @@ def train(
         check_learnable(base, so_far, concept, recipe, companions)
         models = identity(bare_model, bare_clip, vae)
         key = _digest(f"{learning_key(base, so_far, concept, recipe, companions)} {models}")
-        with _store(lasting=models is not None) as store:
+        with _store(NOT_KEPT if models is None else "") as store:
             diary = Diary(", ".join(each.word for each in concepts), recipe.steps, panel(workflow))
             result = taught(base, so_far, concepts, recipe, store, key, diary, preview_every)
-        if models is None:
-            say(NOT_KEPT)
-            diary.close("learned", diary.effect, NOT_KEPT)
+        if store.not_kept:
+            say(store.not_kept)
+            diary.close("learned", diary.effect, store.not_kept)
         new = so_far
         for exhibit in result.exhibits:
             new = new.with_exhibit(exhibit)
@@ -116,13 +117,14 @@ def taught(
 
 
 @contextmanager
-def _store(*, lasting: bool) -> Iterator[Store]:
-    """Where results are kept: on disk, or only until this step ends, since the next one could not be told from it."""
-    if lasting:
-        yield Store(results_folder())
-    else:
+def _store(not_kept: str) -> Iterator[Store]:
+    """Where results are kept: on disk, or only until this step ends, for that reason or one that the disk has."""
+    store = Store(results_folder())
+    if reason := not_kept or store.refusal:
         with TemporaryDirectory() as folder:
-            yield Store(Path(folder), lasting=False)
+            yield Store(Path(folder), not_kept=reason)
+    else:
+        yield store
 
 
 def _learned(
@@ -144,7 +146,7 @@ def _learned(
     last: Progress | None = None
     count = sum(len(each.pictures) for each in concepts)
     begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
-    begin += "" if store.lasting else f" · {NOT_KEPT}"
+    begin += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", begin)
     say(begin if resume is None else f"going on from step {resume.step} · {begin}")
     diary.begin(len(losses), begin)
@@ -168,10 +170,13 @@ def _learned(
     try:
         learned = learn(base, museum, concept, recipe, companions=companions, report=report, resume=resume)
         return learned, tuple(losses)
+    except StateError as error:
+        store.refuse_state(key, error)
     except BaseException:
         if last:
             store.keep_state(key, last.snapshot())
         raise
+    return _learned(base, museum, concepts, recipe, store, key, diary, preview_every)
 
 
 def described(progress: Progress, seconds_left: float) -> str:

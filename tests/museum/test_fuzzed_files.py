@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from clora_core.errors import MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.museum.file import append_exhibits, load_museum, load_view, read_header, save_museum
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Exhibit, Museum
 from tests.museums import exhibit, museum, projections
 
@@ -262,7 +263,7 @@ def fuzz(folder: Path) -> dict[str, int]:
         suppress_health_check=list(HealthCheck),
     )
     settings(hypothesis.given(seeds)(check))()
-    assert {file.name for file in folder.iterdir()} <= {"a.safetensors", "a.bak.safetensors"}
+    assert set(folder.iterdir()) <= {path, *backups_of(path)}
     return outcomes
 
 
