@@ -20,9 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--separate", action="store_true", help="one LoRA per exhibit instead of one for all")
     parser.add_argument("--rank", type=int, help="the most that is kept of each projection's rank, by SVD (all of it)")
     parser.add_argument("--for-diffusers", action="store_true", help="without bundled words, which diffusers refuses")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of these names; old ones stay as .backup"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names; the old ones are kept")
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from clora_core.errors import Cancelled, LearningError
 from clora_core.learning.learn import Progress, learn, learning_key
-from clora_core.learning.state import LearningState, load_state, save_state
+from clora_core.learning.state import LearningState, StateError, load_state, save_state
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Term
 from clora_core.method.step import Setting, Step
@@ -119,6 +119,28 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
     assert learning_key(base, **inputs) != state.key
     with pytest.raises(LearningError, match="belongs to another learning"):
         learn(base, **inputs, resume=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("trained.token.clip_l"), "it has no 'trained.token.clip_l'"),
+        (lambda tensors: tensors.update({"trained.token.clip_m": torch.zeros(1)}), "'trained.token.clip_m' is not"),
+        (lambda tensors: tensors.update({"trained.token.clip_l": torch.zeros(1, 1, 3)}), "'trained.token.clip_l' is"),
+        (lambda tensors: tensors["trained.token.clip_l"].fill_(float("nan")), "'trained.token.clip_l' is not"),
+        (lambda tensors: tensors.update({"optimizer.token.clip_l.exp_avg": torch.zeros(2)}), "clip_l.exp_avg' is not"),
+        (lambda tensors: tensors["optimizer.token.clip_l.exp_avg_sq"].fill_(float("inf")), "exp_avg_sq' is not"),
+        (lambda tensors: tensors.update({"optimizer.token.clip_l.step": torch.tensor(1)}), "clip_l.step' is not"),
+    ],
+)
+def test_a_state_with_other_tensors_is_refused(base: Base, first: Museum, change, said: str):
+    state = stopped_at(base, first, PLAIN, 1)
+    tensors = {name: value.clone() for name, value in state.tensors.items()}
+    change(tensors)
+    for broken in (replace(state, tensors=tensors), replace(state, losses=())):
+        expected = said if broken.losses else "of step 1, but it has 0 losses"
+        with pytest.raises(StateError, match=expected):
+            learn(base, first, small_concept("<two>", seed=1), PLAIN, resume=broken)
 
 
 def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):

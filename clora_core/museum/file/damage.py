@@ -30,7 +30,7 @@ class DamagedError(MuseumError):
 
 def sealed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor | Joined], content: str) -> dict[str, str]:
     """The metadata with its seal. content: the `content_hash` of the tensors."""
-    layout = ((name, DTYPE_NAMES[tensor.dtype], list(tensor.shape)) for name, tensor in tensors.items())
+    layout = ((name, DTYPE_NAMES.get(tensor.dtype, ""), list(tensor.shape)) for name, tensor in tensors.items())
     return {**metadata, SEAL: _seal(metadata, layout, content)}
 
 
