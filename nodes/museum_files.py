@@ -89,7 +89,7 @@ class SaveMuseum(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Whether a file of that name may be replaced; the old one is kept as ….bak.safetensors.",
+                    tooltip="Whether a file of that name may be replaced; the old one is kept beside it as ….backup.",
                 ),
             ],
             is_output_node=True,

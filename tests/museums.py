@@ -102,6 +102,11 @@ def taken_apart(path: Path) -> tuple[dict, bytes]:
     return json.loads(raw[8 : 8 + size]), raw[8 + size :]
 
 
+def unsealed(metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata as other programs may leave it: without the hashes, so that any content goes with it."""
+    return {name: value for name, value in metadata.items() if name not in ("clora.hash", "sshs_model_hash")}
+
+
 def put_together(path: Path, header: object, data: bytes) -> None:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

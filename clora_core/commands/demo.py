@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..measure import forgetting, kept, learned
 from ..method.recipe import Recipe
-from ..museum.file import save_museum
+from ..museum.file import check_names, save_museum
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         raise RecipeError(f"The demo learns 1 to {len(CONCEPTS)} characters, not {arguments.concepts}.")
     subjects = CONCEPTS[: arguments.concepts]
     out: Path = arguments.out
+    check_names(out)
     out.mkdir(parents=True, exist_ok=True)
     base, judge = open_base(NAME), load_judge()
     examiner = Examiner(base, judge)

@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "edit",
         help="rename, remove, move, merge",
         description="Change what a museum holds. Edits are done in the order in which they are written; the tensors of "
-        "all exhibits stay as they are. Without --to the file itself is changed, and the old one kept as .bak.",
+        "all exhibits stay as they are. Without --to the file itself is changed, and the old one kept as ….backup.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
     for name, values, meaning in (
@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
             f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
         )
     parser.add_argument("--to", type=Path, help="file to write instead")
-    parser.add_argument("--overwrite", action="store_true", help="whether --to may be replaced; it stays as .bak")
+    parser.add_argument("--overwrite", action="store_true", help="whether --to may be replaced; it stays as ….backup")
     parser.set_defaults(run=run)
 
 

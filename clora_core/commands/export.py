@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..museum.file import export, load_museum
+from ..museum.file import check_names, export, load_museum
 from .progress import Say
 
 
@@ -20,12 +20,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--separate", action="store_true", help="one LoRA per exhibit instead of one for all")
     parser.add_argument("--rank", type=int, help="the most that is kept of each projection's rank, by SVD (all of it)")
     parser.add_argument("--for-diffusers", action="store_true", help="without bundled words, which diffusers refuses")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of these names; old ones stay as .bak")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names; the old ones are kept")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_museum(arguments.museum, words=arguments.exhibits)
+    check_names(arguments.to)
     arguments.to.mkdir(parents=True, exist_ok=True)
     exported = export(
         museum,

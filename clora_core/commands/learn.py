@@ -7,14 +7,16 @@ import hashlib
 import typing
 from pathlib import Path
 
-from ..errors import Cancelled, MuseumError, RecipeError
+from ..errors import Cancelled, CLoRAError, MuseumError, RecipeError
 from ..learning.learn import Learning, Progress
-from ..learning.state import LearningState, NotFiniteError, load_state, save_state
+from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
 from ..model.concept import TEMPLATES, Concept, check_word
 from ..museum.editing import labelled
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
+from ..museum.file.files import refused_by_the_system
+from ..museum.file.replacing import set_aside
 from ..museum.museum import Exhibit, Museum
 from ..pictures import read_folder
 from .model import add_base, open_chosen
@@ -144,7 +146,10 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def learn_keeping(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
-    """Learn with a progress bar and autosaves at `path`; go on from there if there is such a file."""
+    """Learn with a progress bar and autosaves at `path`; go on from there if there is such a file.
+
+    One that is damaged is set aside, and learning begins anew.
+    """
     resume = _resumable(path, say)
     with listening_for_ctrl_c() as pressed, Bar(learning.words[-1], learning.recipe.steps) as bar:
 
@@ -162,10 +167,13 @@ def learn_keeping(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ..
 
         try:
             return learning.run(report=report, resume=resume)
+        except StateError as error:
+            _begin_anew(path, error, say)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)
             raise
+    return learn_keeping(learning, path, say)
 
 
 def state_path(museum: Path, word: str, key: str) -> Path:
@@ -176,10 +184,23 @@ def state_path(museum: Path, word: str, key: str) -> Path:
 
 def _resumable(path: Path, say: Say) -> LearningState | None:
     if path.exists():
-        state = load_state(path)
+        try:
+            state = load_state(path)
+        except MuseumError as error:
+            if isinstance(error.__cause__, PermissionError):
+                say(f"{error} The learning begins anew.")
+                return None
+            if refused_by_the_system(error):
+                raise
+            _begin_anew(path, error, say)
+            return None
         say(f"Going on from step {state.step}.")
         return state
     same_word, *_ = path.name.rsplit(".", 3)
     for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
         say(f"{other} holds an unfinished learning of this word with another museum, pictures or numbers. It stays.")
     return None
+
+
+def _begin_anew(path: Path, error: CLoRAError, say: Say) -> None:
+    say(f"{error} It is set aside as '{set_aside(path).name}', and the learning begins anew.")

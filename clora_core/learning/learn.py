@@ -24,7 +24,7 @@ from .key import learning_key
 from .lesson import Lesson
 from .optimizer import Optimizer
 from .start import Trained, start
-from .state import LearningState, NotFiniteError
+from .state import LearningState, NotFiniteError, StateError
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Learning:
 
         Neither the base nor the museum is changed. `report` hears of every update and may raise to stop; its exception
         passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
-        longer finite.
+        longer finite, and StateError for a `resume` that is no state of this learning.
         """
         base, museum, recipe, concept = self.base, self.museum, self.recipe, self.concepts[-1]
         earlier = Museum(museum.base) if recipe.over == "base" else museum
@@ -198,13 +198,26 @@ class _Book:
     @torch.no_grad()
     def _open_at(self, state: LearningState) -> None:
         if state.key != self.key:
-            raise LearningError("This saved state belongs to another learning (other pictures, museum or numbers).")
+            raise StateError("This saved state belongs to another learning (other pictures, museum or numbers).")
+        self._check(state)
         for name, value in self.trained.parameters().items():
             value.copy_(state.tensors[f"trained.{name}"])
         prefix = "optimizer."
         memory = {name.removeprefix(prefix): v for name, v in state.tensors.items() if name.startswith(prefix)}
         self.optimizer.remember(memory)
         self.losses = list(state.losses)
+
+    def _check(self, state: LearningState) -> None:
+        """Raise StateError unless the state holds all that is trained, and nothing else than this learning knows."""
+        trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
+        shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
+        if state.step != len(state.losses):
+            raise StateError(f"This saved state is of step {state.step}, but it has {len(state.losses)} losses.")
+        if missing := trained.keys() - state.tensors.keys():
+            raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
+        for name, value in state.tensors.items():
+            if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
+                raise StateError(f"This saved state is damaged: '{name:.100}' is not what this learning has there.")
 
 
 def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in: torch.dtype) -> str:

@@ -63,6 +63,16 @@ class Optimizer:
             )
         return memory
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of all that `memory()` may return, float32."""
+        kept = {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None}
+        shapes = {
+            f"{name}.{key}": shape if shape is not None else parameter.shape
+            for name, parameter in self.named.items()
+            for key, shape in kept.items()
+        }
+        return shapes | ({"scale": torch.Size((2,))} if self.scaler.is_enabled() else {})
+
     def remember(self, memory: Mapping[str, Tensor]) -> None:
         """Go on from what `memory()` returned."""
         for name, parameter in self.named.items():

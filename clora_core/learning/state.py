@@ -7,8 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import LearningError, MuseumError
-from ..museum.file.files import errors_about, opened, read_metadata, write
+from ..museum.file.damage import sealed, undamaged
+from ..museum.file.files import dump, errors_about, opened, read_metadata
 from ..museum.file.json_values import fields, listed, number, parsed, text, whole, written
+from ..museum.file.replacing import replacing
 
 FORMAT = "clora-learning-state"
 VERSION = "1"
@@ -28,6 +30,10 @@ class LearningState:
     losses: tuple[float, ...] = ()
 
 
+class StateError(LearningError):
+    """A state that this learning cannot go on from: it is another one's, or damaged."""
+
+
 class NotFiniteError(LearningError):
     """A loss or a gradient is not finite. `state` is the last good one."""
 
@@ -42,13 +48,14 @@ def save_state(state: LearningState, path: Path | str) -> None:
     with errors_about(path):
         state_json = written({"key": state.key, "step": state.step, "losses": list(state.losses)}, "The state")
         metadata = {"clora.format": FORMAT, "clora.version": VERSION, "clora.state": state_json}
-        write(path, state.tensors, metadata, existing="replace")
+        with replacing(path, "replace") as file:
+            dump(file, state.tensors, lambda content: sealed(metadata, state.tensors, content))
 
 
 def load_state(path: Path | str) -> LearningState:
-    """The way back, bit for bit, on the CPU."""
+    """The way back, bit for bit, on the CPU. A damaged file is refused."""
     path = Path(path)
-    with errors_about(path), opened(path) as file:
+    with errors_about(path), opened(path) as file, undamaged(path, file):
         metadata = read_metadata(file, FORMAT, VERSION)
         if "clora.state" not in metadata:
             raise MuseumError("Its metadata has no 'clora.state'.")

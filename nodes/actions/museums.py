@@ -11,6 +11,7 @@ from ...clora_core.museum.museum import Museum, wanted
 from ...clora_core.pictures import THUMBNAIL_PX, thumbnail
 from ..host.folders import museum_path, new_museum_path
 from ..host.model import ModelPatcher
+from ..host.progress import waiting
 from ..host.view import same_museum, view
 from ..host.words import CLIP
 from .pictures import from_images
@@ -38,7 +39,7 @@ def saved(museum: Museum, name: str, overwrite: bool) -> str:
     words = ", ".join(museum.words) or "nothing yet"
     if path.exists() and _holds(path, museum):
         return f"{path} holds this museum already: {words}"
-    save_museum(museum, path, overwrite=overwrite)
+    save_museum(museum, path, overwrite=overwrite, waiting=waiting)
     return f"{path} now holds: {words}"
 
 

@@ -18,16 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...clora_core.errors import MuseumError
-from ...clora_core.learning.state import LearningState, load_state, save_state
+from ...clora_core.errors import CLoRAError, MuseumError
+from ...clora_core.learning.state import LearningState, StateError, load_state, save_state
 from ...clora_core.model.base import Fingerprint
 from ...clora_core.museum.file import load_museum, save_museum
+from ...clora_core.museum.file.files import refused_by_the_system
+from ...clora_core.museum.file.replacing import set_aside
 from ...clora_core.museum.museum import Exhibit, Museum
 from ...clora_core.pictures import as_floats, to_bytes, to_picture
 from ..log import log
 
 LIMIT_BYTES = 4 * 2**30
-DAY_S = 24 * 60 * 60
+KEPT = ("*.safetensors", "*.safetensors.damaged", "*.backup")  # what the limit is for
 LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
 Found = TypeVar("Found")
@@ -51,12 +53,24 @@ class Result:
 class Store:
     """A folder of results and states. When it grows over its limit, what was not asked for the longest goes first.
 
-    lasting: whether what it holds can be asked for the next time.
+    not_kept: why nothing in here can be asked for the next time; "" where all can.
     """
 
     folder: Path
     limit_bytes: int = LIMIT_BYTES
-    lasting: bool = True
+    not_kept: str = ""
+
+    @property
+    def refusal(self) -> str:
+        """Why this folder is no place to keep anything, as one sentence; "" where it is."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(self.folder, os.R_OK | os.W_OK | os.X_OK) else "you may not read and write there"
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            reason = error.strerror
+        except OSError:  # a full disk and such, which writing says if it lasts
+            reason = ""
+        return reason and f"nothing is kept in '{self.folder}' ({reason}): the same step again learns anew"
 
     def result(self, key: str) -> Result | None:
         """What was learned under this key, if it still is in here."""
@@ -78,6 +92,10 @@ class Store:
         """Keep where a learning stands."""
         self._write(self._state_path(key), lambda path: save_state(state, path))
 
+    def refuse_state(self, key: str, error: StateError) -> None:
+        """Set a state aside that the learning under this key cannot go on from."""
+        self._set_aside(self._state_path(key), error)
+
     def _result_path(self, key: str) -> Path:
         return self.folder / f"{key}.result.safetensors"
 
@@ -85,20 +103,26 @@ class Store:
         return self.folder / f"{key}.state.safetensors"
 
     def _found(self, path: Path, read: Callable[[Path], Found]) -> Found | None:
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             found = read(path)
+        except PermissionError:
+            return None
         except MuseumError as error:
-            if isinstance(error.__cause__, (OSError, MemoryError)):  # the file may be whole: Run can find it again
+            if isinstance(error.__cause__, PermissionError):  # of another user
+                log.warning("C-LoRA: a kept result may not be read; it will be learned anew. %s", error)
+                return None
+            if refused_by_the_system(error):  # the file may be whole: Run can find it again
                 raise
-            log.warning("C-LoRA: a kept result cannot be read and is removed; it will be learned anew. %s", error)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            self._set_aside(path, error)
             return None
         with suppress(OSError):
             os.utime(path)
         return found
+
+    def _set_aside(self, path: Path, error: CLoRAError) -> None:
+        log.warning("C-LoRA: %s It is set aside as '%s', and is learned anew.", error, set_aside(path).name)
 
     def _write(self, path: Path, save: Callable[[Path], object]) -> bool:
         """Whether it could be kept. A full disk is said, and survived for the sake of what was learned."""
@@ -113,11 +137,7 @@ class Store:
 
     def _clean(self, newest: Path) -> None:
         """Remove files, the longest unused first, until the others fit the limit; never the newest."""
-        for path in self.folder.glob(".clora-*.tmp"):  # what a process left that was killed while it wrote
-            with suppress(OSError):
-                if newest.stat().st_mtime - path.stat().st_mtime > DAY_S:
-                    path.unlink()
-        files = [path for path in self.folder.glob("*.safetensors") if path != newest]
+        files = [path for pattern in KEPT for path in self.folder.glob(pattern) if path != newest]
         sizes = {path: path.stat() for path in files}
         total = newest.stat().st_size + sum(stat.st_size for stat in sizes.values())
         for path in sorted(files, key=lambda path: sizes[path].st_mtime_ns):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...clora_core.learning.effect import effect
 from ...clora_core.learning.learn import Learning, Progress
+from ...clora_core.learning.state import StateError
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample
@@ -60,12 +61,12 @@ def train(
         so_far = so_far or Museum(base.fingerprint)
         learning = Learning(base, so_far, tuple(_with_pictures(each, base) for each in asked), recipe)
         models = identity(bare_model, bare_clip, vae)
-        with _store(lasting=models is not None) as store:
+        with _store(NOT_KEPT if models is None else "") as store:
             diary = Diary(", ".join(learning.words), recipe.steps, panel(workflow))
             result = taught(base, learning, store, _digest(f"{learning.key} {models}"), diary, preview_every)
-        if models is None:
-            say(NOT_KEPT)
-            diary.close("learned", diary.effect, NOT_KEPT)
+        if store.not_kept:
+            say(store.not_kept)
+            diary.close("learned", diary.effect, store.not_kept)
     new = so_far.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
@@ -97,13 +98,14 @@ def taught(base: HostBase, learning: Learning, store: Store, key: str, diary: Di
 
 
 @contextmanager
-def _store(*, lasting: bool) -> Iterator[Store]:
-    """Where results are kept: on disk, or only until this step ends, since the next one could not be told from it."""
-    if lasting:
-        yield Store(results_folder())
-    else:
+def _store(not_kept: str) -> Iterator[Store]:
+    """Where results are kept: on disk, or only until this step ends, for that reason or one that the disk has."""
+    store = Store(results_folder())
+    if reason := not_kept or store.refusal:
         with TemporaryDirectory() as folder:
-            yield Store(Path(folder), lasting=False)
+            yield Store(Path(folder), not_kept=reason)
+    else:
+        yield store
 
 
 def _learned(
@@ -118,7 +120,7 @@ def _learned(
     last: Progress | None = None
     count = sum(len(each.pictures) for each in concepts)
     begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
-    begin += "" if store.lasting else f" · {NOT_KEPT}"
+    begin += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", begin)
     say(begin if resume is None else f"going on from step {resume.step} · {begin}")
     diary.begin(len(losses), begin)
@@ -141,10 +143,13 @@ def _learned(
 
     try:
         return learning.run(report=report, resume=resume), tuple(losses)
+    except StateError as error:
+        store.refuse_state(key, error)
     except BaseException:
         if last:
             store.keep_state(key, last.snapshot())
         raise
+    return _learned(base, learning, store, key, diary, preview_every)
 
 
 def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -> Tensor:

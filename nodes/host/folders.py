@@ -1,19 +1,15 @@
 """Where museums and results live, by ComfyUI's own folders."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
 
 from ...clora_core.errors import MuseumError
-from ...clora_core.texts import unprintable
 
 KIND = "museums"
 SUFFIX = ".safetensors"
-LONGEST = 200  # bytes of a name, with room for what is added to it
-UNUSABLE = re.compile(r'[<>:"|?*]')  # in names of files, on one system or another
 
 
 def register_museums() -> None:
@@ -41,9 +37,14 @@ def museum_path(name: str) -> Path:
 
 
 def museum_version(name: str) -> str:
-    """Another text whenever the file was written anew; empty where there is none."""
+    """Another text for a file of other content; empty where there is none that can be read."""
+    from ...clora_core.museum.file.files import version  # none of the engine is imported while ComfyUI starts
+
     path = folder_paths.get_full_path(KIND, name or ".")
-    return f"{path} {os.stat(path).st_mtime_ns}" if path else ""
+    try:
+        return f"{path} {version(Path(path))}" if path else ""
+    except OSError:
+        return ""
 
 
 def new_museum_path(name: str) -> Path:
@@ -52,12 +53,11 @@ def new_museum_path(name: str) -> Path:
     "cats" becomes cats.museum.safetensors. Raises MuseumError for a name that leads elsewhere.
     """
     parts = [part.strip() for part in name.replace("\\", "/").split("/")]
-    if unusable(parts):
-        raise MuseumError(
-            f"'{name}' cannot be a museum's name. Use letters, digits and such, and / for a folder: people/cats."
-        )
+    why = unusable(parts)
     if not parts[-1].endswith(SUFFIX):
         parts[-1] += f".museum{SUFFIX}"
+    if why := why or unusable(parts):
+        raise MuseumError(f"{why} Use letters, digits and such, and / for a folder: people/cats.")
     folder = _folder()
     path = folder.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
@@ -69,16 +69,11 @@ def new_museum_path(name: str) -> Path:
     return path
 
 
-def unusable(parts: Sequence[str]) -> bool:
-    """Whether names of folders and a file cannot be used on one system or another."""
-    return any(
-        not part.strip()
-        or part in (".", "..")
-        or UNUSABLE.search(part)
-        or unprintable(part)
-        or len(part.encode()) > LONGEST
-        for part in parts
-    )
+def unusable(parts: Sequence[str]) -> str:
+    """Why names of folders and a file cannot be used on one system or another; "" if they can."""
+    from ...clora_core.museum.file.names import why_unusable
+
+    return next((why for part in parts if (why := why_unusable(part))), "")
 
 
 def results_folder() -> Path:

@@ -97,6 +97,12 @@ def workflow_id(extra_pnginfo: object) -> str:
     return str(workflow.get("id") or "") if isinstance(workflow, dict) else ""
 
 
+def waiting(text: str) -> None:
+    """What a file that waits for another program calls. Raises ComfyUI's interrupt if Cancel was pressed."""
+    check_interrupted()
+    say(text)
+
+
 def check_interrupted() -> None:
     """Raise ComfyUI's interrupt if Cancel was pressed."""
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -33,7 +33,7 @@ async def museum(request: web.Request) -> web.Response:
     name = request.query.get("name", "")
     if name not in museum_names():
         return _refused(404, f"There is no museum '{name[:NAME_LIMIT]}'. Press R to see which there are.")
-    version = hashlib.sha256(museum_version(name).encode()).hexdigest()
+    version = hashlib.sha256((await asyncio.to_thread(museum_version, name)).encode()).hexdigest()
     if request.headers.get("If-None-Match") == f'"{version}"':
         return web.Response(status=304)
     try:

@@ -38,9 +38,7 @@ def encode(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -
         stand = stand or places(rows)
         wide = layer_count([piece for row in rows for piece in row])
         each = [[layer_of(piece, layer) for piece in row] for row in rows for layer in range(wide)]
-        parts = [
-            encoder.encode(each[start : start + ROWS_AT_ONCE]) for start in range(0, len(each), ROWS_AT_ONCE)
-        ]
+        parts = [encoder.encode(each[start : start + ROWS_AT_ONCE]) for start in range(0, len(each), ROWS_AT_ONCE)]
         states.append(torch.cat([part[0].float() for part in parts]).unflatten(0, (-1, wide)).transpose(1, 2))
         pooled = None if parts[0][1] is None else torch.cat([part[1] for part in parts])[::wide]
     pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector

@@ -15,6 +15,7 @@ from PIL import Image
 from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.learning.learn import Learning
+from clora_core.learning.state import LearningState, save_state
 from clora_core.method.recipe import BASELINES, RECIPES, USUAL, recipe_named
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
@@ -200,6 +201,42 @@ def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, m
     assert teach(museum, images, "<ada>") == 0
     assert "Going on from step 1" in capsys.readouterr().out
     assert not begun.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images, capsys, monkeypatch, whole):
+    """Also one whose file is whole, but that is not one of this learning."""
+    from clora_core.commands import learn as command
+
+    def full(*_):
+        raise MuseumError("No space left on device.")
+
+    museum = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "save_museum", full)
+        assert teach(museum, images, "<ada>") == 1
+    (begun,) = tmp_path.glob("*.learning.safetensors")
+    if whole:
+        save_state(LearningState("0" * 64, 1, {}, (0.5,)), begun)
+    else:
+        begun.write_bytes(begun.read_bytes()[:-4] + b"abcd")
+    before = begun.read_bytes()
+    capsys.readouterr()
+    assert teach(museum, images, "<ada>") == 0
+    told = capsys.readouterr().out
+    assert f"set aside as '{begun.name}.damaged', and the learning begins anew" in told
+    assert begun.with_name(f"{begun.name}.damaged").read_bytes() == before and not begun.exists()
+    assert load_museum(museum).words == ("<ada>",)
+
+
+@pytest.mark.parametrize("command", ["export", "demo"])
+def test_a_folder_that_some_system_cannot_hold_is_not_made(tmp_path, images, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert teach(Path("m.safetensors"), images, "<ada>") == 0
+    options = ["export", "m.safetensors", "--to", "aux"] if command == "export" else ["demo", "--out", "out/aux"]
+    assert main(options) == 1
+    assert "Windows keeps this name" in capsys.readouterr().err
+    assert not (tmp_path / "aux").exists() and not (tmp_path / "out").exists()
 
 
 def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):

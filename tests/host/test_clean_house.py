@@ -5,6 +5,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import comfy.sample
 import pytest
 import torch
 from clora_pack.clora_core.learning.learn import Progress
+from clora_pack.clora_core.learning.state import load_state, save_state
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.actions.draft import Companion, ConceptDraft
 from clora_pack.nodes.actions.teaching import train
@@ -20,6 +22,8 @@ from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum
 from comfy.model_patcher import ModelPatcher
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .models import INTERRUPTED, Models, concept, learned, ordinary, pictures, recipe, small_models, taught
@@ -272,6 +276,47 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
     shutil.rmtree(own_results)
     whole = train_step(models)
     assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
+
+
+@pytest.mark.parametrize("spoil", ["a wrong bit", "of another learning", "a number that is none"])
+def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: Path, spoil: str):
+    models = load_starter()
+    handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(7, CANCEL))
+    with pytest.raises(INTERRUPTED):
+        train_step(models)
+    handle.remove()
+    (path,) = own_results.glob("*.state.safetensors")
+    state = load_state(path)
+    if spoil == "a wrong bit":
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    elif spoil == "of another learning":
+        save_state(replace(state, key="0" * 64), path)
+    else:
+        tensors = {name: value.fill_(float("nan")) for name, value in state.tensors.items()}
+        path.write_bytes(save(tensors, metadata_of(path)))  # which `save_state` refuses
+    anew = train_step(models)
+    assert path.with_name(f"{path.name}.damaged").exists() and not path.exists()
+    shutil.rmtree(own_results)
+    whole = train_step(models)
+    assert anew[0] == whole[0] and same_museum(anew[1], whole[1])
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Without the hash."""
+    with safe_open(path, "pt") as file:
+        return {name: value for name, value in file.metadata().items() if name != "clora.hash"}
+
+
+def test_where_no_result_can_be_kept_training_works_and_says_so(own_results: Path, caplog: pytest.LogCaptureFixture):
+    models = load_starter()
+    whole = train_step(models)
+    shutil.rmtree(own_results)
+    own_results.write_text("in the way")
+    with caplog.at_level("INFO"):
+        found = train_step(models)
+    own_results.unlink()
+    assert found[0] == whole[0] and same_museum(found[1], whole[1])
+    assert caplog.text.count("nothing is kept in") == 1 and "cannot be kept" not in caplog.text
 
 
 def test_chance_is_left_alone_and_decides_nothing(own_results: Path):

@@ -1,20 +1,23 @@
 """C-LoRA Save Museum and Load Museum: between the graph and the folder of museums."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import MuseumError
-from clora_pack.clora_core.museum.file import load_museum
-from clora_pack.nodes.host import folders
+from clora_pack.clora_core.museum.file import load_museum, replacing
+from clora_pack.clora_core.museum.file.backups import backups_of
+from clora_pack.nodes.host import folders, progress
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum, view
 
-from .models import Models, random_museum
+from .models import INTERRUPTED, Models, random_museum
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     with pytest.raises(MuseumError, match="exists already"):
         save(museum.only(["<one>"]), "mine", False)
     assert "now holds: <one>" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
-    assert folders.museum_names() == ["mine.museum.bak.safetensors", "mine.museum.safetensors"]
+    assert folders.museum_names() == ["mine.museum.safetensors"]
 
 
 def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, Any], starter: Models):
@@ -80,7 +83,8 @@ def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes:
     for saved in (museum.only(["<one>"]), museum, museum):
         text = save(saved, "mine", True).ui.as_dict()["text"][0]
     assert "already" in text
-    assert load_museum(folders.museum_path("mine.museum.bak.safetensors")).words == ("<one>",)
+    backups = backups_of(folders.museum_path("mine.museum.safetensors"))
+    assert [load_museum(backup).words for backup in backups] == [("<one>",)]
 
 
 def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any], starter: Models):
@@ -100,6 +104,7 @@ def test_a_strength_that_is_none_is_refused(nodes: dict[str, Any], starter: Mode
 
 
 OUTSIDE = ["", "../mine", "/etc/mine", "a/../../mine", "..\\mine", "C:\\mine", "a//b", "a\0b", "x" * 300]
+OUTSIDE += ["con/x", "com¹", "lpt1.txt", "aux", "people./x", "mine?"]  # on Windows
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -124,3 +129,43 @@ def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Mode
     assert before == load.fingerprint_inputs("mine.museum.safetensors")
     save(museum.only(["<two>"]), "mine", True)
     assert before != load.fingerprint_inputs("mine.museum.safetensors")
+
+
+def test_another_museum_of_the_same_name_and_time_is_loaded_anew(nodes: dict[str, Any], starter: Models):
+    load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
+    museum = random_museum(HostBase(*starter), "<one>")
+    save(museum, "mine", False)
+    path = folders.museum_path("mine.museum.safetensors")
+    before, times = load.fingerprint_inputs(path.name), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    os.utime(path, (1000, 1000))
+    assert load.fingerprint_inputs(path.name) == before
+    delta = next(iter(museum.exhibits[0].deltas.values()))
+    delta.up[0, 0] += 1
+    save(museum, "mine", True)
+    os.utime(path, ns=times)
+    assert load.fingerprint_inputs(path.name) != before
+
+
+def test_a_museum_that_waits_for_another_program_says_so_and_can_be_cancelled(
+    nodes: dict[str, Any], starter: Models, museum_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(replacing, "PATIENCE_S", 0.05)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(progress, "say", say)
+    (museum_folder / "museums").mkdir()
+    descriptor = os.open(museum_folder / "museums", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(INTERRUPTED):
+            nodes["CLoRA_SaveMuseum"].execute(random_museum(HostBase(*starter), "<one>"), "mine", False)
+    finally:
+        os.close(descriptor)
+        comfy.model_management.interrupt_current_processing(False)
+    assert said == ["Another program is writing in this folder; waiting."]
+    assert not list((museum_folder / "museums").iterdir())

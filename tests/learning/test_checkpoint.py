@@ -109,3 +109,22 @@ def test_corrupted_states_give_museum_errors_only(tmp_path):
             load_state(path)
         except MuseumError as error:
             assert str(error).startswith("a.safetensors")
+
+
+def test_one_wrong_bit_is_seen_or_makes_no_difference(tmp_path):
+    path, before, rng = tmp_path / "a.safetensors", state(), random.Random(0)
+    save_state(before, path)
+    raw, seen = path.read_bytes(), 0
+    for _ in range(200):
+        changed = bytearray(raw)
+        changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            after = load_state(path)
+        except MuseumError:
+            seen += 1
+        else:
+            assert (after.key, after.step, after.losses) == (before.key, before.step, before.losses)
+            assert set(after.tensors) == set(before.tensors)
+            assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
+    assert seen > 190

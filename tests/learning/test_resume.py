@@ -10,7 +10,7 @@ import torch
 from clora_core.errors import Cancelled, LearningError
 from clora_core.learning.key import learning_key
 from clora_core.learning.learn import Progress
-from clora_core.learning.state import LearningState, load_state, save_state
+from clora_core.learning.state import LearningState, StateError, load_state, save_state
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Regularizer, Term
 from clora_core.method.step import Setting, Step
@@ -122,6 +122,31 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
     assert learning_key(base, inputs["museum"], [inputs["concept"]], inputs["recipe"]) != state.key
     with pytest.raises(LearningError, match="belongs to another learning"):
         taught(base, **inputs, resume=state)
+
+
+WORD, MEMORY = "trained.token.<two>.clip_l", "optimizer.token.<two>.clip_l"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop(WORD), f"it has no '{WORD}'"),
+        (lambda tensors: tensors.update({"trained.token.<two>.clip_m": torch.zeros(1)}), "clip_m' is not"),
+        (lambda tensors: tensors.update({WORD: torch.zeros(1, 1, 3)}), f"'{WORD}' is"),
+        (lambda tensors: tensors[WORD].fill_(float("nan")), f"'{WORD}' is not"),
+        (lambda tensors: tensors.update({f"{MEMORY}.exp_avg": torch.zeros(2)}), "clip_l.exp_avg' is not"),
+        (lambda tensors: tensors[f"{MEMORY}.exp_avg_sq"].fill_(float("inf")), "exp_avg_sq' is not"),
+        (lambda tensors: tensors.update({f"{MEMORY}.step": torch.tensor(1)}), "clip_l.step' is not"),
+    ],
+)
+def test_a_state_with_other_tensors_is_refused(base: Base, first: Museum, change, said: str):
+    state = stopped_at(base, first, PLAIN, 1)
+    tensors = {name: value.clone() for name, value in state.tensors.items()}
+    change(tensors)
+    for broken in (replace(state, tensors=tensors), replace(state, losses=())):
+        expected = said if broken.losses else "of step 1, but it has 0 losses"
+        with pytest.raises(StateError, match=expected):
+            taught(base, first, small_concept("<two>", seed=1), PLAIN, resume=broken)
 
 
 def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):

@@ -12,7 +12,7 @@ from clora_core.errors import MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.model.base import Fingerprint
 from clora_core.museum.file import append_exhibits, identity, load_museum, load_view, save_museum
-from clora_core.museum.file.files import backup_of
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Exhibit, Museum
 from tests.museums import assert_same, exhibit, museum, projections
 
@@ -36,8 +36,8 @@ def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtyp
         append_exhibits([one], path, base=plain.base)
         save_museum(Museum(plain.base, exhibits[:count]), whole, overwrite=True, dtype=dtype)
         assert path.read_bytes() == whole.read_bytes()
-        assert backup_of(path).read_bytes() == before
-    assert len(list(path.parent.iterdir())) == 2
+        assert backups_of(path)[-1].read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 1 + 3
 
 
 @pytest.mark.parametrize("parts", [1, 100, 1000])

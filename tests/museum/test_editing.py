@@ -22,6 +22,7 @@ from clora_core.museum.editing import (
     without,
 )
 from clora_core.museum.file import load_museum, read_header, save_museum
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Museum
 from clora_core.museum.overlap import overlap_matrix
 from clora_core.pictures import thumbnail_of
@@ -204,7 +205,8 @@ def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
     assert after.exhibits[0].strength == -0.5
     assert after.exhibit("<tint>").thumbnail == thumbnail_of(tmp_path / "red.png") != b""
     assert bits(tensors_of(after.only(["<bär>"]))) == bits(tensors_of(museum().only(["<bär>"])))
-    assert_same(load_museum(tmp_path / "zoo.bak.safetensors"), museum())
+    (backup,) = backups_of(file)
+    assert_same(load_museum(backup), museum())
 
 
 def test_the_command_writes_elsewhere_and_replaces_nothing_unasked(file, tmp_path, capsys):

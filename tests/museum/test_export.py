@@ -12,6 +12,7 @@ from clora_core.errors import MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.model.families import find_projections
 from clora_core.museum.file import export, export_embeddings, export_lora, save_museum
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.file.export import file_stems
 from clora_core.museum.museum import Museum
 from tests.families import small_pipeline
@@ -196,7 +197,8 @@ def test_export_overwrites_nothing_and_begins_nothing_it_cannot_finish(tmp_path)
         export(museum(), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [taken]
     export(museum(), tmp_path, overwrite=True)
-    assert (tmp_path / "embeddings" / "lonely.bak.safetensors").read_bytes() == b"precious"
+    (backup,) = backups_of(tmp_path / "embeddings" / "lonely.safetensors")
+    assert backup.read_bytes() == b"precious"
 
 
 def test_a_word_alone_gets_no_lora(tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from clora_core.errors import MuseumError
 from clora_core.museum.file import load_museum, read_header, save_museum
 from clora_core.museum.file.files import HEADER_LIMIT
-from tests.museums import museum, put_together, taken_apart, with_inner
+from tests.museums import museum, put_together, taken_apart, unsealed, with_inner
 
 
 def refused(path: Path, match: str | None = None) -> None:
@@ -144,6 +144,7 @@ def test_a_lora_scale_that_is_not_one_is_refused(tmp_path):
     save_museum(museum(), path)
     header, data = taken_apart(path)
     start, end = next(entry["data_offsets"] for name, entry in header.items() if name.endswith(".alpha"))
+    header["__metadata__"] = unsealed(header["__metadata__"])
     put_together(path, header, data[:start] + struct.pack("<f", 1.0) + data[end:])
     with pytest.raises(MuseumError, match=r"alpha' is 1\.0; it must be the rank"):
         load_museum(path)

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from clora_core.errors import MuseumError
-from clora_core.museum.file import append_exhibits, files, load_museum, save_museum
-from clora_core.museum.file.files import backup_of
+from clora_core.museum.file import append_exhibits, backups, check_target, files, load_museum, replacing, save_museum
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections
 
@@ -77,9 +77,10 @@ def test_a_process_killed_at_200_random_moments_leaves_a_whole_file(tmp_path):
         victim.join()
         os.close(heard)
         os.close(began)
-        assert path.read_bytes() in whole and backup_of(path).read_bytes() in whole
+        kept_too = backups_of(path)
+        assert all(each.read_bytes() in whole for each in (path, *kept_too)) and 1 <= len(kept_too) <= 4
         seen.add(path.read_bytes())
-        for rubbish in set(tmp_path.iterdir()) - {path, backup_of(path)}:
+        for rubbish in set(tmp_path.iterdir()) - {path, *kept_too}:
             assert rubbish.match(".clora-*.tmp")
             rubbish.unlink()
             begun += 1
@@ -92,7 +93,7 @@ def killed_at(path: Path, line: int, save: Callable[[Path], object]) -> None:
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable | None:
-        if frame.f_code.co_filename != files.__file__:
+        if frame.f_code.co_filename not in (files.__file__, replacing.__file__, backups.__file__):
             return None
         if event == "line" and frame.f_code.co_name not in ("_header", "_order", "_bytes", "check_finite", "<lambda>"):
             if next(lines) == line:
@@ -127,9 +128,9 @@ def test_killed_before_any_of_its_lines_it_leaves_a_whole_file(save, tmp_path):
         if path.read_bytes() != before:
             assert_same(after, load_museum(path))
         seen.add(path.read_bytes() == before)
-        if backup_of(path).exists():
-            assert backup_of(path).read_bytes() == before
-            backup_of(path).unlink()
+        for backup in backups_of(path):
+            assert backup.read_bytes() == before
+            backup.unlink()
         for rubbish in tmp_path.glob(".clora-*.tmp"):
             rubbish.unlink()
         path.write_bytes(before)
@@ -152,8 +153,9 @@ def test_two_processes_saving_at_once_never_mix(tmp_path):
     while any(writer.is_alive() for writer in writers):
         kept(path)
     assert [writer.exitcode for writer in writers] == [0, 0]
-    kept(backup_of(path))
-    assert len(list(tmp_path.iterdir())) == 2
+    for backup in backups_of(path):
+        kept(backup)
+    assert len(list(tmp_path.iterdir())) == 1 + 3
 
 
 def save_once(path: Path, museum: Museum) -> None:
@@ -241,7 +243,7 @@ def save_without_rights(folder: Path) -> None:
         with pytest.raises(MuseumError, match=r"[ab]\.safetensors: Permission denied .*your permissions"):
             attempt()
     with pytest.raises(MuseumError, match="You may not write into"):
-        files.check_target(folder / "b.safetensors")
+        check_target(folder / "b.safetensors")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="has other rights")

@@ -20,7 +20,7 @@ from clora_core.model.concept import Concept
 from clora_core.model.projections import Projection
 from clora_core.museum.file import load_museum, load_view, museum_file, read_header, save_museum
 from clora_core.museum.museum import Museum
-from tests.museums import assert_same, exhibit, museum, projections, put_together, taken_apart
+from tests.museums import assert_same, exhibit, museum, projections, put_together, taken_apart, unsealed
 
 ARCHITECTURES = ("starter", "sd15", "sd2", "sdxl")
 
@@ -241,6 +241,7 @@ def test_only_the_rows_of_the_selected_words_are_read(tmp_path):
             places = [i for i in range(count) if (i % width if ".lora_up." in name else i // width) < rank - last]
         for place in places:
             broken[start + 4 * place : start + 4 * place + 4] = nan
+    header["__metadata__"] = unsealed(header["__metadata__"])
     put_together(path, header, bytes(broken))
     assert_same(before.only(["<bär>"]), load_museum(path, words=["<bär>"]))
     with pytest.raises(MuseumError, match="not finite"):

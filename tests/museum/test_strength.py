@@ -13,7 +13,7 @@ from clora_core.model.low_rank import LowRank
 from clora_core.museum.editing import with_strength
 from clora_core.museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from clora_core.museum.museum import Museum
-from tests.museums import assert_same, museum, taken_apart, with_inner
+from tests.museums import assert_same, museum, taken_apart, unsealed, with_inner
 from tests.small import C_LORA, museum_of, short, small_concept, taught
 
 STRENGTHS = {"<my-cat>": 0.3, "<ink>": -1.7, "<bär>": 0.0}
@@ -126,7 +126,7 @@ def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(chang
     path = tmp_path / "a.safetensors"
     save_museum(strong(), path, dtype=dtype)
     with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        metadata, tensors = unsealed(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}
     own = next(name for name in tensors if name.startswith("clora.up.<ink>."))
     stem = own.removeprefix("clora.up.<ink>.")
     if changed == "lora_up.weight":

@@ -10,8 +10,8 @@ from clora_core.errors import MuseumError
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
-from clora_core.museum.file import append_exhibits, load_museum, save_museum
-from clora_core.museum.file.files import backup_of
+from clora_core.museum.file import append_exhibits, backups, load_museum, save_museum
+from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections
 
@@ -24,19 +24,21 @@ def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
     assert path.read_bytes() == b"precious"
     save_museum(museum(), path, overwrite=True)
     assert_same(museum(), load_museum(path))
-    assert backup_of(path).read_bytes() == b"precious"
     save_museum(museum().only(["<ink>"]), path, overwrite=True)
-    assert_same(museum(), load_museum(backup_of(path)))
-    assert {p.name for p in tmp_path.iterdir()} == {"a.safetensors", "a.bak.safetensors"}
+    first, second = backups_of(path)
+    assert first.read_bytes() == b"precious"
+    assert_same(museum(), load_museum(second))
+    assert set(tmp_path.iterdir()) == {path, first, second}
 
 
 def test_a_backup_that_is_the_same_file_is_no_obstacle(tmp_path):
     """What a process leaves that dies between keeping the old file and putting the new one."""
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
-    os.link(path, backup_of(path))
+    backups.keep(path, tmp_path / "unused")
+    assert [backup.samefile(path) for backup in backups_of(path)] == [True]
     save_museum(museum().only(["<ink>"]), path, overwrite=True)
-    assert_same(museum(), load_museum(backup_of(path)))
+    assert [load_museum(backup).words for backup in backups_of(path)] == [museum().words]
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -50,7 +52,8 @@ def test_file_systems_without_hard_links_serve_too(tmp_path, monkeypatch):
     with pytest.raises(MuseumError, match="exists"):
         save_museum(museum(), path)
     save_museum(museum().only(["<ink>"]), path, overwrite=True)
-    assert_same(museum(), load_museum(backup_of(path)))
+    (backup,) = backups_of(path)
+    assert_same(museum(), load_museum(backup))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -109,7 +112,7 @@ def test_names_of_any_alphabet_work(name, tmp_path):
     save_museum(museum().only(["<ink>"]), path)
     append_exhibits([museum().exhibits[2]], path, base=museum().base)
     assert_same(museum().only(["<ink>", "<bär>"]), load_museum(path))
-    assert load_museum(backup_of(path)).words == ("<ink>",)
+    assert [load_museum(backup).words for backup in backups_of(path)] == [("<ink>",)]
     (tmp_path / "sub").rmdir()
     assert len(list(tmp_path.iterdir())) == 2
 

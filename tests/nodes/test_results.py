@@ -1,12 +1,17 @@
 """The store of learned results: what goes in comes out, and it stays within its limit."""
 
+import multiprocessing
 import os
+import random
+import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from clora_bare.clora_core.errors import MuseumError
-from clora_bare.clora_core.learning.state import LearningState
+from clora_bare.clora_core.learning.state import LearningState, StateError
 from clora_bare.clora_core.method.recipe import Recipe
 from clora_bare.clora_core.model.base import Fingerprint
 from clora_bare.clora_core.model.concept import ConceptToken
@@ -15,6 +20,8 @@ from clora_bare.clora_core.model.projections import Projection
 from clora_bare.clora_core.museum.museum import Exhibit
 from clora_bare.nodes.actions.pictures import in_8_bits
 from clora_bare.nodes.actions.results import Result, Store
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 BASE = Fingerprint("starter", "0" * 64)
 PROJECTION = Projection("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
@@ -87,15 +94,83 @@ def test_what_was_just_kept_stays_even_in_a_store_that_is_too_small(store: Store
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 4000])
-def test_a_damaged_file_is_removed_and_said(store: Store, caplog: pytest.LogCaptureFixture, damage):
+def test_a_damaged_file_is_set_aside_and_said(store: Store, caplog: pytest.LogCaptureFixture, damage):
     store.keep(A, BASE, made())
-    (path,) = store.folder.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
-    assert store.result(A) is None
-    assert not path.exists() and "learned anew" in caplog.text
+    store.keep_state(B, state())
+    for key, kind, ask in ((A, "result", store.result), (B, "state", store.state)):
+        path = store.folder / f"{key}.{kind}.safetensors"
+        path.write_bytes(broken := damage(path.read_bytes()))
+        assert ask(key) is None and not path.exists()
+        assert (store.folder / f"{path.name}.damaged").read_bytes() == broken
+        assert f"set aside as '{path.name}.damaged', and is learned anew" in caplog.text
+        assert ask(key) is None
 
 
-@pytest.mark.parametrize("refusal", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_wrong_bit_is_seen_or_makes_no_difference(store: Store):
+    """In what was kept of tensors, losses, pictures, facts, and of the diary."""
+    result, before = replace(made(), diary={"curves": {"loss": [[1.0, 0.5]]}}), state(3)
+    store.keep(A, BASE, result)
+    store.keep_state(B, before)
+    rng, seen = random.Random(0), {"result": 0, "state": 0}
+    files = {kind: store.folder / f"{key}.{kind}.safetensors" for key, kind in ((A, "result"), (B, "state"))}
+    raws = {kind: path.read_bytes() for kind, path in files.items()}
+    for _ in range(100):
+        for kind, raw in raws.items():
+            changed = bytearray(raw)
+            changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+            files[kind].write_bytes(changed)
+        found, begun = store.result(A), store.state(B)
+        if found is None:
+            seen["result"] += 1
+        else:
+            assert (found.losses, found.diary) == (result.losses, result.diary)
+            assert found.exhibits[0].same_as(result.exhibits[0]) and torch.equal(found.pictures, result.pictures)
+            assert found.exhibits[0].facts == result.exhibits[0].facts
+        if begun is None:
+            seen["state"] += 1
+        else:
+            assert (begun.key, begun.step, begun.losses) == (before.key, before.step, before.losses)
+            assert torch.equal(begun.tensors["trained.x"], before.tensors["trained.x"]) and len(begun.tensors) == 1
+    assert seen["result"] > 80 and seen["state"] > 80
+
+
+def test_what_is_set_aside_goes_with_the_others_when_the_store_is_full(store: Store):
+    store.keep(A, BASE, made())
+    aside = store.folder / f"{A}.result.safetensors.damaged"
+    os.replace(store.folder / f"{A}.result.safetensors", aside)
+    os.utime(aside, (1000, 1000))
+    store.keep(B, BASE, made(1))
+    assert aside.exists()
+    Store(store.folder, limit_bytes=1).keep(C, BASE, made(2))
+    assert [path.name for path in store.folder.iterdir()] == [f"{C}.result.safetensors"]
+
+
+def test_files_from_before_there_was_a_hash_are_accepted(store: Store):
+    store.keep(A, BASE, made())
+    store.keep_state(B, state())
+    for path in store.folder.iterdir():
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}
+        assert metadata.pop("clora.hash")
+        save_file(tensors, path, metadata)
+    assert store.result(A) is not None and store.state(B) is not None
+
+
+def test_a_state_that_does_not_fit_can_be_set_aside(store: Store, caplog: pytest.LogCaptureFixture):
+    store.keep_state(A, state())
+    store.refuse_state(A, StateError("This saved state is damaged."))
+    assert store.state(A) is None and "This saved state is damaged. It is set aside as" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        OSError(24, "Too many open files"),
+        RuntimeError("unable to open file in read-only mode: Too many open files (24)"),  # as torch says it
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: MemoryError"),
+        MemoryError(),
+    ],
+)
 def test_what_the_system_refuses_to_read_just_now_stays_and_is_not_learned_over(
     store: Store, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ):
@@ -115,16 +190,6 @@ def test_what_the_system_refuses_to_read_just_now_stays_and_is_not_learned_over(
     assert store.result(A) is not None and store.state(B) is not None
 
 
-def test_what_a_killed_process_was_writing_goes_after_a_day(store: Store):
-    store.keep(A, BASE, made())
-    old, new = store.folder / ".clora-0123.tmp", store.folder / ".clora-4567.tmp"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (1000, 1000))
-    store.keep(B, BASE, made(1))
-    assert not old.exists() and new.exists()
-
-
 def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
     from clora_bare.clora_core.museum.file import save_museum
     from clora_bare.clora_core.museum.museum import Museum
@@ -140,3 +205,42 @@ def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
     blocked.keep(A, BASE, made())
     blocked.keep_state(A, state())
     assert caplog.text.count("cannot be kept") == 2
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_in_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "results"):
+        store = Store(folder)
+        assert str(folder) in store.refusal and "learns anew" in store.refusal and store.refusal.count(". ") == 0
+        assert store.result(A) is None and store.state(A) is None
+    assert not Store(tmp_path / "free").refusal
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has other rights")
+def test_the_folder_of_another_user_is_said_and_nothing_in_it_stops_a_learning():
+    """In a process of somebody else, with a folder that nobody else may enter, and one that they may only read."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    for mode in (0o700, 0o755):
+        place = folder / f"{mode:o}"
+        Store(place).keep(A, BASE, made())
+        (place / f"{A}.result.safetensors").chmod(0o600)
+        place.chmod(mode)
+    process = multiprocessing.get_context("fork").Process(target=asked_by_somebody_else, args=(folder,))
+    process.start()
+    process.join()
+    shutil.rmtree(folder)
+    assert process.exitcode == 0
+
+
+def asked_by_somebody_else(folder: Path) -> None:
+    torch.set_num_threads(1)
+    if os.geteuid() == 0:
+        os.setuid(65534)  # nobody
+        for mode in ("700", "755"):
+            store = Store(folder / mode)
+            assert store.result(A) is None and store.state(B) is None
+            store.keep(A, BASE, made())
+            store.keep_state(B, state())
+            assert "nothing is kept in" in store.refusal
+    os._exit(0)

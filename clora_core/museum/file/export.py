@@ -18,9 +18,11 @@ from ...model.low_rank import LowRank, truncated
 from ...model.projections import Projection
 from ..museum import Exhibit, Museum
 from .facts import lora_facts
-from .files import DEVICE_NAME, SUFFIX, Existing, check_finite, content_hash, errors_about, write
+from .files import check_finite, content_hash, errors_about
 from .header import header_of
 from .layout import factors, vectors
+from .names import SUFFIX, why_unusable
+from .replacing import Existing, write
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def file_stems(words: Sequence[str]) -> list[str]:
     for word in words:
         plain = re.sub(r'[<>:"/\\|?*]', "_", word.removeprefix("<").removesuffix(">"))
         plain = plain.encode()[:120].decode(errors="ignore").strip(". ") or "word"
-        plain = f"{plain}_" if DEVICE_NAME.fullmatch(plain) else plain
+        plain = f"{plain}_" if why_unusable(plain) else plain
         used = {stem.casefold() for stem in stems}
         stem, number = plain, 2
         while stem.casefold() in used:

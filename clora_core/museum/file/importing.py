@@ -24,10 +24,11 @@ from ...model.concept import TEMPLATES, ConceptToken, Kind, check_mentioned
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
 from ..museum import Exhibit, Museum
-from .files import SUFFIX, check_finite, errors_about, opened
+from .files import check_finite, errors_about, opened
 from .header import header_of
 from .json_values import mapping, number, parsed
 from .lora_names import lora_names, told
+from .names import SUFFIX
 
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

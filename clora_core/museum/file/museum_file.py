@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ...model.concept import ConceptToken
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
 from ..museum import Exhibit, Museum
+from .damage import undamaged
 from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
 from .header import ExhibitHeader, Header, Stored, header_from_json
 from .layout import factor_keys, own_keys, rank_rows, rank_scales, shapes, total_ranks, vector_keys
@@ -37,14 +39,18 @@ class View:
 
 
 def load_museum(path: Path | str, *, words: Sequence[str] | None = None) -> Museum:
-    """The museum in the file, float32 on the CPU; with `words`, only these exhibits, and only their rows are read."""
+    """The museum in the file, float32 on the CPU; with `words`, only these exhibits, and only their rows are read.
+
+    Where that is all of them, the file is compared with its hash.
+    """
     path = Path(path)
     with errors_about(path), opened(path) as file:
         header = checked_header(file)
         chosen = _chosen(header, words)
-        check_alphas(file, header)
-        deltas = _deltas(file, header, chosen)
-        return Museum(header.base, tuple(_exhibit(file, header, told, deltas[told.word]) for told in chosen))
+        with _checked(path, file, header, chosen):
+            check_alphas(file, header)
+            deltas = _deltas(file, header, chosen)
+            return Museum(header.base, tuple(_exhibit(file, header, told, deltas[told.word]) for told in chosen))
 
 
 @torch.no_grad()
@@ -52,21 +58,22 @@ def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) ->
     """What `load_museum` and `Museum.dense` give together, in the memory of the matrices alone.
 
     strengths: which exhibits are shown, each at its own strength times this number; None shows all. The gated ones
-    come as they were learned.
+    come as they were learned. Where all are shown, the file is compared with its hash.
     """
     path = Path(path)
     with errors_about(path), opened(path) as file:
         header = checked_header(file)
         chosen = _chosen(header, None if strengths is None else list(strengths))
-        check_alphas(file, header)
-        check_strengths(file, header, chosen)
-        scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
-        tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
-        deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
-        apart = [told for told in chosen if not told.everywhere]
-        factors = _deltas(file, header, apart)
-        gated = tuple(_exhibit(file, header, told, factors[told.word]) for told in apart)
-        return View(header.base, tokens, deltas, gated)
+        with _checked(path, file, header, chosen):
+            check_alphas(file, header)
+            check_strengths(file, header, chosen)
+            scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
+            tokens = tuple(_token(file, header, exhibit) for exhibit in chosen)
+            deltas = {projection: _summed(file, header, projection, scale) for projection, scale in scales.items()}
+            apart = [told for told in chosen if not told.everywhere]
+            factors = _deltas(file, header, apart)
+            gated = tuple(_exhibit(file, header, told, factors[told.word]) for told in apart)
+            return View(header.base, tokens, deltas, gated)
 
 
 def read_header(path: Path | str) -> Header:
@@ -110,6 +117,13 @@ def check_strengths(file: safe_open, header: Header, exhibits: Sequence[ExhibitH
     """What ordinary loaders show of these exhibits is what was learned times their strength."""
     for _ in _learned(file, header, [exhibit for exhibit in exhibits if exhibit.strength != 1], RANKS_AT_ONCE):
         pass  # reading checks
+
+
+def _checked(
+    path: Path, file: safe_open, header: Header, chosen: Sequence[ExhibitHeader]
+) -> AbstractContextManager[None]:
+    """What reads these exhibits is in here, so that the file is checked where it is read as a whole."""
+    return undamaged(path, file) if len(chosen) == len(header.exhibits) else nullcontext()
 
 
 def _chosen(header: Header, words: Iterable[str] | None) -> list[ExhibitHeader]:

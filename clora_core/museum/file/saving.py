@@ -9,12 +9,14 @@ from torch import Tensor
 from ...model.base import Fingerprint
 from ...model.projections import Projection
 from ..museum import Exhibit, Museum
+from .damage import sealed, undamaged
 from .facts import lora_facts
-from .files import ChangedMeanwhileError, Identity, dump, errors_about, identity, opened, replacing
+from .files import Identity, dump, errors_about, identity, opened
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
 from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
 from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, check_strengths, checked_header
+from .replacing import ChangedMeanwhileError, Waiting, replacing
 
 
 def save_museum(
@@ -24,15 +26,18 @@ def save_museum(
     overwrite: bool = False,
     dtype: Stored = "float32",
     read: Identity | None = None,
+    waiting: Waiting | None = None,
 ) -> Path:
     """Write the museum and say where. The same museum under the same name gives the same bytes.
 
-    overwrite: whether a file of that name may be replaced; it is then kept as `<name>.bak.safetensors`. dtype: how the
-    tensors are stored; float16 and bfloat16 halve the file and round the numbers. read: the `identity` of the file that
-    the museum was made of; one that another program has written since is not replaced.
+    overwrite: whether a file of that name may be replaced; it is then kept beside the new one, as `backups.py` says.
+    dtype: how the tensors are stored; float16 and bfloat16 halve the file and round the numbers. read: the `identity`
+    of the file that the museum was made of; one that another program has written since is not replaced. waiting: as in
+    `replacing`.
     """
     path = Path(path)
-    with errors_about(path), replacing(path, "keep beside" if overwrite else "refuse", read=read) as new:
+    existing = "keep beside" if overwrite else "refuse"
+    with errors_about(path), replacing(path, existing, read=read, waiting=waiting) as new:
         header = header_of(museum, dtype)
         tensors = joined_factors(_pieces(museum, dtype), header, DTYPES[dtype])
         for exhibit in museum.exhibits:
@@ -46,7 +51,7 @@ def append_exhibits(exhibits: Sequence[Exhibit], path: Path | str, *, base: Fing
 
     The new file has the bytes that `save_museum` writes for the whole museum, in the dtype of the old one, but only
     some megabytes are in memory at a time. A word that the museum holds already, and another base, are refused. What
-    another program adds meanwhile is kept.
+    another program adds meanwhile is kept. A damaged file is refused.
     """
     path = Path(path)
     with errors_about(path):
@@ -81,15 +86,16 @@ def _of_one(exhibit: Exhibit, header: Header) -> dict[str, Tensor]:
 
 def _dump(file: BinaryIO, path: Path, header: Header, tensors: Mapping[str, Tensor | Joined]) -> None:
     ours = {"clora.format": FORMAT, "clora.version": VERSION, "clora.museum": header_to_json(header)}
-    dump(file, tensors, lambda content_hash: lora_facts(header, path.stem, content_hash) | ours)
+    dump(file, tensors, lambda content: lora_facts(header, path.stem, content) | sealed(ours, tensors, content))
 
 
 def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
     """The museum of the file and the addition. A function of its own: nothing may hold the file when it is replaced."""
     with opened(path) as file:
         old = checked_header(file)
-        check_alphas(file, old)
-        check_strengths(file, old, old.exhibits)
+        with undamaged(path, file):
+            check_alphas(file, old)
+            check_strengths(file, old, old.exhibits)
         addition.check_over(old.base)
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]

@@ -1,0 +1,74 @@
+"""Whether a file is still what was written: its metadata holds a seal, which is checked where all of it is read.
+
+The seal is the SHA-256 of the `clora.…` metadata, of every tensor's name, dtype and shape, and of the hash of all
+tensors. The facts that LoRA managers show, and may rewrite, do not enter. A museum without a seal has the hash of its
+tensors alone (`sshs_model_hash`); a file without either is read as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ...errors import MuseumError
+from .backups import backups_of
+from .files import DTYPE_NAMES, content_hash
+from .joined import Joined
+
+SEAL = "clora.hash"
+TENSORS_HASH = "sshs_model_hash"
+
+
+class DamagedError(MuseumError):
+    """The file is not what was written."""
+
+
+def sealed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor | Joined], content: str) -> dict[str, str]:
+    """The metadata with its seal. content: the `content_hash` of the tensors."""
+    layout = ((name, DTYPE_NAMES.get(tensor.dtype, ""), list(tensor.shape)) for name, tensor in tensors.items())
+    return {**metadata, SEAL: _seal(metadata, layout, content)}
+
+
+@contextmanager
+def undamaged(path: Path, file: safe_open) -> Iterator[None]:
+    """While the block reads the file, all of its bytes are hashed beside it; DamagedError at its end if they differ.
+
+    That is also the error where the block fails for what the damage made of the file.
+    """
+    metadata = file.metadata() or {}
+    if SEAL not in metadata and TENSORS_HASH not in metadata:
+        yield
+        return
+    with ThreadPoolExecutor(1) as beside:
+        content = beside.submit(content_hash, {name: file.get_tensor(name) for name in file.keys()})
+        try:
+            yield
+        finally:
+            _check(path, file, metadata, content.result())
+
+
+def _check(path: Path, file: safe_open, metadata: Mapping[str, str], content: str) -> None:
+    if SEAL in metadata:
+        slices = ((name, file.get_slice(name)) for name in file.keys())
+        layout = ((name, each.get_dtype(), list(each.get_shape())) for name, each in slices)
+        whole = metadata[SEAL] == _seal(metadata, layout, content)
+    else:
+        whole = metadata[TENSORS_HASH] == content
+    if not whole:
+        path = path.resolve()
+        former = path.with_name(f"{path.stem}.bak{path.suffix}")  # as earlier versions called a backup
+        older = [backup.name for backup in (former, *backups_of(path)) if backup.exists()]
+        advice = f"'{older[-1]}' beside it may hold the version before." if older else "Take another copy of it."
+        raise DamagedError(
+            f"The file is damaged, or another program has changed it: its content does not match its hash. {advice}"
+        )
+
+
+def _seal(metadata: Mapping[str, str], layout: Iterable[tuple[str, str, list[int]]], content: str) -> str:
+    ours = sorted((key, value) for key, value in metadata.items() if key.startswith("clora.") and key != SEAL)
+    return hashlib.sha256(json.dumps([ours, sorted(layout), content]).encode()).hexdigest()
