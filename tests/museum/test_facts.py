@@ -35,13 +35,13 @@ def as_a_webui_reads(metadata: Mapping[str, str]) -> dict[str, object]:
 
 def version_in_forge(facts: Mapping[str, object]) -> str:
     """Forge, extensions-builtin/sd_forge_lora/network.py, detect_version; A1111 asks the second and the third."""
-    if facts["modelspec.family"] == "stable-diffusion-xl-v1-base/lora":
+    if facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora":
         return "SDXL"
     if str(facts["ss_base_model_version"]).startswith("sdxl_"):
         return "SDXL"
     if facts["ss_v2"] == "True":
         return "SD2"
-    return "SD1" if facts["modelspec.family"] == "stable-diffusion-v1/lora" else "unknown"
+    return "SD1" if facts["modelspec.architecture"] == "stable-diffusion-v1/lora" else "unknown"
 
 
 def base_in_lora_manager(version: str) -> str:
