@@ -34,9 +34,15 @@ def marked(vector: Tensor, word: str) -> Tensor:
 
 def places(rows: Sequence[Sequence[int | Tensor]]) -> dict[str, Tensor]:
     """word → where it stands in rows of ids and vectors, all of one length, (rows, length) bool."""
-    names = [[getattr(piece, "clora_word", None) for piece in row] for row in rows]
-    words = sorted({name for row in names for name in row if name})
-    return {word: torch.tensor([[name == word for name in row] for row in names]) for word in words}
+    spots: dict[str, list[tuple[int, int]]] = {}
+    for number, row in enumerate(rows):
+        for position, piece in enumerate(row):
+            if word := getattr(piece, "clora_word", None):
+                spots.setdefault(word, []).append((number, position))
+    masks = {word: torch.zeros(len(rows), len(rows[0]), dtype=torch.bool) for word in sorted(spots)}
+    for word, mask in masks.items():
+        mask[tuple(zip(*spots[word], strict=True))] = True
+    return masks
 
 
 def telling_places(clip: Any) -> Any:
