@@ -18,6 +18,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 PIXELS_LIMIT = 64_000_000  # of one picture file; more is no photograph but a file that shall fill the memory
 THUMBNAIL_PX = 128
 THUMBNAIL_LIMIT_PX = 1024  # of a thumbnail's longer side, when it is read
+THUMBNAIL_LIMIT_BYTES = 192 * 1024
+THUMBNAIL_LIMIT_SCANS = 20  # usual progressive JPEGs have 10; every scan goes over the whole picture
+JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 
 
 def to_bytes(picture: Image.Image) -> Tensor:
@@ -46,8 +49,24 @@ def thumbnail_of(path: Path) -> bytes:
     return _small_jpeg(_upright(path))
 
 
+def check_thumbnail(encoded: bytes) -> None:
+    """Raise MuseumError for what begins like no JPEG, or would take long to decode, without decoding it."""
+    if not encoded.startswith(JPEG_START):
+        raise MuseumError("A thumbnail is no JPEG. Make it one, or leave it out.")
+    if len(encoded) > THUMBNAIL_LIMIT_BYTES:
+        raise MuseumError(
+            f"A thumbnail has {len(encoded)} bytes; at most {THUMBNAIL_LIMIT_BYTES} fit. Make the picture smaller."
+        )
+    if (scans := encoded.count(JPEG_SCAN)) > THUMBNAIL_LIMIT_SCANS:
+        raise MuseumError(
+            f"A thumbnail has {scans} scans; at most {THUMBNAIL_LIMIT_SCANS} are decoded. Save it as an ordinary JPEG, "
+            "without other pictures in its metadata."
+        )
+
+
 def from_thumbnail(encoded: bytes) -> Image.Image:
     """The picture of a thumbnail that nobody vouches for, RGB. Raises MuseumError for what is no small JPEG."""
+    check_thumbnail(encoded)
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as picture:
             if max(picture.size) > THUMBNAIL_LIMIT_PX:

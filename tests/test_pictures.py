@@ -1,6 +1,7 @@
 """Pictures and captions from folders, as people have them."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -9,8 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from clora_core.errors import ConceptError
-from clora_core.pictures import PIXELS_LIMIT, as_floats, read_folder, thumbnail, thumbnail_of, to_bytes, to_picture
+from clora_core.errors import ConceptError, MuseumError
+from clora_core.pictures import (
+    PIXELS_LIMIT,
+    THUMBNAIL_LIMIT_SCANS,
+    as_floats,
+    from_thumbnail,
+    read_folder,
+    thumbnail,
+    thumbnail_of,
+    to_bytes,
+    to_picture,
+)
 
 
 @pytest.fixture
@@ -114,6 +125,26 @@ def test_a_picture_that_would_fill_the_memory_is_refused_unread(tmp_path):
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT5\xaf\x06\x1e")
         with pytest.raises(ConceptError, match=rule):
             thumbnail_of(tmp_path / "bomb.png")
+
+
+def with_scans(count: int) -> bytes:
+    """A JPEG of as many scans: the last one of a progressive JPEG again and again, in a few bytes each."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(buffer, "JPEG", progressive=True)
+    start, *scans = re.split(rb"(?=\xff\xda)", buffer.getvalue()[:-2])
+    return b"".join([start, *scans, *scans[-1:] * (count - len(scans)), b"\xff\xd9"])
+
+
+def test_a_thumbnail_of_many_scans_or_bytes_is_refused_undecoded(monkeypatch):
+    """Each scan goes over the whole picture: 192 KB of them took minutes."""
+    assert from_thumbnail(with_scans(THUMBNAIL_LIMIT_SCANS)).size == (1024, 1024)
+    plain = thumbnail(torch.zeros(3, 8, 8))
+    stuffed = plain[:2] + b"\xff\xfe\xff\xff" + bytes(65533)
+    stuffed = plain[:2] + stuffed[2:] * 3 + plain[2:]
+    monkeypatch.setattr(Image, "open", lambda *inputs, **options: pytest.fail("it was opened"))
+    for encoded, rule in ((with_scans(THUMBNAIL_LIMIT_SCANS + 1), "21 scans; at most 20"), (stuffed, "bytes; at most")):
+        with pytest.raises(MuseumError, match=rule):
+            from_thumbnail(encoded)
 
 
 @pytest.mark.parametrize(

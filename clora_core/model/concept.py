@@ -15,6 +15,7 @@ Kind = Literal["object", "style"]
 # another style's (benchmarks/style_words.py).
 TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} style picture"}
 
+Tree = dict[str, "Tree"]  # letter → what may follow it
 # Characters that prompts use for something else: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")
 TEXT_LIMIT = 10_000  # characters of a template or a caption
@@ -144,8 +145,27 @@ def word_pattern(words: list[str]) -> re.Pattern[str]:
     A word's own first and last character say where it ends: <cat> may touch letters, as in "two <cat>s" and in writing
     without spaces, while "sks" is not in "masks".
     """
-    alternatives = []
-    for word in sorted(words, key=len, reverse=True):
-        before, after = (r"(?<!\w)" if re.match(r"\w", word) else "", r"(?!\w)" if re.search(r"\w\Z", word) else "")
-        alternatives.append(f"{before}{re.escape(word)}{after}")
-    return re.compile("|".join(alternatives))
+    tree: Tree = {}
+    for word in words:
+        branch = tree
+        for character in word:
+            branch = branch.setdefault(character, {})
+        branch[""] = {}
+    return re.compile(_alternatives(tree, start=True))
+
+
+def _alternatives(tree: Tree, *, start: bool = False, ends: str = "") -> str:
+    """A pattern of the words whose letters the tree holds, the longest first.
+
+    Words share their beginnings, so that a place in a text is looked at once however many words there are. "" is where
+    a word ends. start: the tree holds first letters. ends: what must follow a word that ends here.
+    """
+    found = []
+    for character, branch in tree.items():
+        if character:
+            letter = re.match(r"\w", character)
+            before = r"(?<!\w)" if start and letter else ""
+            found.append(before + re.escape(character) + _alternatives(branch, ends=r"(?!\w)" if letter else ""))
+    if "" in tree:
+        found.append(ends)
+    return found[0] if len(found) == 1 else f"(?:{'|'.join(found)})"

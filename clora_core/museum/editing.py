@@ -38,11 +38,15 @@ def edited(museum: Museum, line: str) -> tuple[Museum, str]:
 def renamed(museum: Museum, old: str, new: str) -> Museum:
     """The exhibit under another word, also in the prompts of all that mention it."""
     exhibit, pattern = museum.exhibit(old), word_pattern([old])
-    museum = _with(museum, old, replace(exhibit, token=replace(exhibit.token, word=new)))
-    for each in museum.exhibits:
+
+    def after(each: Exhibit) -> Exhibit:
+        if each is exhibit:
+            each = replace(each, token=replace(each.token, word=new))
         if pattern.search(each.prompt):
-            museum = _with(museum, each.word, replace(each, prompt=pattern.sub(lambda _: new, each.prompt)))
-    return museum
+            each = replace(each, prompt=pattern.sub(lambda _: new, each.prompt))
+        return each
+
+    return replace(museum, exhibits=tuple(map(after, museum.exhibits)))
 
 
 def moved(museum: Museum, word: str, place: int) -> Museum:

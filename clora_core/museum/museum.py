@@ -1,6 +1,7 @@
 """What was learned: exhibits, in order, over one base."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,8 +88,8 @@ class Museum:
     exhibits: tuple[Exhibit, ...] = ()
 
     def __post_init__(self) -> None:
-        words = [exhibit.word for exhibit in self.exhibits]
-        if repeated := {word for word in words if words.count(word) > 1}:
+        counts = Counter(exhibit.word for exhibit in self.exhibits)
+        if repeated := [word for word, count in counts.items() if count > 1]:
             raise MuseumError(f"The word '{min(repeated)}' names two exhibits. Every exhibit needs a word of its own.")
 
     @property

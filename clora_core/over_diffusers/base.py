@@ -29,7 +29,7 @@ from ..model.layers import layer_count
 from ..model.projections import Projection
 from ..starter.layout import NAME
 from ..starter.model import Starter, load_starter
-from .checkpoints import Parts, open_parts
+from .checkpoints import Parts, errors_about, open_parts
 from .prompts import TextEncoder, encode, word_vectors
 
 AUTOCAST: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,8 +56,12 @@ def open_base(
         except (OSError, RuntimeError) as error:
             raise BaseModelError(f"The starter model cannot be loaded: {error}. Install this package again.") from error
     exact = torch.float16 if dtype == torch.float16 else torch.float32  # bfloat16 would change the fingerprint
-    parts = open_parts(Path(path_or_name), dtype=exact, tokenizer=tokenizer, prediction=prediction)
-    return DiffusersBase(parts, dtype=dtype, device=device)
+    path = Path(path_or_name)
+    with errors_about(path):
+        parts = open_parts(path, dtype=exact, tokenizer=tokenizer, prediction=prediction)
+        base = DiffusersBase(parts, dtype=dtype, device=device)
+        base.try_out()
+    return base
 
 
 class DiffusersBase:
@@ -90,6 +94,31 @@ class DiffusersBase:
         encoder = TextEncoder("clip_l", starter.text_encoder, starter.tokenizer, padding)  # type: ignore[arg-type]
         schedule = Schedule(starter.scheduler.alphas_cumprod.float(), starter.scheduler.config["prediction_type"])
         return cls(Parts(starter.unet, starter.vae, (encoder,), schedule), dtype=dtype, device=device)
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Ask everything once, of the smallest picture, so that parts that do not fit together are found at once.
+
+        Raises BaseModelError for answers of another shape or with numbers that are not finite; else what torch raises.
+        """
+        side = 8 * self.factor
+        picture, latents = torch.zeros(1, 3, side, side), torch.zeros(1, *self.latent_shape(side, side))
+        last = torch.tensor([len(self.schedule.alphas_cumprod) - 1])
+        for name, answer, expected in (
+            ("UNet", self.predict(latents, last, self.encode_prompts([""], ())), latents),
+            ("autoencoder", self.encode_pictures(picture), latents),
+            ("autoencoder", self.decode_latents(latents), picture),
+        ):
+            if answer.shape != expected.shape or not answer.isfinite().all():
+                raise BaseModelError(
+                    f"The {name} of this model answers with shape {tuple(answer.shape)}, or with numbers that are not "
+                    f"finite; finite numbers of shape {tuple(expected.shape)} were expected. Get the model again."
+                )
+        if type(self.resolution_px) is not int or self.resolution_px < side:
+            raise BaseModelError(
+                f"The UNet's sample_size is {self.unet.config['sample_size']!r:.60}; it must be the side of the "
+                "latents that the model was trained on, such as 64."
+            )
 
     @property
     def factor(self) -> int:

@@ -7,7 +7,9 @@ folder's scheduler says it.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +19,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from ..errors import BaseModelError
+from ..errors import BaseModelError, CLoRAError
 from ..model import families
 from ..model.base import Prediction, Schedule
 from ..model.families.family import Checkpoint, Family, StoredEncoder
@@ -38,7 +40,9 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "v-prediction": "v_prediction",
 }
 FACTOR = 8  # pixels that a side of a latent stands for
-BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)
+TIMESTEPS_LIMIT = 100_000
+LAYERS_LIMIT = 1000  # of one block or encoder; a wrong number would be built for hours before its tensors are missed
+MESSAGE_LIMIT = 600  # characters of what a library says
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -52,6 +56,25 @@ class Parts:
     schedule: Schedule
 
 
+@contextmanager
+def errors_about(path: Path) -> Iterator[None]:
+    """Whatever the libraries raise in here about a model's files becomes a BaseModelError that names the path.
+
+    They raise errors of any class for a file or configuration that they do not expect. Too little memory is no fault
+    of the files, and stays what it is.
+    """
+    try:
+        yield
+    except (CLoRAError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error!s:.{MESSAGE_LIMIT}}"
+        raise BaseModelError(
+            f"'{path}' cannot be opened as a model: {reason}. Its files are broken, incomplete, or of a variant that "
+            "cannot be used here. Get it again, or use another model."
+        ) from error
+
+
 def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
     """The parts of the model in a diffusers folder or a .safetensors checkpoint, the autoencoder's in float32."""
     if path.suffix.lower() in PICKLES:
@@ -59,13 +82,10 @@ def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, predic
             f"'{path}' is a pickle, which can run any program when it is opened. Only .safetensors files are read: "
             "convert it, or get the model as .safetensors."
         )
-    try:
-        if path.is_dir():
-            return _open_folder(path, dtype, tokenizer, prediction)
-        if path.is_file() and path.suffix.lower() == ".safetensors":
-            return _open_file(path, dtype, tokenizer, prediction)
-    except BROKEN as error:
-        raise BaseModelError(f"'{path}' cannot be opened as a model: {type(error).__name__}: {error}") from error
+    if path.is_dir():
+        return _open_folder(path, dtype, tokenizer, prediction)
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return _open_file(path, dtype, tokenizer, prediction)
     found = "is no .safetensors file" if path.is_file() else "does not exist"
     raise BaseModelError(
         f"'{path}' {found}. Give 'starter', the folder of a diffusers pipeline (the one that holds model_index.json), "
@@ -238,13 +258,26 @@ def _schedule(config: Mapping[str, object], prediction: Prediction | None) -> Sc
             f"This model's scheduler is '{kind}' with prediction '{predicts}'; only models that predict epsilon or "
             "v_prediction over a schedule of discrete timesteps can be learned over."
         )
-    scheduler = DDIMScheduler.from_config(dict(config))
-    return Schedule(scheduler.alphas_cumprod.float(), PREDICTIONS[predicts])  # type: ignore[union-attr]
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= TIMESTEPS_LIMIT:
+        raise BaseModelError(
+            f"The scheduler has {steps!r:.60} timesteps; it must be a whole number from 1 to {TIMESTEPS_LIMIT}."
+        )
+    alphas: Tensor = DDIMScheduler.from_config(dict(config)).alphas_cumprod.float()  # type: ignore[union-attr]
+    if alphas.ndim != 1 or not ((alphas >= 0) & (alphas <= 1)).all():
+        raise BaseModelError(
+            "This model's scheduler has noise levels that no model is trained with: each timestep's share of the "
+            "picture must be one number from 0 to 1. Repair the betas in scheduler_config.json."
+        )
+    return Schedule(alphas, PREDICTIONS[predicts])
 
 
 def _pretrained(kind: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     """A model from its folder, complete. transformers and diffusers would fill what is missing with random numbers."""
+    _check_layers(folder, _json(folder / "config.json"))
     names = [path.name for path in folder.glob("*.safetensors")]
+    if names:
+        _check_size(kind, folder)
     variant = "fp16" if names and all(".fp16" in name for name in names) else None
     options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "variant": variant}
     model, info = kind.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[attr-defined]
@@ -254,6 +287,31 @@ def _pretrained(kind: type[Model], folder: Path, dtype: torch.dtype) -> Model:
             "Get the folder again, complete."
         )
     return model
+
+
+def _check_layers(folder: Path, config: Mapping[str, object]) -> None:
+    for name, value in config.items():
+        numbers = re.findall(r"\d+", str(value)) if "layers" in name or "blocks" in name else ()
+        if any(len(number) > 4 or int(number) > LAYERS_LIMIT for number in numbers):
+            raise BaseModelError(
+                f"'{folder}' says {name} = {value!r:.60} in config.json; no model has more than {LAYERS_LIMIT} layers."
+            )
+
+
+def _check_size(kind: type[nn.Module], folder: Path) -> None:
+    """Refuse a configuration of more numbers than the files hold bytes, before memory is taken for them."""
+    with torch.device("meta"):
+        if issubclass(kind, PreTrainedModel):
+            model: nn.Module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))  # type: ignore[union-attr]
+        else:
+            model = kind.from_config(kind.load_config(folder, local_files_only=True))  # type: ignore[attr-defined]
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if numbers > held:
+        raise BaseModelError(
+            f"By its config.json the model in '{folder}' has {numbers} numbers, but its files hold only {held} bytes. "
+            "They do not belong together; get the folder again, complete."
+        )
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -268,6 +326,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
         raise BaseModelError(
             f"This file does not fit {type(model).__name__}: {len(wrong)} tensors are missing, too many, or of other "
             f"shapes, the first is {wrong[0]}. It may be incomplete, or a variant that only its own program can read."
+        )
+    if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise BaseModelError(
+            f"'{odd[0]}' in this file is of {tensors[odd[0]].dtype}. A quantized model that only its own program can "
+            "read? Get it in float32, float16 or bfloat16."
         )
     copies = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in fitted.items()}
     model.load_state_dict(copies, assign=True)

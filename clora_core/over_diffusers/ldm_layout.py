@@ -218,10 +218,13 @@ def clip_config(tensors: Tensors, *, activation: str) -> Config:
 
 
 def _count(tensors: Tensors, stem: str) -> int:
-    """How many numbered parts the names under a stem have: 1 + the largest number."""
+    """How many numbered parts the names under a stem have. Raises BaseModelError unless they count from 0 on."""
     start = stem + "."
-    numbers = (name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start))
-    return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+    parts = {name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start)}
+    numbers = {part for part in parts if part.isdecimal()}
+    if lost := sorted(str(number) for number in range(len(numbers)) if str(number) not in numbers):
+        raise BaseModelError(f"The file has {len(numbers)} parts of '{stem}', but no '{start}{lost[0]}'. Get it again.")
+    return len(numbers)
 
 
 def _renamed(name: str, table: Mapping[str, str], parts: Mapping[str, str]) -> str:

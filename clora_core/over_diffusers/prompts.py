@@ -38,6 +38,11 @@ class TextEncoder:
                 f"The tokenizer of {self.name} knows {len(self.tokenizer)} tokens, but its text encoder only "
                 f"{self.table.num_embeddings}. They do not belong together; give the model's own tokenizer."
             )
+        if self.length < 3:
+            raise BaseModelError(
+                f"The text encoder {self.name} reads {self.length} tokens, its start and end included: no word fits. "
+                "Repair model_max_length in tokenizer_config.json."
+            )
 
     @property
     def table(self) -> nn.Embedding:
@@ -114,7 +119,7 @@ def _laid_out(
     """The prompts' ids, (prompts, length), and the places in them that belong to words."""
     tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
     stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
-    rows, places = [], []
+    rows, places, last = [], [], encoder.length - 2
     for number, prompt in enumerate(prompts):
         row, read = [tokenizer.bos_token_id], 0
         for match in pattern.finditer(prompt) if tokens else ():
@@ -123,13 +128,12 @@ def _laid_out(
             places += [_Place(number, len(row) + index, match[0], index) for index in range(count)]
             row += [stand_in] * count
             read = match.end()
+            if len(row) - 1 > last:
+                raise ConceptError(
+                    f"'{match[0]}' stands too late in '{prompt}': the text encoder reads {last} tokens, and the word "
+                    f"reaches to number {len(row) - 1}. Write it earlier, or shorten the prompt."
+                )
         row += encoder.ids(prompt[read:])
-        last = encoder.length - 2
-        if cut := [place for place in places if place.prompt == number and place.position > last]:
-            raise ConceptError(
-                f"'{cut[0].word}' stands too late in '{prompt}': the text encoder reads {last} tokens, and the word "
-                f"reaches to number {cut[-1].position}. Write it earlier, or shorten the prompt."
-            )
         row = [*row[: last + 1], tokenizer.eos_token_id]
         rows.append(row + [encoder.padding] * (encoder.length - len(row)))
     return torch.tensor(rows), places

@@ -37,9 +37,15 @@ def word_at(piece: Any) -> str | None:
 
 def places(rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
     """word → where it stands in rows of pieces, all of one length, (rows, length) bool."""
-    names = [[word_at(piece) for piece in row] for row in rows]
-    words = sorted({name for row in names for name in row if name})
-    return {word: torch.tensor([[name == word for name in row] for row in names]) for word in words}
+    spots: dict[str, list[tuple[int, int]]] = {}
+    for number, row in enumerate(rows):
+        for position, piece in enumerate(row):
+            if word := word_at(piece):
+                spots.setdefault(word, []).append((number, position))
+    masks = {word: torch.zeros(len(rows), len(rows[0]), dtype=torch.bool) for word in sorted(spots)}
+    for word, mask in masks.items():
+        mask[tuple(zip(*spots[word], strict=True))] = True
+    return masks
 
 
 def layer_of(piece: Any, layer: int) -> Any:

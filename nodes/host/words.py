@@ -5,8 +5,10 @@ text around it alone. Weights such as `(<my-cat>:1.2)` are taken off before that
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import comfy.sd
@@ -108,11 +110,16 @@ class Speaking:
         """The text's own ids, and the vectors of the words in it."""
         pieces: list[Piece] = []
         read = 0
-        for match in word_pattern(list(self.tokens)).finditer(text) if self.tokens else ():
+        for match in self.pattern.finditer(text) if self.tokens else ():
             pieces += self._ids(text[read : match.start()], **options)
             pieces += spelled(self.tokens[match[0]], self.name)
             read = match.end()
         return pieces + self._ids(text[read:], **options)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Made once, since ComfyUI has a prompt tokenized word by word."""
+        return word_pattern(list(self.tokens))
 
     def _ids(self, text: str, **options: Any) -> list[int]:
         ids = self.plain(text, **options)["input_ids"]

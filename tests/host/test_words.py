@@ -1,10 +1,13 @@
 """Learned words are plain words of a stock prompt."""
 
+import re
+
 import comfy.sd
 import pytest
 import torch
 from clora_pack.clora_core.errors import ConceptError
-from clora_pack.clora_core.model.concept import ConceptToken
+from clora_pack.clora_core.model.concept import ConceptToken, word_pattern
+from clora_pack.nodes.host import words
 from clora_pack.nodes.host.starter import load_clip
 from clora_pack.nodes.host.words import known_words, tokenizers, widths, with_words, without_words
 from torch import Tensor
@@ -111,6 +114,20 @@ def test_the_encoded_prompt_is_that_of_the_vectors(clip: comfy.sd.CLIP):
         )
         for name in ("cond", "pooled_output"):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_the_words_are_looked_up_once_however_long_a_prompt_is(clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch):
+    """ComfyUI has a prompt tokenized word by word, and a museum may hold thousands of words."""
+    made: list[int] = []
+
+    def counted(found: list[str]) -> re.Pattern[str]:
+        made.append(len(found))
+        return word_pattern(found)
+
+    monkeypatch.setattr(words, "word_pattern", counted)
+    speaking = with_words(clip, tokens(clip))
+    shown(speaking, f"red {CAT} " * 50)
+    assert len(made) == len(tokenizers(clip))
 
 
 def test_the_clip_that_comes_in_stays_as_it_was(clip: comfy.sd.CLIP):

@@ -55,6 +55,21 @@ def test_a_word_is_renamed_in_the_prompts_of_others_too():
     assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
 
 
+def test_a_rename_makes_one_museum_however_many_prompts_mention_the_word(monkeypatch):
+    one = exhibit("<my-cat>", [], seed=1)
+    many = [replace(one, token=replace(one.token, word=f"<w{n}>"), prompt=f"<w{n}> <my-cat>") for n in range(200)]
+    whole, made, check = Museum(museum().base, (one, *many)), [], Museum.__post_init__
+
+    def counted(self: Museum) -> None:
+        made.append(self)
+        check(self)
+
+    monkeypatch.setattr(Museum, "__post_init__", counted)
+    after = renamed(whole, "<my-cat>", "<tom>")
+    assert len(made) == 1
+    assert [exhibit.prompt for exhibit in after.exhibits[1:]] == [f"<w{n}> <tom>" for n in range(200)]
+
+
 @pytest.mark.parametrize("new", ["<ink>", "", "a b", "7", "x" * 65])
 def test_a_word_that_is_taken_or_none_is_refused(new):
     with pytest.raises(CLoRAError):

@@ -17,13 +17,13 @@ from tests.museums import museum, put_together, taken_apart, unsealed, with_inne
 
 def refused(path: Path, match: str | None = None) -> None:
     """The file gives a MuseumError that names it, however it is read, and soon."""
-    began = time.perf_counter()
+    began = time.process_time()
     for read in (load_museum, read_header):
         with pytest.raises(MuseumError, match=match) as caught:
             read(path)
         assert path.name in str(caught.value)
         assert len(str(caught.value)) < 1000
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ INNER = {
     "facts that are a list": (lambda m: m["exhibits"][0].update(facts=[]), "an object"),
     "a thumbnail that is no base64": (lambda m: m["exhibits"][0].update(thumbnail="~~~"), "base64"),
     "a thumbnail that is no JPEG": (lambda m: m["exhibits"][0].update(thumbnail="R0lGODlh"), "no JPEG"),
+    "a thumbnail of many scans": (lambda m: m["exhibits"][0].update(thumbnail="/9j/2v/a" + "/9r/2v/a" * 9), "scans"),
     "a huge thumbnail": (lambda m: m["exhibits"][0].update(thumbnail="A" * 300_000), "thumbnail"),
     "steps as text": (lambda m: m["exhibits"][0]["recipe"].update(steps="many"), "steps"),
     "half a step": (lambda m: m["exhibits"][0]["recipe"].update(steps=1.5), "steps"),

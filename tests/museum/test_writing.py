@@ -128,7 +128,8 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
     for kept, rule in (
         (exhibit("<x>", on, seed=1, architecture="sdxl"), "widths"),
         (exhibit("<x>", projections("sdxl"), seed=1), "width 2048"),
-        (exhibit("<x>", on, seed=1, thumbnail=b"x" * 300_000), "thumbnail"),
+        (exhibit("<x>", on, seed=1, thumbnail=b"\xff\xd8" + bytes(300_000)), "thumbnail has 300002 bytes"),
+        (exhibit("<x>", on, seed=1, thumbnail=b"\xff\xd8" + b"\xff\xda" * 21), "21 scans"),
         (exhibit("<x>", on, seed=1, facts={"when": object()}), "JSON"),
         (exhibit("<x>", on, seed=1, facts={"loss": float("nan")}), "JSON"),
         (exhibit("<x>", on, seed=1, prompt="\ud800"), "JSON"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from clora_core.errors import ConceptError
 from clora_core.model.concept import ConceptToken
 from clora_core.over_diffusers.base import DiffusersBase
+from clora_core.over_diffusers.prompts import TextEncoder
 from clora_core.starter.model import build_starter
 from tests.families import FAMILIES, LENGTH
 from tests.saved_models import Saved, opened, prediction_of, random, same, saved_model, word_like
@@ -129,6 +130,20 @@ def test_a_word_that_would_be_cut_off_is_refused(base: DiffusersBase) -> None:
     assert base.encode_prompts([f"{fits} <x>"], [word_like(base, "ab")]).states.isfinite().all()
     with pytest.raises(ConceptError, match=r"'<x>' stands too late .* reads 18 tokens, .* reaches to number 19"):
         base.encode_prompts([f"{long} <x>"], [word_like(base, "ab")])
+
+
+def test_what_the_encoder_does_not_read_costs_nothing(base: DiffusersBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    plain = TextEncoder.ids
+
+    def counted(encoder: TextEncoder, text: str) -> list[int]:
+        calls.append(text)
+        return plain(encoder, text)
+
+    monkeypatch.setattr(TextEncoder, "ids", counted)
+    with pytest.raises(ConceptError, match=r"'<x>' stands too late .* reaches to number 20"):
+        base.encode_prompts(["<x> " * 1000], [word_like(base, "ab")])
+    assert len(calls) < LENGTH + 3
 
 
 def test_words_that_do_not_fit_the_encoders_are_refused(base: DiffusersBase) -> None:

@@ -18,6 +18,7 @@ from ...model.concept import TEMPLATES, Kind, check_word
 from ...model.families import family_named
 from ...model.families.family import Family
 from ...model.projections import Projection, Role
+from ...pictures import THUMBNAIL_LIMIT_BYTES, check_thumbnail
 from ..museum import Exhibit, Museum
 from .json_values import check_types, fields, listed, mapping, number, parsed, text, whole, written
 
@@ -25,8 +26,7 @@ Stored = Literal["float32", "float16", "bfloat16"]
 
 EXHIBITS_LIMIT = 4096
 PROJECTIONS_LIMIT = 1024
-THUMBNAIL_LIMIT = 256 * 1024  # characters of base64
-JPEG = b"\xff\xd8"  # how one begins
+THUMBNAIL_LIMIT = 4 * THUMBNAIL_LIMIT_BYTES // 3  # characters of base64
 
 # What files of earlier versions call the choices of a recipe.
 OLD_NAMES: Mapping[str, Mapping[object, str]] = {
@@ -278,13 +278,11 @@ def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) 
         raise MuseumError(f"The kind of '{exhibit.word}' is '{exhibit.kind:.60}'; it must be one of {kinds}.")
     if min(exhibit.ranks.values(), default=1) < 1:
         raise MuseumError(f"'{exhibit.word}' has a delta of rank 0. Leave that projection out.")
-    if exhibit.thumbnail and not exhibit.thumbnail.startswith(JPEG):
-        raise MuseumError(f"The thumbnail of '{exhibit.word}' is no JPEG. Make it one, or leave it out.")
-    if 4 * ((len(exhibit.thumbnail) + 2) // 3) > THUMBNAIL_LIMIT:
-        raise MuseumError(
-            f"The thumbnail of '{exhibit.word}' has {len(exhibit.thumbnail)} bytes; at most {THUMBNAIL_LIMIT * 3 // 4} "
-            "fit. Make the picture smaller."
-        )
+    if exhibit.thumbnail:
+        try:
+            check_thumbnail(exhibit.thumbnail)
+        except MuseumError as error:
+            raise MuseumError(f"'{exhibit.word}': {error}") from error
 
 
 def _check_tensors(exhibit: Exhibit, family: Family) -> None:
