@@ -102,7 +102,7 @@ class DiffusersBase:
                 )
         if type(self.resolution_px) is not int or self.resolution_px < side:
             raise BaseModelError(
-                f"The UNet's sample_size is {self.unet.config['sample_size']!r:.60}; it must be the side of the latents "
+                f"The UNet's sample_size is {self.unet.config['sample_size']!r:.60}; it must be the side of latents "
                 "that the model was trained on, such as 64."
             )
 

@@ -261,7 +261,7 @@ def _schedule(config: Mapping[str, object], prediction: Prediction | None) -> Sc
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= TIMESTEPS_LIMIT:
         raise BaseModelError(
-            f"This model's scheduler has {steps!r:.60} timesteps; it must be a whole number from 1 to {TIMESTEPS_LIMIT}."
+            f"This model's scheduler has {steps!r:.60} timesteps; expected a whole number from 1 to {TIMESTEPS_LIMIT}."
         )
     alphas: Tensor = DDIMScheduler.from_config(dict(config)).alphas_cumprod.float()  # type: ignore[union-attr]
     if alphas.ndim != 1 or not ((alphas >= 0) & (alphas <= 1)).all():
@@ -294,7 +294,7 @@ def _check_layers(folder: Path, config: Mapping[str, object]) -> None:
         numbers = re.findall(r"\d+", str(value)) if "layers" in name or "blocks" in name else ()
         if any(len(number) > 4 or int(number) > LAYERS_LIMIT for number in numbers):
             raise BaseModelError(
-                f"'{folder}' says {name} = {value!r:.60} in its config.json; no model has more than {LAYERS_LIMIT} layers."
+                f"'{folder}' says {name} = {value!r:.60} in config.json; no model has more than {LAYERS_LIMIT} layers."
             )
 
 

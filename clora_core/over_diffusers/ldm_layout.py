@@ -221,7 +221,9 @@ def _count(tensors: Tensors, stem: str) -> int:
     parts = {name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start)}
     numbers = {part for part in parts if part.isdecimal()}
     if lost := sorted(str(number) for number in range(len(numbers)) if str(number) not in numbers):
-        raise BaseModelError(f"This file has {len(numbers)} parts of '{stem}', but no '{start}{lost[0]}'. Get it again.")
+        raise BaseModelError(
+            f"This file has {len(numbers)} parts of '{stem}', but no '{start}{lost[0]}'. Get it again."
+        )
     return len(numbers)
 
 

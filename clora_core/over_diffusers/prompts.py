@@ -40,7 +40,7 @@ class TextEncoder:
             )
         if self.length < 3:
             raise BaseModelError(
-                f"The text encoder {self.name} reads {self.length} tokens, with a prompt's start and end: no word fits. "
+                f"The text encoder {self.name} reads {self.length} tokens, with start and end: no word fits. "
                 "Repair model_max_length in tokenizer_config.json."
             )
 

@@ -111,9 +111,7 @@ def test_the_encoded_prompt_is_that_of_the_vectors(clip: comfy.sd.CLIP):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
-def test_the_words_are_looked_up_once_however_long_a_prompt_is(
-    clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_words_are_looked_up_once_however_long_a_prompt_is(clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch):
     """ComfyUI has a prompt tokenized word by word, and a museum may hold thousands of words."""
     made: list[int] = []
 

@@ -22,7 +22,11 @@ SEEDS = 30
 DTYPES = (torch.int8, torch.bool, torch.float64, torch.float8_e4m3fn, torch.complex64)
 VALUES = (None, -1, 0, 1, 3, 2**20, 10**9, 2**63, 1.5, float("nan"), "x", "", True, [], [0, 0], {}, {"a": 1}, [None])
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
-SCHEDULER, WORDS, LETTERS = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json"
+SCHEDULER, WORDS, LETTERS = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/tokenizer.json",
+)
 CONFIGS = (UNET, VAE, TEXT, SCHEDULER, WORDS, LETTERS)
 LAYER = "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -67,7 +71,9 @@ FILES: dict[str, Callable[[Tensors], object]] = {
     "no axis": lambda t: t.update({key: torch.zeros(()) for key in t if key.endswith("attn2.to_k.weight")}),
     "no rows": lambda t: t.update({FIRST: t[FIRST][:0]}),
     "a block that is counted beyond reason": lambda t: t.update({LAYER.replace(".1.", f".{10**9}."): t[LAYER]}),
-    "a level that is counted beyond reason": lambda t: t.update({f"first_stage_model.encoder.down.{10**9}.x": t[LAYER]}),
+    "a level that is counted beyond reason": lambda t: t.update(
+        {f"first_stage_model.encoder.down.{10**9}.x": t[LAYER]}
+    ),
     "a number that is no digit": lambda t: t.update({LAYER.replace(".1.", ".²."): t[LAYER]}),
     "no tensors": lambda t: t.clear(),
 }
