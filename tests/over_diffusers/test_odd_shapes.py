@@ -18,7 +18,7 @@ from clora_core.over_diffusers.base import DiffusersBase, open_base
 from tests.saved_models import prediction_of, saved_model
 
 Tensors = dict[str, Tensor]
-SEEDS = 30
+SEEDS = 12
 DTYPES = (torch.int8, torch.bool, torch.float64, torch.float8_e4m3fn, torch.complex64)
 VALUES = (None, -1, 0, 1, 3, 2**20, 10**9, 2**63, 1.5, float("nan"), "x", "", True, [], [0, 0], {}, {"a": 1}, [None])
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
