@@ -178,7 +178,7 @@ BASELINES: dict[str, Recipe] = {
     "full-kv": Recipe("full-kv", down="identity"),
 }
 
-USUAL = "preservation"  # where nobody chooses: README says what it was measured against
+USUAL = "preservation"  # the default; docs/measurements.md says what it was measured against
 
 
 def guarding(recipe: Recipe, factor: float) -> Recipe:

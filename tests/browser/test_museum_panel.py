@@ -1,7 +1,6 @@
 """The panel of Load Museum: it writes the node's `exhibits` text, and shows whatever else writes it."""
 
 import json
-import time
 
 import pytest
 
@@ -157,10 +156,8 @@ def test_a_word_is_copied_and_facts_are_shown(frontend: Frontend, museum: int):
 
 
 def test_a_thousand_exhibits_are_searched_and_scrolled(frontend: Frontend, museum: int):
-    begun = time.monotonic()
     frontend.set(museum, "museum_name", LARGE)
     frontend.page.wait_for_selector(".clora-row >> nth=999", state="attached")
-    assert time.monotonic() - begun < 20
     frames = frontend.page.evaluate(
         """async () => {
             const list = document.querySelector(".clora-list"), frame = () => new Promise(requestAnimationFrame)

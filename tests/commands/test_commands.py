@@ -301,7 +301,7 @@ def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, 
     def full(*inputs, **named):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(command, "learn", full)
+    monkeypatch.setattr(command.Learning, "run", full)
     assert teach(tmp_path / "m.safetensors", images, "<ada>") == 1
     assert "--checkpointing" in capsys.readouterr().err
 
@@ -324,7 +324,7 @@ def test_output_that_knows_few_characters_gets_the_others_replaced():
     """As a pipe on Windows does."""
     command = [sys.executable, "-m", "clora_core", "learn", "--help"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
-    assert told.returncode == 0 and b"C-LoRA's ?" in told.stdout
+    assert told.returncode == 0 and b"the paper's ?" in told.stdout
 
 
 def test_exhibits_are_named_with_their_strength():

@@ -15,7 +15,7 @@ from clora_pack.clora_core.method.recipe import recipe_named
 from clora_pack.clora_core.model.base import Base, Fingerprint
 from clora_pack.clora_core.model.concept import ConceptToken
 from clora_pack.clora_core.museum.museum import Exhibit, Museum
-from clora_pack.clora_core.over_diffusers.base import open_base
+from clora_pack.clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
@@ -42,23 +42,35 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> None:
 
 
 def test_the_same_learning_gives_the_same_losses_and_deltas_as_over_diffusers():
-    """As near as diffusers comes to itself where every prediction is off by a millionth, as those of the two are.
+    """As near as diffusers comes to itself where every weight is off by its last bit.
 
-    Adam moves a number whose gradient is next to nothing by that gradient's sign, so few numbers differ, but visibly.
+    The two round differently, and whatever an operation rounds is as if its weights were off by a bit. Adam moves a
+    number whose gradient is less than that by the gradient's sign: such numbers are free, a few projections have many
+    of them, and how far these are apart (1e-4 to 0.2) is chance. So nine in ten are held to what rounding does to
+    them, and all to less than 1, which is a projection that was not learned.
     """
     with ordinary():
-        theirs, nudged = open_base("starter"), open_base("starter")
-    predict = nudged.predict
-    nudged.predict = lambda *inputs: predict(*inputs) * (1 + 1e-6)
-    (ours, losses), (expected, expected_losses), (near, near_losses) = map(
-        twice_learned, (HostBase(*load_starter()), theirs, nudged)
-    )
+        theirs, *nudged = open_base("starter"), *(off_by_a_bit(seed) for seed in range(3))
+    (ours, losses), (expected, expected_losses) = map(twice_learned, (HostBase(*load_starter()), theirs))
+    near, near_losses = zip(*map(twice_learned, nudged), strict=True)
     assert losses[:5] == pytest.approx(expected_losses[:5], rel=1e-5)
-    close(losses, expected_losses, 5 * (near_losses - expected_losses).abs().max().item())
-    for one, other, third in zip(ours.exhibits, expected.exhibits, near.exhibits, strict=True):
+    close(losses, expected_losses, 5 * max((each - expected_losses).abs().max().item() for each in near_losses))
+    for number, (one, other) in enumerate(zip(ours.exhibits, expected.exhibits, strict=True)):
         close(one.token.vectors["clip_l"], other.token.vectors["clip_l"], 1e-4)
-        assert torch.tensor(apart(one, other)).median() < 1e-3
-        assert max(apart(one, other)) < 5 * max(apart(third, other)) < 1
+        found, *rounded = (torch.tensor(apart(museum.exhibits[number], other)) for museum in (ours, *near))
+        assert found.quantile(0.9) < 5 * max(each.quantile(0.9) for each in rounded) < 0.1
+        assert found.max() < 1
+
+
+def off_by_a_bit(seed: int) -> DiffusersBase:
+    """The starter over diffusers with every weight one unit in its last place larger or smaller."""
+    base, rng = open_base("starter"), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for model in (base.unet, *(encoder.model for encoder in base.encoders)):
+            for weight in model.parameters():
+                sign = torch.randint(0, 2, weight.shape, generator=rng) * 2 - 1
+                weight *= 1 + sign * torch.finfo(torch.float32).eps
+    return base
 
 
 def twice_learned(base: Base) -> tuple[Museum, Tensor]:

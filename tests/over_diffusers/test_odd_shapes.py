@@ -18,7 +18,7 @@ from clora_core.over_diffusers.base import DiffusersBase, open_base
 from tests.saved_models import prediction_of, saved_model
 
 Tensors = dict[str, Tensor]
-SEEDS = 30
+SEEDS = 12
 DTYPES = (torch.int8, torch.bool, torch.float64, torch.float8_e4m3fn, torch.complex64)
 VALUES = (None, -1, 0, 1, 3, 2**20, 10**9, 2**63, 1.5, float("nan"), "x", "", True, [], [0, 0], {}, {"a": 1}, [None])
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
@@ -83,7 +83,7 @@ FILES: dict[str, Callable[[Tensors], object]] = {
 def test_a_file_of_odd_shapes_is_refused(name: str, tmp_path: Path) -> None:
     tensors = saved_model("sd15").tensors()
     FILES[name](tensors)
-    save_file(tensors, tmp_path / "odd.safetensors")
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "odd.safetensors")
     assert not works(tmp_path / "odd.safetensors", tokenizer=saved_model("sd15").tokenizer)
 
 

@@ -53,7 +53,7 @@ def family_of(projections: Collection[Projection]) -> Family:
     known = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
     raise BaseModelError(
         f"The cross-attention of this model reads text states of width {widths}. Known model families: {known}. "
-        "See README, 'Add a model family'."
+        "docs/developing.md says how to add a family."
     )
 
 
