@@ -1,4 +1,4 @@
-"""Train the starter model from nothing: `python -m clora_core.starter.pretrain --work DIR`.
+"""Train the starter model from nothing: `python -m clora_core.bench.pretrain --work DIR`.
 
 Three stages, each resumable and each with seeds of its own: the VAE; the UNet with its text encoder on cached latents;
 the judge. What is finished goes into `weights/` as float16. On two CPU cores: about 15, 50 and 10 minutes.

@@ -1,7 +1,7 @@
 """The seam: all that the engine asks of a model.
 
-`base_diffusers.py` implements it over diffusers and transformers, `nodes/host.py` over a running ComfyUI. Everything
-above this file works with either.
+`over_diffusers/base.py` implements it over diffusers and transformers, `nodes/host/base.py` over a running ComfyUI.
+Everything else works with either.
 """
 
 import hashlib

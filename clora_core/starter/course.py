@@ -57,7 +57,7 @@ class Course:
 
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
-    """The numbers that the starter model learns well with, as `bench search` and README say how they were found."""
+    """The numbers that the starter model learns well with, as `bench search` found them (docs/measurements.md)."""
     recipe = recipe_named(method)
     usual = {
         "rank": min(recipe.rank, 4),
