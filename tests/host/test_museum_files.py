@@ -59,7 +59,8 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
     with pytest.raises(MuseumError, match="exists already"):
         save(museum.only(["<one>"]), "mine", False)
-    assert "now holds: <one>" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    shown = save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    assert "now holds: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
     assert folders.museum_names() == ["mine.museum.safetensors"]
 
 
