@@ -120,7 +120,8 @@ class Learning:
         passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
         longer finite, and StateError for a `resume` that is no state of this learning.
         """
-        base, museum, recipe, concept = self.base, self.museum, self.recipe, self.concepts[-1]
+        base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
+        concept = self.concepts[-1]
         earlier = Museum(museum.base) if recipe.over == "base" else museum
         with torch.inference_mode(False), torch.enable_grad():
             lessons = self.lessons
@@ -156,7 +157,7 @@ class Learning:
                 )
                 with as_before():
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
-                book = _Book(self.key, trained, optimizer, resume)
+                book = _Book(key, trained, optimizer, resume)
                 for index in range(len(book.losses), recipe.steps):
                     losses = dict.fromkeys(("diffusion", *terms), 0.0)
                     for part in range(recipe.accumulation):
