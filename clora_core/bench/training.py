@@ -23,12 +23,13 @@ def train(
     decay_from: float,
     ema: float,
     on_checkpoint: Callable[[nn.Module], None],
+    weight_decay: float = 1e-3,
 ) -> None:
     """AdamW with a warm-up, then constant, then falling linearly to zero; `loss` depends on the step's number alone.
 
     Leaves the averaged weights in `model`. `on_checkpoint` sees them at the end and every five minutes.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     start = _resume(checkpoint, model, optimizer, average)
     progress = tqdm(range(start, steps), checkpoint.stem, initial=start, total=steps, mininterval=10)
