@@ -1,0 +1,1 @@
+"""Learn new classes of pictures, task after task, without the earlier pictures."""

@@ -1,0 +1,179 @@
+"""A frozen vision transformer: any local `transformers` folder of ViT, DeiT, DINOv2 or CLIP's vision tower."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ..errors import BaseModelError
+from ..model.attach import Reading
+from ..model.attachment import Attachment
+from ..model.base import AUTOCAST, Fingerprint, Precision
+from ..model.projections import Projection, Role
+from ..pictures import as_floats, to_bytes
+
+STARTER = "starter"
+STARTER_FOLDER = Path(__file__).parent / "starter"
+AT_ONCE = 64  # pictures in one forward pass without gradients
+ROLES: Mapping[str, Role] = {
+    **{"q_proj": "query", "query": "query"},
+    **{"k_proj": "key", "key": "key"},
+    **{"v_proj": "value", "value": "value"},
+}
+# encoder.layer.3.attention.attention.query, layers.3.attention.q_proj, encoder.layers.3.self_attn.q_proj, …
+PLACE = re.compile(rf"(?:^|\.)(\d+)\.[a-z_.]*?({'|'.join(ROLES)})$")
+
+
+class Vision:
+    """The frozen network. Deltas go on the queries, keys and values of every self-attention.
+
+    width: of a feature. side: of the square pictures that it reads, in pixels.
+    """
+
+    def __init__(self, network: nn.Module, *, side: int, mean: Tensor, deviation: Tensor, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
+        self.modules: Mapping[Projection, nn.Module] = attention_projections(network)
+        self.attachments: list[Attachment] = []
+        self.side = side
+        self._mean, self._deviation = (value.view(3, 1, 1).to(self.device) for value in (mean, deviation))
+        self._compute: torch.dtype | None = None
+        self.width = self.features(torch.zeros(1, 3, side, side)).shape[1]
+        self.fingerprint = Fingerprint("vision", _digest(self.modules))
+
+    @contextmanager
+    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
+        """While entered, gradients flow through the network in that precision."""
+        before, self._compute = self._compute, AUTOCAST[precision]
+        if checkpointing:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            self.network.train()  # transformers checkpoints only then; these networks have no dropout by default
+        try:
+            yield self._compute or torch.float32
+        finally:
+            self._compute = before
+            if checkpointing:
+                self.network.gradient_checkpointing_disable()  # type: ignore[operator]
+                self.network.eval()
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, side, side) in [-1, 1] to features (n, width) float32: the class token after the last norm.
+
+        What is attached takes part; gradients flow.
+        """
+        pixels = ((pictures.to(self.device) + 1) / 2 - self._mean) / self._deviation
+        autocast = torch.autocast(self.device.type, self._compute, enabled=self._compute is not None)
+        with Reading.of(self), autocast:
+            answer = self.network(pixel_values=pixels)
+        clip = self.network.config.model_type.startswith("clip")  # whose last states are not normalized yet
+        return (answer.pooler_output if clip else answer.last_hidden_state[:, 0]).float()
+
+    @torch.no_grad()
+    def all_features(self, pictures: Tensor) -> Tensor:
+        """Bytes (n, 3, side, side) to features (n, width) on the CPU, some at a time."""
+        parts = [self.features(as_floats(part)).cpu() for part in pictures.split(AT_ONCE)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
+
+    def prepared(self, picture: Image.Image) -> Tensor:
+        """A picture as this network reads it: its middle square, bytes (3, side, side)."""
+        return to_bytes(ImageOps.fit(picture.convert("RGB"), (self.side, self.side), Image.Resampling.BICUBIC))
+
+
+def open_vision(path_or_name: str | Path, *, device: str = "cpu") -> Vision:
+    """Open "starter" or a local `transformers` folder with config.json and model.safetensors.
+
+    Raises BaseModelError for everything that cannot be opened.
+    """
+    folder = STARTER_FOLDER if str(path_or_name) == STARTER else Path(path_or_name)
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(
+            f"'{path_or_name}' is not a folder of a vision transformer: it has no config.json. Give 'starter', or the "
+            "folder of a ViT, DeiT, DINOv2 or CLIP model as transformers saves it."
+        )
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise BaseModelError(f"Vision transformers need transformers: {error}. pip install transformers") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        network = _network(folder, config)
+        side, mean, deviation = _preprocessing(folder, getattr(config, "vision_config", config).image_size)
+        return Vision(network, side=side, mean=mean, deviation=deviation, device=device)
+    except BaseModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a folder of anything: transformers raises whatever its files make of it)
+        reason = str(error).partition("\n")[0]
+        raise BaseModelError(f"'{path_or_name}' cannot be opened ({type(error).__name__}: {reason:.300}).") from error
+
+
+def attention_projections(network: nn.Module) -> dict[Projection, nn.Module]:
+    """The query, key and value projections of every self-attention, under names that no version of a library changes.
+
+    Raises BaseModelError unless every layer has all three.
+    """
+    modules: dict[Projection, nn.Module] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and (place := PLACE.search(name)):
+            role = ROLES[place[2]]
+            path = f"layers.{place[1]}.{role}"
+            modules[Projection(path, role, (module.out_features, module.in_features))] = module
+    layers = {projection.path.rpartition(".")[0] for projection in modules}
+    if not modules or len(modules) != 3 * len(layers):
+        raise BaseModelError(
+            f"{type(network).__name__} is not a vision transformer whose layers have a query, a key and a value "
+            "projection each. Use a ViT, DeiT, DINOv2 or CLIP model."
+        )
+    return modules
+
+
+def _network(folder: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
+    """The network of the folder, only from safetensors, with all of its weights."""
+    import transformers
+
+    kinds = {
+        "vit": (transformers.ViTModel, {"add_pooling_layer": False}),
+        "deit": (transformers.DeiTModel, {"add_pooling_layer": False}),
+        "dinov2": (transformers.Dinov2Model, {}),
+        "clip": (transformers.CLIPVisionModel, {}),
+        "clip_vision_model": (transformers.CLIPVisionModel, {}),
+    }
+    if config.model_type not in kinds:
+        raise BaseModelError(
+            f"'{folder}' holds a model of type '{config.model_type}'; supported are {', '.join(kinds)}."
+        )
+    kind, options = kinds[config.model_type]
+    network, loading = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise BaseModelError(f"The weights in '{folder}' are incomplete: '{missing[0]}' is missing.")
+    return network
+
+
+def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:
+    """The side of the pictures, and the mean and deviation of their values in [0, 1]."""
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mean, deviation = (
+        torch.tensor(np.array(values.get(name, [0.5] * 3), dtype=np.float32)) for name in ("image_mean", "image_std")
+    )
+    if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
+        raise BaseModelError(f"'{path}' must have an image_mean and an image_std of three numbers above 0.")
+    return int(image_size), mean, deviation
+
+
+def _digest(modules: Mapping[Projection, nn.Module]) -> str:
+    """The first row of each projection, the same for float16 and float32 copies."""
+    digest = hashlib.sha256()
+    for projection, module in sorted(modules.items()):
+        row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
+        digest.update(f"{projection.path} {projection.shape}".encode())
+        digest.update(row.numpy().tobytes())
+    return digest.hexdigest()
