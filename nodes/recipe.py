@@ -110,9 +110,12 @@ class LearningRecipe(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, method: str | None = None) -> bool | str:
-        """ComfyUI leaves `method` to this, so that workflows saved with a baseline still run. None: linked."""
+        """ComfyUI leaves `method` to this, so that workflows saved with a baseline still run.
+
+        What is no text is linked (None), or refused when the node runs.
+        """
         try:
-            return method is None or bool(recipe_named(method))
+            return not isinstance(method, str) or bool(recipe_named(method))
         except RecipeError as error:
             return str(error)
 

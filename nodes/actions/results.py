@@ -23,9 +23,10 @@ from ...clora_core.learning.state import LearningState, StateError, load_state, 
 from ...clora_core.model.base import Fingerprint
 from ...clora_core.museum.file import load_museum, save_museum
 from ...clora_core.museum.file.files import refused_by_the_system
+from ...clora_core.museum.file.json_values import listed, mapping, number
 from ...clora_core.museum.file.replacing import set_aside
 from ...clora_core.museum.museum import Exhibit, Museum
-from ...clora_core.pictures import as_floats, to_bytes, to_picture
+from ...clora_core.pictures import PIXELS_LIMIT, as_floats, to_bytes, to_picture
 from ..log import log
 
 LIMIT_BYTES = 4 * 2**30
@@ -151,10 +152,10 @@ def _read(path: Path) -> Result:
     try:
         *others, last = load_museum(path).exhibits
         facts = dict(last.facts)
-        losses = tuple(float(loss) for loss in facts.pop(LOSSES))  # type: ignore[attr-defined]
+        losses = tuple(number(loss, "A loss") for loss in listed(facts.pop(LOSSES), "The losses"))
         pictures = _decoded(facts.pop(PICTURES))  # type: ignore[arg-type]
-        diary: Any = facts.pop(DIARY, {})
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        diary = mapping(facts.pop(DIARY, {}), "The diary")
+    except (KeyError, TypeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MuseumError(f"{path.name}: its losses or pictures are missing ({error}).") from None
     return Result((*others, dataclasses.replace(last, facts=facts)), losses, pictures, diary)
 
@@ -168,5 +169,7 @@ def _encoded(pictures: Tensor) -> list[str]:
 
 
 def _decoded(encoded: list[str]) -> Tensor:
-    files = [Image.open(io.BytesIO(base64.b64decode(text, validate=True))) for text in encoded]
+    files = [Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) for text in encoded]
+    if len({file.size for file in files}) != 1 or len(files) * files[0].width * files[0].height > PIXELS_LIMIT:
+        raise ValueError(f"its pictures are of sizes {[file.size for file in files]}")
     return as_floats(torch.stack([to_bytes(file) for file in files]))

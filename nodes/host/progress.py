@@ -17,8 +17,9 @@ LEARNING = "clora.learning"  # the event that web/train_step.js listens to
 PANELS_MOST = 64  # learnings that are remembered
 
 # Frontends up to 1.57 set what is said as HTML, where a < before a letter begins an element; 1.58 shows it as it is, so
-# that &lt; would be seen. With an invisible word joiner (U+2060) behind them, < and & are text in all of them.
-MARKUP = re.compile(r"[<&](?=[a-zA-Z/!?#])")
+# that &lt; would be seen. With an invisible word joiner (U+2060) behind them, < and & are text in all of them. Newer
+# frontends make links of [[label|address]] by way of __LNK0__, and fail where a text holds that itself.
+MARKUP = re.compile(r"[<&](?=[a-zA-Z/!?#])|\[(?=\[)|_(?=_LNK\d)")
 BROKEN = "\\g<0>\u2060"
 
 PanelState = Mapping[str, Any]

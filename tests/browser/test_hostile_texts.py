@@ -17,7 +17,7 @@ from .conftest import HOST
 from .frontend import Frontend
 
 RUN = "window.hacked=1"
-EVIL, TOM = f"<img/src/onerror={RUN}>", "<my-cat>"
+EVIL, TOM = f"<img/src/onerror={RUN}>", "<my-__LNK0__>"
 TEMPLATE = f"a photo of {{word}} &lt; <img src=x onerror={RUN}>"
 JOINER = "\u2060"
 OTHER = os.environ.get("COMFYUI_FRONTEND")

@@ -1,10 +1,14 @@
 """The store of learned results: what goes in comes out, and it stays within its limit."""
 
+import base64
+import io
 import multiprocessing
 import os
 import random
 import shutil
+import struct
 import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +23,12 @@ from clora_bare.clora_core.model.low_rank import LowRank
 from clora_bare.clora_core.model.projections import Projection
 from clora_bare.clora_core.museum.museum import Exhibit
 from clora_bare.nodes.actions.pictures import in_8_bits
-from clora_bare.nodes.actions.results import Result, Store
+from clora_bare.nodes.actions.results import DIARY, LOSSES, PICTURES, Result, Store
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from tests.museums import put_together, taken_apart, unsealed, with_inner
 
 BASE = Fingerprint("starter", "0" * 64)
 PROJECTION = Projection("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
@@ -154,6 +161,55 @@ def test_files_from_before_there_was_a_hash_are_accepted(store: Store):
         assert metadata.pop("clora.hash")
         save_file(tensors, path, metadata)
     assert store.result(A) is not None and store.state(B) is not None
+
+
+def png(*sizes: tuple[int, int]) -> list[str]:
+    encoded = []
+    for size in sizes:
+        Image.new("RGB", size).save(buffer := io.BytesIO(), "PNG")
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
+    return encoded
+
+
+def claiming(side: int) -> str:
+    """A small file of a picture that is none."""
+    start, size = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13),
+        b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0),
+    )
+    raw = base64.b64decode(png((8, 8))[0])
+    return base64.b64encode(start + size + struct.pack(">I", zlib.crc32(size)) + raw[33:]).decode()
+
+
+def without_end() -> str:
+    raw = base64.b64decode(png((64, 64))[0])
+    place = raw.index(b"IDAT")
+    return base64.b64encode(raw[: place - 4] + b"\0\0\0\0" + b"\1\2\3\4" + raw[place + 4 :]).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (PICTURES, []),
+        (PICTURES, png((64, 64), (64, 32))),
+        (PICTURES, png(*[(8000, 4000)] * 3)),
+        (PICTURES, [claiming(2**16)]),
+        (PICTURES, [without_end()]),
+        (PICTURES, 5),
+        (LOSSES, [10**400]),
+        (LOSSES, ["nan"]),
+        (DIARY, [1]),
+        (DIARY, None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_result_of_other_make_without_a_hash_blocks_no_run(store: Store, name: str, value: object):
+    store.keep(A, BASE, made())
+    path = store.folder / f"{A}.result.safetensors"
+    with_inner(path, lambda inner: inner["exhibits"][-1]["facts"].update({name: value}))
+    header, data = taken_apart(path)
+    put_together(path, {**header, "__metadata__": unsealed(header["__metadata__"])}, data)
+    assert store.result(A) is None and not path.exists()
 
 
 def test_a_state_that_does_not_fit_can_be_set_aside(store: Store, caplog: pytest.LogCaptureFixture):
