@@ -5,7 +5,7 @@ read. A patch that is a function cannot, because its closure is unknown, so the 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import comfy.sd
 import torch
@@ -15,7 +15,7 @@ from torch.nn import Module, Parameter
 
 from ...clora_core.model.concept import ConceptToken
 from ..log import log
-from .model import ModelPatcher
+from .model import ModelPatcher, original
 from .words import known_words
 
 PATCHES = (
@@ -86,7 +86,10 @@ class _Digest:
                 raise _UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
     def _patcher(self, patcher: ModelPatcher, depth: int) -> None:
-        for name, weight in _own_weights(patcher):
+        for name, current in patcher.model.state_dict().items():
+            if name.startswith("model_sampling."):  # the noise schedule may be another clone's at the moment
+                continue
+            weight = original(patcher, name, current)
             flat = weight.detach().flatten()
             sampled = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to("cpu", torch.float32)
             stored = weight.dtype if weight.dim() else "scalar"  # newer versions of ComfyUI change its dtype on load
@@ -101,18 +104,3 @@ class _Digest:
 
     def _hash(self, *texts: object) -> None:
         self.hash.update("\0".join(map(str, texts)).encode() + b"\n")
-
-
-def _own_weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
-    """Every weight as it was loaded, even if a patch is merged into it at the moment.
-
-    Without the noise schedule, which may be another clone's at the moment.
-    """
-    for name, weight in patcher.model.state_dict().items():
-        if name.startswith("model_sampling."):
-            continue
-        if name in patcher.hook_backup:
-            weight = patcher.hook_backup[name][0]
-        elif name in patcher.backup:
-            weight = patcher.backup[name].weight
-        yield name, weight

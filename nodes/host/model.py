@@ -45,18 +45,16 @@ def fingerprint_of(model: ModelPatcher) -> Fingerprint:
 
 
 def own_weight(model: ModelPatcher, path: str) -> Tensor:
-    """The weight of a UNet's module as it was loaded, in its stored dtype.
-
-    ComfyUI merges patches into the shared weights and keeps the originals in a backup that all clones share.
-    """
+    """The weight of a UNet's module as it was loaded, in its stored dtype."""
     key = f"{PREFIX}{path}.weight"
-    if key in model.hook_backup:
-        weight: Tensor = model.hook_backup[key][0]
-    elif key in model.backup:
-        weight = model.backup[key].weight
-    else:
-        weight = comfy.utils.get_attr(model.model, key)
-    return weight.detach()
+    return original(model, key, comfy.utils.get_attr(model.model, key)).detach()
+
+
+def original(patcher: ModelPatcher, key: str, weight: Tensor) -> Tensor:
+    """The weight as it was loaded: ComfyUI merges patches into it and keeps the original in a backup of all clones."""
+    if key in patcher.hook_backup:
+        return patcher.hook_backup[key][0]
+    return patcher.backup[key].weight if key in patcher.backup else weight
 
 
 def take_off_others(model: ModelPatcher) -> None:

@@ -22,6 +22,7 @@ MARKUP = re.compile(r"[<&](?=[a-zA-Z/!?#])")
 BROKEN = "\\g<0>\u2060"
 
 PanelState = Mapping[str, Any]
+_panels: OrderedDict[tuple[str, str], PanelState] = OrderedDict()  # (workflow, node) → state, for pages that load later
 
 
 def say(text: str) -> str:
@@ -47,24 +48,9 @@ class NodeProgress:
         self._bar.update_absolute(step, steps, preview)  # hosts differ in the name of the third argument
 
 
-class Panels:
-    """The states of the nodes' panels, for pages that load later."""
-
-    def __init__(self) -> None:
-        self._states: OrderedDict[tuple[str, str], PanelState] = OrderedDict()
-
-    def states(self, workflow: str) -> dict[str, PanelState]:
-        """Node → state of its panel, for the nodes of a workflow that ran since ComfyUI started."""
-        return {node: state for (owner, node), state in list(self._states.items()) if owner == workflow}
-
-    def remember(self, workflow: str, node: str, state: PanelState) -> None:
-        self._states[workflow, node] = state
-        self._states.move_to_end((workflow, node))
-        while len(self._states) > PANELS_MOST:
-            self._states.popitem(last=False)
-
-
-PANELS = Panels()
+def panel_states(workflow: str) -> dict[str, PanelState]:
+    """Node → state of its panel, for the nodes of a workflow that ran since ComfyUI started."""
+    return {node: state for (owner, node), state in list(_panels.items()) if owner == workflow}
 
 
 def panel(workflow: str = "") -> Callable[[PanelState], None]:
@@ -82,7 +68,10 @@ def panel(workflow: str = "") -> Callable[[PanelState], None]:
     def send(state: PanelState) -> None:
         nonlocal previous
         if workflow:  # without it, no page could ask for the state
-            PANELS.remember(workflow, context.node_id, state)
+            _panels[workflow, context.node_id] = state
+            _panels.move_to_end((workflow, context.node_id))
+            while len(_panels) > PANELS_MOST:
+                _panels.popitem(last=False)
         changes = {name: value for name, value in state.items() if name not in previous or previous[name] != value}
         event = {"workflow": workflow, "node": context.node_id, "first": not previous, "state": changes}
         PromptServer.instance.send_sync(LEARNING, event, PromptServer.instance.client_id)

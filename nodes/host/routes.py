@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ...clora_core.errors import MuseumError
 from .folders import museum_names, museum_path, museum_version
-from .progress import PANELS
+from .progress import panel_states
 
 NAME_LIMIT = 200  # characters of a name that an error repeats
 THUMBNAILS_LIMIT = 16 * 2**20  # bytes of all thumbnails together; later exhibits are sent without theirs
@@ -45,7 +45,7 @@ async def museum(request: web.Request) -> web.Response:
 
 async def learning(request: web.Request) -> web.Response:
     """Node → state of its panel; empty for an unknown workflow."""
-    return web.json_response(PANELS.states(request.query.get("workflow", "")))
+    return web.json_response(panel_states(request.query.get("workflow", "")))
 
 
 def _content(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ ComfyUI's UNet, CLIP and TAESD.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
 
 def load_clip(weights: Path = WEIGHTS, **options: Any) -> CLIP:
     """options: what ComfyUI passes when it needs a paged model as a whole."""
-    target = comfy.supported_models_base.ClipTarget(StarterTokenizer, StarterText)
+    tokenizer = partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=StarterWords)
+    encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=StarterEncoder)
+    target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
     folders = folder_paths.get_folder_paths("embeddings")
     clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
     clip.patcher.cached_patcher_init = (_text_patcher, (weights,))
@@ -146,11 +149,6 @@ class StarterWords(comfy.sd1_clip.SDTokenizer):
         )
 
 
-class StarterTokenizer(comfy.sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
-        super().__init__(embedding_directory, dict(tokenizer_data), tokenizer=StarterWords)
-
-
 class StarterEncoder(comfy.sd1_clip.SDClipModel):
     """A two-layer CLIP text encoder with the starter's vocabulary. Some hosts pass more `options`."""
 
@@ -178,11 +176,6 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
         )
         table = self.operations.Embedding(len(ids), WIDTH, device=device, dtype=dtype)
         self.transformer.set_input_embeddings(table.requires_grad_(False))
-
-
-class StarterText(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
-        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=StarterEncoder)
 
 
 def _text_patcher(weights: Path, **options: Any) -> ModelPatcher:

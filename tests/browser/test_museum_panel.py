@@ -197,7 +197,8 @@ def test_the_panel_reads_texts_as_the_node_does(frontend: Frontend):
             """async ([text, words]) => {
                 const { parseExhibits, formatExhibits } = await import("/extensions/C-LoRA/museum_text.js")
                 const { chosen, missing } = parseExhibits(text, words)
-                return [Object.fromEntries(chosen), [...missing.keys()], formatExhibits(words, chosen, missing.values())]
+                const again = formatExhibits(words, chosen, missing.values())
+                return [Object.fromEntries(chosen), [...missing.keys()], again]
             }""",
             [source, words],
         )
