@@ -24,7 +24,6 @@ const SLIDER_MOST = 2
 const panels = new Set()
 
 class MuseumPanel {
-  /** @param {any} node */
   constructor(node) {
     this.node = node
     /** @type {Exhibit[]} */
@@ -89,7 +88,6 @@ class MuseumPanel {
     fit(this.node)
   }
 
-  /** @param {Exhibit} exhibit */
   row(exhibit) {
     const { word } = exhibit
     const on = element("input", { type: "checkbox", class: "clora-switch", "aria-label": word,
@@ -138,7 +136,6 @@ class MuseumPanel {
     this.all.disabled = !text.trim() || this.linked("exhibits")
   }
 
-  /** @param {string} word @param {string} line */
   missingRow(word, line) {
     const problem = this.rows.has(word) ? say("museum.no_number") : say("museum.missing")
     return element("div", { class: "clora-row clora-missing", role: "listitem" },

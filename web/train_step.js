@@ -25,7 +25,6 @@ const states = new Map()
 const panels = new Set()
 
 class TrainingPanel {
-  /** @param {any} node */
   constructor(node) {
     this.node = node
     this.title = element("div", { class: "clora-title" })
@@ -110,7 +109,6 @@ class TrainingPanel {
 
 /** The curve of one part of the loss, on its own scale from zero. */
 class Lane {
-  /** @param {string} name @param {number} index */
   constructor(name, index) {
     this.value = element("output")
     this.line = element("path", { class: "clora-line" })
@@ -181,17 +179,14 @@ function numbers({ effect = {} }) {
   ])
 }
 
-/** @param {number} value */
 function rounded(value) {
   return value >= 0.0995 ? value.toFixed(2) : value.toPrecision(2).replace(/e-(\d+)$/, "e−$1")
 }
 
-/** @param {number} value */
 function percent(value) {
   return `${Number((100 * value).toPrecision(2))} %`
 }
 
-/** @param {number} seconds */
 function time(seconds) {
   const whole = Math.round(seconds)
   if (whole < 120) return say("time.seconds", { seconds: whole })
@@ -217,7 +212,6 @@ function nodeOf(id) {
   return graph?.getNodeById(last)
 }
 
-/** @param {string} id */
 function drawNode(id) {
   const node = nodeOf(id)
   for (const panel of panels) if (panel.node === node) panel.draw(states.get(id))
