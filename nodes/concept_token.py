@@ -52,13 +52,7 @@ class ConceptTokenNode(io.ComfyNode):
                     tooltip="A word that the model knows, to start from. Empty starts from random vectors, as in the "
                     "C-LoRA paper.",
                 ),
-                io.Int.Input(
-                    "token_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    tooltip="Seed of the random start vectors.",
-                ),
+                io.Int.Input("token_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the random start vectors."),
             ],
             outputs=[
                 CONCEPT.Output("concept", display_name="concept", tooltip="Connect it to a Train Step."),

@@ -81,9 +81,7 @@ class SaveMuseum(io.ComfyNode):
             inputs=[
                 MUSEUM.Input("museum", tooltip="The museum to save, from the last Train Step."),
                 io.String.Input(
-                    "name",
-                    default="my",
-                    tooltip="“my” becomes my.museum.safetensors; people/my saves it in a folder.",
+                    "name", default="my", tooltip="“my” becomes my.museum.safetensors; people/my saves it in a folder."
                 ),
                 io.Boolean.Input(
                     "overwrite",

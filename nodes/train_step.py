@@ -74,11 +74,7 @@ class TrainStep(io.ComfyNode):
                     "has no effect on the first concept.",
                 ),
                 io.Int.Input(
-                    "training_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    tooltip="Seed of the noise and of the order of the pictures.",
+                    "training_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the noise and the picture order."
                 ),
                 io.Int.Input(
                     "preview_every",
