@@ -87,9 +87,9 @@ def stored_or_learned(
         diary.replay(result.diary)
         return result
     try:
-        learned, losses = _learn(base, learning, store, key, diary, preview_every)
+        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibits = tuple(labelled(*pair) for pair in zip(learned, learning.concepts, strict=True))
+        exhibits = tuple(labelled(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits)
         diary.paste(pictures[0])
         diary.close("learned", effect(learning, exhibits[-1]))
