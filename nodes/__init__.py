@@ -1,13 +1,13 @@
 """Thin ComfyUI nodes over the engine. Only `host/` knows ComfyUI's own modules.
 
-A new node is one class in the file of its topic, and one line here. Node files import the engine inside `execute`, so
-that it costs nothing when ComfyUI starts.
+A new node is one class in the file of its topic and one line here. Node files import the engine inside `execute`, so
+that it does not slow down ComfyUI's start.
 """
 
 from comfy_api.latest import ComfyExtension, io
 
 from .companion import CompanionConcept
-from .concept_token import ConceptToken
+from .concept_token import ConceptTokenNode
 from .edit_museum import EditMuseum
 from .guard import guard
 from .host.folders import register_museums
@@ -19,7 +19,7 @@ from .starter import StarterModel, StarterPictures
 from .train_step import TrainStep
 
 NODES: tuple[type[io.ComfyNode], ...] = (
-    ConceptToken,
+    ConceptTokenNode,
     TrainStep,
     LoadMuseum,
     SaveMuseum,
@@ -35,7 +35,7 @@ for node in NODES:
 
 
 class Extension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The pack's nodes, as ComfyUI asks for them."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_museums()

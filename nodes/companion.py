@@ -1,50 +1,49 @@
-"""C-LoRA Companion: one more concept for a Train Step to learn at the same time as its own."""
+"""C-LoRA Companion: another concept for a Train Step to learn at the same time."""
 
 from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from .actions.draft import Companion
-from .sockets import COMPANIONS, CONCEPT, described, one_each_but
+from .actions.inputs import ConceptInputs
+from .sockets import COMPANIONS, CONCEPT, node_schema
 
 
 class CompanionConcept(io.ComfyNode):
-    """A concept that is learned together with others."""
+    """Adds one concept to a list of companions."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_Companion",
             "C-LoRA Companion",
-            "One more concept for a Train Step to learn at the same time as its own (joint learning). Chain several. "
-            "It takes all the steps and the ranks that they would have had one after another.",
+            "Another concept for a Train Step to learn at the same time as its own (joint learning). You can chain "
+            "several. Training takes as many steps and ranks as one Train Step per concept would.",
             search_aliases=["joint training", "multi concept", "several concepts", "train together", "c-lora"],
             inputs=[
-                CONCEPT.Input("concept", tooltip="The new word, from a Concept Token."),
-                io.Image.Input("images", tooltip="Pictures of the concept, as for a Train Step."),
+                CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
+                io.Image.Input("images", tooltip="Pictures of the concept, as in a Train Step."),
                 io.String.Input(
                     "captions",
                     optional=True,
                     multiline=True,
                     default="",
-                    tooltip="Empty: the concept's template. Otherwise one line per picture, in their order, with "
-                    "{word} where the new word belongs.",
+                    tooltip="One line per picture, in order, with {word} for the trigger word. Empty uses the "
+                    "concept's template.",
                 ),
-                COMPANIONS.Input("companions", optional=True, tooltip="From another Companion, where there are more."),
+                COMPANIONS.Input("companions", optional=True, tooltip="More concepts, from another Companion."),
             ],
             outputs=[
                 COMPANIONS.Output(
                     "with_this_one",
                     display_name="companions",
-                    tooltip="For a Train Step, or for another Companion.",
+                    tooltip="Connect it to a Train Step or to another Companion.",
                 )
             ],
             is_input_list=True,
         )
 
     @classmethod
-    @one_each_but("images", "captions")
     def execute(
-        cls, concept, images, captions: Sequence[str] = (), companions: Sequence[Companion] = ()
+        cls, concept, images, captions: Sequence[str] = (), companions: Sequence[ConceptInputs] = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*companions, Companion(concept, images, captions)))
+        return io.NodeOutput((*companions, ConceptInputs(concept, images, captions)))

@@ -1,28 +1,30 @@
-"""Concept Token: the new word that a Train Step will teach."""
+"""Concept Token: the trigger word that a Train Step teaches."""
 
+import torch
 from comfy_api.latest import io
 
-from ..clora_core.model.concept import TEMPLATES
-from .actions.draft import ConceptDraft
-from .sockets import CONCEPT, SEED_MAX, described
+from ..clora_core.model.concept import TEMPLATES, Concept
+from .sockets import CONCEPT, SEED_MAX, node_schema
+
+PLACEHOLDER = torch.zeros(1, 3, 1, 1)  # a Train Step replaces it by the concept's pictures
 
 
-class ConceptToken(io.ComfyNode):
-    """A new word and what is said of its pictures."""
+class ConceptTokenNode(io.ComfyNode):
+    """A new word and the template of its captions."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_ConceptToken",
             "Concept Token",
-            "A new word for a Train Step to teach. Use it in prompts afterwards, as you use any other word.",
+            "A trigger word for a Train Step to teach. Afterwards, use it in prompts like any other word.",
             search_aliases=["new word", "trigger word", "placeholder", "textual inversion", "dreambooth", "c-lora"],
             inputs=[
                 io.String.Input(
                     "word",
                     default="<my-cat>",
-                    tooltip="The new word. Anything without blanks, brackets, colons and commas that is no number; "
-                    "angle brackets keep it apart from ordinary words.",
+                    tooltip="The trigger word. It cannot contain spaces, brackets, colons or commas, and cannot be a "
+                    "number. Angle brackets keep it apart from ordinary words.",
                 ),
                 io.Combo.Input(
                     "kind",
@@ -33,34 +35,29 @@ class ConceptToken(io.ComfyNode):
                 io.String.Input(
                     "template",
                     default=TEMPLATES["object"],
-                    tooltip="What is said of every picture while the word is learned, where there are no captions. "
-                    "{word} stands for the new word. C-LoRA leaves out what kind of thing it is: no “cat”. With kind "
-                    f"“style”, the usual template is taken as “{TEMPLATES['style']}”.",
+                    tooltip="The caption of every picture during training, unless you connect captions. {word} stands "
+                    "for the trigger word. C-LoRA does not name the class: leave out “cat”. For the kind “style”, the "
+                    f"default becomes “{TEMPLATES['style']}”.",
                 ),
                 io.Int.Input(
                     "vectors",
                     default=1,
                     min=1,
                     max=16,
-                    tooltip="How many places the word takes in a prompt. More hold more detail and leave less room.",
+                    tooltip="Tokens that the word takes up in a prompt. More hold more detail but leave less room.",
                 ),
                 io.String.Input(
                     "start",
                     default="",
-                    tooltip="A word that the model knows, to start from. Empty: random, as in the C-LoRA paper.",
+                    tooltip="A word that the model knows, to start from. Empty starts from random vectors, as in the "
+                    "C-LoRA paper.",
                 ),
-                io.Int.Input(
-                    "token_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    tooltip="Another number gives the word another random start.",
-                ),
+                io.Int.Input("token_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the random start vectors."),
             ],
             outputs=[
-                CONCEPT.Output("concept", display_name="concept", tooltip="For the Train Step that teaches it."),
+                CONCEPT.Output("concept", display_name="concept", tooltip="Connect it to a Train Step."),
                 io.String.Output(
-                    "prompt", display_name="prompt", tooltip="The template with the word in it, for a text encoder."
+                    "prompt", display_name="prompt", tooltip="The template with the word filled in, for a text encoder."
                 ),
             ],
         )
@@ -68,5 +65,5 @@ class ConceptToken(io.ComfyNode):
     @classmethod
     def execute(cls, word: str, kind: str, template: str, vectors: int, start: str, token_seed: int) -> io.NodeOutput:
         own = "" if template.strip() in ("", TEMPLATES["object"]) else template.strip()
-        concept = ConceptDraft(word.strip(), kind, own, vectors, start.strip(), token_seed)
+        concept = Concept(word.strip(), PLACEHOLDER, kind, own, (), vectors, start.strip(), token_seed)
         return io.NodeOutput(concept, concept.prompt)

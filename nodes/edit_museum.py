@@ -1,24 +1,24 @@
-"""C-LoRA Edit Museum: rename, remove, move, merge."""
+"""C-LoRA Edit Museum: rename, remove, move and merge exhibits."""
 
 from comfy_api.latest import io
 
 from .host.progress import say
-from .sockets import MUSEUM, described
+from .sockets import MUSEUM, node_schema
 
 
 class EditMuseum(io.ComfyNode):
-    """Change what a museum holds, without touching what was learned."""
+    """Changes what a museum contains; learned weights stay as they are."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_EditMuseum",
             "C-LoRA Edit Museum",
-            "Rename, remove, move and merge exhibits, and set how strongly they show. The museum that comes in stays "
-            "as it was, and so does everything that was learned.",
+            "Rename, remove, reorder and merge exhibits, and set their default strength. The connected museum and the "
+            "learned weights do not change.",
             search_aliases=["merge lora", "rename", "remove concept", "lora strength", "c-lora", "museum"],
             inputs=[
-                MUSEUM.Input("museum", tooltip="The museum to change, from a Train Step or a Load Museum."),
+                MUSEUM.Input("museum", tooltip="The museum to edit, from a Train Step or a Load Museum."),
                 io.String.Input(
                     "edits",
                     default="",
@@ -29,19 +29,17 @@ class EditMuseum(io.ComfyNode):
                 MUSEUM.Input(
                     "other",
                     optional=True,
-                    tooltip="A second museum over the same model, whose exhibits are added after the edits.",
+                    tooltip="A second museum over the same model. Its exhibits are added after the edits.",
                 ),
-                io.Image.Input(
-                    "images", optional=True, tooltip="Pictures for thumbnail lines, which count them from 1."
-                ),
+                io.Image.Input("images", optional=True, tooltip="Pictures for the thumbnail lines, numbered from 1."),
             ],
             outputs=[MUSEUM.Output("edited_museum", display_name="museum", tooltip="The museum after all edits.")],
         )
 
     @classmethod
     def execute(cls, museum, edits: str, other=None, images=None) -> io.NodeOutput:
-        from .actions.museums import changed
+        from .actions.museums import edit
 
-        museum, summary = changed(museum, edits, other, images)
+        museum, summary = edit(museum, edits, other, images)
         say(summary)
         return io.NodeOutput(museum)

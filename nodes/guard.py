@@ -1,4 +1,4 @@
-"""The guard before every node: what ComfyUI lets through, and no schema promises, is refused in one sentence."""
+"""The check in front of every node: inputs that ComfyUI passes through and the schema forbids raise a clear error."""
 
 import functools
 import inspect
@@ -10,31 +10,38 @@ from comfy_api.latest import io
 from ..clora_core.errors import CLoRAError
 
 LONGEST = 500_000  # characters of a text
+LISTS = ("images", "captions")  # inputs that may be lists, on nodes with is_input_list
 
 
 def guard(node: type[io.ComfyNode]) -> None:
-    """From now on the node's `execute` gets only what its schema promises; for anything else CLoRAError is raised.
+    """Wrap the node's `execute`: it only gets inputs that fit its schema. CLoRAError for all others.
 
-    ComfyUI does not see to that: NaN is neither below a minimum nor above a maximum, and a Combo, or an input that has
-    no widget, may be given anything. Of our own errors the causes are left out, which may quote a file as it is:
-    ComfyUI writes all of them into its log.
+    ComfyUI does not ensure this: NaN passes any minimum and maximum, and a Combo, or an input without a widget, can
+    get any value. A node with is_input_list gets `LISTS` as lists and everything else as single values. Errors of ours
+    are raised without their cause, which may quote a file verbatim: ComfyUI would write it into its log.
     """
     execute = node.execute.__func__  # type: ignore[attr-defined]
     names = list(inspect.signature(node.execute).parameters)
 
     @functools.wraps(execute)
-    def checked(cls: type[io.ComfyNode], *args: object, **more: object) -> object:
+    def checked(cls: type[io.ComfyNode], *args: object, **options: object) -> object:
         schema = node.GET_SCHEMA()
-        inputs = dict(zip(names, args, strict=False)) | more
-        for asked in schema.inputs:
-            if asked.id not in inputs:
+        inputs = dict(zip(names, args, strict=False)) | options
+        for socket in schema.inputs:
+            if socket.id not in inputs:
                 continue
-            given = inputs.pop(asked.id)
-            values = given if schema.is_input_list and isinstance(given, list) else [given]
-            if values == [None] and asked.optional:
-                continue  # as if nothing were connected
-            checked = [_checked(asked, value) for value in values]
-            inputs[asked.id] = checked if values is given else checked[0]
+            value = inputs.pop(socket.id)
+            values = value if schema.is_input_list and isinstance(value, list) else [value]
+            if values == [None] and socket.optional:
+                continue  # the same as not connected
+            values = [_checked(socket, value) for value in values]
+            if schema.is_input_list and socket.id in LISTS:
+                inputs[socket.id] = values
+            elif len(values) == 1:
+                inputs[socket.id] = values[0]
+            else:
+                lists = " and ".join(LISTS)
+                raise CLoRAError(f"'{socket.id}' is a list of {len(values)}; only {lists} can be lists. Connect one.")
         try:
             return execute(cls, **inputs)
         except CLoRAError as error:
@@ -43,40 +50,38 @@ def guard(node: type[io.ComfyNode]) -> None:
     node.execute = classmethod(checked)  # type: ignore[assignment]
 
 
-def _checked(asked: io.Input, given: object) -> object:
-    """What was given for an input, a number as Python's own. Raises CLoRAError for what the schema has no place for."""
-    match asked:
+def _checked(socket: io.Input, value: object) -> object:
+    """The value, numbers as Python's own types. Raises CLoRAError if it does not fit the socket."""
+    match socket:
         case io.String.Input() | io.Combo.Input():
-            if isinstance(given, str):
-                return _checked_text(asked.id, given)
-            wanted = "a text"
+            if isinstance(value, str):
+                return _checked_text(socket.id, value)
+            expected = "a text"
         case io.Boolean.Input():
-            if isinstance(given, bool):
-                return given
-            wanted = "true or false"
+            if isinstance(value, bool):
+                return value
+            expected = "true or false"
         case io.Int.Input():
-            if isinstance(given, Integral) and asked.min <= given <= asked.max:
-                return int(given)
-            wanted = f"a whole number from {asked.min} to {asked.max}"
+            if isinstance(value, Integral) and socket.min <= value <= socket.max:
+                return int(value)
+            expected = f"an integer from {socket.min} to {socket.max}"
         case io.Float.Input():
-            if isinstance(given, Real) and asked.min <= given <= asked.max:
-                return float(given)
-            wanted = f"a number from {asked.min} to {asked.max}"
+            if isinstance(value, Real) and socket.min <= value <= socket.max:
+                return float(value)
+            expected = f"a number from {socket.min} to {socket.max}"
         case _:
-            if not isinstance(given, (str, int, float, list, dict, type(None))):
-                return given
-            wanted = "connected to a node that gives one"
-    raise CLoRAError(f"'{asked.id}' is {reprlib.repr(given)}; it must be {wanted}.")
+            if not isinstance(value, (str, int, float, list, dict, type(None))):
+                return value
+            expected = "connected to a node that outputs one"
+    raise CLoRAError(f"'{socket.id}' is {reprlib.repr(value)}; it must be {expected}.")
 
 
 def _checked_text(name: str, text: str) -> str:
     if len(text) > LONGEST:
-        raise CLoRAError(f"'{name}' has {len(text)} characters; at most {LONGEST} are read. Shorten it.")
+        raise CLoRAError(f"'{name}' has {len(text)} characters; the limit is {LONGEST}. Shorten it.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise CLoRAError(
-            f"'{name}' holds {half!r}, half of a character, which no file can hold. Leave it out."
-        ) from None
+        raise CLoRAError(f"'{name}' contains {half!r}, which is half a character. Delete it.") from None
     return text

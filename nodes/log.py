@@ -1,4 +1,4 @@
-"""What the nodes write into ComfyUI's log, which terminals and pages show."""
+"""The logger of the nodes. Its records are shown in terminals and pages."""
 
 import logging
 

@@ -1,35 +1,35 @@
-"""C-LoRA Load Museum and C-LoRA Save Museum: museums between the graph and the disk."""
+"""C-LoRA Load Museum and C-LoRA Save Museum: read and write museum files."""
 
 from comfy_api.latest import io, ui
 
 from .host import folders
 from .host.progress import say
-from .sockets import MUSEUM, described
+from .sockets import MUSEUM, node_schema
 
 
 class LoadMuseum(io.ComfyNode):
-    """View a museum: its words become words of every prompt."""
+    """Makes a model show a museum, with its words available in every prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_LoadMuseum",
             "C-LoRA Load Museum",
-            "Let a model and its text encoder show what a museum holds. Write its words in ordinary prompts.",
+            "Apply a museum to a model and its text encoder. Its trigger words then work in ordinary prompts.",
             search_aliases=["load lora", "lora loader", "apply museum", "embedding", "c-lora", "concepts"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the museum was made over."),
+                io.Model.Input("model", tooltip="The model that the museum was trained on."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input(
                     "museum_name",
-                    options=folders.museum_names() or [""],  # else the frontend leaves the input away
-                    tooltip="A file of models/loras/museums. Without effect where a museum is connected.",
+                    options=folders.museum_names() or [""],  # the frontend drops an input without options
+                    tooltip="A file in models/loras/museums. Ignored if a museum is connected.",
                 ),
                 io.String.Input(
                     "exhibits",
                     default="",
                     multiline=True,
-                    tooltip="Empty: all of them. Otherwise one word per line, with its own strength if you like: "
+                    tooltip="Empty shows all exhibits. Otherwise one word per line, with an optional strength: "
                     "<my-cat> or <my-cat>: 0.8.",
                 ),
                 io.Float.Input(
@@ -38,58 +38,55 @@ class LoadMuseum(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much the exhibits change the model. 1 as they were learned, 0 their words alone.",
+                    tooltip="Strength of all exhibits: 1 is as learned. At 0, the words work but the model is "
+                    "unchanged.",
                 ),
-                MUSEUM.Input(
-                    "museum", optional=True, tooltip="A museum out of this graph, to be viewed instead of a file."
-                ),
+                MUSEUM.Input("museum", optional=True, tooltip="A museum from this graph, used instead of a file."),
             ],
             outputs=[
-                io.Model.Output("viewing_model", display_name="model", tooltip="The model, showing the exhibits."),
-                io.Clip.Output("viewing_clip", display_name="clip", tooltip="The text encoder, knowing their words."),
-                MUSEUM.Output("viewed_museum", display_name="museum", tooltip="The exhibits, to go on teaching from."),
+                io.Model.Output("viewing_model", display_name="model", tooltip="The model with the exhibits."),
+                io.Clip.Output("viewing_clip", display_name="clip", tooltip="The text encoder with their words."),
+                MUSEUM.Output("viewed_museum", display_name="museum", tooltip="The exhibits, for another Train Step."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, museum_name: str) -> bool:
-        """Which file there is matters only where no museum is connected, which `execute` sees."""
+        """Turns off ComfyUI's own check: a missing file only matters if no museum is connected. `execute` checks."""
         return True
 
     @classmethod
     def fingerprint_inputs(cls, museum_name: str, **others: object) -> str:
-        """Changes when the file does."""
+        """Changes whenever the file does."""
         return folders.museum_version(museum_name)
 
     @classmethod
     def execute(cls, model, clip, museum_name: str, exhibits: str, strength: float, museum=None) -> io.NodeOutput:
-        from .actions.museums import shown
+        from .actions.museums import load_and_view
 
-        return io.NodeOutput(*shown(model, clip, museum, museum_name, exhibits, strength))
+        return io.NodeOutput(*load_and_view(model, clip, museum, museum_name, exhibits, strength))
 
 
 class SaveMuseum(io.ComfyNode):
-    """Write a museum to its file."""
+    """Writes a museum to its file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_SaveMuseum",
             "C-LoRA Save Museum",
-            "Write a museum into models/loras/museums. The file is also an ordinary LoRA: other loaders show all of it "
-            "but word-gated exhibits.",
+            "Save a museum to models/loras/museums. The file is also an ordinary LoRA: other loaders show every "
+            "exhibit except word-gated ones.",
             search_aliases=["save lora", "export lora", "c-lora", "concepts"],
             inputs=[
-                MUSEUM.Input("museum", tooltip="What the last Train Step returned."),
+                MUSEUM.Input("museum", tooltip="The museum to save, from the last Train Step."),
                 io.String.Input(
-                    "name",
-                    default="my",
-                    tooltip="“my” becomes my.museum.safetensors; people/my puts it into a folder.",
+                    "name", default="my", tooltip="“my” becomes my.museum.safetensors; people/my saves it in a folder."
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Whether a file of that name may be replaced; the old one is kept beside it as ….backup.",
+                    tooltip="Replace an existing file of that name. The old file is kept next to it as ….backup.",
                 ),
             ],
             is_output_node=True,
@@ -97,6 +94,6 @@ class SaveMuseum(io.ComfyNode):
 
     @classmethod
     def execute(cls, museum, name: str, overwrite: bool) -> io.NodeOutput:
-        from .actions.museums import saved
+        from .actions.museums import save
 
-        return io.NodeOutput(ui=ui.PreviewText(say(saved(museum, name, overwrite))))
+        return io.NodeOutput(ui=ui.PreviewText(say(save(museum, name, overwrite))))

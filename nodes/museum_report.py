@@ -1,74 +1,74 @@
-"""C-LoRA Museum Report: what a museum shows, what it forgot, and what it did to everything else."""
+"""C-LoRA Museum Report: what a museum shows, what it has forgotten, and how it affects other prompts."""
 
 from comfy_api.latest import io, ui
 
 from .host.progress import say
-from .sockets import MUSEUM, SEED_MAX, described
+from .sockets import MUSEUM, SEED_MAX, node_schema
 
 
 class MuseumReport(io.ComfyNode):
-    """Look at all of a museum."""
+    """Evaluates a whole museum."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_MuseumReport",
             "C-LoRA Museum Report",
-            "Sample every exhibit as it was when it was learned and as it is now, and prompts without learned words, "
-            "and measure overlaps and how far predictions moved. Writes one HTML file into the output folder.",
+            "Evaluate a museum: sample every exhibit as it was when learned and as it is now, sample prompts without "
+            "trigger words, and measure overlaps and prediction changes. Writes one HTML file to the output folder.",
             search_aliases=["evaluate lora", "forgetting", "compare", "contact sheet", "statistics", "c-lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The base model, or one that shows this museum."),
+                io.Model.Input("model", tooltip="The base model, or a model that shows this museum."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                MUSEUM.Input("museum", tooltip="The museum to look at, from a Train Step or a Load Museum."),
+                MUSEUM.Input("museum", tooltip="The museum to evaluate, from a Train Step or a Load Museum."),
                 io.Int.Input(
                     "pictures",
                     default=4,
                     min=1,
                     max=64,
-                    tooltip="How many pictures of each exhibit, each sampled twice. More take more time and tell more.",
+                    tooltip="Pictures per exhibit, each sampled twice. More take longer and are more reliable.",
                 ),
                 io.Int.Input(
                     "everyday",
                     default=8,
                     min=1,
                     max=100,
-                    tooltip="How many prompts without a learned word are compared with the base model.",
+                    tooltip="Number of prompts without trigger words to compare with the base model.",
                 ),
                 io.Int.Input(
                     "sampling_steps",
                     default=20,
                     min=1,
                     max=1000,
-                    tooltip="Steps of every picture. Fewer are faster and less clear.",
+                    tooltip="Sampling steps per picture. Fewer are faster but less detailed.",
                 ),
                 io.Int.Input(
                     "report_seed",
                     default=0,
                     min=0,
                     max=SEED_MAX,
-                    tooltip="Of the noise. Reports of one seed can be compared picture by picture.",
+                    tooltip="Seed of the noise. You can compare reports with the same seed picture by picture.",
                 ),
                 io.String.Input(
                     "name",
                     default="museum-report",
-                    tooltip="Of the HTML file in the output folder; a number is added. people/mine puts it into a "
+                    tooltip="Name of the HTML file in the output folder; a number is added. people/mine saves it in a "
                     "folder.",
                 ),
             ],
             outputs=[
-                io.Image.Output("exhibits", display_name="exhibits", tooltip="Every exhibit, then and now."),
-                io.Image.Output("overlap", display_name="overlap", tooltip="How far exhibits move the same weights."),
-                io.Image.Output("moved", display_name="moved", tooltip="How far predictions moved, as bars."),
+                io.Image.Output("exhibits", display_name="exhibits", tooltip="Every exhibit, when learned and now."),
+                io.Image.Output("overlap", display_name="overlap", tooltip="How far exhibits change the same weights."),
+                io.Image.Output("moved", display_name="moved", tooltip="Bar chart: how far the predictions moved."),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, museum, name: str, **numbers: int) -> io.NodeOutput:
-        from .actions.reporting import reported
+    def execute(cls, model, clip, vae, museum, name: str, **settings: int) -> io.NodeOutput:
+        from .actions.reporting import write_report
 
-        figures, summary = reported(model, clip, vae, museum, name, **numbers)
-        shown = [entry for figure in figures for entry in ui.PreviewImage(figure, cls=cls).values]
-        return io.NodeOutput(*figures, ui={"images": shown, "text": (say(summary),)})
+        figures, summary = write_report(model, clip, vae, museum, name, **settings)
+        previews = [entry for figure in figures for entry in ui.PreviewImage(figure, cls=cls).values]
+        return io.NodeOutput(*figures, ui={"images": previews, "text": (say(summary),)})

@@ -1,4 +1,4 @@
-"""C-LoRA Recipe: the numbers of learning that one seldom touches."""
+"""C-LoRA Recipe: the training method and its advanced settings."""
 
 from typing import get_args
 
@@ -7,32 +7,32 @@ from comfy_api.latest import io
 from ..clora_core.errors import RecipeError
 from ..clora_core.method.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
 from ..clora_core.model.base import Precision
-from .sockets import RECIPE, described
+from .sockets import RECIPE, node_schema
 
 DEFAULT = RECIPES[USUAL]
 
 
 class LearningRecipe(io.ComfyNode):
-    """How to learn, beyond what the Train Step asks for."""
+    """The settings that the Train Step itself does not have."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_Recipe",
             "C-LoRA Recipe",
-            "The method of learning and its advanced numbers, for a Train Step. Steps, learning rate, rank, batch "
-            "size, forgetting weight and seed stand on the Train Step itself.",
+            "The training method and its advanced settings, for a Train Step. Steps, learning rate, rank, batch size, "
+            "forgetting weight and seed are on the Train Step itself.",
             search_aliases=["training settings", "optimizer", "hyperparameters", "scheduler", "c-lora"],
             inputs=[
                 io.Combo.Input(
                     "method",
                     options=list(RECIPES),
                     default=DEFAULT.method,
-                    tooltip="How earlier concepts are protected. preservation: leave other prompts' keys and values "
-                    "where they are. word-gated: act at the word only, or from it onwards; nothing else can change, "
-                    "and several styles are kept. c-lora: keep off the weights that they moved, as its paper does. "
-                    "museum-maker: for styles, partly reconstructed from its paper. textual-inversion: the word alone. "
-                    "The help page explains all of them.",
+                    tooltip="How earlier concepts are protected. preservation: keeps the keys and values of other "
+                    "prompts where they are. word-gated: acts only at the trigger word, or from it onwards; nothing "
+                    "else changes, and several styles are kept. c-lora: keeps off the weights that earlier concepts "
+                    "changed, as in its paper. museum-maker: for styles, partly reconstructed from its paper. "
+                    "textual-inversion: trains only the word. The help page explains all methods.",
                 ),
                 io.Float.Input(
                     "token_learning_rate",
@@ -40,14 +40,14 @@ class LearningRecipe(io.ComfyNode):
                     min=1e-7,
                     max=1.0,
                     step=1e-6,
-                    tooltip="Learning rate of the word's vectors. Higher learns the word faster and less steadily.",
+                    tooltip="Learning rate of the trigger word's vectors. Higher is faster but less stable.",
                 ),
                 io.Int.Input(
                     "accumulation",
                     default=DEFAULT.accumulation,
                     min=1,
                     max=256,
-                    tooltip="Batches gathered before every update: a larger batch in the same memory, but slower.",
+                    tooltip="Batches accumulated per update: a larger batch in the same memory, but slower.",
                 ),
                 io.Float.Input(
                     "clip_norm",
@@ -55,7 +55,7 @@ class LearningRecipe(io.ComfyNode):
                     min=1e-4,
                     max=1000.0,
                     step=0.01,
-                    tooltip="The longest gradient of an update. Smaller is steadier.",
+                    tooltip="Maximum gradient norm of an update. Lower is more stable.",
                 ),
                 io.Float.Input(
                     "weight_decay",
@@ -63,13 +63,13 @@ class LearningRecipe(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=1e-4,
-                    tooltip="How strongly the changes of the model are pulled to zero. 0 is off.",
+                    tooltip="How strongly the weight changes are pulled towards zero. 0 turns it off.",
                 ),
                 io.Combo.Input(
                     "schedule",
                     options=list(get_args(LearningRateSchedule)),
                     default=DEFAULT.schedule,
-                    tooltip="How the learning rates go over the steps: constant, or to zero by a cosine or a line.",
+                    tooltip="Learning rate schedule: constant, or decaying to zero (cosine or linear).",
                 ),
                 io.Float.Input(
                     "warmup",
@@ -77,12 +77,12 @@ class LearningRecipe(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The share of the steps in which the learning rates rise from zero.",
+                    tooltip="Fraction of the steps during which the learning rates rise from zero.",
                 ),
                 io.Boolean.Input(
                     "flip",
                     default=DEFAULT.flip,
-                    tooltip="Show half of the pictures mirrored. Leave it off for faces, letters and logos.",
+                    tooltip="Mirror half of the pictures. Leave it off for faces, letters and logos.",
                 ),
                 io.Float.Input(
                     "min_snr_gamma",
@@ -90,29 +90,30 @@ class LearningRecipe(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Min-SNR weighting of the timesteps: 5 is usual, 0 weighs all alike.",
+                    tooltip="Min-SNR weighting of the timesteps. 5 is common; 0 turns it off.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(get_args(Precision)),
                     default=DEFAULT.precision,
-                    tooltip="How the model computes while it learns. bf16 and fp16 take less memory and are faster on "
+                    tooltip="Precision of the model during training. bf16 and fp16 need less memory and are faster on "
                     "a GPU; fp32 is the most exact.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",
                     default=DEFAULT.checkpointing,
-                    tooltip="Takes much less memory and about a third more time, with the same result.",
+                    tooltip="Gradient checkpointing: needs much less memory and about a third more time. The result "
+                    "is the same.",
                 ),
             ],
-            outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="For a Train Step.")],
+            outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="Connect it to a Train Step.")],
         )
 
     @classmethod
     def validate_inputs(cls, method: str | None = None) -> bool | str:
-        """ComfyUI leaves `method` to this, so that workflows saved with a baseline still run.
+        """Replaces ComfyUI's check of `method`: saved workflows with a baseline still run.
 
-        What is no text is linked (None), or refused when the node runs.
+        Without a text, `method` is linked (None), or refused when the node runs.
         """
         try:
             return not isinstance(method, str) or bool(recipe_named(method))
@@ -120,5 +121,5 @@ class LearningRecipe(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def execute(cls, method: str, **numbers: float | str | bool) -> io.NodeOutput:
-        return io.NodeOutput(recipe_named(method, **numbers))
+    def execute(cls, method: str, **settings: float | str | bool) -> io.NodeOutput:
+        return io.NodeOutput(recipe_named(method, **settings))

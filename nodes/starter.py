@@ -1,10 +1,10 @@
-"""The built-in model and its built-in subjects: everything to try C-LoRA with, and nothing to download."""
+"""The built-in model and its built-in subjects: try C-LoRA without a download."""
 
 from comfy_api.latest import io
 
 from ..clora_core.errors import ConceptError
 from ..clora_core.starter.subjects import SUBJECTS, captions, pictures
-from .sockets import SEED_MAX, described
+from .sockets import SEED_MAX, node_schema
 
 
 class StarterModel(io.ComfyNode):
@@ -12,17 +12,16 @@ class StarterModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_StarterModel",
             "C-LoRA Starter Model",
-            "A small built-in model of cartoon portraits, 64×64 pixels, made like Stable Diffusion. It learns in "
-            "seconds to minutes, even without a GPU. Nothing is downloaded.",
+            "A small built-in model of 64×64 cartoon portraits, with the structure of Stable Diffusion. It trains in "
+            "seconds to minutes, even without a GPU. No download needed.",
             search_aliases=["example model", "demo", "load checkpoint", "tiny", "offline", "c-lora"],
-            inputs=[],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="Predicts v; sample it at 64×64 pixels."),
-                io.Clip.Output("clip", display_name="clip", tooltip="Knows the words of its small world only."),
-                io.Vae.Output("vae", display_name="vae", tooltip="64×64 pixels to latents of 32×8×8, and back."),
+                io.Model.Output("model", display_name="model", tooltip="Predicts v. Sample it at 64×64 pixels."),
+                io.Clip.Output("clip", display_name="clip", tooltip="Knows only the words of its small world."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Converts 64×64 pixels to 32×8×8 latents and back."),
             ],
         )
 
@@ -34,40 +33,41 @@ class StarterModel(io.ComfyNode):
 
 
 class StarterPictures(io.ComfyNode):
-    """Pictures to learn from."""
+    """Pictures to train the Starter Model on."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_StarterPictures",
             "C-LoRA Starter Pictures",
-            "Pictures of a made-up character, or in a style, that the starter model does not know: something to teach.",
+            "Training pictures of a made-up character or style that the Starter Model does not know.",
             search_aliases=["example images", "demo", "training images", "dataset", "c-lora"],
             inputs=[
                 io.Combo.Input(
                     "subject",
                     options=list(SUBJECTS),
                     default=SUBJECTS[0],
-                    tooltip="Who or what is on the pictures: ten characters that are easy to confuse, and five styles.",
+                    tooltip="What the pictures show: one of ten characters that are easy to confuse, or of five "
+                    "styles.",
                 ),
                 io.Int.Input(
                     "count",
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="How many pictures. Clothes, mood and place change; the character stays itself.",
+                    tooltip="Number of pictures. Clothes, mood and place vary; the character stays the same.",
                 ),
                 io.Int.Input(
-                    "picture_seed", default=0, min=0, max=SEED_MAX, tooltip="Another number draws other pictures."
+                    "picture_seed", default=0, min=0, max=SEED_MAX, tooltip="Another seed draws other pictures."
                 ),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", tooltip="64×64 pixels each."),
+                io.Image.Output("images", display_name="images", tooltip="The pictures, 64×64 pixels each."),
                 io.String.Output(
                     "captions",
                     display_name="captions",
-                    tooltip="For a style, what is on each picture, a line each, with {word} in it, for a Train Step. "
-                    "For a character nothing: its word says it all.",
+                    tooltip="For a style: one caption per picture, with {word} in it, for a Train Step. Empty for a "
+                    "character, which needs no captions.",
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""C-LoRA Train Step: teach one concept, and view it together with all that was taught before."""
+"""C-LoRA Train Step: teach one concept, and show it together with all earlier ones."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,40 +6,40 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ..clora_core.method.recipe import RECIPES, USUAL, guarding, shared_by
-from .actions.draft import Companion
+from .actions.inputs import ConceptInputs
 from .host.progress import workflow_id
-from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, described, one_each_but
+from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema
 
 DEFAULT = RECIPES[USUAL]
 
 
 class TrainStep(io.ComfyNode):
-    """Teach one concept."""
+    """Teaches one concept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return described(
+        return node_schema(
             "CLoRA_TrainStep",
             "C-LoRA Train Step",
-            "Teach the model one concept without losing the earlier ones. Chain one Train Step after another. What was "
-            "learned is kept on disk: the same step again returns at once, and an interrupted one goes on with Run.",
+            "Teach the model one concept without losing the earlier ones. You can chain Train Steps. Results are "
+            "stored on disk: an identical step returns at once, and an interrupted one resumes when you press Run.",
             search_aliases=["train lora", "dreambooth", "finetune", "continual learning", "teach", "c-lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The base model, or what the Train Step before returned."),
+                io.Model.Input("model", tooltip="The base model, or the model from the previous Train Step."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input(
                     "images",
-                    tooltip="Pictures of the concept, 4 to 30 or so. Larger ones than the model's own are made "
-                    "smaller, and edges are cut off so that the sides are multiples of 64 pixels.",
+                    tooltip="Pictures of the concept, about 4 to 30. Pictures larger than the model's resolution are "
+                    "scaled down, and edges are cropped until both sides are multiples of 64 pixels.",
                 ),
-                CONCEPT.Input("concept", tooltip="The new word, from a Concept Token."),
+                CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
                 io.Int.Input(
                     "steps",
                     default=DEFAULT.steps,
                     min=1,
                     max=100_000,
-                    tooltip="How many updates. More learns the concept better, until it repeats the pictures.",
+                    tooltip="Number of updates. More learns the concept better; too many copy the pictures.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -47,22 +47,21 @@ class TrainStep(io.ComfyNode):
                     min=1e-7,
                     max=1.0,
                     step=1e-6,
-                    tooltip="How far each update moves the model. Higher is faster and less steady. The built-in "
-                    "starter model takes 0.006.",
+                    tooltip="Size of each update. Higher is faster but less stable. Use 0.006 for the Starter Model.",
                 ),
                 io.Int.Input(
                     "rank",
                     default=DEFAULT.rank,
                     min=1,
                     max=256,
-                    tooltip="How much can be changed. More holds more detail, and takes more room in the museum.",
+                    tooltip="Capacity of the change. Higher holds more detail and makes the museum file larger.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=DEFAULT.batch_size,
                     min=1,
                     max=256,
-                    tooltip="Pictures seen at once. More is steadier, slower, and takes more memory.",
+                    tooltip="Pictures per batch. More is more stable, but slower and needs more memory.",
                 ),
                 io.Float.Input(
                     "forgetting_weight",
@@ -70,58 +69,54 @@ class TrainStep(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
-                    tooltip="How strongly earlier concepts are protected, times the recipe's own weight: 1 is what the "
-                    "published tables were measured with. More forgets less, and may learn less; 0 is off. With c-lora "
-                    "it has no effect on the first concept.",
+                    tooltip="How strongly earlier concepts are protected; multiplies the recipe's own weight. The "
+                    "published tables use 1. Higher forgets less but may learn less; 0 turns it off. With c-lora, it "
+                    "has no effect on the first concept.",
                 ),
                 io.Int.Input(
-                    "training_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    tooltip="Another number learns with other noise and another order of the pictures.",
+                    "training_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the noise and the picture order."
                 ),
                 io.Int.Input(
                     "preview_every",
                     default=100,
                     min=0,
                     max=100_000,
-                    tooltip="Show a picture of the new word every so many steps; 0 shows none. What is learned does "
-                    "not depend on it.",
+                    tooltip="Steps between previews of the new word; 0 turns them off. Previews do not affect the "
+                    "result.",
                 ),
                 MUSEUM.Input(
                     "museum",
                     optional=True,
-                    tooltip="What was taught so far. Not connected: what the model shows already, or a new museum.",
+                    tooltip="The earlier concepts. If not connected: the museum that the model shows, or a new one.",
                 ),
-                RECIPE.Input("recipe", optional=True, tooltip="Method and advanced numbers, from a C-LoRA Recipe."),
+                RECIPE.Input("recipe", optional=True, tooltip="Method and advanced settings, from a C-LoRA Recipe."),
                 io.String.Input(
                     "captions",
                     optional=True,
                     multiline=True,
                     default="",
-                    tooltip="Empty: the concept's template. Otherwise one line per picture, in their order, with "
-                    "{word} where the new word belongs.",
+                    tooltip="One line per picture, in order, with {word} for the trigger word. Empty uses the "
+                    "concept's template.",
                 ),
                 COMPANIONS.Input(
                     "companions",
                     optional=True,
-                    tooltip="Concepts to learn at the same time, from a C-LoRA Companion. Steps and rank are of each.",
+                    tooltip="Concepts to learn at the same time, from a C-LoRA Companion. Steps and rank count per "
+                    "concept.",
                 ),
             ],
             outputs=[
-                io.Model.Output("taught_model", display_name="model", tooltip="The model, showing the new museum."),
-                io.Clip.Output("taught_clip", display_name="clip", tooltip="The text encoder, knowing all its words."),
+                io.Model.Output("taught_model", display_name="model", tooltip="The model with the new museum."),
+                io.Clip.Output("taught_clip", display_name="clip", tooltip="The text encoder with all its words."),
                 MUSEUM.Output("taught_museum", display_name="museum", tooltip="The museum with the new exhibit."),
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Image.Output("preview", display_name="preview", tooltip="What the new word shows."),
+                io.Image.Output("preview", display_name="preview", tooltip="Pictures of the new word after training."),
             ],
             hidden=[io.Hidden.extra_pnginfo],
             is_input_list=True,
         )
 
     @classmethod
-    @one_each_but("images", "captions")
     def execute(
         cls,
         model,
@@ -135,16 +130,15 @@ class TrainStep(io.ComfyNode):
         museum=None,
         recipe=None,
         captions: Sequence[str] = (),
-        companions: Sequence[Companion] = (),
-        **numbers: float,
+        companions: Sequence[ConceptInputs] = (),
+        **settings: float,
     ) -> io.NodeOutput:
-        from .actions.teaching import train
+        from .actions.teaching import train_step
 
         recipe = guarding(recipe or DEFAULT, forgetting_weight)
-        if recipe.rank == 0:  # a recipe of words alone stays one
-            numbers["rank"] = 0
-        recipe = shared_by(dataclasses.replace(recipe, **numbers, seed=training_seed), 1 + len(companions))
-        taught = [*companions, Companion(concept, images, captions)]
+        if recipe.rank == 0:  # a recipe that trains only the word has no rank to set
+            settings["rank"] = 0
+        recipe = shared_by(dataclasses.replace(recipe, **settings, seed=training_seed), 1 + len(companions))
+        inputs = [*companions, ConceptInputs(concept, images, captions)]
         workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
-        learned = train(model, clip, vae, taught, recipe, museum, preview_every, workflow)
-        return io.NodeOutput(*learned)
+        return io.NodeOutput(*train_step(model, clip, vae, inputs, recipe, museum, preview_every, workflow))

@@ -60,11 +60,12 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph(TAUGHT, definitions)
     graph.note(
         "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
-        "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character; some minutes each without a GPU.\n"
+        "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character. Without a GPU, each takes a few "
+        "minutes.\n"
         f"2. *Save Museum* writes `models/loras/museums/{TAUGHT}.museum.safetensors`. The other examples load it.\n"
-        "3. Write `<ada>`, `<bo>` and `<cleo>` in any prompt on the right.\n\n"
-        "Press **Cancel** whenever you like: Run goes on from there. Run again, and nothing is learned twice.\n\n"
-        "Your own model and pictures: see *own-pictures-sd15* and *own-pictures-sdxl*.",
+        "3. Use `<ada>`, `<bo>` and `<cleo>` in any prompt on the right.\n\n"
+        "You can press **Cancel** at any time; Run resumes from there. Another Run does not train again.\n\n"
+        "For your own model and pictures, see *own-pictures-sd15* and *own-pictures-sdxl*.",
         size=(420, 430),
     )
     graph.group("The model, the recipe")
@@ -84,9 +85,9 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
 def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("load-a-museum", definitions)
     graph.note(
-        f"# A saved museum, by name\n\nRun the example *{TAUGHT}* first: it writes the museum that is loaded here.\n\n"
-        "The words of the museum are words of every prompt. In *exhibits* you can name some of them, one per line, "
-        "each with its own strength: `<ada>: 0.8`.",
+        f"# Load a saved museum\n\nRun the example *{TAUGHT}* first: it saves the museum that is loaded here.\n\n"
+        "The museum's words work in every prompt. To show only some exhibits, name them in *exhibits*, one per line, "
+        "with an optional strength: `<ada>: 0.8`.",
         size=(420, 260),
     )
     graph.group("The model, showing a museum")
@@ -99,10 +100,9 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("add-a-concept", definitions)
     graph.note(
         f"# One more concept\n\nRun the example *{TAUGHT}* first.\n\n"
-        "A museum is loaded, a *Train Step* teaches one concept more, and the larger museum is saved under another "
-        "name. Pictures of the earlier concepts are not needed any more: their deltas protect them.\n\n"
-        "The museum must go on with **all** of its exhibits (leave *exhibits* empty), or it would be saved without the "
-        "others.",
+        "This loads a museum, teaches one more concept with a *Train Step*, and saves the larger museum under another "
+        "name. It does not need the pictures of the earlier concepts: their deltas are in the museum.\n\n"
+        "Load **all** exhibits (leave *exhibits* empty). Any others would be missing from the saved museum.",
         size=(420, 360),
     )
     graph.group("The model, and the museum so far")
@@ -119,12 +119,13 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
 def styles(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("styles", definitions)
     graph.note(
-        "# Styles\n\nA concept may be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
-        "*captions* say what is on each picture, “a {word} style picture of a red boat”: what is told is not learned "
-        "as style. (Starter Pictures tells it by itself.)\n\n**Write a style's word first**, before what is on the "
-        "picture: “a <word> style picture of a cat”. Text encoders read forward, so all that follows knows the word, "
-        "and several styles are kept apart.\n\nWith the word at the end take the method *word-gated-onwards* in the "
-        "*C-LoRA Recipe*. Any method works with any kind: try another, press Run, and compare.",
+        "# Styles\n\nA concept can be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
+        "*captions*, describe what is in each picture: “a {word} style picture of a red boat”. Anything you caption is "
+        "not absorbed into the style. (Starter Pictures outputs such captions.)\n\n**Put the style's word first**, "
+        "before the content: “a <word> style picture of a cat”. Text encoders read from left to right, so the word "
+        "affects everything after it, and several styles stay apart.\n\nIf you want the word at the end, use the "
+        "method *word-gated-onwards* in the *C-LoRA Recipe*. Every method works with every kind: try another, press "
+        "Run, and compare.",
         size=(420, 360),
     )
     graph.group("The model, the recipe")
@@ -146,11 +147,11 @@ def two_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("two-concepts", definitions)
     graph.note(
         f"# Two concepts in one picture\n\nRun the example *{TAUGHT}* first.\n\n"
-        "Two learned words in **one** prompt mix their traits, with every method that learns words. Above: that plain "
-        "prompt.\n\nBelow: each word has a prompt **and a place** of its own. *Conditioning (Set Area)* says where a "
-        "prompt holds, *Conditioning (Combine)* brings them together; both are ComfyUI's own. For places of any shape "
-        "take *Conditioning (Set Mask)*.\n\nOn other models leave some pixels of overlap, and add a third prompt for "
-        "the whole picture with a small strength, so that both places become one scene.",
+        "Two learned words in **one** prompt mix their traits, with every method that learns words. The top group uses "
+        "such a prompt.\n\nIn the bottom group, each word has its own prompt **and area**. *Conditioning (Set Area)* "
+        "sets the area of a prompt, and *Conditioning (Combine)* combines both; they are stock nodes. For areas of any "
+        "shape, use *Conditioning (Set Mask)*.\n\nWith other models, let the areas overlap by some pixels, and add a "
+        "third prompt for the whole picture at a low strength, so that both areas form one scene.",
         size=(420, 440),
     )
     graph.group("The model, showing a museum")
@@ -178,10 +179,10 @@ def two_concepts(definitions: Mapping[str, Any]) -> Graph:
 def report(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("report", definitions)
     graph.note(
-        f"# What is in a museum, and what did it cost?\n\nRun the example *{TAUGHT}* first.\n\n"
-        "*Museum Report* samples every exhibit as it was when it was learned and as it is now, and prompts without any "
-        "new word; it says how far the model's predictions moved, and how far exhibits overlap.\n\nIt writes one HTML "
-        "file into `output/`, which needs no other file; the node says where.",
+        f"# Evaluate a museum\n\nRun the example *{TAUGHT}* first.\n\n"
+        "*Museum Report* samples every exhibit as it was when learned and as it is now, and samples prompts without "
+        "trigger words. It measures how far the model's predictions moved, and how much the exhibits overlap.\n\nIt "
+        "writes one self-contained HTML file to `output/`; the node shows the path.",
         size=(420, 320),
     )
     graph.group("The model, showing a museum")
@@ -207,13 +208,13 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
     graph.note(
         f"# Your own pictures, {example}\n\n"
         "1. Choose your checkpoint.\n"
-        "2. Load 4 to 10 pictures of one thing, animal, person or style into *Load Image* nodes. They are batched in "
-        "the size and shape of the first.\n"
-        "3. Give it a word. Press **Run**.\n"
-        "4. To teach a second one, put another *Train Step* behind this one, as in *three-concepts*; or load the saved "
-        "museum and go on from there, as in *add-a-concept*.\n\n"
-        "The numbers are a start, not a rule: watch the previews. No real checkpoint could be tried where this pack "
-        "was built, so how long it takes on your machine is **not measured**; the node says what memory it needs.",
+        "2. Load 4 to 10 pictures of one thing, animal, person or style with *Load Image* nodes. The batch has the "
+        "size and shape of the first.\n"
+        "3. Choose a trigger word and press **Run**.\n"
+        "4. To teach another concept, add another *Train Step* after this one, as in *three-concepts*; or load the "
+        "saved museum and continue from there, as in *add-a-concept*.\n\n"
+        "The settings are a starting point: watch the previews. They were **not measured** on real checkpoints, which "
+        "were not available during development. The node shows how much memory it needs.",
         size=(460, 470),
     )
     graph.group("1 · Your model")

@@ -1,12 +1,14 @@
-/** What both panels are made of: elements, a DOM widget under the node, a card beside the pointer. */
+/** The parts of both panels: elements, a DOM widget on the node, a card next to the pointer. */
 
 import { app } from "../../scripts/app.js"
 
 const TEXT_PX = 76
 const SVG = "http://www.w3.org/2000/svg"
 
+document.head.append(element("link", { rel: "stylesheet", href: new URL("./panel.css", import.meta.url).href }))
+
 /**
- * An element. Properties that begin with "on" are listeners; children are elements or texts.
+ * Create an element. Properties that start with "on" are listeners.
  * @param {string} tag
  * @param {Record<string, any>} [properties]
  * @param {...(Node | string)} children
@@ -22,11 +24,7 @@ export function element(tag, properties = {}, ...children) {
   return made
 }
 
-/**
- * Let an element have these children; where it has them already it is left alone, and stays where it was scrolled to.
- * @param {Element} parent
- * @param {Element[]} children
- */
+/** Set an element's children. If they are unchanged, do nothing, which keeps the scroll position. */
 export function place(parent, children) {
   const now = parent.children
   if (now.length !== children.length || children.some((child, at) => child !== now[at])) {
@@ -34,59 +32,39 @@ export function place(parent, children) {
   }
 }
 
-/** Load the panels' looks, once. */
-export function loadStyle() {
-  const href = new URL("./panel.css", import.meta.url).href
-  if (![...document.styleSheets].some((sheet) => sheet.href === href)) {
-    document.head.append(element("link", { rel: "stylesheet", href }))
-  }
-}
-
 /**
- * Put a panel under a node's widgets. It has no value of its own, so neither workflows nor prompts hold any of it.
+ * Add a panel below a node's widgets. It has no value, so workflows and prompts do not contain it.
  * @param {any} node
  * @param {string} name
  * @param {HTMLElement} body
- * @param {() => number} height the least, in pixels
- * @returns {any} the widget
+ * @param {() => number} height the minimum in pixels
  */
 export function addPanel(node, name, body, height) {
   const widget = node.addDOMWidget(name, name, body, { serialize: false, hideOnZoom: false, getMinHeight: height })
   widget.serialize = false
-  follow(node, "onRemoved", () => (body.dataset.left = `${name} ${node.id}`))
-  follow(node, "onConfigure", () => takePlace(body, `${name} ${node.id}`))
-  body.addEventListener("wheel", (event) => passOn(event, body), { passive: false })
+  follow(node, "onRemoved", () => (body.dataset.removed = `${name} ${node.id}`))
+  follow(node, "onConfigure", () => replaceRemoved(body, `${name} ${node.id}`))
+  body.addEventListener("wheel", (event) => forwardWheel(event, body), { passive: false })
   body.addEventListener("pointerup", (event) => {
     const control = /** @type {HTMLElement} */ (event.target)
     if (control.matches("input[type=range], input[type=checkbox]")) control.blur() // or it would swallow Ctrl+Z
   })
-  return widget
 }
 
-/**
- * After undo, the Vue renderer goes on showing the panel of the node that was replaced: put the new one in its place.
- * @param {HTMLElement} body
- * @param {string} place
- */
-function takePlace(body, place) {
+/** After undo, the Vue renderer still shows the panel of the replaced node: replace it by the new one. */
+function replaceRemoved(body, key) {
   if (!globalThis.LiteGraph?.vueNodesMode) return
-  for (const left of document.querySelectorAll(".clora-panel")) {
-    if (/** @type {HTMLElement} */ (left).dataset.left === place) left.replaceWith(body)
+  for (const panel of document.querySelectorAll(".clora-panel")) {
+    if (/** @type {HTMLElement} */ (panel).dataset.removed === key) panel.replaceWith(body)
   }
 }
 
-/**
- * Let a text widget take no more room than a few lines, so that the panel gets the rest.
- * @param {any} widget
- */
+/** Limit a text widget to a few lines, so that the panel gets the rest. */
 export function keepSmall(widget) {
   widget.options.getMaxHeight = () => TEXT_PX
 }
 
-/**
- * Make the node as high as its widgets need, if it is not. The Vue renderer does so by itself.
- * @param {any} node
- */
+/** Make the node high enough for its widgets. The Vue renderer does so by itself. */
 export function fit(node) {
   if (globalThis.LiteGraph?.vueNodesMode) return
   const [, needed] = node.computeSize()
@@ -94,61 +72,51 @@ export function fit(node) {
   node.setDirtyCanvas?.(true, true)
 }
 
-/** Tell ComfyUI's undo that the workflow was changed. */
+/** Tell ComfyUI's undo that the workflow has changed. */
 export function changed() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
   if (tracker?.captureCanvasState) tracker.captureCanvasState()
   else tracker?.checkState?.()
 }
 
-/**
- * Call `after` whenever `object[name]` was called; what it did and answered stays.
- * @param {any} object
- * @param {string} name
- * @param {(...args: any[]) => void} after
- */
+/** Call `after` after every call of `object[name]`, which otherwise works as before. */
 export function follow(object, name, after) {
-  const before = object[name]
+  const original = object[name]
   object[name] = function (...args) {
-    const answer = before?.apply(this, args)
+    const result = original?.apply(this, args)
     after.apply(this, args)
-    return answer
+    return result
   }
 }
 
 /** @type {HTMLElement | undefined} */
 let card
 
-/**
- * Show something while an element is pointed at: at its height, and beside the panel that it stands in.
- * @param {HTMLElement} pointed
- * @param {() => Node[]} content
- */
-export function addCard(pointed, content) {
-  pointed.addEventListener("pointerenter", () => {
+/** Show content next to the panel while the pointer is on an element of it. */
+export function addCard(target, content) {
+  target.addEventListener("pointerenter", () => {
     card ??= document.body.appendChild(element("div", { class: "clora-card" }))
     card.replaceChildren(...content())
     card.hidden = false
-    const { left, right } = pointed.closest(".clora-panel").getBoundingClientRect()
-    const { top } = pointed.getBoundingClientRect()
+    const { left, right } = target.closest(".clora-panel").getBoundingClientRect()
+    const { top } = target.getBoundingClientRect()
     const fits = right + card.offsetWidth + 24 < window.innerWidth
     card.style.left = `${fits ? right + 16 : Math.max(8, left - card.offsetWidth - 16)}px`
     card.style.top = `${Math.max(8, Math.min(top, window.innerHeight - card.offsetHeight - 8))}px`
   })
-  pointed.addEventListener("pointerleave", hideCard)
+  target.addEventListener("pointerleave", hideCard)
 }
 
-/** Nothing is pointed at any more. */
 export function hideCard() {
   if (card) card.hidden = true
 }
 
-/** A wheel that scrolls nothing in the panel moves or zooms the canvas, as it does everywhere else. */
-function passOn(event, body) {
-  const along = Math.abs(event.deltaX) > Math.abs(event.deltaY) ? "x" : "y"
+/** If the wheel scrolls nothing in the panel, it moves or zooms the canvas, as everywhere else. */
+function forwardWheel(event, body) {
+  const axis = Math.abs(event.deltaX) > Math.abs(event.deltaY) ? "x" : "y"
   for (let part = event.target; part instanceof Element && !event.ctrlKey; part = part.parentElement) {
-    const room = along === "x" ? part.scrollWidth - part.clientWidth : part.scrollHeight - part.clientHeight
-    const scrolls = getComputedStyle(part)[along === "x" ? "overflowX" : "overflowY"] === "auto"
+    const room = axis === "x" ? part.scrollWidth - part.clientWidth : part.scrollHeight - part.clientHeight
+    const scrolls = getComputedStyle(part)[axis === "x" ? "overflowX" : "overflowY"] === "auto"
     if (room > 0 && scrolls) return event.stopPropagation()
     if (part === body) break
   }

@@ -1,16 +1,16 @@
 /**
- * The panel of Train Step: how the parts of the loss go, what the word shows along the way, and what it did in the end.
+ * The panel of Train Step: loss curves, previews of the word, and measurements at the end.
  *
- * The server tells what is new and remembers all of it, so a page that is loaded in between asks once and goes on.
+ * The server sends changes and stores the whole state, so a page that loads during a run asks for it once.
  */
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
-import { addCard, addPanel, element, fit, follow, hideCard, keepSmall, loadStyle, place } from "./panel.js"
+import { addCard, addPanel, element, fit, follow, hideCard, keepSmall, place } from "./panel.js"
 import { loadWords, say } from "./words.js"
 
 const KIND = "CLoRA_TrainStep"
-const NATIVE_TEXT = "$$node-text-preview" // where ComfyUI writes what the panel draws
+const NATIVE_TEXT = "$$node-text-preview" // ComfyUI's widget for progress texts
 const EMPTY_PX = 30
 
 /** @typedef {{loss_before?: number, loss_after?: number, recognised?: number, moved?: Record<string, number>,
@@ -19,13 +19,12 @@ const EMPTY_PX = 30
  *   seconds_left: number, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
  *   effect: Effect}} PanelState */
 
-/** @type {Map<string, PanelState>} what the server sent about this workflow's nodes, by their ids in a run ("5", "12:5") */
+/** @type {Map<string, PanelState>} the states of this workflow's nodes, by their ids in a run ("5", "12:5") */
 const states = new Map()
 /** @type {Set<TrainingPanel>} */
 const panels = new Set()
 
 class TrainingPanel {
-  /** @param {any} node */
   constructor(node) {
     this.node = node
     this.title = element("div", { class: "clora-title" })
@@ -45,7 +44,7 @@ class TrainingPanel {
     this.lanes.addEventListener("pointerleave", () => this.point())
     follow(node, "onAdded", () => panels.add(this))
     follow(node, "onRemoved", () => { panels.delete(this); hideCard() })
-    node.hideOutputImages = true // the film strip has them
+    node.hideOutputImages = true // the film strip shows them
     node.onDrawBackground = undefined
     new ResizeObserver(() => fit(node)).observe(this.content)
     this.draw()
@@ -65,7 +64,7 @@ class TrainingPanel {
     this.numbers.replaceChildren(...numbers(state))
   }
 
-  /** The panel says the same, and more. */
+  /** The panel shows the same information. */
   hideNativeText() {
     const native = this.node.widgets.find((widget) => widget.name === NATIVE_TEXT && !widget.hidden)
     if (!native) return
@@ -99,7 +98,7 @@ class TrainingPanel {
     this.film.scrollLeft = this.film.scrollWidth
   }
 
-  /** Say the values at the step that is pointed at, or the last ones. @param {PointerEvent} [event] */
+  /** Show the values at the pointer's step, or the last ones. @param {PointerEvent} [event] */
   point(event) {
     const { left, width } = this.lanes.getBoundingClientRect()
     const share = event && width ? (event.clientX - left) / width : undefined
@@ -108,16 +107,15 @@ class TrainingPanel {
   }
 }
 
-/** One part of the loss, on a scale of its own that begins at zero. */
+/** The curve of one part of the loss, on its own scale from zero. */
 class Lane {
-  /** @param {string} name @param {number} place */
-  constructor(name, place) {
+  constructor(name, index) {
     this.value = element("output")
     this.line = element("path", { class: "clora-line" })
     this.area = element("path", { class: "clora-area" })
     const drawing = element("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none" }, this.area, this.line)
     const label = say(`part.${name}`, {}, name.replaceAll("_", " "))
-    this.body = element("div", { class: `clora-lane clora-part-${place % 4}` },
+    this.body = element("div", { class: `clora-lane clora-part-${index % 4}` },
       element("div", { class: "clora-legend" }, element("span", {}, label), this.value), drawing)
   }
 
@@ -125,8 +123,8 @@ class Lane {
   draw(points, steps) {
     this.points = points
     this.steps = steps
-    const most = Math.max(...points.map(([, value]) => value), 1e-12) * 1.05
-    const places = points.map(([step, value]) => `${(100 * step) / steps} ${100 - (100 * value) / most}`)
+    const top = Math.max(...points.map(([, value]) => value), 1e-12) * 1.05
+    const places = points.map(([step, value]) => `${(100 * step) / steps} ${100 - (100 * value) / top}`)
     const ends = [points.at(0), points.at(-1)].map(([step]) => (100 * step) / steps)
     this.line.setAttribute("d", `M${places.join("L")}`)
     this.area.setAttribute("d", `M${ends[0]} 100L${places.join("L")}L${ends[1]} 100Z`)
@@ -136,10 +134,10 @@ class Lane {
   /** @param {number} [share] of the steps */
   point(share) {
     const step = share === undefined ? Infinity : share * this.steps
-    const far = ([at]) => Math.abs(at - step)
-    const near = this.points.reduce((best, point) => (far(point) < far(best) ? point : best), this.points.at(-1))
-    const before = share === undefined ? "" : `${say("training.at", { step: Math.round(near[0]) })} `
-    this.value.textContent = before + rounded(near[1])
+    const distance = ([at]) => Math.abs(at - step)
+    const nearest = this.points.reduce((a, b) => (distance(b) < distance(a) ? b : a), this.points.at(-1))
+    const label = share === undefined ? "" : `${say("training.at", { step: Math.round(nearest[0]) })} `
+    this.value.textContent = label + rounded(nearest[1])
   }
 }
 
@@ -160,7 +158,7 @@ function title({ word, step, steps, where, seconds, seconds_left }) {
   ]
 }
 
-/** What is known without sampling: name, value, and what it means. @param {PanelState} state */
+/** The measurements: name, value, and a comment. @param {PanelState} state */
 function numbers({ effect = {} }) {
   const { loss_before, loss_after, recognised, moved = {}, overlap = {} } = effect
   const lines = []
@@ -181,17 +179,14 @@ function numbers({ effect = {} }) {
   ])
 }
 
-/** @param {number} value */
 function rounded(value) {
   return value >= 0.0995 ? value.toFixed(2) : value.toPrecision(2).replace(/e-(\d+)$/, "e−$1")
 }
 
-/** @param {number} value */
 function percent(value) {
   return `${Number((100 * value).toPrecision(2))} %`
 }
 
-/** @param {number} seconds */
 function time(seconds) {
   const whole = Math.round(seconds)
   if (whole < 120) return say("time.seconds", { seconds: whole })
@@ -204,12 +199,12 @@ function rootGraph() {
   return app.rootGraph ?? app.graph?.rootGraph ?? app.graph
 }
 
-/** ComfyUI's id of the open workflow, which goes along with every run. */
+/** ComfyUI's id of the open workflow; every run includes it. */
 function workflow() {
   return String(rootGraph()?.id ?? "")
 }
 
-/** The node of an id as runs use it: "12:5" is node 5 in the subgraph of node 12. @param {string} id */
+/** The node with this id in a run: "12:5" is node 5 in the subgraph of node 12. @param {string} id */
 function nodeOf(id) {
   const parts = id.split(":")
   const last = parts.pop()
@@ -217,50 +212,48 @@ function nodeOf(id) {
   return graph?.getNodeById(last)
 }
 
-/** @param {string} id */
 function drawNode(id) {
   const node = nodeOf(id)
   for (const panel of panels) if (panel.node === node) panel.draw(states.get(id))
 }
 
 /** @type {Promise<void> | undefined} */
-let asking
+let loading
 
-/** Ask for everything about this workflow. */
-function ask() {
-  asking = askNow().catch((error) => console.warn("C-LoRA: what was learned so far cannot be asked for.", error))
+/** Load the states of this workflow's nodes. */
+function load() {
+  loading = fetchStates().catch((error) => console.warn("C-LoRA: cannot load the state of the panels.", error))
 }
 
-async function askNow() {
+async function fetchStates() {
   states.clear()
   const id = workflow()
-  const answer = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
-  const known = await answer.json()
-  if (id !== workflow()) return // another one was opened meanwhile
-  for (const [node, all] of Object.entries(known)) {
-    states.set(node, all)
+  const response = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
+  const nodes = await response.json()
+  if (id !== workflow()) return // another workflow was opened meanwhile
+  for (const [node, state] of Object.entries(nodes)) {
+    states.set(node, state)
     drawNode(node)
   }
 }
 
-/** Something new about a node. What is new is of use only where all the rest is known. */
-async function hear({ detail: { workflow: id, node, first, state: news } }) {
-  await asking
+/** Merge changes into a node's state, if the rest of the state is known. */
+async function update({ detail: { workflow: id, node, first, state: changes } }) {
+  await loading
   if (id !== workflow() || !(first || states.has(node))) return
-  states.set(node, { ...(first ? {} : states.get(node)), ...news })
+  states.set(node, { ...(first ? {} : states.get(node)), ...changes })
   drawNode(node)
 }
 
 app.registerExtension({
   name: "clora.train_step",
   async init() {
-    loadStyle()
     await loadWords()
-    api.addEventListener("clora.learning", hear)
-    api.addEventListener("reconnected", ask)
+    api.addEventListener("clora.learning", update)
+    api.addEventListener("reconnected", load)
   },
   nodeCreated(node) {
     if (node.comfyClass === KIND) new TrainingPanel(node)
   },
-  afterConfigureGraph: ask,
+  afterConfigureGraph: load,
 })

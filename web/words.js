@@ -1,4 +1,4 @@
-/** What the panels say, in the language that ComfyUI is set to: "clora" in locales/<language>/main.json. */
+/** The texts of the panels in ComfyUI's language: "clora" in locales/<language>/main.json. */
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
@@ -10,10 +10,7 @@ let loading
 /** @type {Texts[]} The chosen language first, then English. */
 let languages = []
 
-/**
- * Read the texts once. A panel that is drawn before they are there shows their keys.
- * @returns {Promise<void>}
- */
+/** Load the texts once. Until then, panels show their keys. */
 export function loadWords() {
   loading ??= api
     .getCustomNodesI18n()
@@ -21,20 +18,19 @@ export function loadWords() {
       const chosen = app.extensionManager?.setting?.get("Comfy.Locale")
       languages = [all[chosen]?.clora, all.en?.clora].filter(Boolean)
     })
-    .catch((error) => console.warn("C-LoRA: the texts of its panels cannot be read.", error))
+    .catch((error) => console.warn("C-LoRA: cannot load the texts of the panels.", error))
   return loading
 }
 
 /**
- * @param {string} key as "museum.search"
- * @param {Record<string, string | number>} [values] what stands for %name in the text
- * @param {string} [otherwise] where there is no such text
- * @returns {string}
+ * @param {string} key such as "museum.search"
+ * @param {Record<string, string | number>} [values] replacements for %name in the text
+ * @param {string} [fallback] if there is no such text
  */
-export function say(key, values = {}, otherwise = key) {
+export function say(key, values = {}, fallback = key) {
   for (const texts of languages) {
-    const found = key.split(".").reduce((part, name) => part?.[name], /** @type {any} */ (texts))
-    if (typeof found === "string") return found.replace(/%(\w+)/g, (all, name) => String(values[name] ?? all))
+    const text = key.split(".").reduce((part, name) => part?.[name], /** @type {any} */ (texts))
+    if (typeof text === "string") return text.replace(/%(\w+)/g, (match, name) => String(values[name] ?? match))
   }
-  return otherwise
+  return fallback
 }

@@ -1,4 +1,4 @@
-"""The diary of one learning: all that its panel draws, while it goes on and afterwards."""
+"""The diary of one training run: everything that its panel draws, during training and afterwards."""
 
 import base64
 import math
@@ -13,46 +13,46 @@ from ...clora_core.learning.learn import Progress
 from ...clora_core.pictures import thumbnail
 
 SENT_EVERY_S = 0.25
-POINTS = 100  # of a curve: each the mean of as many steps as are needed
-FRAMES = 24  # of the film strip, about
+POINTS = 100  # per curve; each is the mean of several steps if there are more
+FRAMES = 24  # of the film strip, approximately
 
-Where = Literal["learning", "measuring", "learned", "kept", "stopped"]  # kept: found on disk
+Status = Literal["learning", "measuring", "learned", "kept", "stopped"]  # kept: loaded from disk
 
 
 class Diary:
-    """What is known of a learning so far, sent as plain JSON values whenever there is something new.
+    """The state of a training run, sent as plain JSON values whenever it changes.
 
-    word: what is learned. steps: how many in all.
+    words: the trigger words, for display. steps: the total.
     """
 
-    def __init__(self, word: str, steps: int, send: Callable[[Mapping[str, Any]], None]) -> None:
-        self.word, self.steps, self.step = word, steps, 0
-        self.where: Where = "learning"
+    def __init__(self, words: str, steps: int, send: Callable[[Mapping[str, Any]], None]) -> None:
+        self.words, self.steps, self.step = words, steps, 0
+        self.status: Status = "learning"
         self.note = ""
         self.seconds = 0.0
         self.film: list[dict[str, Any]] = []
         self.effect: Effect | None = None
         self._curves: dict[str, dict[int, list[float]]] = {}
         self._send = send
-        self._sent = self._begun = time.monotonic()
-        self._first = 0
+        self._sent_at = self._started_at = time.monotonic()
+        self._first_step = 0
 
     def begin(self, step: int, note: str = "") -> None:
-        """So many steps were done before an interruption; the next one follows."""
-        self._begun, self._first, self.step, self.note = time.monotonic(), step, step, note
+        """Start or resume the run after this many steps."""
+        self._started_at, self._first_step, self.step, self.note = time.monotonic(), step, step, note
         self.send()
 
     def write(self, progress: Progress) -> None:
-        """One more step is done. The panel gets it a few times a second."""
-        self.step, self.seconds = progress.step, time.monotonic() - self._begun
-        place = (progress.step - 1) // self._width
+        """Record one step. The panel gets it a few times a second."""
+        self.step, self.seconds = progress.step, time.monotonic() - self._started_at
+        point = (progress.step - 1) // self._width
         for name, value in progress.losses.items():
-            self._curves.setdefault(name, {}).setdefault(place, []).append(value)
-        if time.monotonic() - self._sent > SENT_EVERY_S:
+            self._curves.setdefault(name, {}).setdefault(point, []).append(value)
+        if time.monotonic() - self._sent_at > SENT_EVERY_S:
             self.send()
 
     def paste(self, picture: Tensor) -> None:
-        """What the word shows now: (3, height, width) in [-1, 1]. Of many pictures, evenly distant ones are kept."""
+        """Add a preview, (3, height, width) in [-1, 1]. If there are many, evenly spaced ones stay."""
         distance = self.film[-1]["step"] - self.film[-2]["step"] if len(self.film) > 1 else self.steps
         if self.film and (distance < self.steps / FRAMES or self.film[-1]["step"] == self.step):
             self.film.pop()
@@ -60,32 +60,31 @@ class Diary:
         self.film.append({"step": self.step, "picture": f"data:image/jpeg;base64,{encoded}"})
         self.send()
 
-    def close(self, where: Where, effect: Effect | None = None, note: str = "") -> None:
-        """How the learning ended."""
-        self.where, self.effect, self.note = where, effect, note
+    def close(self, status: Status, effect: Effect | None = None, note: str = "") -> None:
+        """Record how the run ended."""
+        self.status, self.effect, self.note = status, effect, note
         self.send()
 
-    def keep(self, read: Mapping[str, Any]) -> None:
-        """It was all learned before: send what was read then."""
-        self._send({"word": self.word, "steps": self.steps, "step": self.steps, **read, "where": "kept"})
+    def replay(self, state: Mapping[str, Any]) -> None:
+        """Send the stored state of an earlier run with the same result."""
+        self._send({"word": self.words, "steps": self.steps, "step": self.steps, **state, "where": "kept"})
 
     def send(self) -> None:
-        """Send it now."""
-        self._sent = time.monotonic()
-        self._send(self.read())
+        self._sent_at = time.monotonic()
+        self._send(self.state())
 
     @property
     def seconds_left(self) -> float:
-        """As long as the steps so far took, each."""
-        return self.seconds / max(1, self.step - self._first) * (self.steps - self.step)
+        """An estimate from the mean time per step so far."""
+        return self.seconds / max(1, self.step - self._first_step) * (self.steps - self.step)
 
-    def read(self) -> dict[str, Any]:
-        """Plain JSON values. curves: a part of the loss → [step, mean] points, the step being the middle of some."""
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values. curves: part of the loss → [step, mean] points, at the middle of the averaged steps."""
         return {
-            "word": self.word,
+            "word": self.words,
             "steps": self.steps,
             "step": self.step,
-            "where": self.where,
+            "where": self.status,
             "note": self.note,
             "seconds": round(self.seconds, 1),
             "seconds_left": round(self.seconds_left, 1),
@@ -96,10 +95,11 @@ class Diary:
 
     @property
     def _width(self) -> int:
+        """Steps per point."""
         return math.ceil(self.steps / POINTS)
 
     def _points(self, curve: Mapping[int, Sequence[float]]) -> list[tuple[float, float]]:
-        ends = [min((place + 1) * self._width, self.step) for place in curve]
+        ends = [min((point + 1) * self._width, self.step) for point in curve]
         return [
             (end - (len(values) - 1) / 2, float(f"{sum(values) / len(values):.4g}"))
             for end, values in zip(ends, curve.values(), strict=True)
@@ -107,6 +107,6 @@ class Diary:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is no finite number, which JSON does not know."""
-    kept = {name: _finite(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-    return {name: value for name, value in kept.items() if isinstance(value, dict) or math.isfinite(value)}
+    """The values without NaN and infinity, which JSON cannot represent."""
+    nested = {name: _finite(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    return {name: value for name, value in nested.items() if isinstance(value, dict) or math.isfinite(value)}

@@ -17,12 +17,13 @@ from ..host.words import CLIP
 from .pictures import from_images
 
 
-def shown(
+def load_and_view(
     model: ModelPatcher, clip: CLIP, museum: Museum | None, name: str, exhibits: str, strength: float
 ) -> tuple[ModelPatcher, CLIP, Museum]:
-    """The model and the CLIP that show the museum, or else the one of the file, and what they show of it.
+    """The model and the CLIP with the chosen exhibits, and these exhibits as a museum.
 
-    exhibits: one line each, "<my-cat>" or "<my-cat>: 0.8"; none is all of them. strength: times each one's own.
+    museum: if None, the file of that name. exhibits: one per line, "<my-cat>" or "<my-cat>: 0.8"; empty for all.
+    strength: multiplies all strengths.
     """
     chosen = wanted([line for line in exhibits.splitlines() if line.strip()])
     if museum is None:
@@ -33,49 +34,51 @@ def shown(
     return *view(model, clip, museum, strengths), museum
 
 
-def saved(museum: Museum, name: str, overwrite: bool) -> str:
-    """Write the museum and say where. A file that holds this very museum is left as it is."""
+def save(museum: Museum, name: str, overwrite: bool) -> str:
+    """Write the museum and return a message with its path. A file with the same museum is left alone."""
     path = new_museum_path(name)
-    words = ", ".join(museum.words) or "nothing yet"
+    words = ", ".join(museum.words) or "no exhibits"
     if path.exists() and _holds(path, museum):
-        return f"{path} holds this museum already: {words}"
+        return f"{path} already contains this museum: {words}"
     save_museum(museum, path, overwrite=overwrite, waiting=waiting)
-    return f"{path} now holds: {words}"
+    return f"Saved {path}: {words}"
 
 
-def changed(museum: Museum, edits: str, other: Museum | None, images: Tensor | None) -> tuple[Museum, str]:
-    """The museum after the edits, one a line, and then with what the other one holds; and what was done, in words.
+def edit(museum: Museum, edits: str, other: Museum | None, images: Tensor | None) -> tuple[Museum, str]:
+    """The museum after the edits, one per line, merged with the other one; and a summary.
 
-    images: the host's pictures, of which a line "thumbnail <my-cat> 2" takes the second.
+    images: ComfyUI's pictures; a line "thumbnail <my-cat> 2" uses the second.
     """
-    done = []
+    messages = []
     for line in edits.splitlines():
         if line.strip():
-            museum, did = _edited(museum, line.strip(), images)
-            done.append(did)
+            museum, message = _edit(museum, line.strip(), images)
+            messages.append(message)
     if other is not None:
         museum = merged(museum, other)
-    return museum, "\n".join([*done, f"The museum holds: {', '.join(museum.words) or 'nothing'}"])
+    return museum, "\n".join([*messages, f"The museum contains: {', '.join(museum.words) or 'nothing'}"])
 
 
-def _edited(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str]:
+def _edit(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str]:
     match line.split():
         case ["thumbnail", word]:
-            return _edited(museum, f"thumbnail {word} 1", images)
+            return _edit(museum, f"thumbnail {word} 1", images)
         case ["thumbnail", word, number]:
             count = 0 if images is None else len(images)
             if images is None or number not in map(str, range(1, count + 1)):
-                raise MuseumError(f"'{line}': {count} images are connected. Connect some, and count them from 1.")
+                raise MuseumError(f"'{line}': {count} images are connected. Connect images; the first is number 1.")
             picture = from_images([images[int(number) - 1 : int(number)]], multiple=1, resolution_px=THUMBNAIL_PX)[0]
-            return with_thumbnail(museum, word, thumbnail(picture)), f"'{word}' has another thumbnail now."
+            return with_thumbnail(museum, word, thumbnail(picture)), f"'{word}' has a new thumbnail."
     return edited(museum, line)
 
 
 def _holds(path: Path, museum: Museum) -> bool:
-    """Whether the file shows the same and tells the same; when something was learned may differ."""
+    """Whether the file contains the same exhibits with the same labels; their dates may differ."""
     try:
-        found = load_museum(path)
+        stored = load_museum(path)
     except MuseumError:
         return False
-    labels = ((each.kind, each.prompt, each.thumbnail) for each in museum.exhibits)
-    return same_museum(found, museum) and [(e.kind, e.prompt, e.thumbnail) for e in found.exhibits] == list(labels)
+    return same_museum(stored, museum) and all(
+        (old.kind, old.prompt, old.thumbnail) == (new.kind, new.prompt, new.thumbnail)
+        for old, new in zip(stored.exhibits, museum.exhibits, strict=True)
+    )

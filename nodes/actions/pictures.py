@@ -1,4 +1,4 @@
-"""Pictures between the host, (n, h, w, c) in 0..1, and the engine, (n, 3, h, w) in [-1, 1]."""
+"""Pictures between ComfyUI, (n, h, w, c) in 0..1, and the engine, (n, 3, h, w) in [-1, 1]."""
 
 import math
 from collections.abc import Sequence
@@ -13,37 +13,40 @@ from ...clora_core.pictures import to_bytes
 
 
 def from_files(files: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as the host's tensor."""
+    """Pictures of one size as a ComfyUI image."""
     return torch.stack([to_bytes(file) for file in files]).permute(0, 2, 3, 1) / 255
 
 
 def to_images(pictures: Tensor) -> Tensor:
-    """The engine's pictures as the host's."""
+    """The engine's pictures as a ComfyUI image."""
     return ((pictures.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def in_8_bits(pictures: Tensor) -> Tensor:
-    """The engine's pictures, rounded to what a picture file holds."""
+    """The engine's pictures, rounded to the precision of a picture file."""
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) -> Tensor:
-    """The host's pictures as the engine's, ready to learn from. images: stacks of pictures, of one size each.
+    """ComfyUI images as the engine's pictures, ready for training. images: stacks, each of one size.
 
-    Those with more pixels than resolution_px² are made smaller, to about as many; sides become multiples of `multiple`,
-    for which edges are cut off. Stacks of other sizes get that of the first. Alpha is left out, gray becomes RGB.
-    Raises ConceptError where there is no picture.
+    Pictures with more than about resolution_px² pixels are scaled down; edges are cropped until both sides are
+    multiples of `multiple`. Every stack gets the size of the first. Alpha is dropped, gray becomes RGB. Raises
+    ConceptError if there is no picture.
     """
     for stack in images:
         if stack.ndim != 4 or 0 in stack.shape or stack.shape[-1] not in (1, 3, 4):
-            raise ConceptError(f"These are no pictures: (count, height, width, colors) is {tuple(stack.shape)}.")
+            raise ConceptError(
+                f"An image has the shape {tuple(stack.shape)}; it must be (count, height, width, 1, 3 or 4 channels), "
+                "with at least one picture."
+            )
     if not images:
-        raise ConceptError("There are no pictures: the list is empty.")
+        raise ConceptError("The list of pictures is empty. Connect at least one picture.")
     height, width = images[0].shape[1:3]
-    smaller = min(1.0, resolution_px / math.sqrt(height * width))
-    nearest = [round(side * smaller / multiple) for side in (height, width)]
+    scale = min(1.0, resolution_px / math.sqrt(height * width))
+    nearest = [round(side * scale / multiple) for side in (height, width)]
     target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
-    with torch.inference_mode(False):  # what other nodes made may be inference tensors, which cannot be learned from
+    with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
         return torch.cat([_covering(_pictures(stack), *target).clamp(-1, 1) for stack in images]).contiguous()
 
 
@@ -53,7 +56,7 @@ def _pictures(stack: Tensor) -> Tensor:
 
 
 def _covering(pictures: Tensor, height: int, width: int) -> Tensor:
-    """The middle of the pictures, scaled as little as it takes to cover height × width."""
+    """The center of the pictures, scaled to just cover height × width."""
     old_height, old_width = pictures.shape[-2:]
     scale = max(height / old_height, width / old_width)
     size = [max(height, round(old_height * scale)), max(width, round(old_width * scale))]

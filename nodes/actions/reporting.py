@@ -8,15 +8,15 @@ from ...clora_core.museum.museum import Museum
 from ...clora_core.report import Looks, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
+from ..host.folders import new_output_path
 from ..host.model import ModelPatcher
-from ..host.output import new_output_path
-from ..host.progress import Bar
+from ..host.progress import NodeProgress
 from ..host.view import base_beneath
 from ..host.words import CLIP
 from .pictures import from_files
 
 
-def reported(
+def write_report(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
@@ -28,24 +28,17 @@ def reported(
     sampling_steps: int,
     report_seed: int,
 ) -> tuple[list[Tensor], str]:
-    """The figures, a picture each as the host's, and where the page was written, in words.
+    """The figures as ComfyUI images, and a summary with the path of the page.
 
-    model: the base, or one that shows this museum or an earlier state of it.
+    model: the base, or a model that shows this museum or an earlier state of it.
     """
     path = new_output_path(name, ".html")
-    bar: Bar | None = None
-
-    def report(done: int, of: int) -> None:
-        nonlocal bar
-        bar = bar or Bar(of)
-        bar.at(done)
-
     with ordinary_tensors():
         base = HostBase(*base_beneath(model, clip, museum), vae)
         looks = Looks(pictures, everyday, sampling_steps, base.family.guidance, report_seed)
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
-        seen = reviewed(base, museum, looks, latent_shape=shape, report=report)
-    path.write_text(as_page(seen, title=Path(name).name), encoding="utf-8")
-    figures = [from_files([draw(seen)]) for draw in (exhibits_figure, overlap_figure, moved_figure)]
-    summary = f"{path}: {len(museum.exhibits)} exhibits · everyday prompts moved {seen.damage:.2f} from the base model"
-    return figures, summary
+        review = reviewed(base, museum, looks, latent_shape=shape, report=NodeProgress().update)
+    path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")
+    figures = [from_files([draw(review)]) for draw in (exhibits_figure, overlap_figure, moved_figure)]
+    count = len(museum.exhibits)
+    return figures, f"{path}: {count} exhibits · everyday prompts moved {review.damage:.2f} from the base model"

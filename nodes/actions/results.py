@@ -1,7 +1,7 @@
-"""What was learned, kept on disk under the key of all that went into it: finished results and interrupted states.
+"""Finished results and interrupted states of training, stored on disk under a key of all their inputs.
 
-A file is a museum of the new exhibits: one, or as many as were learned together. What else came out of the learning,
-its losses and pictures, stands among the last one's facts as long as it is in here.
+A result is a museum file of the new exhibits: one, or several that were learned together. The losses, pictures and
+diary of the run are among the last exhibit's facts while it is in the store.
 """
 
 import base64
@@ -30,18 +30,18 @@ from ...clora_core.pictures import PIXELS_LIMIT, as_floats, to_bytes, to_picture
 from ..log import log
 
 LIMIT_BYTES = 4 * 2**30
-KEPT = ("*.safetensors", "*.safetensors.damaged", "*.backup")  # what the limit is for
+STORED = ("*.safetensors", "*.safetensors.damaged", "*.backup")  # what counts towards the limit
 LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came out of one learning.
+    """The result of one training run.
 
-    exhibits: one, or as many as were learned together, in order. losses: of every step. pictures: what the new words
-    show, (n, 3, h, w) in [-1, 1], kept to 8 bits. diary: what the panel showed at the end, plain JSON.
+    exhibits: one, or several that were learned together, in order. losses: one per step. pictures: samples of the new
+    words, (n, 3, h, w) in [-1, 1], in 8 bits. diary: the final state of the panel, plain JSON.
     """
 
     exhibits: tuple[Exhibit, ...]
@@ -52,9 +52,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of results and states. When it grows over its limit, what was not asked for the longest goes first.
+    """A folder of results and states. When it exceeds its limit, the least recently used files are deleted.
 
-    not_kept: why nothing in here can be asked for the next time; "" where all can.
+    not_kept: why the folder is temporary; "" if it is not.
     """
 
     folder: Path
@@ -63,22 +63,22 @@ class Store:
 
     @property
     def refusal(self) -> str:
-        """Why this folder is no place to keep anything, as one sentence; "" where it is."""
+        """Why this folder cannot store anything, as one sentence; "" if it can."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            reason = "" if os.access(self.folder, os.R_OK | os.W_OK | os.X_OK) else "you may not read and write there"
+            reason = "" if os.access(self.folder, os.R_OK | os.W_OK | os.X_OK) else "no permission to read and write"
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             reason = error.strerror
-        except OSError:  # a full disk and such, which writing says if it lasts
+        except OSError:  # such as a full disk, which `_write` reports if it lasts
             reason = ""
-        return reason and f"nothing is kept in '{self.folder}' ({reason}): the same step again learns anew"
+        return reason and f"results cannot be stored in '{self.folder}' ({reason}): running this step again retrains"
 
     def result(self, key: str) -> Result | None:
-        """What was learned under this key, if it still is in here."""
-        return self._found(self._result_path(key), _read)
+        """The result under this key, if it is still stored."""
+        return self._read(self._result_path(key), _read_result)
 
     def keep(self, key: str, base: Fingerprint, result: Result) -> None:
-        """Keep what was learned; the state on the way there is no longer needed."""
+        """Store a result. Its state is no longer needed and is deleted."""
         more = {LOSSES: list(result.losses), PICTURES: _encoded(result.pictures), DIARY: dict(result.diary)}
         *others, last = result.exhibits
         museum = Museum(base, (*others, dataclasses.replace(last, facts={**last.facts, **more})))
@@ -86,15 +86,15 @@ class Store:
             self._state_path(key).unlink(missing_ok=True)
 
     def state(self, key: str) -> LearningState | None:
-        """Where the learning under this key was interrupted, if it was."""
-        return self._found(self._state_path(key), load_state)
+        """The state of an interrupted run under this key, if there is one."""
+        return self._read(self._state_path(key), load_state)
 
     def keep_state(self, key: str, state: LearningState) -> None:
-        """Keep where a learning stands."""
+        """Store the state of a run."""
         self._write(self._state_path(key), lambda path: save_state(state, path))
 
     def refuse_state(self, key: str, error: StateError) -> None:
-        """Set a state aside that the learning under this key cannot go on from."""
+        """Set aside a state that the run under this key cannot resume from."""
         self._set_aside(self._state_path(key), error)
 
     def _result_path(self, key: str) -> Path:
@@ -103,42 +103,42 @@ class Store:
     def _state_path(self, key: str) -> Path:
         return self.folder / f"{key}.state.safetensors"
 
-    def _found(self, path: Path, read: Callable[[Path], Found]) -> Found | None:
+    def _read(self, path: Path, read: Callable[[Path], Content]) -> Content | None:
         try:
             if not path.is_file():
                 return None
-            found = read(path)
+            content = read(path)
         except PermissionError:
             return None
         except MuseumError as error:
-            if isinstance(error.__cause__, PermissionError):  # of another user
-                log.warning("C-LoRA: a kept result may not be read; it will be learned anew. %s", error)
+            if isinstance(error.__cause__, PermissionError):  # another user's file
+                log.warning("C-LoRA: no permission to read a stored result; training starts over. %s", error)
                 return None
-            if refused_by_the_system(error):  # the file may be whole: Run can find it again
+            if refused_by_the_system(error):  # the file may be intact, and another Run may read it
                 raise
             self._set_aside(path, error)
             return None
         with suppress(OSError):
             os.utime(path)
-        return found
+        return content
 
     def _set_aside(self, path: Path, error: CLoRAError) -> None:
-        log.warning("C-LoRA: %s It is set aside as '%s', and is learned anew.", error, set_aside(path).name)
+        log.warning("C-LoRA: %s It is set aside as '%s'; training starts over.", error, set_aside(path).name)
 
     def _write(self, path: Path, save: Callable[[Path], object]) -> bool:
-        """Whether it could be kept. A full disk is said, and survived for the sake of what was learned."""
+        """Whether the file could be written. A full disk is only logged, so that it does not cost the result."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save(path)
             self._clean(path)
         except (MuseumError, OSError) as error:
-            log.warning("C-LoRA: a result cannot be kept for the next time. %s", error)
+            log.warning("C-LoRA: a result cannot be stored. %s", error)
             return False
         return True
 
     def _clean(self, newest: Path) -> None:
-        """Remove files, the longest unused first, until the others fit the limit; never the newest."""
-        files = [path for pattern in KEPT for path in self.folder.glob(pattern) if path != newest]
+        """Delete the least recently used files until the others fit the limit, but never the newest."""
+        files = [path for pattern in STORED for path in self.folder.glob(pattern) if path != newest]
         sizes = {path: path.stat() for path in files}
         total = newest.stat().st_size + sum(stat.st_size for stat in sizes.values())
         for path in sorted(files, key=lambda path: sizes[path].st_mtime_ns):
@@ -148,7 +148,7 @@ class Store:
             total -= sizes[path].st_size
 
 
-def _read(path: Path) -> Result:
+def _read_result(path: Path) -> Result:
     try:
         *others, last = load_museum(path).exhibits
         facts = dict(last.facts)

@@ -1,5 +1,6 @@
-"""Teach inside the host: the engine's `learn`, and around it what a person sees and what is kept."""
+"""What Train Step does: the engine's `learn`, with progress on the node and results stored on disk."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,86 +21,89 @@ from ...clora_core.pictures import to_picture
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
 from ..host.folders import results_folder
-from ..host.identity import identity
-from ..host.memory import said
+from ..host.identity import models_digest
+from ..host.memory import memory_note
 from ..host.model import ModelPatcher
-from ..host.progress import Bar, check_interrupted, panel, say
+from ..host.progress import NodeProgress, check_interrupted, panel, say
 from ..host.view import base_beneath, view, viewed
 from ..host.words import CLIP
 from ..log import log
 from .diary import Diary
-from .draft import Companion
+from .inputs import ConceptInputs
 from .pictures import from_images, in_8_bits, to_images
 from .results import Result, Store
 
 SAVE_EVERY = 50  # steps between two autosaves
-SHOWN_AREA_PX, SHOWN_MOST = 512 * 512, 4  # at the end, as many pictures are sampled as this area has room for
-NOT_KEPT = "what is put on this model cannot be read, so nothing is kept: the same step again learns anew"
-LABELS = {"self_regularization": "forgetting"}  # what the parts of a loss are called on the node
+PREVIEW_AREA_PX, PREVIEWS_MOST = 512 * 512, 4  # the final pictures fill at most this area
+NOT_KEPT = "another node's change of this model cannot be read, so nothing is stored: running this step again retrains"
+LABELS = {"self_regularization": "forgetting"}  # display names for parts of the loss
 SIDE_PX = 64  # sides of pictures become multiples of this: every VAE and UNet here can halve them often enough
 
 
-def train(
+def train_step(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
-    asked: Sequence[Companion],
+    inputs: Sequence[ConceptInputs],
     recipe: Recipe,
     museum: Museum | None = None,
     preview_every: int = 0,
     workflow: str = "",
 ) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
-    """What a Train Step returns: the model and the CLIP that show the new museum, the museum, its losses, pictures.
+    """The outputs of a Train Step: model and CLIP with the new museum, the museum, its losses, pictures.
 
-    asked: the concept, after those that are learned together with it. museum: what was taught so far; None is what the
-    model shows, or nothing yet. workflow: ComfyUI's id of the one that the node stands in, for its panel.
+    inputs: the companions, then the step's own concept. museum: the earlier concepts; None uses the museum that the
+    model shows, or a new one. workflow: ComfyUI's id of the node's workflow, for the panel.
     """
     with ordinary_tensors():
-        so_far = museum or viewed(model)
-        bare_model, bare_clip = base_beneath(model, clip, so_far)
+        earlier = museum or viewed(model)
+        bare_model, bare_clip = base_beneath(model, clip, earlier)
         base = HostBase(bare_model, bare_clip, vae)
-        so_far = so_far or Museum(base.fingerprint)
-        learning = Learning(base, so_far, tuple(_with_pictures(each, base) for each in asked), recipe)
-        models = identity(bare_model, bare_clip, vae)
+        earlier = earlier or Museum(base.fingerprint)
+        learning = Learning(base, earlier, tuple(_concept(entry, base) for entry in inputs), recipe)
+        models = models_digest(bare_model, bare_clip, vae)
         with _store(NOT_KEPT if models is None else "") as store:
             diary = Diary(", ".join(learning.words), recipe.steps, panel(workflow))
-            result = taught(base, learning, store, _digest(f"{learning.key} {models}"), diary, preview_every)
+            key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
+            result = stored_or_learned(base, learning, store, key, diary, preview_every)
         if store.not_kept:
             say(store.not_kept)
             diary.close("learned", diary.effect, store.not_kept)
-    new = so_far.with_exhibits(*result.exhibits)
+    new = earlier.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
-def taught(base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int = 0) -> Result:
-    """What came out of a learning. What is in the store is taken from there, whole or to go on from.
+def stored_or_learned(
+    base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int = 0
+) -> Result:
+    """The result in the store, or else of training, which resumes from a state in the store.
 
-    key: of everything that decides what is learned. preview_every: a picture every so many steps, 0 for none; nothing
-    of what is learned depends on it.
+    key: of everything that affects the result. preview_every: steps between previews, 0 for none; previews do not
+    affect the result.
     """
     if result := store.result(key):
-        Bar(learning.recipe.steps).at(learning.recipe.steps)
-        say(f"{diary.word} was learned before, with the same pictures and numbers")
-        diary.keep(result.diary)
+        NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
+        say(f"{diary.words} was learned before with the same pictures and settings")
+        diary.replay(result.diary)
         return result
     try:
-        learned, losses = _learned(base, learning, store, key, diary, preview_every)
+        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibits = tuple(labelled(*each) for each in zip(learned, learning.concepts, strict=True))
+        exhibits = tuple(labelled(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits)
         diary.paste(pictures[0])
         diary.close("learned", effect(learning, exhibits[-1]))
     except BaseException as error:
         diary.close("stopped", note=str(error))
         raise
-    result = Result(exhibits, losses, in_8_bits(pictures), diary.read())
+    result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
     store.keep(key, learning.museum.base, result)
     return result
 
 
 @contextmanager
 def _store(not_kept: str) -> Iterator[Store]:
-    """Where results are kept: on disk, or only until this step ends, for that reason or one that the disk has."""
+    """The store on disk; or, if there is a reason not to store results, a temporary one for this step."""
     store = Store(results_folder())
     if reason := not_kept or store.refusal:
         with TemporaryDirectory() as folder:
@@ -108,22 +112,22 @@ def _store(not_kept: str) -> Iterator[Store]:
         yield store
 
 
-def _learned(
+def _learn(
     base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int
 ) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
-    """The exhibits, and the loss of every step. However it is stopped, its state is kept."""
+    """The exhibits, and the loss of every step. The state is stored however training stops."""
     concepts, recipe = learning.concepts, learning.recipe
-    bar = Bar(recipe.steps)
+    node = NodeProgress()
     resume = store.state(key)
     losses = list(resume.losses) if resume else []
     height, width = concepts[-1].pictures.shape[-2:]
     last: Progress | None = None
-    count = sum(len(each.pictures) for each in concepts)
-    begin = f"teaching {diary.word} with {count} pictures · {said(base, recipe, height, width)}"
-    begin += store.not_kept and f" · {store.not_kept}"
-    log.info("C-LoRA: %s", begin)
-    say(begin if resume is None else f"going on from step {resume.step} · {begin}")
-    diary.begin(len(losses), begin)
+    count = sum(len(concept.pictures) for concept in concepts)
+    note = f"teaching {diary.words} with {count} pictures · {memory_note(base, recipe, height, width)}"
+    note += store.not_kept and f" · {store.not_kept}"
+    log.info("C-LoRA: %s", note)
+    say(note if resume is None else f"resuming from step {resume.step} · {note}")
+    diary.begin(len(losses), note)
 
     def report(progress: Progress) -> None:
         nonlocal last
@@ -132,14 +136,14 @@ def _learned(
         if progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
             store.keep_state(key, progress.snapshot())
         diary.write(progress)
-        say(described(progress, diary.seconds_left))
+        say(progress_line(progress, diary.seconds_left))
         picture = None
         if preview_every and progress.step % preview_every == 0:
             tokens = [*learning.museum.tokens, progress.trained.token(concepts[-1].word)]
-            pixels = _sampled(base, [concepts[-1].prompt], tokens, height, width)[0]
+            pixels = _sample(base, [concepts[-1].prompt], tokens, height, width)[0]
             diary.paste(pixels)
             picture = to_picture(pixels)
-        bar.at(progress.step, picture)
+        node.update(progress.step, progress.steps, picture)
 
     try:
         return learning.run(report=report, resume=resume), tuple(losses)
@@ -149,20 +153,20 @@ def _learned(
         if last:
             store.keep_state(key, last.snapshot())
         raise
-    return _learned(base, learning, store, key, diary, preview_every)
+    return _learn(base, learning, store, key, diary, preview_every)
 
 
 def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -> Tensor:
-    """What the new words show, the last one first, (n, 3, height, width) in [-1, 1]."""
+    """Samples of the new words, the last concept's first, (n, 3, height, width) in [-1, 1]."""
     concepts, museum = learning.concepts, learning.museum.with_exhibits(*exhibits)
     height, width = concepts[-1].pictures.shape[-2:]
-    count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
-    prompts = [each.prompt for each in reversed(concepts)] * max(1, count // len(concepts))
+    count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
+    prompts = [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
     with shown(base, museum.dense(), museum.gated):
-        return _sampled(base, prompts, museum.tokens, height, width)
+        return _sample(base, prompts, museum.tokens, height, width)
 
 
-def described(progress: Progress, seconds_left: float) -> str:
+def progress_line(progress: Progress, seconds_left: float) -> str:
     """ "step 120/400 · loss 0.081 · forgetting 0.002 · 41 s left" """
     parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.3f}"]
     parts += [
@@ -174,24 +178,17 @@ def described(progress: Progress, seconds_left: float) -> str:
     return " · ".join([*parts, f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left"])
 
 
-def _sampled(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
-    """Pictures (n, 3, height, width) in [-1, 1], sampled through the seam."""
+def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
+    """Pictures (n, 3, height, width) in [-1, 1]."""
     sampling = Sampling(guidance=base.family.guidance)
     shape = base.latent_shape(height, width)
     return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
 
 
-def _with_pictures(asked: Companion, base: HostBase) -> Concept:
-    """The concept as the engine learns it. Raises for pictures that the model cannot take."""
-    pictures = from_images(asked.images, multiple=SIDE_PX, resolution_px=base.resolution_px)
+def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:
+    """The concept with its pictures and captions. Raises an error for pictures that do not fit the model."""
+    pictures = from_images(inputs.images, multiple=SIDE_PX, resolution_px=base.resolution_px)
     base.latent_shape(*pictures.shape[-2:])
-    return asked.draft.with_pictures(pictures, _lines(asked.captions))
-
-
-def _lines(captions: Sequence[str]) -> tuple[str, ...]:
-    lines = captions[0].splitlines() if len(captions) == 1 else captions
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    lines = inputs.captions[0].splitlines() if len(inputs.captions) == 1 else inputs.captions
+    captions = tuple(line.strip() for line in lines if line.strip())
+    return dataclasses.replace(inputs.concept, pictures=pictures, captions=captions)

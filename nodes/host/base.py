@@ -1,4 +1,4 @@
-"""A base over a running ComfyUI: its MODEL, CLIP and VAE, seen as the engine sees every model."""
+"""The engine's `Base` over ComfyUI's MODEL, CLIP and VAE."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,23 +21,23 @@ from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.projections import Projection
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of
+from .progress import check_interrupted
 from .resident import resident_clip, resident_model
-from .text import encode, word_vectors
+from .text import encode_with_clip, vectors_of_word
 from .view import base_beneath
 from .words import CLIP, encoders, table, widths
 
 VAE = comfy.sd.VAE
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURES_AT_ONCE = 4
-EVERYTHING = 10**20  # bytes asked for, so that ComfyUI makes room by unloading all other models
+EVERYTHING = 10**20  # bytes to request, so that ComfyUI unloads all other models
 
 
 class HostBase:
-    """ComfyUI's models as one frozen `Base`. What is patched onto them belongs to the base, but for a museum.
+    """ComfyUI's models as one frozen `Base`. Patches on them are part of the base, except for a museum.
 
-    The three are used as they are and left as they were: nothing of them is changed but while `learning` is entered.
-    Call `learn` over it within `ordinary_tensors()`. Long calls raise ComfyUI's InterruptProcessingException when the
-    user interrupts.
+    The models are only changed while `learning` is entered, and restored afterwards. Call `learn` within
+    `ordinary_tensors()`. Long calls raise ComfyUI's InterruptProcessingException after Cancel.
     """
 
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
@@ -47,104 +47,102 @@ class HostBase:
         self.fingerprint = fingerprint_of(model)
         self.device: torch.device = model.load_device
         self.vae = vae
-        self._given = model, clip
+        self._sources = model, clip
         self._latents = model.model.latent_format
         reads = int(model.model.model_config.unet_config["in_channels"])
-        makes = None if vae is None else int(vae.latent_channels)
-        check_parts(self.family, widths(clip), reads=reads, makes=makes)
+        check_parts(self.family, widths(clip), reads=reads, makes=None if vae is None else int(vae.latent_channels))
         self.attachments: list[Attachment] = []
-        self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
-        self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, whether with checkpoints
-        self._changes = ExitStack()  # what has to be undone before ComfyUI may move the models
+        self._reading: AbstractContextManager[None] = nullcontext()  # entered while `predict` runs
+        self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, gradient checkpointing
+        self._changes = ExitStack()  # to undo before ComfyUI may move the models
         self._prepared = False
 
     @cached_property
     def model(self) -> ModelPatcher:
-        """What is run. Where ComfyUI pages weights in and out, this loads them once more, as a whole."""
-        return resident_model(self._given[0])
+        """The model to run. If ComfyUI pages its weights, this loads a second, whole copy."""
+        return resident_model(self._sources[0])
 
     @cached_property
     def clip(self) -> CLIP:
-        """What encodes prompts, loaded like `model`."""
-        return resident_clip(self._given[1])
+        """The CLIP to encode prompts with, loaded like `model`."""
+        return resident_clip(self._sources[1])
 
     @cached_property
     def modules(self) -> Mapping[Projection, nn.Module]:
-        """What can be taught, of `model`."""
+        """The trainable projections of `model`."""
         return projections_of(self.model)
 
     @property
     def factor(self) -> int:
-        """How many pixels a side of a latent stands for."""
+        """Pixels per latent, along one side."""
         return int(self._vae().spacial_compression_encode())
 
     @property
     def resolution_px(self) -> int:
-        """The side of the pictures that models of this kind are trained on."""
+        """The side of the square pictures that this model family was trained on."""
         return self.family.resolution_px(self.schedule.prediction)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, h', w') of the latents of pictures of that size in pixels."""
+        """(channels, h', w') of the latents of pictures of this size in pixels."""
         return self.family.latent_channels, *latent_sides(height, width, self.factor)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
+        """Pictures (n, 3, h, w) in [-1, 1] to the UNet's latents (n, c, h', w'), float32 on the CPU."""
         self.latent_shape(*pictures.shape[-2:])
         latents = []
         with self._resting():
             for part in pictures.split(PICTURES_AT_ONCE):
-                comfy.model_management.throw_exception_if_processing_interrupted()
+                check_interrupted()
                 encoded = self._vae().encode((part.float() / 2 + 0.5).movedim(1, -1))
                 latents.append(self._latents.process_in(encoded.float()).cpu())
         return torch.cat(latents)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The way back: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
+        """The inverse: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
         pictures = []
         with self._resting():
             for part in latents.split(PICTURES_AT_ONCE):
-                comfy.model_management.throw_exception_if_processing_interrupted()
+                check_interrupted()
                 decoded = self._vae().decode(self._latents.process_out(part.float()))
                 pictures.append(decoded.float().cpu().movedim(-1, 1) * 2 - 1)
         return torch.cat(pictures).clamp(-1, 1)
 
     def vocabulary(self) -> dict[str, Tensor]:
-        """The frozen word table of each text encoder: its name → (words, width)."""
+        """The frozen word embeddings of each text encoder: name → (words, width)."""
         return {name: table(encoder).weight.detach() for name, encoder in encoders(self.clip).items()}
 
     def word_vectors(self, word: str) -> dict[str, Tensor]:
-        """An existing word's vectors: the encoder's name → (tokens, width). Raises ConceptError if it is unknown."""
-        return word_vectors(self.clip, word)
+        """The vectors of an existing word: encoder name → (tokens, width). Raises ConceptError if it is unknown."""
+        return vectors_of_word(self.clip, word)
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
-        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32, on `device`."""
+        """Encode prompts that may contain the tokens' words. Gradients reach their vectors. float32, on `device`."""
         self._ready()
         for token in tokens:
             check_layers(token, layer_count(self.modules))
-        encoded = encode(self.clip, prompts, tokens)
+        encoded = encode_with_clip(self.clip, prompts, tokens)
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
-        stand = {word: mask.to(self.device) for word, mask in encoded.places.items()}
-        return Conditioning(encoded.states.to(self.device), pooled, stand)
+        places = {word: mask.to(self.device) for word, mask in encoded.places.items()}
+        return Conditioning(encoded.states.to(self.device), pooled, places)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction for latents noised as `schedule` says, float32; gradients flow while learning."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        """The UNet's raw prediction for latents noised by `schedule`, float32; gradients flow while learning."""
+        check_interrupted()
         self._ready(int(self.model.memory_required(noisy.shape)))
         model = self.model.model
         dtype = self._learning[0] if self._learning else model.manual_cast_dtype or model.get_dtype()
         options = copy_nested_dicts(self.model.model_options["transformer_options"])
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
         sigmas = self.model.get_model_object("model_sampling").sigma(timesteps.float().cpu())
-        options |= {"sigmas": sigmas.to(self.device), "cond_or_uncond": [0]}  # as samplers tell patches
+        options |= {"sigmas": sigmas.to(self.device), "cond_or_uncond": [0]}  # samplers pass these to patches
         if self._learning:
             options["optimized_attention_override"] = plain_attention
-            if others := options.get("patches", {}).get("output_block_patch"):
-                options["patches"]["output_block_patch"] = [harmless(patch) for patch in others]
+            if patches := options.get("patches", {}).get("output_block_patch"):
+                options["patches"]["output_block_patch"] = [harmless(patch) for patch in patches]
         latents = noisy.to(self.device, dtype)
         states = conditioning.states[..., : self.family.text_width]
-        added = self._added(latents, conditioning)
         self._reading = Reading.of(self, conditioning)
         try:
             with self._reading:
@@ -152,7 +150,7 @@ class HostBase:
                     latents,
                     timesteps.to(self.device).float(),
                     context=states.to(self.device, dtype),
-                    y=added,
+                    y=self._class_conditioning(latents, conditioning),
                     control=None,
                     transformer_options=options,
                 ).float()
@@ -161,10 +159,9 @@ class HostBase:
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
-        """While entered, gradients flow and `predict` computes in that precision, with checkpoints if wished.
+        """While entered, gradients flow and `predict` computes in this precision, optionally with checkpointing.
 
-        Gives the dtype that is computed in. All of the UNet and the text encoder is loaded, at the cost of every other
-        model.
+        Yields the dtype. Loads the whole UNet and text encoder, and unloads every other model.
         """
         before, self._learning = self._learning, (DTYPES[precision], checkpointing)
         try:
@@ -176,7 +173,7 @@ class HostBase:
             comfy.model_management.soft_empty_cache()
 
     def _ready(self, memory_required: int = 0) -> None:
-        """Load the models, with room for so many bytes; while learning, once, completely, and made differentiable."""
+        """Load the models with this much free memory; while learning, load them once, whole, and differentiable."""
         models = [self.model, self.clip.patcher]
         for patcher in models:
             take_off_others(patcher)
@@ -193,21 +190,21 @@ class HostBase:
 
     @contextmanager
     def _resting(self) -> Iterator[None]:
-        """Before and after, the models are as ComfyUI knows them, so that it may move them for the sake of others."""
+        """Restore the models before and after, so that ComfyUI may move them to make room for others."""
         self._changes.close()
         try:
             yield
         finally:
             self._changes.close()
 
-    def _added(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
-        """What SDXL is told besides, (b, channels): pooled text, and the picture's size, uncropped. Else nothing."""
+    def _class_conditioning(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
+        """SDXL's vector of pooled text and picture size, uncropped, (b, channels); None for other families."""
         height, width = (side * 8 for side in latents.shape[-2:])
         pooled = pooled_of(conditioning) if self.family.pooled else None
-        added = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
-        return None if added is None else added.to(latents)
+        vector = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
+        return None if vector is None else vector.to(latents)
 
     def _vae(self) -> VAE:
         if self.vae is None:
-            raise BaseModelError("Pictures cannot be read without a VAE. Connect the VAE that belongs to this model.")
+            raise BaseModelError("Pictures need a VAE. Connect the VAE that belongs to this model.")
         return self.vae

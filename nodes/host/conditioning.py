@@ -1,9 +1,9 @@
-"""What a conditioning knows of learned words: where they stand, and the states of those with a vector per layer.
+"""Learned words in a conditioning: their places in the prompt, and the states of words with a vector per layer.
 
-ComfyUI hands a prompt to CLIP as rows of ids, in which a vector may stand for a token. Ours know their word. So CLIP
-can say where the words stand, and encode a prompt that holds a layer-wise word once for each cross-attention. Both
-travel in the conditioning's dictionary, through stock nodes, to the model (`showing.py`). The first layer's states are
-the ordinary conditioning, so that whatever else reads it (ControlNets, other nodes) finds what it expects.
+ComfyUI passes a prompt to CLIP as rows of ids, where a vector can replace an id. Our vectors carry their word. So CLIP
+can report the places of the words, and encode a prompt with a layer-wise word once per cross-attention. Both travel in
+the conditioning's dictionary, through stock nodes, to the model (`showing.py`). The first layer's states are the
+ordinary conditioning, so other readers (ControlNets, other nodes) work as usual.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from ...clora_core.model.concept import ConceptToken
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
-Piece = int | dict[str, Any]  # an id, or what stands for a learned word
+Piece = int | dict[str, Any]  # an id, or a vector of a learned word
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
 
 
-def spelled(token: ConceptToken, encoder: str) -> list[Piece]:
-    """What stands for a word in that text encoder's rows: a vector each, as ComfyUI takes it, which knows its word."""
+def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
+    """The vectors of a word for this text encoder, in ComfyUI's format, each with its word."""
     layers = token.vectors[encoder]  # (layers, words, width)
     return [
         {"type": "embedding", "data": vectors[0], "clora_word": token.word, "clora_layers": vectors}
@@ -31,12 +31,12 @@ def spelled(token: ConceptToken, encoder: str) -> list[Piece]:
 
 
 def word_at(piece: Any) -> str | None:
-    """The learned word that stands there, if one does."""
+    """The learned word that this piece belongs to, if any."""
     return piece.get("clora_word") if isinstance(piece, dict) else None
 
 
 def places(rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-    """word → where it stands in rows of pieces, all of one length, (rows, length) bool."""
+    """word → its places in rows of equal length, (rows, length) bool."""
     spots: dict[str, list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         for position, piece in enumerate(row):
@@ -49,63 +49,61 @@ def places(rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
 
 
 def layer_of(piece: Any, layer: int) -> Any:
-    """What stands there for that layer: a layer-wise word's own vector, and everything else unchanged."""
+    """The piece with the vector of this layer if its word is layer-wise; otherwise unchanged."""
     if word_at(piece) is None or len(piece["clora_layers"]) == 1:
         return piece
     return {**piece, "data": piece["clora_layers"][layer]}
 
 
-def layer_count(pieces: Sequence[Any]) -> int:
-    """How many layers the words among these pieces have; 1 if none is layer-wise."""
+def layers_in(pieces: Sequence[Any]) -> int:
+    """The number of layers of the words in these pieces; 1 if none is layer-wise."""
     return max((len(piece["clora_layers"]) for piece in pieces if word_at(piece)), default=1)
 
 
-def saying_more(clip: Any) -> Any:
-    """The CLIP, a clone that may be changed, whose conditionings say where learned words stand, and their layers."""
-    before = clip.patcher.get_model_object("encode_token_weights")
-    if not isinstance(before, _SayingMore):
-        clip.patcher.add_object_patch("encode_token_weights", _SayingMore(before))
-    return clip
+def mark_words(clip: Any) -> None:
+    """Patch a clone of a CLIP: its conditionings contain the places and layers of learned words."""
+    encode = clip.patcher.get_model_object("encode_token_weights")
+    if not isinstance(encode, _MarkedEncoding):
+        clip.patcher.add_object_patch("encode_token_weights", _MarkedEncoding(encode))
 
 
-def saying_no_more(clip: Any) -> Any:
-    """Undo `saying_more` on a clone that may be changed."""
-    patched = clip.patcher.object_patches.get("encode_token_weights")
-    if isinstance(patched, _SayingMore):
-        put_back(clip.patcher, "encode_token_weights", patched.encode)
-    return clip
+def unmark_words(clip: Any) -> None:
+    """Undo `mark_words` on a clone."""
+    patch = clip.patcher.object_patches.get("encode_token_weights")
+    if isinstance(patch, _MarkedEncoding):
+        restore_method(clip.patcher, "encode_token_weights", patch.encode)
 
 
-def put_back(patcher: Any, name: str, method: Any) -> None:
-    """Let a model's method be again what it was: its own, or what others put in its place."""
+def restore_method(patcher: Any, name: str, method: Any) -> None:
+    """Restore a method that we patched: the model's own, or another node's patch."""
     if method == MethodType(getattr(type(patcher.model), name), patcher.model):
         del patcher.object_patches[name]
     else:
         patcher.object_patches[name] = method
 
 
-class _SayingMore:
-    """The text encoder's own method, with places and layers among what it returns besides states and pooled vectors."""
+class _MarkedEncoding:
+    """The text encoder's own method, with PLACES and LAYERS added to the dictionary that it returns."""
 
     def __init__(self, encode: Any) -> None:
         self.encode = encode
 
     def __call__(self, pairs: Pairs) -> tuple[Any, ...]:
-        states, pooled, *more = self.encode(pairs)
-        rows = next(iter(pairs.values()), ())  # all encoders of a model read the same words at the same places
-        found = places([[pair[0] for pair in row] for row in rows])
-        side_by_side = {word: mask.flatten()[None] for word, mask in found.items()}  # as their states are joined
-        known = {**(more[0] if more else {}), PLACES: side_by_side}
+        states, pooled, *extra = self.encode(pairs)
+        rows = next(iter(pairs.values()), ())  # a word has the same places in all encoders of a model
+        masks = places([[pair[0] for pair in row] for row in rows])
+        joined = {word: mask.flatten()[None] for word, mask in masks.items()}  # ComfyUI joins the rows' states too
+        extras = {**(extra[0] if extra else {}), PLACES: joined}
         if (layers := self._all_layers(pairs, states)) is not None:
-            known[LAYERS] = layers
-        return states, pooled, known
+            extras[LAYERS] = layers
+        return states, pooled, extras
 
     def _all_layers(self, pairs: Pairs, first: Tensor) -> Tensor | None:
-        """The states of all layers side by side, (1, tokens, layers · width); None if no word is layer-wise.
+        """The concatenated states of all layers, (1, tokens, layers · width); None if no word is layer-wise.
 
-        first: the first layer's, which are known already.
+        first: the first layer's states.
         """
-        count = layer_count([pair[0] for rows in pairs.values() for row in rows for pair in row])
+        count = layers_in([pair[0] for rows in pairs.values() for row in rows for pair in row])
         if count == 1:
             return None
 

@@ -1,7 +1,7 @@
-"""Make a loaded model differentiable for a while, and leave no trace of it.
+"""Make a loaded model differentiable for a while, and restore it afterwards.
 
-ComfyUI is built to sample: it runs nodes under inference mode, adds in place, and computes with kernels that may have
-no backward pass. Everything that stands in the way of gradients is put aside here, and put back in any case.
+ComfyUI is built for sampling: it runs nodes in inference mode, adds in place, and uses kernels that may have no
+backward pass. This module removes whatever blocks gradients, and always restores it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,9 +22,9 @@ from ...clora_core.errors import BaseModelError
 
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
-    """Undo the inference mode that ComfyUI runs nodes under: tensors made in here can have gradients.
+    """Leave the inference mode in which ComfyUI runs nodes: tensors created here can have gradients.
 
-    `learn` has to be called in here, since what it trains is made before the model is asked for anything.
+    Call `learn` in here, because it creates its parameters before it runs the model.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield
@@ -34,13 +34,12 @@ def ordinary_tensors() -> Iterator[None]:
 def differentiable(
     unet: nn.Module, text: nn.Module, *, dtype: torch.dtype, again: Callable[[], AbstractContextManager[None]] | None
 ) -> Iterator[None]:
-    """While entered, gradients flow through both models to what they are given; their own weights are frozen.
+    """While entered, gradients flow through both models to their inputs; their own weights are frozen.
 
-    dtype: what the UNet computes in, whatever it is stored in. The models must be loaded already, and must not be
-    moved or patched until the end. The caller sees to grad mode. again: for gradient checkpointing, what the blocks of
-    the UNet run in when they are computed again on the way back, asked when they first run; None keeps all that they
-    compute. The text encoders' layers always are computed again: what they would keep, their weights in float32 above
-    all, is more than they are worth.
+    dtype: the UNet computes in it, however it is stored. The models must be loaded, and must not be moved or patched
+    until the end. The caller sets the grad mode. again: for gradient checkpointing, returns the context in which a
+    UNet block is recomputed during the backward pass; called when the block first runs. None turns checkpointing off.
+    The text encoders' layers are always checkpointed: otherwise they would keep, above all, their weights in float32.
     """
     with ExitStack() as afterwards:
         for module in (*unet.modules(), *text.modules()):
@@ -60,27 +59,27 @@ def differentiable(
 
 
 def plain_attention(attention: Any, *inputs: Any, **options: Any) -> Tensor:
-    """In place of the attention that ComfyUI chose, one that has a backward pass."""
+    """An attention with a backward pass, instead of the one that ComfyUI chose."""
     return attention_pytorch(*inputs, **options)
 
 
 def harmless(patch: Any) -> Any:
-    """A patch before an output block, which may write into what the backward pass needs of it, as FreeU's does."""
+    """Wrap a patch of an output block that may overwrite tensors that its backward pass needs, as FreeU's does."""
 
     def run(*inputs: Any) -> Any:
-        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.detach().clone(), lambda kept: kept):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda tensor: tensor):
             return patch(*inputs)
 
     return run
 
 
 def _freeze(module: nn.Module, afterwards: ExitStack) -> None:
-    """Evaluation mode, no gradients for weights, and no inference tensors among them.
+    """Evaluation mode, no gradients for weights, and no inference tensors.
 
-    Inference tensors cannot take part in a backward pass, so each is replaced by an ordinary one over the same memory,
-    which may stay: nothing else can tell them apart.
+    A backward pass cannot use inference tensors, so each is replaced by an ordinary tensor over the same memory. These
+    stay afterwards: they behave the same.
     """
-    _set(module, "training", isinstance(module, comfy.ops.fp8_ops.Linear), afterwards)  # else it multiplies in fp8
+    _set(module, "training", isinstance(module, comfy.ops.fp8_ops.Linear), afterwards)  # or it multiplies in fp8
     kinds: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
     for tensors in kinds:
         for name, tensor in tensors.items():
@@ -108,7 +107,7 @@ def _require_grad(tensors: dict[str, Tensor | None], name: str) -> None:
 
 
 def _set(module: nn.Module, name: str, value: object, afterwards: ExitStack) -> None:
-    """Set an attribute of this one module; afterwards it is as it was, or gone if there was none."""
+    """Set an attribute of this module; afterwards restore its value, or delete it if it was not set."""
     if name in vars(module):
         afterwards.callback(vars(module).__setitem__, name, vars(module)[name])
     else:
@@ -117,8 +116,8 @@ def _set(module: nn.Module, name: str, value: object, afterwards: ExitStack) -> 
 
 
 def _holds_another_dtype(module: nn.Module, dtype: torch.dtype) -> bool:
-    held = {tensor.dtype for tensor in module.parameters(recurse=False) if tensor.dtype.is_floating_point}
-    return isinstance(module, comfy.ops.CastWeightBiasOp) and bool(held - {dtype})
+    dtypes = {tensor.dtype for tensor in module.parameters(recurse=False) if tensor.dtype.is_floating_point}
+    return isinstance(module, comfy.ops.CastWeightBiasOp) and bool(dtypes - {dtype})
 
 
 def _check_kernel(module: nn.Module) -> None:
@@ -131,12 +130,12 @@ def _check_kernel(module: nn.Module) -> None:
 
 
 def _copy_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """CLIP's layers add to a tensor in place that their norms still need for the way back; these get a copy."""
+    """CLIP's layers add in place to a tensor that their norms need for the backward pass; the norms get a copy."""
     return (inputs[0].clone(), *inputs[1:])
 
 
 def _on_a_copy(forward: Any) -> Any:
-    """The layer adds to its input in place, which would be added to once more on the way back."""
+    """The layer adds to its input in place; recomputing it in the backward pass must not add twice."""
 
     def run(states: Tensor, *inputs: Any, **options: Any) -> Tensor:
         return forward(states.clone(), *inputs, **options)
@@ -145,14 +144,14 @@ def _on_a_copy(forward: Any) -> Any:
 
 
 class _Checkpointed:
-    """A forward that keeps nothing but its inputs, and runs again on the way back."""
+    """A forward that only stores its inputs, and runs again in the backward pass."""
 
     def __init__(self, forward: Any, again: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.forward, self.again = forward, again
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if "transformer_options" in options:  # written to along the way; the second run must read what the first did
+        if "transformer_options" in options:  # blocks write to it; both runs must read the same
             options["transformer_options"] = dict(options["transformer_options"])
         contexts = nullcontext(), self.again()
-        kept = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
-        return checkpoint(self.forward, *inputs, **kept, **options)
+        settings = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
+        return checkpoint(self.forward, *inputs, **settings, **options)

@@ -1,4 +1,4 @@
-"""Where museums and results live, by ComfyUI's own folders."""
+"""Where museums, results and reports are stored, in ComfyUI's own folders."""
 
 import os
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import folder_paths
 
-from ...clora_core.errors import MuseumError
+from ...clora_core.errors import CLoRAError, MuseumError
 
 KIND = "museums"
 SUFFIX = ".safetensors"
 
 
 def register_museums() -> None:
-    """Make `museums` a kind of model: models/loras/museums, and what extra_model_paths.yaml adds to it.
+    """Register the model folder `museums`: models/loras/museums, plus any folders from extra_model_paths.yaml.
 
-    It lies inside `loras`, so that stock LoRA loaders list the same files.
+    It is inside `loras`, so stock LoRA loaders list the same files.
     """
     own = os.path.join(folder_paths.models_dir, "loras", KIND)
     kinds = folder_paths.folder_names_and_paths
@@ -32,13 +32,13 @@ def museum_path(name: str) -> Path:
     """The file of a museum. Raises MuseumError if there is none of that name."""
     if path := folder_paths.get_full_path(KIND, name or "."):
         return Path(path)
-    known = ", ".join(museum_names()) or "nothing yet"
-    raise MuseumError(f"There is no museum '{name}' in '{_folder()}'. It holds: {known}.")
+    names = ", ".join(museum_names()) or "no museums yet"
+    raise MuseumError(f"There is no museum '{name}' in '{_folder()}'. It contains: {names}.")
 
 
 def museum_version(name: str) -> str:
-    """Another text for a file of other content; empty where there is none that can be read."""
-    from ...clora_core.museum.file.files import version  # none of the engine is imported while ComfyUI starts
+    """A text that changes with the content of the file; empty if there is no readable file."""
+    from ...clora_core.museum.file.files import version  # the engine is not imported while ComfyUI starts
 
     path = folder_paths.get_full_path(KIND, name or ".")
     try:
@@ -48,37 +48,49 @@ def museum_version(name: str) -> str:
 
 
 def new_museum_path(name: str) -> Path:
-    """The file that a museum of that name is written to; folders in the name are made.
+    """The path to save a museum of that name to. Creates folders in the name.
 
-    "cats" becomes cats.museum.safetensors. Raises MuseumError for a name that leads elsewhere.
+    "cats" becomes cats.museum.safetensors. Raises MuseumError for a name that leads out of the folder.
     """
     parts = [part.strip() for part in name.replace("\\", "/").split("/")]
-    why = unusable(parts)
+    problem = _problem(parts)
     if not parts[-1].endswith(SUFFIX):
         parts[-1] += f".museum{SUFFIX}"
-    if why := why or unusable(parts):
-        raise MuseumError(f"{why} Use letters, digits and such, and / for a folder: people/cats.")
+    if problem := problem or _problem(parts):
+        raise MuseumError(f"{problem} Use letters and digits, and / for a folder: people/cats.")
     folder = _folder()
     path = folder.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise MuseumError(f"'{name}' leads out of the folder of museums, '{folder}'. Choose a plain name.")
+        raise MuseumError(f"'{name}' leads out of the museums folder '{folder}'. Choose a plain name.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MuseumError(f"The folder '{path.parent}' cannot be made: {error.strerror}. Choose another.") from error
+        raise MuseumError(f"Cannot create the folder '{path.parent}': {error.strerror}. Choose another.") from error
     return path
 
 
-def unusable(parts: Sequence[str]) -> str:
-    """Why names of folders and a file cannot be used on one system or another; "" if they can."""
-    from ...clora_core.museum.file.names import why_unusable
+def new_output_path(name: str, suffix: str) -> Path:
+    """An unused path in the output folder: the name, a number, the suffix. Creates folders in the name.
 
-    return next((why for part in parts if (why := why_unusable(part))), "")
+    Raises CLoRAError for a name that leads out of the folder.
+    """
+    root = Path(folder_paths.get_output_directory()).resolve()
+    if _problem(name.replace("\\", "/").split("/")) or not (root / name).resolve().is_relative_to(root):
+        raise CLoRAError(f"'{name}' is not a valid file name in '{root}'. Use letters and digits, and / for a folder.")
+    folder, stem, number, _, _ = folder_paths.get_save_image_path(name, str(root))
+    return Path(folder, f"{stem}_{number:05}_{suffix}")
 
 
 def results_folder() -> Path:
-    """Where Train Steps keep their results. It survives a restart, and the web server hands out nothing of it."""
+    """Where Train Steps store their results. It survives a restart, and the web server does not serve it."""
     return Path(folder_paths.get_user_directory(), "__clora", "results")
+
+
+def _problem(parts: Sequence[str]) -> str:
+    """Why names of folders and a file are invalid on some operating system; "" if they are valid."""
+    from ...clora_core.museum.file.names import why_unusable
+
+    return next((why for part in parts if (why := why_unusable(part))), "")
 
 
 def _folder() -> Path:

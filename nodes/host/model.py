@@ -1,4 +1,4 @@
-"""What a loaded ComfyUI model is made of, whatever is patched onto it at the moment."""
+"""The parts of a loaded ComfyUI model, regardless of the patches on it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,16 +20,16 @@ PREFIX = "diffusion_model."
 
 
 def unet_of(model: ModelPatcher) -> nn.Module:
-    """The network that predicts; shared by all clones of the model."""
+    """The UNet; all clones of the model share it."""
     return model.model.diffusion_model
 
 
 def projections_of(model: ModelPatcher) -> dict[Projection, nn.Module]:
-    """What can be taught. Raises BaseModelError, with the model's class and the reason, where there is nothing."""
+    """The trainable projections. Raises BaseModelError, with the model's class and the reason, if there are none."""
     try:
         return find_projections(unet_of(model))
     except BaseModelError as error:
-        raise BaseModelError(f"{type(model.model).__name__} cannot be taught or show a museum. {error}") from error
+        raise BaseModelError(f"{type(model.model).__name__} does not support C-LoRA. {error}") from error
 
 
 def projection_paths(model: ModelPatcher) -> dict[Projection, str]:
@@ -39,31 +39,29 @@ def projection_paths(model: ModelPatcher) -> dict[Projection, str]:
 
 
 def fingerprint_of(model: ModelPatcher) -> Fingerprint:
-    """The fingerprint of the model's own weights; museums and other LoRAs that are merged just now do not change it."""
-    own = {projection: _Own(own_weight(model, path)) for projection, path in projection_paths(model).items()}
-    return fingerprint(own)
+    """The fingerprint of the model's own weights; LoRAs that are merged at the moment do not change it."""
+    paths = projection_paths(model).items()
+    return fingerprint({projection: _Weight(own_weight(model, path)) for projection, path in paths})
 
 
 def own_weight(model: ModelPatcher, path: str) -> Tensor:
-    """The weight of a UNet's module as it was loaded, in the dtype that it is stored in.
-
-    ComfyUI merges patches into the shared weights and keeps what was there before in a backup that all clones share.
-    """
+    """The weight of a UNet's module as it was loaded, in its stored dtype."""
     key = f"{PREFIX}{path}.weight"
-    if key in model.hook_backup:
-        weight: Tensor = model.hook_backup[key][0]
-    elif key in model.backup:
-        weight = model.backup[key].weight
-    else:
-        weight = comfy.utils.get_attr(model.model, key)
-    return weight.detach()
+    return original(model, key, comfy.utils.get_attr(model.model, key)).detach()
+
+
+def original(patcher: ModelPatcher, key: str, weight: Tensor) -> Tensor:
+    """The weight as it was loaded: ComfyUI merges patches into it and keeps the original in a backup of all clones."""
+    if key in patcher.hook_backup:
+        return patcher.hook_backup[key][0]
+    return patcher.backup[key].weight if key in patcher.backup else weight
 
 
 def take_off_others(model: ModelPatcher) -> None:
-    """Take off the shared weights what other clones have merged into them, where loading this one would leave it there.
+    """Unmerge other clones' patches from the shared weights if loading this model would leave them there.
 
-    ComfyUI keeps on the model itself whose patches lie on the weights; hiddenswitch's keeps it on each clone, so that
-    one clone does not see what another did.
+    ComfyUI records on the model itself whose patches are merged; hiddenswitch's fork records it on each clone, so one
+    clone does not see another's patches.
     """
     if hasattr(model.model, "current_weight_patches_uuid"):
         return
@@ -73,20 +71,20 @@ def take_off_others(model: ModelPatcher) -> None:
 
 
 def stored_dtype(weight: Tensor) -> torch.dtype | None:
-    """The dtype that a weight's numbers are kept in. None for a quantized one, which names the dtype it stands for."""
+    """The dtype in which a weight is stored. None for a quantized one, which reports the dtype that it represents."""
     return weight.dtype if type(weight.data) is Tensor else None
 
 
 def run_dtype(module: nn.Module, name: str, weight: Tensor) -> torch.dtype | None:
-    """The dtype that a module's weight has when it runs: where ComfyUI pages weights in, often not its file's."""
+    """The dtype that a module's weight has at run time; if ComfyUI pages weights, it often differs from the file's."""
     stored = stored_dtype(weight)
     return stored and (getattr(module, f"{name}_comfy_model_dtype", None) or stored)
 
 
 def schedule_of(model: ModelPatcher) -> Schedule:
-    """The noise schedule that the model samples by, or what the user chose instead (by a "ModelSampling…" node).
+    """The model's noise schedule, or the one from a "ModelSampling…" node.
 
-    Raises BaseModelError for what is no schedule of discrete timesteps with predictions of epsilon or velocity.
+    Raises BaseModelError unless it has discrete timesteps and predicts epsilon or v.
     """
     sampling: Any = model.get_model_object("model_sampling")
     kind, discrete = type(sampling), comfy.model_sampling.ModelSamplingDiscrete
@@ -104,15 +102,15 @@ def schedule_of(model: ModelPatcher) -> Schedule:
     ):
         bases = ", ".join(base.__name__ for base in kind.__bases__)
         raise BaseModelError(
-            f"{type(model.model).__name__} samples by {bases}. Only models that predict epsilon or v_prediction over "
-            "discrete timesteps can be learned over; take off what changes its sampling, or use another model."
+            f"{type(model.model).__name__} samples with {bases}. C-LoRA needs a model that predicts epsilon or v over "
+            "discrete timesteps. Remove the node that changes its sampling, or use another model."
         )
     variances = sampling.sigmas.detach().cpu().double().square()
     return Schedule((1 / (1 + variances)).float(), prediction)
 
 
-class _Own(nn.Module):
-    """A module of nothing but a weight."""
+class _Weight(nn.Module):
+    """A module that only has a weight."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

@@ -1,17 +1,15 @@
-"""Weights that stay where they are: newer ComfyUIs page them in and out of the device while a model runs.
+"""Weights that stay in place: newer versions of ComfyUI page them in and out of the device while a model runs.
 
-A backward pass needs the weights that the forward pass saw, and would find others in their place. Such a model has a
-delegate, loaded from the same file in the ordinary way, which ComfyUI itself uses for what paging cannot do.
+A backward pass needs the same weights as the forward pass, but would find others in their place. A paged model has a
+delegate, loaded from the same file in the ordinary way, which ComfyUI itself uses where paging does not work.
 """
 
-import comfy.model_patcher
 import comfy.sd
 from torch import nn
 
 from ...clora_core.errors import BaseModelError
-from .model import run_dtype, stored_dtype
+from .model import ModelPatcher, run_dtype, stored_dtype
 
-ModelPatcher = comfy.model_patcher.ModelPatcher
 CLIP = comfy.sd.CLIP
 
 
@@ -20,16 +18,16 @@ def resident_model(model: ModelPatcher) -> ModelPatcher:
     if not getattr(model, "is_dynamic", bool)():
         return model
     try:
-        return _as_run(model.get_non_dynamic_delegate())
+        return _in_run_dtypes(model.get_non_dynamic_delegate())
     except RuntimeError as error:
         raise BaseModelError(
-            f"{type(model.model).__name__} cannot be held in memory as a whole to learn over it ({error}). Load it by "
+            f"{type(model.model).__name__} cannot be kept in memory as a whole for training ({error}). Load it with "
             "one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
         ) from error
 
 
 def resident_clip(clip: CLIP) -> CLIP:
-    """The CLIP, or one over its model's delegate that understands the same words."""
+    """The CLIP, or a clone over its model's delegate that knows the same words."""
     patcher = resident_model(clip.patcher)
     if patcher is clip.patcher:
         return clip
@@ -38,8 +36,8 @@ def resident_clip(clip: CLIP) -> CLIP:
     return clone
 
 
-def _as_run(delegate: ModelPatcher) -> ModelPatcher:
-    """With every weight in the dtype that ComfyUI would page it in as; the delegate's linears keep their file's."""
+def _in_run_dtypes(delegate: ModelPatcher) -> ModelPatcher:
+    """Convert every weight to the dtype that ComfyUI pages it in as; the delegate's linears have their file's."""
     for module in delegate.model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             dtype = run_dtype(module, name, weight)

@@ -1,11 +1,12 @@
 """The built-in small model in ComfyUI's own classes, with the weights that ship with this pack.
 
-The weights are kept as diffusers and transformers name them (`clora_core/starter/model.py`); the same tensors fit
-ComfyUI's UNet, CLIP and TAESD once they are renamed.
+The weights have the names of diffusers and transformers (`clora_core/starter/model.py`). Renamed, the same tensors fit
+ComfyUI's UNet, CLIP and TAESD.
 """
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ WORDS = re.compile("|".join([*map(re.escape, SPECIAL), r"\w+", r"[^\w\s]+"]))
 
 
 def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
-    """The starter model as ComfyUI's nodes take any other: MODEL, CLIP and VAE, all float32."""
+    """The starter model as ComfyUI's MODEL, CLIP and VAE, all float32."""
     return load_model(), load_clip(), load_vae()
 
 
@@ -48,13 +49,18 @@ def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
 
 
 def load_clip(weights: Path = WEIGHTS, **options: Any) -> CLIP:
-    """options: what a ComfyUI that pages weights in and out asks for, where it needs them as a whole."""
-    target = comfy.supported_models_base.ClipTarget(StarterTokenizer, StarterText)
+    """options: what ComfyUI passes when it needs a paged model as a whole."""
+    tokenizer = partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=StarterWords)
+    encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=StarterEncoder)
+    target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
     folders = folder_paths.get_folder_paths("embeddings")
     clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
     clip.patcher.cached_patcher_init = (_text_patcher, (weights,))
-    tensors = {_text_name(name): tensor for name, tensor in _tensors(weights, "text_encoder").items()}
-    projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class has one; this model's UNet reads none
+    tensors = {
+        name if name.startswith("text_model.") else f"text_model.{name}": tensor
+        for name, tensor in _tensors(weights, "text_encoder").items()
+    }
+    projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class needs one; the UNet does not use it
     _fill(clip.cond_stage_model.clip_l.transformer, tensors | projection)
     return clip
 
@@ -66,14 +72,14 @@ def load_vae(weights: Path = WEIGHTS) -> VAE:
 
 
 class StarterLatents(comfy.latent_formats.LatentFormat):
-    """Latents of 32 channels, so that an Empty Latent Image gets as many."""
+    """Latents with 32 channels, also for an Empty Latent Image."""
 
     latent_channels = LATENT_CHANNELS
     scale_factor = 1.0
 
 
 class StarterConfig(comfy.supported_models_base.BASE):
-    """Stable Diffusion's schedule, with predictions of the velocity."""
+    """Stable Diffusion's schedule with v prediction."""
 
     unet_config: Mapping[str, Any] = {}
     unet_extra_config: Mapping[str, Any] = {"num_heads": 4, "num_head_channels": -1}
@@ -84,7 +90,7 @@ class StarterConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.ModelType.V_PREDICTION
 
     def inpaint_model(self) -> bool:
-        """ComfyUI takes a UNet that reads more than four channels for one; this one's latents have as many."""
+        """ComfyUI takes a UNet with more than four input channels for an inpainting model; this one is not."""
         return False
 
 
@@ -108,7 +114,7 @@ UNET: Mapping[str, Any] = {
 
 
 class WordLevel:
-    """One token a word, as transformers' tokenizers answer; what is no word of the starter's world is unknown to it."""
+    """A tokenizer with one token per word, with the interface of transformers. Other words become the unknown token."""
 
     def __init__(self) -> None:
         self.vocab = {word: index for index, word in enumerate(vocabulary())}
@@ -116,7 +122,7 @@ class WordLevel:
 
     @classmethod
     def from_pretrained(cls, path: str, **options: Any) -> "WordLevel":
-        """Called by ComfyUI's tokenizer with a path that means nothing here."""
+        """ComfyUI's tokenizer calls this with a path, which is not used."""
         return cls()
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
@@ -131,7 +137,7 @@ class WordLevel:
 
 
 class StarterWords(comfy.sd1_clip.SDTokenizer):
-    """ComfyUI's tokenizer over the starter's words: 32 tokens a prompt, padded with the end."""
+    """ComfyUI's tokenizer over the starter's words: 32 tokens per prompt, padded with the end token."""
 
     def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
         super().__init__(
@@ -143,13 +149,8 @@ class StarterWords(comfy.sd1_clip.SDTokenizer):
         )
 
 
-class StarterTokenizer(comfy.sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
-        super().__init__(embedding_directory, dict(tokenizer_data), tokenizer=StarterWords)
-
-
 class StarterEncoder(comfy.sd1_clip.SDClipModel):
-    """A CLIP text encoder of two layers with the starter's own word table. Some hosts pass it more `options`."""
+    """A two-layer CLIP text encoder with the starter's vocabulary. Some hosts pass more `options`."""
 
     def __init__(
         self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None, **options: Any
@@ -177,21 +178,12 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
         self.transformer.set_input_embeddings(table.requires_grad_(False))
 
 
-class StarterText(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None) -> None:
-        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=StarterEncoder)
-
-
 def _text_patcher(weights: Path, **options: Any) -> ModelPatcher:
     return load_clip(weights, **options).patcher
 
 
-def _text_name(name: str) -> str:
-    return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
 def _vae_name(name: str) -> str:
-    """diffusers' AutoencoderTiny begins its decoder with a clamp that it does not count as a layer; TAESD counts it."""
+    """TAESD counts the clamp at the start of the decoder as a layer; diffusers' AutoencoderTiny does not."""
     side, _, layer, rest = name.split(".", 3)
     return f"taesd_{side}.{int(layer) + (side == 'decoder')}.{rest}"
 
@@ -201,5 +193,5 @@ def _tensors(weights: Path, part: str) -> dict[str, Tensor]:
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """All of the tensors, and nothing besides: ComfyUI leaves what it is not given uninitialized."""
+    """Load exactly these tensors: ComfyUI leaves missing ones uninitialized."""
     module.load_state_dict(dict(tensors), strict=True)

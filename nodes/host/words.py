@@ -1,7 +1,7 @@
-"""Let a CLIP understand learned words as plain words of a prompt.
+"""Make learned words work as plain words in a prompt.
 
-Each text encoder's tokenizer gets one in front of it that puts a word's vectors where the word stands and leaves the
-text around it alone. Weights such as `(<my-cat>:1.2)` are taken off before that by ComfyUI itself.
+Each text encoder's tokenizer is wrapped by one that replaces a learned word by its vectors and leaves the rest of the
+text alone. ComfyUI itself removes weights such as `(<my-cat>:1.2)` before that.
 """
 
 import copy
@@ -18,32 +18,32 @@ from torch import nn
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, word_pattern
-from .conditioning import Piece, saying_more, saying_no_more, spelled
+from .conditioning import Piece, mark_words, pieces_of, unmark_words
 
 CLIP = comfy.sd.CLIP
 
 
 def with_words(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
-    """A clone of the CLIP whose prompts may hold these words, besides those it already knows.
+    """A clone of the CLIP that knows these words too; a known word is replaced.
 
-    A word that it already knows is replaced. Raises ConceptError for vectors that do not fit its text encoders.
+    Raises ConceptError for vectors that do not fit its text encoders.
     """
     for token in tokens:
         check_fits(token, widths(clip))
-    return _speaking(clip, {**known_words(clip), **{token.word: token for token in tokens}})
+    return _with_vocabulary(clip, {**known_words(clip), **{token.word: token for token in tokens}})
 
 
 def without_words(clip: CLIP, words: Iterable[str]) -> CLIP:
-    """A clone that does not know these words."""
-    dropped = set(words)
-    return _speaking(clip, {word: token for word, token in known_words(clip).items() if word not in dropped})
+    """A clone of the CLIP that does not know these words."""
+    removed = set(words)
+    return _with_vocabulary(clip, {word: token for word, token in known_words(clip).items() if word not in removed})
 
 
 def known_words(clip: CLIP) -> dict[str, ConceptToken]:
-    """The learned words that this CLIP understands."""
+    """The learned words that this CLIP knows."""
     words: dict[str, ConceptToken] = {}
     for tokenizer in tokenizers(clip).values():
-        if isinstance(tokenizer.tokenizer, Speaking):
+        if isinstance(tokenizer.tokenizer, WordTokenizer):
             words |= tokenizer.tokenizer.tokens
     return words
 
@@ -57,43 +57,43 @@ def tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
 def encoders(clip: CLIP) -> dict[str, comfy.sd1_clip.SDClipModel]:
     """The text encoders by name, in the order in which the UNet reads their states.
 
-    Raises BaseModelError where there are none, as with text encoders that are no CLIP.
+    Raises BaseModelError if there are none, for example for T5.
     """
     parts = clip.cond_stage_model.named_children()
-    found = {name: part for name, part in parts if isinstance(part, comfy.sd1_clip.SDClipModel)}
-    if not found or set(found) - set(tokenizers(clip)):
+    encoders = {name: part for name, part in parts if isinstance(part, comfy.sd1_clip.SDClipModel)}
+    if not encoders or set(encoders) - set(tokenizers(clip)):
         raise BaseModelError(
-            f"The text encoder {type(clip.cond_stage_model).__name__} is none that C-LoRA knows. Use the CLIP that "
+            f"C-LoRA does not support the text encoder {type(clip.cond_stage_model).__name__}. Use the CLIP that "
             f"belongs to a model of {', '.join(family.title for family in families.FAMILIES)}."
         )
-    return found
+    return encoders
 
 
 def table(encoder: comfy.sd1_clip.SDClipModel) -> nn.Embedding:
-    """The encoder's word table, (words, width)."""
+    """The encoder's word embeddings, (words, width)."""
     return encoder.transformer.get_input_embeddings()
 
 
 def widths(clip: CLIP) -> dict[str, int]:
-    """Each text encoder's name → the width of its words."""
+    """Name of each text encoder → width of its word embeddings."""
     return {name: table(encoder).weight.shape[1] for name, encoder in encoders(clip).items()}
 
 
 def check_fits(token: ConceptToken, expected: Mapping[str, int]) -> None:
-    """Raise ConceptError unless the word has vectors of that width for each of these text encoders."""
-    found = {name: vectors.shape[-1] for name, vectors in token.vectors.items()}
-    if any(found.get(name) != width for name, width in expected.items()):
+    """Raise ConceptError unless the word has vectors of the expected width for each text encoder."""
+    own = {name: vectors.shape[-1] for name, vectors in token.vectors.items()}
+    if any(own.get(name) != width for name, width in expected.items()):
         raise ConceptError(
-            f"'{token.word}' has vectors for {_listed(found)}, but this model's text encoders are {_listed(expected)}. "
-            "Use the word over the base that it was learned over."
+            f"'{token.word}' has vectors for {_width_list(own)}, but this model's text encoders are "
+            f"{_width_list(expected)}. Use the word with the base model that it was learned on."
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Speaking:
-    """A tokenizer that knows some words more. It answers as the one behind it does: start, ids, end.
+class WordTokenizer:
+    """A tokenizer with learned words. Like the plain one, it returns the start id, the text's ids and the end id.
 
-    begin, end: how many special ids stand before and after the text's own.
+    begin, end: the number of special ids before and after the text's own.
     """
 
     plain: Callable[..., Mapping[str, list[int]]]
@@ -107,18 +107,18 @@ class Speaking:
         return {"input_ids": [*empty[: self.begin], *self.pieces(text, **options), *empty[len(empty) - self.end :]]}
 
     def pieces(self, text: str, **options: Any) -> list[Piece]:
-        """The text's own ids, and the vectors of the words in it."""
+        """The text's own ids, and the vectors of learned words."""
         pieces: list[Piece] = []
-        read = 0
+        position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
-            pieces += self._ids(text[read : match.start()], **options)
-            pieces += spelled(self.tokens[match[0]], self.name)
-            read = match.end()
-        return pieces + self._ids(text[read:], **options)
+            pieces += self._ids(text[position : match.start()], **options)
+            pieces += pieces_of(self.tokens[match[0]], self.name)
+            position = match.end()
+        return pieces + self._ids(text[position:], **options)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Made once, since ComfyUI has a prompt tokenized word by word."""
+        """Cached, because ComfyUI tokenizes a prompt word by word."""
         return word_pattern(list(self.tokens))
 
     def _ids(self, text: str, **options: Any) -> list[int]:
@@ -126,38 +126,44 @@ class Speaking:
         return list(ids[self.begin : len(ids) - self.end])
 
     def get_vocab(self) -> dict[str, int]:
-        """Without the words that it knows: some hosts look a word up here before they have it tokenized."""
+        """Without the learned words: some hosts look up a word here before they tokenize it."""
         vocabulary = dict(self.plain.get_vocab())
         for word in self.tokens:
             vocabulary.pop(f"{word}</w>", None)
         return vocabulary
 
-    def from_pretrained(self, *path: Any, **options: Any) -> "Speaking":
-        """Itself: some hosts make the tokenizer anew, from its class, wherever a CLIP is cloned."""
+    def from_pretrained(self, *path: Any, **options: Any) -> "WordTokenizer":
+        """Returns itself: some hosts recreate the tokenizer from its class whenever a CLIP is cloned."""
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked of it, the tokenizer behind it answers."""
-        if name == "plain" or name.startswith("__"):  # asked while this is being copied, before there is one
+        """Everything else comes from the plain tokenizer."""
+        if name == "plain" or name.startswith("__"):  # during a copy, before `plain` is set
             raise AttributeError(name)
         return getattr(self.plain, name)
 
 
-def speaking(name: str, tokenizer: comfy.sd1_clip.SDTokenizer, tokens: Mapping[str, ConceptToken]) -> Speaking:
-    """What tokenizes for that text encoder, with these words and no others."""
-    plain = tokenizer.tokenizer.plain if isinstance(tokenizer.tokenizer, Speaking) else tokenizer.tokenizer
-    return Speaking(plain, name, tokenizer.tokens_start, int(tokenizer.tokenizer_adds_end_token), dict(tokens))
+def word_tokenizer(
+    name: str, tokenizer: comfy.sd1_clip.SDTokenizer, tokens: Mapping[str, ConceptToken]
+) -> WordTokenizer:
+    """The tokenizer of this text encoder with exactly these learned words."""
+    plain = tokenizer.tokenizer.plain if isinstance(tokenizer.tokenizer, WordTokenizer) else tokenizer.tokenizer
+    return WordTokenizer(plain, name, tokenizer.tokens_start, int(tokenizer.tokenizer_adds_end_token), dict(tokens))
 
 
-def _speaking(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
+def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone = clip.clone()
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name, tokenizer in tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        part.tokenizer = part.tokenizer_class = speaking(name, tokenizer, tokens)
+        part.tokenizer = part.tokenizer_class = word_tokenizer(name, tokenizer, tokens)
         setattr(clone.tokenizer, name, part)
-    return saying_more(clone) if tokens else saying_no_more(clone)
+    if tokens:
+        mark_words(clone)
+    else:
+        unmark_words(clone)
+    return clone
 
 
-def _listed(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({width} wide)" for name, width in found.items())
+def _width_list(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({width} wide)" for name, width in widths.items())

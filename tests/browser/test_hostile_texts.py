@@ -90,7 +90,7 @@ def test_what_nodes_say_is_text(opened: tuple[Server, Frontend]):
     _, frontend = opened
     run(frontend, f"rename {EVIL} {TOM}\nrename {TOM} {EVIL}")
     wait_for_text(frontend, f"'{EVIL}' is '{TOM}' now.")
-    wait_for_text(frontend, f"now holds: {EVIL}")
+    wait_for_text(frontend, f": {EVIL}")
     frontend.page.wait_for_function(
         "(word) => [...document.querySelectorAll('.clora-title b')].some((title) => title.textContent === word)",
         arg=EVIL,

@@ -135,7 +135,7 @@ def test_a_connected_museum_is_said(frontend: Frontend, museum: int):
         }""",
         museum,
     )
-    frontend.page.wait_for_selector(".clora-told")
+    frontend.page.wait_for_selector(".clora-message")
 
 
 def test_neither_the_workflow_nor_the_prompt_holds_anything_of_the_panel(frontend: Frontend, museum: int):
@@ -195,9 +195,10 @@ def test_the_panel_reads_texts_as_the_node_does(frontend: Frontend):
         named = wanted([line for line in source.splitlines() if line.strip()])
         chosen, missing, again = frontend.page.evaluate(
             """async ([text, words]) => {
-                const { understood, written } = await import("/extensions/C-LoRA/museum_text.js")
-                const { chosen, missing } = understood(text, words)
-                return [Object.fromEntries(chosen), [...missing.keys()], written(words, chosen, missing.values())]
+                const { parseExhibits, formatExhibits } = await import("/extensions/C-LoRA/museum_text.js")
+                const { chosen, missing } = parseExhibits(text, words)
+                const again = formatExhibits(words, chosen, missing.values())
+                return [Object.fromEntries(chosen), [...missing.keys()], again]
             }""",
             [source, words],
         )

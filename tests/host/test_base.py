@@ -236,7 +236,7 @@ def test_a_users_choice_of_sampling_is_the_schedule():
         pass
 
     chosen.add_object_patch("model_sampling", Flow(model.model.model_config))
-    with pytest.raises(BaseModelError, match="samples by ModelSamplingDiscreteFlow, CONST"):
+    with pytest.raises(BaseModelError, match="samples with ModelSamplingDiscreteFlow, CONST"):
         HostBase(chosen, clip, vae)
 
 
@@ -246,7 +246,7 @@ def test_words_that_do_not_fit_are_refused():
     with pytest.raises(ConceptError, match=r"'<one>' has vectors for clip_l \(768 wide\), .* clip_l \(128 wide\)"):
         base.encode_prompts(["a <one>"], [wide])
     fitting = ConceptToken("<one>", {"clip_l": torch.zeros(1, 1, 128)})
-    with pytest.raises(ConceptError, match="stands too late"):
+    with pytest.raises(ConceptError, match="comes too late"):
         base.encode_prompts(["red " * 30 + "<one>"], [fitting])
 
 
@@ -282,7 +282,7 @@ def test_a_model_of_joint_attention_is_refused_by_name(name: str, numbers: dict[
     model = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
     museum = Museum(Fingerprint("sd15", "0" * 64))
     for use in (lambda: HostBase(model, clip), lambda: view(model, clip, museum)):
-        with pytest.raises(BaseModelError, match=rf"^{name} cannot be taught or show a museum\. .* joint attention"):
+        with pytest.raises(BaseModelError, match=rf"^{name} does not support C-LoRA\. .* joint attention"):
             use()
 
 

@@ -16,8 +16,8 @@ import torch
 from clora_pack.clora_core.learning.learn import Progress
 from clora_pack.clora_core.learning.state import load_state, save_state
 from clora_pack.clora_core.museum.museum import Museum
-from clora_pack.nodes.actions.draft import Companion, ConceptDraft
-from clora_pack.nodes.actions.teaching import train
+from clora_pack.nodes.actions.inputs import ConceptInputs
+from clora_pack.nodes.actions.teaching import train_step
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import same_museum
@@ -242,10 +242,10 @@ def test_a_model_that_was_loaded_in_part_is_loaded_completely():
     assert sampled(models).equal(before)
 
 
-def train_step(models: Models) -> tuple[list[float], Museum]:
+def quick_step(models: Models) -> tuple[list[float], Museum]:
     """A Train Step of four steps that shows a preview every two: its losses, and the museum."""
     images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    _, _, museum, loss, _ = train(*models, [Companion(ConceptDraft("<one>"), [images])], recipe(), preview_every=2)
+    _, _, museum, loss, _ = train_step(*models, [ConceptInputs(concept("<one>"), [images])], recipe(), preview_every=2)
     return loss["loss"], museum
 
 
@@ -267,14 +267,14 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
     before, left = sampled(models), traces(models)
     handle = networks(models)[index].get_submodule(part).register_forward_pre_hook(AtCall(call, act))
     with pytest.raises((INTERRUPTED, torch.OutOfMemoryError)):
-        train_step(models)
+        quick_step(models)
     handle.remove()
     assert [file.name.split(".")[1] for file in own_results.glob("*")] == kept
     assert traces(models) == left
     assert sampled(models).equal(before)
-    resumed = train_step(models)
+    resumed = quick_step(models)
     shutil.rmtree(own_results)
-    whole = train_step(models)
+    whole = quick_step(models)
     assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
 
 
@@ -283,7 +283,7 @@ def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: 
     models = load_starter()
     handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(7, CANCEL))
     with pytest.raises(INTERRUPTED):
-        train_step(models)
+        quick_step(models)
     handle.remove()
     (path,) = own_results.glob("*.state.safetensors")
     state = load_state(path)
@@ -294,10 +294,10 @@ def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: 
     else:
         tensors = {name: value.fill_(float("nan")) for name, value in state.tensors.items()}
         path.write_bytes(save(tensors, metadata_of(path)))  # which `save_state` refuses
-    anew = train_step(models)
+    anew = quick_step(models)
     assert path.with_name(f"{path.name}.damaged").exists() and not path.exists()
     shutil.rmtree(own_results)
-    whole = train_step(models)
+    whole = quick_step(models)
     assert anew[0] == whole[0] and same_museum(anew[1], whole[1])
 
 
@@ -309,14 +309,14 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def test_where_no_result_can_be_kept_training_works_and_says_so(own_results: Path, caplog: pytest.LogCaptureFixture):
     models = load_starter()
-    whole = train_step(models)
+    whole = quick_step(models)
     shutil.rmtree(own_results)
     own_results.write_text("in the way")
     with caplog.at_level("INFO"):
-        found = train_step(models)
+        found = quick_step(models)
     own_results.unlink()
     assert found[0] == whole[0] and same_museum(found[1], whole[1])
-    assert caplog.text.count("nothing is kept in") == 1 and "cannot be kept" not in caplog.text
+    assert caplog.text.count("results cannot be stored in") == 1 and "a result cannot be stored" not in caplog.text
 
 
 def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
@@ -325,7 +325,7 @@ def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
     for seed in (1, 2):
         torch.manual_seed(seed)
         state, threads = torch.get_rng_state(), torch.get_num_threads()
-        found.append(train_step(load_starter()))
+        found.append(quick_step(load_starter()))
         assert torch.get_rng_state().equal(state) and torch.get_num_threads() == threads
         shutil.rmtree(own_results)
     assert found[0][0] == found[1][0] and same_museum(found[0][1], found[1][1])

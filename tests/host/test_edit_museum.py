@@ -50,8 +50,8 @@ def test_edits_are_done_from_top_to_bottom_and_the_museum_that_comes_in_stays(no
 
 
 def test_it_says_what_removing_does(museum: Museum):
-    _, told = museums.changed(museum, "remove <one>", None, None)
-    assert "<two> 0." in told and "<three> 0." in told and told.endswith("The museum holds: <two>, <three>")
+    _, told = museums.edit(museum, "remove <one>", None, None)
+    assert "<two> 0." in told and "<three> 0." in told and told.endswith("The museum contains: <two>, <three>")
 
 
 def test_edits_come_before_the_other_museum(nodes: dict[str, Any], starter: Models, museum: Museum):
@@ -84,7 +84,7 @@ def test_a_thumbnail_is_one_of_the_images(nodes: dict[str, Any], museum: Museum)
         ("rename <one> <two>", "<two>"),
         ("strength <one> loud", "no number"),
         ("thumbnail <one>", "0 images"),
-        ("thumbnail <one> -1", "count them from 1"),
+        ("thumbnail <one> -1", "the first is number 1"),
         ("thumbnail <four> 1", "0 images"),
         ("remove <one>\nremove <one>", "<one>"),
     ],

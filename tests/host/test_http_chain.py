@@ -19,7 +19,7 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     assert run.succeeded, run.error
     path = server.folder / "models/loras/museums/three.museum.safetensors"
     (shown,) = run.history["outputs"]["save"]["text"]
-    assert shown.replace("\u2060", "") == f"{path} now holds: <ada>, <bo>, <cleo>"  # without the page's joiners
+    assert shown.replace("\u2060", "") == f"Saved {path}: <ada>, <bo>, <cleo>"  # without the page's joiners
     again = server.run(loaded("three"))
     assert again.succeeded, again.error
     assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))
@@ -78,7 +78,7 @@ def test_results_survive_another_workflow_and_a_restart(server: Server):
     assert again.succeeded, again.error
     assert "train1" not in again.cached and "train2" not in again.cached
     assert server.results == before
-    assert "holds this museum already" in again.history["outputs"]["save"]["text"][0]
+    assert "already contains this museum" in again.history["outputs"]["save"]["text"][0]
     assert np.array_equal(server.pictures(again, "show"), server.pictures(first, "show"))
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server)
         assert events.previews > 0
     assert resumed.succeeded, resumed.error
     assert min(step for step in events.steps("train1")) > 3
-    assert re.match(r"going on from step \d+ · teaching <ada> .* takes about \d+ MiB beside the models", told[0])
+    assert re.match(r"resuming from step \d+ · teaching <ada> .* takes about \d+ MiB on top of the models", told[0])
     assert re.fullmatch(r"step 40/40 · loss \d\.\d{3} · context preservation 0\.\d{3} · 0 s left", told[-1]), told[-1]
     assert state not in server.results
     found = load_file(kept)
@@ -192,7 +192,7 @@ def test_two_concepts_are_learned_at_once_saved_and_loaded_by_name(server: Serve
     prompt["train1"]["inputs"]["companions"] = ["with", 0]
     run = server.run(prompt)
     assert run.succeeded, run.error
-    assert "now holds: <bo>, <ada>" in run.history["outputs"]["save"]["text"][0].replace("\u2060", "")
+    assert "safetensors: <bo>, <ada>" in run.history["outputs"]["save"]["text"][0].replace("\u2060", "")
     again = server.run(loaded("together"))
     assert again.succeeded, again.error
     assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))

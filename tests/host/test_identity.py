@@ -5,18 +5,18 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from clora_pack.nodes.actions.draft import Companion, ConceptDraft
-from clora_pack.nodes.actions.teaching import NOT_KEPT, train
+from clora_pack.nodes.actions.inputs import ConceptInputs
+from clora_pack.nodes.actions.teaching import NOT_KEPT, train_step
 from clora_pack.nodes.host import folders
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.identity import identity
+from clora_pack.nodes.host.identity import models_digest
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, view
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch.nn import Parameter
 
-from .models import Models, extra, random_museum, recipe, small_models, stock
+from .models import Models, concept, extra, random_museum, recipe, small_models, stock
 
 pytestmark = pytest.mark.usefixtures("own_results")
 FREE = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
@@ -34,7 +34,7 @@ def starter() -> Models:
 def taught(model: ModelPatcher, clip: Any, vae: Any) -> list[float]:
     """The loss of every step of a Train Step; its results are this test's own."""
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    return train(model, clip, vae, [Companion(ConceptDraft("<one>"), [images])], recipe(steps=2))[3]["loss"]
+    return train_step(model, clip, vae, [ConceptInputs(concept("<one>"), [images])], recipe(steps=2))[3]["loss"]
 
 
 def results() -> int:
@@ -43,8 +43,8 @@ def results() -> int:
 
 def test_models_of_one_fingerprint_are_told_apart(starter: Models):
     model, clip, vae = starter
-    mine = identity(model, clip, vae)
-    assert mine == identity(*load_starter())
+    mine = models_digest(model, clip, vae)
+    assert mine == models_digest(*load_starter())
     key = next(name for name in model.model.state_dict() if name.endswith("attn1.to_k.weight"))
     rows, columns = model.model.state_dict()[key].shape
     lora = model.clone()
@@ -53,7 +53,7 @@ def test_models_of_one_fingerprint_are_told_apart(starter: Models):
     weaker.add_patches({key: lora.patches[key][0][1]}, 0.5)
     skipped = clip.clone()
     skipped.clip_layer(-2)
-    found = [identity(lora, clip, vae), identity(weaker, clip, vae), identity(model, skipped, vae)]
+    found = [models_digest(lora, clip, vae), models_digest(weaker, clip, vae), models_digest(model, skipped, vae)]
     assert len({mine, *found}) == 4
 
 
@@ -61,11 +61,11 @@ def test_loading_a_model_does_not_change_who_it_is():
     """Some of what a file holds is brought to another dtype or device then."""
     model, clip, vae = small_models("sd15")
     clip.cond_stage_model.clip_l.logit_scale = Parameter(torch.tensor(4.0, dtype=torch.float16), requires_grad=False)
-    mine = identity(model, clip, vae)
+    mine = models_digest(model, clip, vae)
     comfy.model_management.load_models_gpu([model, clip.patcher])
-    assert identity(model, clip, vae) == mine
+    assert models_digest(model, clip, vae) == mine
     comfy.model_management.unload_all_models()
-    assert identity(model, clip, vae) == mine
+    assert models_digest(model, clip, vae) == mine
 
 
 def test_another_kind_of_patcher_over_the_same_weights_is_the_same_model(starter: Models):
@@ -74,24 +74,24 @@ def test_another_kind_of_patcher_over_the_same_weights_is_the_same_model(starter
 
     model, clip, vae = starter
     other = Paging(model.model, model.load_device, model.offload_device)
-    assert identity(other, clip, vae) == identity(model, clip, vae)
+    assert models_digest(other, clip, vae) == models_digest(model, clip, vae)
 
 
 def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
     model, clip, vae = starter
-    mine = identity(model, clip, vae)
+    mine = models_digest(model, clip, vae)
     shown, _ = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>", size=0.5))
     comfy.model_management.load_models_gpu([shown])
     assert shown.backup
-    assert identity(model, clip, vae) == mine
+    assert models_digest(model, clip, vae) == mine
     shown.detach()
 
 
 def test_a_model_whose_museum_is_taken_off_is_the_one_beneath(starter: Models):
     model, clip, vae = starter
     shown, speaking = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>"))
-    assert identity(shown, clip, vae) != identity(model, clip, vae) != identity(model, speaking, vae)
-    assert identity(*base_beneath(shown, speaking), vae) == identity(model, clip, vae)
+    assert models_digest(shown, clip, vae) != models_digest(model, clip, vae) != models_digest(model, speaking, vae)
+    assert models_digest(*base_beneath(shown, speaking), vae) == models_digest(model, clip, vae)
 
 
 def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Models):
@@ -113,7 +113,7 @@ def test_as_many_loras_as_people_chain_are_read(starter: Models):
         for number in range(3000):
             weights = (torch.full((out, 1), float(number)), torch.ones(1, width), None, None, None, None)
             patched.add_patches({key: LoRAAdapter(known, weights)}, strength)
-        return identity(patched, clip, vae)
+        return models_digest(patched, clip, vae)
 
     assert with_loras(1.0) is not None
     assert with_loras(1.0) == with_loras(1.0, keys=3) != with_loras(0.5)
@@ -128,6 +128,6 @@ def test_where_a_patch_cannot_be_read_nothing_is_kept_and_that_is_said(
     caplog.set_level("INFO")
     assert taught(unread, clip, vae) == taught(unread, clip, vae)
     assert results() == 0
-    assert "nothing is kept" in caplog.text
+    assert "the result is not stored" in caplog.text
     begun = [line for line in caplog.messages if "teaching" in line]
     assert begun and all(NOT_KEPT in line for line in begun), "said before it takes its time"

@@ -60,7 +60,7 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     with pytest.raises(MuseumError, match="exists already"):
         save(museum.only(["<one>"]), "mine", False)
     shown = save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
-    assert "now holds: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
+    assert "safetensors: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
     assert folders.museum_names() == ["mine.museum.safetensors"]
 
 
@@ -73,7 +73,7 @@ def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, 
         other = replace(museum, exhibits=(replace(first, **change), second))
         with pytest.raises(MuseumError, match="exists already"):
             save(other, "mine", False)
-        assert "now holds" in save(other, "mine", True).ui.as_dict()["text"][0]
+        assert "Saved" in save(other, "mine", True).ui.as_dict()["text"][0]
         assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)
     assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
 

@@ -12,7 +12,7 @@ import torch
 from clora_pack import comfy_entrypoint
 from clora_pack.clora_core.errors import CLoRAError
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.output import new_output_path
+from clora_pack.nodes.host.folders import new_output_path
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
 from clora_pack.nodes.museum_report import MuseumReport
@@ -84,5 +84,5 @@ def test_cancel_stops_it_and_nothing_is_written(
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "", "a\0b", "report 12:30", "x" * 300])
 def test_reports_stay_in_the_output_folder(output: Path, name: str):
-    with pytest.raises(CLoRAError, match="no name for a file"):
+    with pytest.raises(CLoRAError, match="not a valid file name"):
         new_output_path(name, ".html")

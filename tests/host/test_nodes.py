@@ -185,7 +185,7 @@ def test_another_template_is_another_result_beside_captions_too(nodes: dict[str,
 WRONG = {
     "captions of another count": (ConceptError, {"captions": "a {word}\nthe {word}"}, "4 pictures but 2 captions"),
     "a caption without the word": (ConceptError, {"captions": "\n".join("abcd")}, "does not mention"),
-    "no pictures": (ConceptError, {"images": torch.zeros(0, 64, 64, 3)}, "no pictures"),
+    "no pictures": (ConceptError, {"images": torch.zeros(0, 64, 64, 3)}, "at least one picture"),
     "pictures of nothing": (ConceptError, {"images": torch.full((4, 64, 64, 3), torch.nan)}, "not finite"),
     "no VAE": (CLoRAError, {"vae": None}, "'vae' is None"),
 }
@@ -217,6 +217,11 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(
 def test_a_word_that_no_prompt_could_hold_is_refused(nodes: dict[str, Any], word: str):
     with pytest.raises(ConceptError):
         concept(nodes, word)
+
+
+def test_a_template_has_to_mention_the_word(nodes: dict[str, Any]):
+    with pytest.raises(ConceptError, match="does not mention"):
+        concept(nodes, template="a photo of a cat")
 
 
 def test_a_museum_of_another_base_is_refused(nodes: dict[str, Any], starter: Models):
@@ -260,7 +265,7 @@ def test_the_estimate_grows_with_what_is_asked_for(starter: Models):
     assert 1.3 * 2**30 < small < 1.5 * 2**30  # 0.69 GiB in 16 bits, counted on the real UNet's shape
     assert memory.step_bytes(base, recipe(batch_size=4), 512, 512) > 3.9 * small
     assert memory.step_bytes(base, recipe(checkpointing=True), 512, 512) < small
-    assert "GiB beside the models' " in memory.said(base, recipe(batch_size=4), 512, 512)
+    assert "GiB on top of the models' " in memory.memory_note(base, recipe(batch_size=4), 512, 512)
 
 
 def test_the_estimate_counts_copies_of_weights_that_are_stored_in_another_dtype():

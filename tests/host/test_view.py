@@ -147,9 +147,9 @@ def test_another_museum_is_refused():
     base = HostBase(model, clip, vae)
     shown, speaking = view(model, clip, random_museum(base, "<one>"))
     other = random_museum(base, "<two>")
-    with pytest.raises(BaseModelError, match=r"views another museum \(<one>\) than the one connected \(<two>\)"):
+    with pytest.raises(BaseModelError, match=r"shows another museum \(<one>\) than the connected one \(<two>\)"):
         view(shown, speaking, other)
-    with pytest.raises(BaseModelError, match="views another museum"):
+    with pytest.raises(BaseModelError, match="shows another museum"):
         base_beneath(shown, speaking, other)
 
 

@@ -21,7 +21,7 @@ class Socket:
 
 @dataclass(frozen=True)
 class Schema:
-    """What `described(…)` is called with in a node's `define_schema`."""
+    """What `node_schema(…)` is called with in a node's `define_schema`."""
 
     name: str  # of the class
     id: str
@@ -41,9 +41,8 @@ def schemas() -> dict[str, Schema]:
 def _in_file(path: Path) -> Iterator[Schema]:
     for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(kind, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in kind.bases):
-            (call,) = (
-                node for node in ast.walk(kind) if isinstance(node, ast.Call) and ast.unparse(node.func) == "described"
-            )
+            calls = [node for node in ast.walk(kind) if isinstance(node, ast.Call)]
+            (call,) = (call for call in calls if ast.unparse(call.func) == "node_schema")
             options = {keyword.arg: keyword.value for keyword in call.keywords}
             id, display_name, description = (ast.literal_eval(argument) for argument in call.args)
             aliases = tuple(ast.literal_eval(options["search_aliases"]))

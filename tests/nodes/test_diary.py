@@ -1,4 +1,4 @@
-"""The diary of a learning: curves that are honest means, a film strip that stays short, and plain JSON at any time."""
+"""The diary of a training run: curves are exact means, the film strip stays short, the state is always plain JSON."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,24 +12,24 @@ from clora_bare.nodes.actions.diary import FRAMES, POINTS, Diary
 
 @dataclass
 class Done:
-    """What a diary reads of the engine's `Progress`."""
+    """The part of the engine's `Progress` that a diary reads."""
 
     step: int
     losses: dict[str, float] = field(default_factory=dict)
 
 
 def diary(steps: int) -> tuple[Diary, list[dict]]:
-    told: list[dict] = []
-    return Diary("<cat>", steps, lambda read: told.append(dict(read))), told
+    states: list[dict] = []
+    return Diary("<cat>", steps, lambda state: states.append(dict(state))), states
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100, 101, 250, 1234])
 def test_points_are_the_means_of_the_steps_that_they_stand_for(steps: int):
-    read, _ = diary(steps)
+    run, _ = diary(steps)
     values = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
     for step, value in enumerate(values, 1):
-        read.write(Done(step, {"diffusion": value, "self_regularization": 2 * value}))
-    curves = read.read()["curves"]
+        run.write(Done(step, {"diffusion": value, "self_regularization": 2 * value}))
+    curves = run.state()["curves"]
     width = -(-steps // POINTS)
     chunks = [values[start : start + width] for start in range(0, steps, width)]
     assert len(chunks) <= POINTS
@@ -42,45 +42,45 @@ def test_points_are_the_means_of_the_steps_that_they_stand_for(steps: int):
     )
 
 
-def test_a_resumed_learning_goes_on_where_it_was():
-    read, _ = diary(10)
-    read.begin(6)
-    read.write(Done(7, {"diffusion": 1.0}))
-    assert read.read()["curves"] == {"diffusion": [(7.0, 1.0)]}
-    assert read.seconds_left == pytest.approx(3 * read.seconds)
+def test_a_resumed_run_continues_its_curves():
+    run, _ = diary(10)
+    run.begin(6)
+    run.write(Done(7, {"diffusion": 1.0}))
+    assert run.state()["curves"] == {"diffusion": [(7.0, 1.0)]}
+    assert run.seconds_left == pytest.approx(3 * run.seconds)
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
 def test_the_film_is_short_even_and_ends_with_the_newest(every: int):
     steps = 1000
-    read, _ = diary(steps)
+    run, _ = diary(steps)
     for step in range(every, steps + 1, every):
-        read.write(Done(step))
-        read.paste(torch.zeros(3, 8, 8))
-        assert read.film[-1]["step"] == step
-    kept = [frame["step"] for frame in read.film]
+        run.write(Done(step))
+        run.paste(torch.zeros(3, 8, 8))
+        assert run.film[-1]["step"] == step
+    kept = [frame["step"] for frame in run.film]
     assert kept[0] == every and len(kept) <= FRAMES + 2
     gaps = [later - earlier for earlier, later in pairwise(kept[:-1])]
     assert all(steps / FRAMES <= gap < steps / FRAMES + every for gap in gaps)
-    read.paste(torch.ones(3, 8, 8))  # another picture of the same step takes its place
-    assert [frame["step"] for frame in read.film] == kept
+    run.paste(torch.ones(3, 8, 8))  # replaces the picture of the same step
+    assert [frame["step"] for frame in run.film] == kept
 
 
-def test_it_is_json_at_every_moment_also_where_a_number_is_none():
-    read, told = diary(3)
-    read.begin(0)
-    read.write(Done(1, {"diffusion": 0.123456789}))
-    read.paste(torch.zeros(3, 8, 8))
-    read.close("learned", Effect(0.5, float("nan"), 0.75, {"<dog>": float("inf"), "<cow>": 0.25}, {}))
-    assert [entry["where"] for entry in told] == ["learning", "learning", "learned"]
-    for entry in told:
+def test_its_state_is_valid_json_at_every_moment():
+    run, states = diary(3)
+    run.begin(0)
+    run.write(Done(1, {"diffusion": 0.123456789}))
+    run.paste(torch.zeros(3, 8, 8))
+    run.close("learned", Effect(0.5, float("nan"), 0.75, {"<dog>": float("inf"), "<cow>": 0.25}, {}))
+    assert [entry["where"] for entry in states] == ["learning", "learning", "learned"]
+    for entry in states:
         json.dumps(entry, allow_nan=False)
-    assert told[-1]["effect"] == {"loss_before": 0.5, "recognised": 0.75, "moved": {"<cow>": 0.25}, "overlap": {}}
-    assert told[-1]["curves"]["diffusion"] == [(1.0, 0.1235)]
-    assert told[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
+    assert states[-1]["effect"] == {"loss_before": 0.5, "recognised": 0.75, "moved": {"<cow>": 0.25}, "overlap": {}}
+    assert states[-1]["curves"]["diffusion"] == [(1.0, 0.1235)]
+    assert states[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
 
 
-def test_what_was_learned_before_is_told_as_it_was_then():
-    read, told = diary(3)
-    read.keep({"word": "<cat>", "where": "learned", "seconds": 5})
-    assert told == [{"word": "<cat>", "steps": 3, "step": 3, "where": "kept", "seconds": 5}]
+def test_the_stored_state_of_an_earlier_run_is_sent():
+    run, states = diary(3)
+    run.replay({"word": "<cat>", "where": "learned", "seconds": 5})
+    assert states == [{"word": "<cat>", "steps": 3, "step": 3, "where": "kept", "seconds": 5}]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from clora_bare.clora_core.errors import ConceptError
-from clora_bare.nodes.actions.draft import ConceptDraft
 from clora_bare.nodes.actions.pictures import from_files, from_images, in_8_bits, to_images
 from PIL import Image
 
@@ -51,7 +50,7 @@ def test_stacks_of_several_sizes_get_the_size_of_the_first():
     assert tuple(pictures.shape) == (4, 3, 64, 128)
     assert torch.equal(pictures[:2], from_images(given[:1], multiple=64, resolution_px=512))
     assert torch.allclose(pictures[3], torch.ones(3, 64, 128))
-    with pytest.raises(ConceptError, match="the list is empty"):
+    with pytest.raises(ConceptError, match="list of pictures is empty"):
         from_images([], multiple=64, resolution_px=512)
 
 
@@ -63,7 +62,7 @@ def test_pictures_of_a_node_can_be_learned_from():
 
 @pytest.mark.parametrize("shape", [(0, 64, 64, 3), (64, 64, 3), (1, 64, 64, 2), (1, 0, 64, 3)])
 def test_no_pictures_are_refused(shape: tuple[int, ...]):
-    with pytest.raises(ConceptError, match="no pictures"):
+    with pytest.raises(ConceptError, match=r"at least one picture"):
         from_images([torch.zeros(shape)], multiple=64, resolution_px=64)
 
 
@@ -76,27 +75,3 @@ def test_eight_bits_are_what_a_file_holds():
     values = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
     assert torch.allclose(in_8_bits(values), values, atol=1e-6)
     assert torch.equal(in_8_bits(values + 0.003), in_8_bits(values))
-
-
-@pytest.mark.parametrize("word", ["", "12", "my cat", "(cat)", "a:b", "x" * 65])
-def test_a_bad_word_is_refused_before_any_picture_comes(word: str):
-    with pytest.raises(ConceptError):
-        ConceptDraft(word)
-
-
-def test_a_template_without_the_word_is_refused():
-    with pytest.raises(ConceptError, match="does not mention"):
-        ConceptDraft("<cat>", template="a photo of a cat")
-
-
-def test_a_draft_becomes_the_concept_that_it_says():
-    draft = ConceptDraft("<cat>", "style", "", 2, "cat", 7)
-    concept = draft.with_pictures(torch.zeros(1, 3, 8, 8), ("one {word}",))
-    assert (concept.word, concept.kind, concept.vectors, concept.start, concept.token_seed) == (
-        "<cat>",
-        "style",
-        2,
-        "cat",
-        7,
-    )
-    assert concept.prompts() == ["one <cat>"] and draft.prompt == "a <cat> style picture"

@@ -109,7 +109,7 @@ def test_a_damaged_file_is_set_aside_and_said(store: Store, caplog: pytest.LogCa
         path.write_bytes(broken := damage(path.read_bytes()))
         assert ask(key) is None and not path.exists()
         assert (store.folder / f"{path.name}.damaged").read_bytes() == broken
-        assert f"set aside as '{path.name}.damaged', and is learned anew" in caplog.text
+        assert f"set aside as '{path.name}.damaged'; training starts over" in caplog.text
         assert ask(key) is None
 
 
@@ -260,14 +260,14 @@ def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
     blocked = Store(tmp_path / "file" / "results")
     blocked.keep(A, BASE, made())
     blocked.keep_state(A, state())
-    assert caplog.text.count("cannot be kept") == 2
+    assert caplog.text.count("cannot be stored") == 2
 
 
 def test_a_file_in_the_place_of_the_folder_is_said_in_one_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "results"):
         store = Store(folder)
-        assert str(folder) in store.refusal and "learns anew" in store.refusal and store.refusal.count(". ") == 0
+        assert str(folder) in store.refusal and "retrains" in store.refusal and store.refusal.count(". ") == 0
         assert store.result(A) is None and store.state(A) is None
     assert not Store(tmp_path / "free").refusal
 
@@ -298,5 +298,5 @@ def asked_by_somebody_else(folder: Path) -> None:
             assert store.result(A) is None and store.state(B) is None
             store.keep(A, BASE, made())
             store.keep_state(B, state())
-            assert "nothing is kept in" in store.refusal
+            assert "results cannot be stored in" in store.refusal
     os._exit(0)
