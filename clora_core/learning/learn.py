@@ -1,16 +1,16 @@
-"""Learn concepts: the one training loop, whatever the model and the recipe.
+"""Learn concepts, whatever the model and the recipe.
 
 Every draw depends on the recipe's seed and the step's number alone, so the same inputs give the same exhibits, and a
 resumed learning gives what an uninterrupted one would have given.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..errors import ConceptError, LearningError
 from ..method.objective import diffusion_loss
@@ -22,28 +22,9 @@ from ..model.concept import Concept
 from ..museum.museum import Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
-from .optimizer import Optimizer
+from .loop import Progress, train
 from .start import Trained, start
-from .state import LearningState, NotFiniteError, StateError
-
-
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """What a `report` callback gets after every update.
-
-    losses: "diffusion" and each regularizer by name, as they entered the sum. trained: the deltas and the words as they
-    are now. snapshot: gives a state that learning can resume from.
-    """
-
-    step: int
-    steps: int
-    losses: Mapping[str, float]
-    trained: Trained
-    snapshot: Callable[[], LearningState]
-
-    @property
-    def loss(self) -> float:
-        return sum(self.losses.values())
+from .state import LearningState
 
 
 def learn(
@@ -52,7 +33,7 @@ def learn(
     concepts: Sequence[Concept],
     recipe: Recipe,
     *,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[Progress[Trained]], None] | None = None,
     resume: LearningState | None = None,
 ) -> tuple[Exhibit, ...]:
     """The exhibits of the concepts, learned after all that the museum holds: `Learning(…).run(…)`."""
@@ -112,7 +93,7 @@ class Learning:
             )
 
     def run(
-        self, *, report: Callable[[Progress], None] | None = None, resume: LearningState | None = None
+        self, *, report: Callable[[Progress[Trained]], None] | None = None, resume: LearningState | None = None
     ) -> tuple[Exhibit, ...]:
         """Learn. One exhibit for each concept, in order; the last one holds the deltas that all share.
 
@@ -120,7 +101,7 @@ class Learning:
         passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
         longer finite, and StateError for a `resume` that is no state of this learning.
         """
-        base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
+        base, museum, recipe = self.base, self.museum, self.recipe
         concept = self.concepts[-1]
         earlier = Museum(museum.base) if recipe.over == "base" else museum
         with torch.inference_mode(False), torch.enable_grad():
@@ -133,7 +114,6 @@ class Learning:
                 attached(base, beneath),
                 attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
             ):
-                optimizer = Optimizer(trained, recipe, base.device, computed_in)
                 first_words = [trained.token(word) for word in self.words]
 
                 @contextmanager
@@ -157,74 +137,27 @@ class Learning:
                 )
                 with as_before():
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
-                book = _Book(key, trained, optimizer, resume)
-                for index in range(len(book.losses), recipe.steps):
-                    losses = dict.fromkeys(("diffusion", *terms), 0.0)
-                    for part in range(recipe.accumulation):
-                        turn, place = divmod(index * recipe.accumulation + part, len(lessons))
-                        step = lessons[place].step(turn, trained)
-                        values = {"diffusion": diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)}
-                        values |= {name: term(step) for name, term in terms.items()}
-                        optimizer.gather(torch.stack(list(values.values())).sum())
-                        for name, value in values.items():
-                            losses[name] += value.item() / recipe.accumulation
-                    if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
-                        raise NotFiniteError(_not_finite(concept.word, index, losses, computed_in), book.state())
-                    trained.settle()
-                    book.losses.append(sum(losses.values()))
-                    if report:
-                        report(Progress(index + 1, recipe.steps, losses, trained, book.state))
-            return tuple(self._exhibit(each, trained, book.losses[-1]) for each in self.concepts)
+
+                def losses_of(number: int) -> dict[str, Tensor]:
+                    turn, place = divmod(number, len(lessons))
+                    step = lessons[place].step(turn, trained)
+                    diffusion = diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)
+                    return {"diffusion": diffusion, **{name: term(step) for name, term in terms.items()}}
+
+                loss = train(
+                    trained,
+                    losses_of,
+                    recipe,
+                    key=self.key,
+                    title=concept.word,
+                    device=base.device,
+                    computed_in=computed_in,
+                    report=report,
+                    resume=resume,
+                )
+            return tuple(self._exhibit(each, trained, loss) for each in self.concepts)
 
     def _exhibit(self, concept: Concept, trained: Trained, loss: float) -> Exhibit:
         facts = {"pictures": len(concept.pictures), "loss": loss}
         deltas = trained.increments() if concept is self.concepts[-1] else {}
         return Exhibit(trained.kept_token(concept.word), deltas, self.recipe, concept.kind, concept.prompt, facts)
-
-
-class _Book:
-    """Where a learning stands: what `LearningState` is written from and read into."""
-
-    def __init__(self, key: str, trained: Trained, optimizer: Optimizer, resume: LearningState | None) -> None:
-        self.key, self.trained, self.optimizer = key, trained, optimizer
-        self.losses: list[float] = []
-        if resume is not None:
-            self._open_at(resume)
-
-    def state(self) -> LearningState:
-        tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.memory().items()}
-        return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
-
-    @torch.no_grad()
-    def _open_at(self, state: LearningState) -> None:
-        if state.key != self.key:
-            raise StateError("This saved state belongs to another learning (other pictures, museum or numbers).")
-        self._check(state)
-        for name, value in self.trained.parameters().items():
-            value.copy_(state.tensors[f"trained.{name}"])
-        prefix = "optimizer."
-        memory = {name.removeprefix(prefix): v for name, v in state.tensors.items() if name.startswith(prefix)}
-        self.optimizer.remember(memory)
-        self.losses = list(state.losses)
-
-    def _check(self, state: LearningState) -> None:
-        """Raise StateError unless the state holds all that is trained, and nothing else than this learning knows."""
-        trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
-        shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
-        if state.step != len(state.losses):
-            raise StateError(f"This saved state is of step {state.step}, but it has {len(state.losses)} losses.")
-        if missing := trained.keys() - state.tensors.keys():
-            raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
-        for name, value in state.tensors.items():
-            if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
-                raise StateError(f"This saved state is damaged: '{name:.100}' is not what this learning has there.")
-
-
-def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in: torch.dtype) -> str:
-    broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
-    what = f"the loss ({broken})" if broken else "the gradient"
-    exact = "" if computed_in == torch.float32 else "precision fp32 over weights in fp32, or "
-    return (
-        f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {exact}a lower learning rate."
-    )

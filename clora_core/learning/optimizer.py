@@ -1,13 +1,27 @@
-"""AdamW over the deltas and the word, each with its own learning rate, and all that a resumed run must remember."""
+"""AdamW over the deltas and the word (or the head), each with its own learning rate, and all that a resumed run must remember."""
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..method.recipe import Recipe
-from .start import Trained
+
+TOKEN_RATE = ("token.", "head.")  # names of parameters that move at the token_learning_rate
+
+
+class Trainable(Protocol):
+    """What the loop moves."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by a name that is the same in every run."""
+        ...
+
+    def settle(self) -> None:
+        """Called after every update."""
+        ...
 
 
 class Optimizer:
@@ -16,11 +30,11 @@ class Optimizer:
     computed_in: the dtype that gradients come through; float16 gets loss scaling, since small ones would be lost.
     """
 
-    def __init__(self, trained: Trained, recipe: Recipe, device: torch.device, computed_in: torch.dtype) -> None:
+    def __init__(self, trained: Trainable, recipe: Recipe, device: torch.device, computed_in: torch.dtype) -> None:
         self.recipe = recipe
         self.named = trained.parameters()
-        words = [value for name, value in self.named.items() if name.startswith("token.")]
-        factors = [value for name, value in self.named.items() if not name.startswith("token.")]
+        words = [value for name, value in self.named.items() if name.startswith(TOKEN_RATE)]
+        factors = [value for name, value in self.named.items() if not name.startswith(TOKEN_RATE)]
         self.adamw = torch.optim.AdamW(
             [
                 {"params": factors, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},

@@ -1,0 +1,137 @@
+"""What a classifier has learned: tasks, in order, over one vision transformer. No picture is kept."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import BaseModelError, ConceptError, MuseumError
+from ..model.base import Fingerprint
+from ..model.low_rank import LowRank, concatenated
+from ..model.projections import Projection
+from ..texts import unprintable
+from .recipe import TaskRecipe
+
+NAME_LIMIT = 200  # characters
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """An exhibit: the classes that were learned together, and everything that is needed to recognize them.
+
+    rows: the rows of the linear head, (classes, width + 1), the last column being the bias. means: of each class's
+    features, (classes, width), when it was learned. counts: pictures per class, (classes,). scatter: Σ (f - mean)(f -
+    mean)ᵀ over the task's pictures, (width, width). drift: the linear map (width, width) that takes features from before
+    this task to after it, none if the task has no deltas. inputs: layer → second moment of what its queries, keys and
+    values read on this task's pictures, (width, width).
+    """
+
+    classes: tuple[str, ...]
+    deltas: Mapping[Projection, LowRank]
+    rows: Tensor
+    means: Tensor
+    counts: Tensor
+    scatter: Tensor
+    inputs: Mapping[str, Tensor]
+    recipe: TaskRecipe
+    drift: Tensor | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskMuseum:
+    """Tasks in the order in which they were learned. Immutable: every change is a new museum."""
+
+    base: Fingerprint
+    tasks: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = Counter(self.classes)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise MuseumError(f"The class '{min(repeated)}' is in this museum twice. Rename one of the two.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(name for task in self.tasks for name in task.classes)
+
+    def check_over(self, base: Fingerprint) -> None:
+        """Raise BaseModelError unless this museum was made over that network."""
+        if self.base != base:
+            raise BaseModelError(
+                f"This museum was made over '{self.base}', the loaded network is '{base}'. Load the museum's own "
+                "network (--base), or start a new museum."
+            )
+
+    @torch.no_grad()
+    def dense(self) -> dict[Projection, Tensor]:
+        """projection → Σ of the tasks' deltas, (out, in) float32."""
+        return {projection: delta.dense() for projection, delta in self.deltas().items()}
+
+    def deltas(self) -> dict[Projection, LowRank]:
+        """projection → Σ of the tasks' deltas, exactly, as one low-rank matrix."""
+        parts: dict[Projection, list[LowRank]] = {}
+        for task in self.tasks:
+            for projection, delta in task.deltas.items():
+                parts.setdefault(projection, []).append(delta)
+        return {projection: concatenated(own) for projection, own in sorted(parts.items())}
+
+    def inputs(self) -> dict[str, Tensor]:
+        """layer → second moment of what its projections read on the pictures of all tasks, each picture counting once."""
+        moments: dict[str, Tensor] = {}
+        total = sum(int(task.counts.sum()) for task in self.tasks)
+        for task in self.tasks:
+            share = int(task.counts.sum()) / max(1, total)
+            for layer, moment in task.inputs.items():
+                moments[layer] = moments.get(layer, 0) + share * moment  # type: ignore[operator]
+        return moments
+
+    def with_task(self, task: Task) -> "TaskMuseum":
+        """This museum and one more task."""
+        return replace(self, tasks=(*self.tasks, task))
+
+
+def renamed_class(museum: TaskMuseum, old: str, new: str) -> TaskMuseum:
+    """The museum with another name for a class."""
+    check_class(new)
+    _task_of(museum, old)
+    tasks = [replace(t, classes=tuple(new if name == old else name for name in t.classes)) for t in museum.tasks]
+    return replace(museum, tasks=tuple(tasks))
+
+
+def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
+    """The museum without a class. The deltas of its task stay, since later tasks were learned on top of them."""
+    task = _task_of(museum, name)
+    kept = [place for place, other in enumerate(task.classes) if other != name]
+    fewer = replace(
+        task,
+        classes=tuple(task.classes[place] for place in kept),
+        rows=task.rows[kept],
+        means=task.means[kept],
+        counts=task.counts[kept],
+    )
+    return replace(museum, tasks=tuple(fewer if other is task else other for other in museum.tasks))
+
+
+def check_class(name: str) -> None:
+    """Raise ConceptError for a name that no file can hold."""
+    if not name.strip() or len(name) > NAME_LIMIT or unprintable(name):
+        raise ConceptError(f"{name!r:.100} is no name for a class. Use 1 to {NAME_LIMIT} printable characters.")
+
+
+def check_new(museum: TaskMuseum, classes: Sequence[str]) -> None:
+    """Raise ConceptError for classes that cannot be added."""
+    for name in classes:
+        check_class(name)
+    if known := sorted(set(classes) & set(museum.classes)):
+        raise ConceptError(f"The museum already has the class '{known[0]}'. Rename one of the two, or leave it out.")
+    if len(classes) < 2 and not museum.tasks:
+        raise ConceptError("The first task needs at least two classes, so that there is something to tell apart.")
+
+
+def _task_of(museum: TaskMuseum, name: str) -> Task:
+    for task in museum.tasks:
+        if name in task.classes:
+            return task
+    raise MuseumError(f"There is no class '{name:.80}' in this museum. It has: {', '.join(museum.classes[:20])}.")

@@ -1,0 +1,83 @@
+"""How a task is learned, as one frozen value that is kept in the museum."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..errors import RecipeError
+from ..method.recipe import Recipe
+from ..method.regularizers import ContextPreservation, SelfRegularization
+
+Head = Literal["linear", "imprint", "means", "lda"]
+Adapt = Literal["every", "first", "never"]
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """The numbers of the loop, and what only classification has.
+
+    learning: the loop's numbers; its token_learning_rate is the rate of the head, and its steps follow from the epochs.
+    epochs: passes over the task's pictures. adapt: which tasks get deltas. head: what decides between the classes:
+
+    - "linear": one linear layer that grows, as in the paper. "imprint": the same, each new row starting at its class's
+      mean. Both are trained with cross-entropy over the task's own classes.
+    - "means": the nearest class mean. "lda": the class means, and one covariance for all (linear discriminant analysis).
+
+    corrected: whether the means of earlier classes follow the features as later tasks move them.
+    """
+
+    learning: Recipe
+    epochs: int = 10
+    adapt: Adapt = "every"
+    head: Head = "lda"
+    corrected: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.epochs) is not int or self.epochs < 0:
+            raise RecipeError(f"epochs is {self.epochs!r}; it must be a whole number from 0.")
+        for name, kind in (("adapt", Adapt), ("head", Head)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}.")
+
+    @property
+    def method(self) -> str:
+        return self.learning.method
+
+    def to_json(self) -> dict[str, object]:
+        """The recipe as plain numbers, words and lists."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**own, "learning": self.learning.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> "TaskRecipe":
+        """The way back. Raises RecipeError for what no recipe can hold."""
+        try:
+            return cls(**{**values, "learning": Recipe.from_json(values["learning"])})  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise RecipeError(f"This recipe of a task cannot be read: {error}.") from error
+
+
+def _loop(method: str, *regularizers) -> Recipe:  # type: ignore[no-untyped-def]
+    return Recipe(
+        method, regularizers, learning_rate=1e-3, token_learning_rate=1e-2, batch_size=64, schedule="cosine"
+    )
+
+
+# The methods that `classify learn` offers; docs/measurements.md compares them.
+METHODS: dict[str, TaskRecipe] = {
+    "c-lora": TaskRecipe(_loop("c-lora", SelfRegularization(10.0))),
+    "preservation": TaskRecipe(_loop("preservation", ContextPreservation(500.0))),
+    "first-task": TaskRecipe(_loop("first-task"), adapt="first"),
+    "frozen": TaskRecipe(_loop("frozen"), adapt="never"),
+    "sequential": TaskRecipe(_loop("sequential")),
+}
+
+DEFAULT = "c-lora"
+
+
+def method_named(method: str) -> TaskRecipe:
+    """A method's recipe by its name. Raises RecipeError if there is none."""
+    if method not in METHODS:
+        raise RecipeError(f"There is no method '{method}'. Choose one of: {', '.join(METHODS)}.")
+    return METHODS[method]

@@ -1,0 +1,123 @@
+"""The one training loop: gather gradients over some batches, update, report; stop and go on at any step.
+
+`learn.py` trains concepts with it, `classification/learn.py` tasks of classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..method.recipe import Recipe
+from .optimizer import Optimizer, Trainable
+from .state import LearningState, NotFiniteError, StateError
+
+
+Moved = TypeVar("Moved", bound=Trainable)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress(Generic[Moved]):
+    """What a `report` callback gets after every update.
+
+    losses: the loss of the task and each regularizer by name, as they entered the sum. trained: the parameters as they
+    are now. snapshot: gives a state that learning can resume from.
+    """
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    trained: Moved
+    snapshot: Callable[[], LearningState]
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
+
+
+def train(
+    trained: Moved,
+    losses_of: Callable[[int], Mapping[str, Tensor]],
+    recipe: Recipe,
+    *,
+    key: str,
+    title: str,
+    device: torch.device,
+    computed_in: torch.dtype,
+    report: Callable[[Progress[Moved]], None] | None = None,
+    resume: LearningState | None = None,
+) -> float:
+    """Update `trained` in place, `recipe.steps` times. Returns the last loss.
+
+    losses_of: the number of a batch → each term of its loss, with gradients. key: what a `resume` must have been taken
+    from. title: names the training in errors. `report` may raise to stop; its exception passes through. Raises
+    NotFiniteError, with the last good state in it, when the loss or its gradient is not finite, and StateError for a
+    `resume` that is no state of this training.
+    """
+    optimizer = Optimizer(trained, recipe, device, computed_in)
+    book = _Book(key, trained, optimizer, resume)
+    for index in range(len(book.losses), recipe.steps):
+        losses: dict[str, float] = {}
+        for part in range(recipe.accumulation):
+            values = losses_of(index * recipe.accumulation + part)
+            optimizer.gather(torch.stack(list(values.values())).sum())
+            for name, value in values.items():
+                losses[name] = losses.get(name, 0.0) + value.item() / recipe.accumulation
+        if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
+            raise NotFiniteError(_not_finite(title, index, losses, computed_in), book.state())
+        trained.settle()
+        book.losses.append(sum(losses.values()))
+        if report:
+            report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+    return book.losses[-1]
+
+
+class _Book:
+    """Where a learning stands: what `LearningState` is written from and read into."""
+
+    def __init__(self, key: str, trained: Trainable, optimizer: Optimizer, resume: LearningState | None) -> None:
+        self.key, self.trained, self.optimizer = key, trained, optimizer
+        self.losses: list[float] = []
+        if resume is not None:
+            self._open_at(resume)
+
+    def state(self) -> LearningState:
+        tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.memory().items()}
+        return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
+
+    @torch.no_grad()
+    def _open_at(self, state: LearningState) -> None:
+        if state.key != self.key:
+            raise StateError("This saved state belongs to another learning (other pictures, museum or numbers).")
+        self._check(state)
+        for name, value in self.trained.parameters().items():
+            value.copy_(state.tensors[f"trained.{name}"])
+        prefix = "optimizer."
+        memory = {name.removeprefix(prefix): v for name, v in state.tensors.items() if name.startswith(prefix)}
+        self.optimizer.remember(memory)
+        self.losses = list(state.losses)
+
+    def _check(self, state: LearningState) -> None:
+        """Raise StateError unless the state holds all that is trained, and nothing else than this learning knows."""
+        trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
+        shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
+        if state.step != len(state.losses):
+            raise StateError(f"This saved state is of step {state.step}, but it has {len(state.losses)} losses.")
+        if missing := trained.keys() - state.tensors.keys():
+            raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
+        for name, value in state.tensors.items():
+            if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
+                raise StateError(f"This saved state is damaged: '{name:.100}' is not what this learning has there.")
+
+
+def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in: torch.dtype) -> str:
+    broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+    what = f"the loss ({broken})" if broken else "the gradient"
+    exact = "" if computed_in == torch.float32 else "precision fp32 over weights in fp32, or "
+    return (
+        f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {exact}a lower learning rate."
+    )
