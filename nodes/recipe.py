@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..clora_core.errors import RecipeError
 from ..clora_core.method.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
-from ..clora_core.model.base import Precision
+from ..clora_core.model.precision import Precision
 from .sockets import RECIPE, described
 
 DEFAULT = RECIPES[USUAL]

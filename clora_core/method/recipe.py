@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import RecipeError
-from ..model.base import Precision
+from ..model.precision import Precision
 from .regularizers import (
     REGULARIZERS,
     ContextPreservation,

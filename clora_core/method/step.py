@@ -1,16 +1,24 @@
-"""What the terms of a loss may look at: the `Setting`, fixed while one concept is learned, and one training `Step`."""
+"""What the terms of a loss may look at: the `Setting`, fixed while one concept is learned, and one training `Step`.
+
+Recipes come this way when ComfyUI starts, so nothing of a model is imported but for its types.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..model.base import Base, Conditioning
-from ..model.concept import ConceptToken
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
+
+if TYPE_CHECKING:
+    from ..model.base import Base, Conditioning
+    from ..model.concept import ConceptToken
 
 Deltas = Mapping[Projection, LowRank]
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,8 @@ from .attachment import Attachment
 from .concept import ConceptToken
 from .families import family_of
 from .families.family import Family, Prediction
+from .precision import Precision
 from .projections import Projection
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)

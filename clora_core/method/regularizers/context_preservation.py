@@ -19,9 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...model.attach import Reading
 from ...model.projections import Projection
-from ...model.text_states import kept_states, moment_of
 from ..step import Setting, Step
 from .protocol import Regularizer, Term
 
@@ -36,6 +34,9 @@ def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
 @torch.no_grad()
 def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
     """C, (width, width) float32, and each projection's E‖W s‖²; everyday and old prompts weigh half each."""
+    from ...model.attach import Reading
+    from ...model.text_states import kept_states, moment_of
+
     groups = kept_states(setting.base, setting.past.prompts, setting.past.words)
     sizes = {}
     with Reading.of(setting.base):

@@ -17,9 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...model.attach import attached
 from ...model.projections import Projection
-from ...model.sampling import Sampling, sampled_latents
 from ...seeds import seeded
 from ..step import Setting, Step
 from .protocol import Regularizer, Term
@@ -33,6 +31,9 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
 
     The cost does not grow with the museum: exhibits take turns.
     """
+    from ...model.attach import attached
+    from ...model.sampling import Sampling, sampled_latents
+
     base, past, shape = setting.base, setting.past, tuple(setting.latents.shape[1:])
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     latents = torch.cat(
