@@ -24,8 +24,9 @@ from pathlib import Path
 
 import resvg_py
 import torch
-from clora_core.seeds import seeded
 from tqdm import tqdm
+
+from clora_core.seeds import seeded
 
 REGISTRY = "https://registry.npmjs.org"
 VERSIONS = {

@@ -5,11 +5,11 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..clora_core.errors import RecipeError
-from ..clora_core.method.recipe import RECIPES, USUAL, LearningRateSchedule, recipe_named
-from ..clora_core.model.base import Precision
+from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, LearningRateSchedule, recipe_named
+from ..clora_core.model.precision import Precision
 from .sockets import RECIPE, node_schema
 
-DEFAULT = RECIPES[USUAL]
+DEFAULT = RECIPES[DEFAULT_METHOD]
 
 
 class LearningRecipe(io.ComfyNode):

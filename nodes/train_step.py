@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.method.recipe import RECIPES, USUAL, guarding, shared_by
+from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, guarding, shared_by
 from .actions.inputs import ConceptInputs
 from .host.progress import workflow_id
 from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema
 
-DEFAULT = RECIPES[USUAL]
+DEFAULT = RECIPES[DEFAULT_METHOD]
 
 
 class TrainStep(io.ComfyNode):

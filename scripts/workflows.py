@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clora_core.method.recipe import USUAL
+from clora_core.method.recipe import DEFAULT_METHOD
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from tests.host.finding import find_host
 from tests.host.server import Server
@@ -276,9 +276,9 @@ def loaded(graph: Graph) -> tuple[Node, Node]:
 
 def starter_numbers(graph: Graph) -> Out:
     """A Recipe node that learns well on the starter model."""
-    recipe = starter_recipe(USUAL)
+    recipe = starter_recipe(DEFAULT_METHOD)
     numbers = {"token_learning_rate": recipe.token_learning_rate, "schedule": recipe.schedule}
-    return graph.add("CLoRA_Recipe", (300, 330), method=USUAL, **numbers)["recipe"]
+    return graph.add("CLoRA_Recipe", (300, 330), method=DEFAULT_METHOD, **numbers)["recipe"]
 
 
 def taught(
@@ -292,7 +292,7 @@ def taught(
     kind: str = "object",
 ) -> Node:
     """A Train Step that teaches a built-in subject, with the starter model's numbers."""
-    numbers = starter_recipe(USUAL)
+    numbers = starter_recipe(DEFAULT_METHOD)
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
     concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
     graph.column()

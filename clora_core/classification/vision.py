@@ -108,7 +108,7 @@ def open_vision(path_or_name: str | Path, *, device: str = "cpu") -> Vision:
         return Vision(network, side=side, mean=mean, deviation=deviation, device=device)
     except BaseModelError:
         raise
-    except Exception as error:  # noqa: BLE001 (a folder of anything: transformers raises whatever its files make of it)
+    except Exception as error:
         reason = str(error).partition("\n")[0]
         raise BaseModelError(f"'{path_or_name}' cannot be opened ({type(error).__name__}: {reason:.300}).") from error
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..method.recipe import BASELINES, RECIPES, USUAL
+from ..method.recipe import BASELINES, DEFAULT_METHOD, RECIPES
 from .progress import Say
 
 
@@ -10,9 +10,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """--recipe. A name that stands for nothing is refused where the recipe is looked up."""
     parser.add_argument(
         "--recipe",
-        default=USUAL,
+        default=DEFAULT_METHOD,
         metavar="NAME",
-        help=f"how to learn: {', '.join(RECIPES)} ({USUAL}); or one of the baselines in docs/measurements.md",
+        help=f"how to learn: {', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines in docs/measurements.md",
     )
 
 

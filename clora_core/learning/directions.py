@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..model.base import Base
-from ..model.text_states import second_moment
+from ..model.text_states import preserved_states, second_moment
 from ..museum.museum import Museum
 from ..seeds import seeded
 
@@ -43,7 +43,7 @@ def quiet_directions(base: Base, museum: Museum, *, share: float = QUIET_SHARE) 
     quiet. For P that projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
     (arXiv:2103.09762), AlphaEdit (arXiv:2410.02355).
     """
-    moment = second_moment(base, museum.prompts, museum.tokens).cpu()
+    moment = second_moment(preserved_states(base, museum.prompts, museum.tokens)).cpu()
     values, vectors = torch.linalg.eigh(moment.double())
     quiet = vectors[:, : round(len(values) * share)]
     return (quiet @ quiet.T).float()

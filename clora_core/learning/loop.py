@@ -15,7 +15,6 @@ from ..method.recipe import Recipe
 from .optimizer import Optimizer, Trainable
 from .state import LearningState, NotFiniteError, StateError
 
-
 Moved = TypeVar("Moved", bound=Trainable)
 
 

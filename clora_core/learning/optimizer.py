@@ -1,4 +1,4 @@
-"""AdamW over the deltas and the word (or the head), each with its own learning rate, and all that a resumed run must remember."""
+"""AdamW over deltas and words (or a head), each at its own learning rate, and the state that a resumed run needs."""
 
 import math
 from collections.abc import Mapping

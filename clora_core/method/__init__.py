@@ -1,1 +1,1 @@
-"""How to learn: a step and its loss, regularizers, recipes."""
+"""How to learn: the training step and its loss, regularizers, recipes."""

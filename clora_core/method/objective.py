@@ -1,4 +1,4 @@
-"""The diffusion loss, with the min-SNR weighting of timesteps as an option."""
+"""The diffusion loss, with optional min-SNR weighting of timesteps."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from .step import Step
 
 
 def diffusion_loss(step: Step, schedule: Schedule, *, min_snr_gamma: float = 0.0) -> Tensor:
-    """Mean squared error between prediction and target, float32; equation (1)'s first term in arXiv:2304.06027."""
+    """Mean squared error between prediction and target, float32; the first term of equation (1) in arXiv:2304.06027."""
     error = (step.prediction.float() - step.target.float()).square().flatten(1).mean(1)  # (b,)
     if min_snr_gamma:
         error = error * min_snr_weight(step.timesteps, schedule, gamma=min_snr_gamma)

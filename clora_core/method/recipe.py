@@ -1,4 +1,4 @@
-"""Everything that decides how to learn, as one frozen value that is kept in the exhibit."""
+"""All settings of learning in one frozen value, which is stored with the exhibit."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import RecipeError
-from ..model.base import Precision
+from ..model.precision import Precision
 from .regularizers import (
     REGULARIZERS,
     ContextPreservation,
@@ -31,17 +31,15 @@ CHOICES = {"applied": Applied, "over": Over, "down": Down, "schedule": LearningR
 class Recipe:
     """How one concept is learned.
 
-    learning_rate is for the deltas, token_learning_rate for the word. batch_size pictures are seen at once, and
-    `accumulation` such batches before every update. warmup is a share of the steps. min_snr_gamma 0 weighs all
-    timesteps alike. The regularizers' weights are their own.
+    learning_rate is for the deltas, token_learning_rate for the word. Every update takes `accumulation` batches of
+    batch_size pictures. warmup is a share of the steps. min_snr_gamma 0 gives all timesteps the same weight.
 
     applied: where in a prompt the deltas act: "everywhere", at the "word" only, or from the word "onwards".
-    over: what the deltas are learned on top of: all of the "museum" but its gated exhibits; the "base" alone, as if
-    there were no others; or the last "shared" delta, which is then trained on (one LoRA, of which every exhibit holds
-    an increment). down: the factor that reads the text is "learned" with `up`; or fixed, to directions "orthogonal" to
-    those of other exhibits, or to the "identity" (a full matrix, whatever the rank); or learned, and held within the
-    directions that other prompts hardly use ("quiet"). layer_wise: the word has vectors of its own for each
-    cross-attention.
+    over: what the deltas are learned on top of: the "museum" without its gated exhibits; the "base" alone; or the last
+    "shared" delta, which then continues to train (one LoRA, of which every exhibit stores an increment). down: the
+    factor that reads the text is "learned" with `up`; fixed to directions "orthogonal" to those of other exhibits;
+    fixed to the "identity" (a full matrix at any rank); or learned within the directions that other prompts hardly use
+    ("quiet"). layer_wise: the word has separate vectors for each cross-attention.
     """
 
     method: str = "c-lora"
@@ -67,7 +65,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(_is_whole(self.rank) and self.rank >= 0, "rank", self.rank, "a whole number; 0 is the word alone")
+        _require(_is_whole(self.rank) and self.rank >= 0, "rank", self.rank, "a whole number; 0 trains only the word")
         for name in ("steps", "batch_size", "accumulation"):
             _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
         for name in ("learning_rate", "token_learning_rate", "clip_norm"):
@@ -81,27 +79,29 @@ class Recipe:
         seed = _is_whole(self.seed) and 0 <= self.seed < 2**63
         _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         for name, kind in CHOICES.items():
-            _require((value := getattr(self, name)) in get_args(kind), name, value, _one_of(get_args(kind)))
-        wide = ", ".join(r.name for r in self.regularizers if r.everywhere_only)
-        fits = self.applied == "everywhere" or not wide
-        _require(fits, "applied", self.applied, f"everywhere with {wide}: gated deltas move no old prompt")
-        own = self.over != "shared" or (self.applied, self.down) == ("everywhere", "learned")
-        _require(own, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
+            _require(
+                (value := getattr(self, name)) in get_args(kind), name, value, f"one of {', '.join(get_args(kind))}"
+            )
+        ungated = ", ".join(r.name for r in self.regularizers if r.everywhere_only)
+        fits = self.applied == "everywhere" or not ungated
+        _require(fits, "applied", self.applied, f"everywhere with {ungated}: gated deltas change no earlier prompt")
+        fits = self.over != "shared" or (self.applied, self.down) == ("everywhere", "learned")
+        _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
         names = [regularizer.name for regularizer in self.regularizers]
-        _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "each named once")
+        _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "different regularizers")
 
     def to_json(self) -> dict[str, object]:
-        """The recipe as plain numbers, words and lists."""
+        """The recipe as plain numbers, strings and lists."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["regularizers"] = [{"name": r.name, **dataclasses.asdict(r)} for r in self.regularizers]
         return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> "Recipe":
-        """The way back. Raises RecipeError for what no recipe can hold."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(fields) - known:
-            raise RecipeError(f"A recipe has no '{min(unknown)}'. It has: {', '.join(sorted(known))}.")
+        """The inverse of `to_json`. Raises RecipeError for anything that is not a recipe."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - names:
+            raise RecipeError(f"A recipe has no '{min(unknown)}'. It has: {', '.join(sorted(names))}.")
         values = dict(fields)
         try:
             regularizers = values.pop("regularizers", [])
@@ -112,15 +112,17 @@ class Recipe:
 
 
 def _regularizer(entry: object) -> Regularizer:
-    _require(isinstance(entry, dict), "a regularizer", entry, "an object with a name and numbers")
+    _require(isinstance(entry, dict), "a regularizer", entry, "an object with a name and settings")
     values: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
     name = values.pop("name", None)
     for kind in REGULARIZERS:
         if kind.name == name:
             defaults = dataclasses.asdict(kind())
             for key, value in values.items():
-                _require(key in defaults, name, key, f"one of its numbers: {', '.join(defaults)}")
-                _require_type(f"{name}.{key}", value, type(defaults[key]))
+                _require(key in defaults, name, key, f"one of its settings: {', '.join(defaults)}")
+                expected = type(defaults[key])
+                fits = _is_number(value) if expected is float else type(value) is expected
+                _require(fits, f"{name}.{key}", value, f"of type {expected.__name__}")
             return kind(**values)
     raise RecipeError(f"There is no regularizer '{name}'. Known: {', '.join(kind.name for kind in REGULARIZERS)}.")
 
@@ -133,27 +135,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _one_of(names: tuple[str, ...]) -> str:
-    return "one of " + ", ".join(names)
-
-
-def _require_type(name: str, value: object, kind: type) -> None:
-    fits = _is_number(value) if kind is float else type(value) is kind
-    _require(fits, name, value, f"of type {kind.__name__}")
-
-
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise RecipeError(f"{name} is {value!r}; it must be {rule}.")
 
 
-# With the weights that the tables in docs/measurements.md were measured with.
+# The weights are the ones in the tables of docs/measurements.md.
 RECIPES: dict[str, Recipe] = {
     "preservation": Recipe("preservation", (ContextPreservation(),)),
     "word-gated-onwards": Recipe("word-gated-onwards", applied="onwards"),
     "word-gated": Recipe("word-gated", applied="word"),
     "c-lora": Recipe("c-lora", (SelfRegularization(3.0),)),
-    # Of the paper's shared LoRA the keys and values of the cross-attention alone, and no part of a word from a noun.
+    # Unlike the paper: its shared LoRA only on cross-attention keys and values, and no word starts from a noun.
     "museum-maker": Recipe(
         "museum-maker",
         (StyleDistillation(), WeightDirection(), Distillation()),
@@ -163,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
     "textual-inversion": Recipe("textual-inversion", rank=0),
 }
 
-# What RECIPES are compared with. Nobody is offered them; whoever names one gets it.
+# For comparison with RECIPES. The user interface does not list them, but commands accept their names.
 BASELINES: dict[str, Recipe] = {
     "null-space": Recipe("null-space", down="quiet"),
     "orthogonal": Recipe("orthogonal", over="base", down="orthogonal"),
@@ -178,22 +171,22 @@ BASELINES: dict[str, Recipe] = {
     "full-kv": Recipe("full-kv", down="identity"),
 }
 
-USUAL = "preservation"  # the default; docs/measurements.md says what it was measured against
+DEFAULT_METHOD = "preservation"  # docs/measurements.md compares it with the others
 
 
 def guarding(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with the weights of its regularizers times this factor."""
+    """The recipe with the weights of its regularizers multiplied by the factor."""
     regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)
     return dataclasses.replace(recipe, regularizers=regularizers)
 
 
 def shared_by(recipe: Recipe, count: int) -> Recipe:
-    """The recipe for that many concepts at once: all the ranks and steps that they would have had one after another."""
+    """The recipe for `count` concepts at once, with the sum of the ranks and steps of learning them in turn."""
     return dataclasses.replace(recipe, rank=recipe.rank * count, steps=recipe.steps * count)
 
 
 def recipe_named(method: str, **numbers: object) -> Recipe:
-    """A recipe or a baseline by the name of its method, with some of its numbers replaced."""
+    """The recipe or baseline of that name, with some of its fields replaced."""
     if (recipe := RECIPES.get(method) or BASELINES.get(method)) is None:
         raise RecipeError(f"There is no recipe '{method}'. Choose one of: {', '.join(RECIPES)}.")
     return dataclasses.replace(recipe, **numbers)  # type: ignore[arg-type]

@@ -1,28 +1,35 @@
-"""What the terms of a loss may look at: the `Setting`, fixed while one concept is learned, and one training `Step`."""
+"""The inputs of a regularizer: the `Setting`, fixed while a concept is learned, and one training `Step`.
+
+Recipes import this file when ComfyUI starts, so it imports models only for type checking.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..model.base import Base, Conditioning
-from ..model.concept import ConceptToken
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
+
+if TYPE_CHECKING:
+    from ..model.base import Base, Conditioning
+    from ..model.concept import ConceptToken
 
 Deltas = Mapping[Projection, LowRank]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Past:
-    """What earlier exhibits left; nothing for the first concept.
+    """Everything that a new concept can use of earlier exhibits. Empty for the first concept.
 
-    dense: projection → Σ of their deltas, (out, in) float32 without gradient. deltas: the ones of which `dense` is the
-    sum, one entry an exhibit. shared: the delta that the new one continues, as it was, if there is one. prompts, words:
-    what they were learned with, one of each an exhibit. beside: the prompts, and the words in what is said of the new
-    concept's pictures, as `Museum.prompts_beside` gives them.
+    dense: projection → Σ of their deltas, (out, in) float32 without gradient. deltas: the terms of that sum, one entry
+    per exhibit. shared: the frozen delta that the new one continues, if there is one. prompts, words: one of each per
+    exhibit. beside: these prompts, and the earlier words in the new concept's captions (`Museum.prompts_beside`).
     """
 
     dense: Mapping[Projection, Tensor] = field(default_factory=dict)
@@ -37,9 +44,8 @@ class Past:
 class Setting:
     """Fixed while one concept is learned.
 
-    latents: the concept's pictures as the UNet sees them, (n, c, h, w). as_before: while entered, the model answers as
-    it did before this concept. reference_loss: the diffusion loss of the model as it stands before this concept, a
-    fixed average, measured when it is first asked for.
+    latents: of the concept's pictures, (n, c, h, w). as_before: while entered, the model predicts as it did before this
+    concept. reference_loss: the mean diffusion loss before this concept, measured on first use.
     """
 
     base: Base
@@ -55,10 +61,10 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one training step saw.
+    """One training step.
 
     number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the
-    new exhibit's, being trained.
+    trained deltas of the new exhibit.
     """
 
     number: int

@@ -1,1 +1,1 @@
-"""What the engine asks of a text-to-image model, and what it does with any that answers."""
+"""The interface of a text-to-image model, and everything that works with any model behind it."""

@@ -1,14 +1,14 @@
-"""Let a frozen model answer as if its projections had moved, for as long as a `with` block lasts.
+"""Add deltas to the projections of a frozen model for the length of a `with` block.
 
-    output = W·x + past·x + up·(down·x)          W is neither copied nor touched
+    output = W·x + past·x + up·(down·x)          W is neither copied nor changed
 
-x are the text states. A word may have vectors of its own for every cross-attention (`layers.py`): then each projection
-reads its own layer of the states. A gated delta moves the keys and values at its own word's places only, so a prompt
-without the word gets the base model's answer, bit for bit. Gates are not in the papers, and cannot be merged into the
+x are the text states. A word may have separate vectors for every cross-attention (`layers.py`); then each projection
+reads its own layer of the states. A gated delta changes the keys and values only where its word is, so a prompt
+without the word gets the base model's output, bit for bit. Gates are not in the papers and cannot be merged into the
 weights.
 
-`attached` says what is added; `Reading` does it, while one batch of text states is read, and again wherever gradient
-checkpointing repeats a part of that.
+`attached` registers deltas. `Reading` applies them while the model reads one batch of text states, and again when
+gradient checkpointing repeats part of that pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ from .projections import Projection
 def attached(
     base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
 ) -> Iterator[Attachment]:
-    """While entered, the base adds these deltas to what its projections answer. Nested deltas add up.
+    """While entered, the base adds these deltas to the outputs of its projections. Nested deltas add up.
 
-    Raises BaseModelError for a projection that the base does not have.
+    Raises BaseModelError for a projection that is not in the base.
     """
     for projection in deltas:
         if projection not in base.modules:
@@ -49,11 +49,11 @@ def attached(
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """While entered, the projections read one batch of text states, with what is attached. May be entered again.
+    """While entered, the projections read one batch of text states with the attached deltas. It can be entered again.
 
-    masks: where each open gate acts, (b, tokens); what has a closed gate adds nothing. layers: the states of all layers
-    side by side, (b, tokens, layers · width), if the projections read these instead of what the model gives them.
-    Nothing of the model is changed but its modules' hooks, which come off in any case.
+    masks: where each open gate acts, (b, tokens); a delta behind a closed gate adds nothing. layers: the states of all
+    layers side by side, (b, tokens, layers · width), if the projections read these instead of the model's own states.
+    Only hooks are added to the modules, and they are always removed.
     """
 
     modules: Mapping[Projection, nn.Module]
@@ -64,7 +64,7 @@ class Reading:
 
     @classmethod
     def of(cls, base: Base, conditioning: Conditioning | None = None) -> "Reading":
-        """How a base reads encoded prompts with what is attached to it at the moment; without any, all gates closed."""
+        """The reading of encoded prompts with the base's current attachments. Without prompts, all gates are closed."""
         attachments = [attachment for attachment in base.attachments if attachment.on]
         if conditioning is None:
             return cls(base.modules, attachments)
@@ -81,11 +81,12 @@ class Reading:
         for projection, module in self.modules.items():
             if self.layers is not None:
                 width = projection.shape[1]
-                own = self.layers[..., numbers[projection] * width : (numbers[projection] + 1) * width]
-                handles.callback(module.register_forward_pre_hook(_instead(own)).remove)
-            if adding := [each for each in self.attachments if projection in each.deltas and self._open(each)]:
-                # before the hooks of others, which shall see the weights as moved
-                hook = module.register_forward_hook(self._adding(projection, adding), prepend=True)
+                states = self.layers[..., numbers[projection] * width : (numbers[projection] + 1) * width]
+                handles.callback(module.register_forward_pre_hook(_replacing_input(states)).remove)
+            open_ones = [a for a in self.attachments if projection in a.deltas and (not a.gate or a.gate in self.masks)]
+            if open_ones:
+                # before other hooks, which then see the output with the deltas
+                hook = module.register_forward_hook(self._adding(projection, open_ones), prepend=True)
                 handles.callback(hook.remove)
         self._entered.append(handles)
 
@@ -93,9 +94,6 @@ class Reading:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered.pop().close()
-
-    def _open(self, attachment: Attachment) -> bool:
-        return attachment.gate is None or attachment.gate in self.masks
 
     def _adding(self, projection: Projection, attachments: Sequence[Attachment]):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ class Reading:
         return hook
 
 
-def _instead(states: Tensor):
+def _replacing_input(states: Tensor):
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (states.to(inputs[0]), *inputs[1:])
 

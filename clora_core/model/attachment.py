@@ -1,4 +1,4 @@
-"""Deltas beside a model's weights, and the gates that say where in a prompt they act."""
+"""Deltas beside a model's weights, and the gates that decide where in a prompt they act."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,21 +14,21 @@ from .projections import Projection
 
 @dataclass(frozen=True)
 class Gate:
-    """Where a delta acts: at its word's own places or, `onwards`, at all places from the word's first one on."""
+    """Where a delta acts: at the places of its word or, with `onwards`, from the first of them to the end."""
 
     word: str
     onwards: bool = False
 
     def opened(self, places: Mapping[str, Tensor], tokens: int) -> Tensor | None:
-        """(b, tokens) bool; None if the word stands in no prompt. places: word → where it stands, (b, some) bool."""
-        if (known := places.get(self.word)) is None:
+        """(b, tokens) bool; None if no prompt contains the word. places: word → where it is, (b, any length) bool."""
+        if (mask := places.get(self.word)) is None:
             return None
-        known = F.pad(known[:, :tokens], (0, max(0, tokens - known.shape[1])))
-        return known.cumsum(1) > 0 if self.onwards else known
+        mask = F.pad(mask[:, :tokens], (0, max(0, tokens - mask.shape[1])))
+        return mask.cumsum(1) > 0 if self.onwards else mask
 
 
 class Attachment:
-    """Deltas that are added to a model: a LowRank or a matrix (out, in) for each projection, behind a gate or not."""
+    """Deltas that are added to a model: a LowRank or a matrix (out, in) per projection, with or without a gate."""
 
     def __init__(self, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None) -> None:
         self.deltas, self.gate, self.on = deltas, gate, True
@@ -36,7 +36,7 @@ class Attachment:
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """While entered, the base answers as if these deltas were not attached."""
+        """While entered, these deltas are not applied."""
         before, self.on = self.on, False
         try:
             yield
@@ -50,16 +50,16 @@ class Attachment:
         return x
 
     def forget(self) -> None:
-        """Give back the copies on devices."""
+        """Drop the cached copies on devices."""
         self._placed = {}
 
     def _factors(self, projection: Projection, x: Tensor) -> tuple[Tensor, ...]:
-        """The delta on the device and in the dtype of x. Frozen ones are moved and cast once, not at every step."""
+        """The delta on the device and in the dtype of x. Frozen deltas are moved and cast once, not at every step."""
         place = projection, x.device, x.dtype
         if (factors := self._placed.get(place)) is None:
             delta = self.deltas[projection]
-            given = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta,)
-            factors = tuple(factor.to(x) for factor in given)
-            if not any(factor.requires_grad for factor in given):
+            originals = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta,)
+            factors = tuple(factor.to(x) for factor in originals)
+            if not any(factor.requires_grad for factor in originals):
                 self._placed[place] = factors
         return factors

@@ -1,4 +1,4 @@
-"""The seam: all that the engine asks of a model.
+"""The interface between the engine and a model.
 
 `over_diffusers/base.py` implements it over diffusers and transformers, `nodes/host/base.py` over a running ComfyUI.
 Everything else works with either.
@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,13 @@ from .attachment import Attachment
 from .concept import ConceptToken
 from .families import family_of
 from .families.family import Family, Prediction
+from .precision import Precision
 from .projections import Projection
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which base a museum belongs to: its family's name and a hash of its key and value projections."""
+    """Identifies the base of a museum: the name of its family and a hash of its key and value projections."""
 
     family: str
     digest: str
@@ -36,7 +35,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise that the model was trained with: ᾱ of each timestep (T,), float32, and what the model predicts."""
+    """The noise schedule that the model was trained with: ᾱ per timestep, (T,) float32, and what the model predicts."""
 
     alphas_cumprod: Tensor
     prediction: Prediction
@@ -52,7 +51,7 @@ class Schedule:
         return signal * latents + noisy * noise
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
-        """The latents that the model's prediction stands for: the way back from `noised`."""
+        """The clean latents that a prediction implies: the inverse of `noised`."""
         signal, noise = self.coefficients(timesteps)
         if self.prediction == "epsilon":
             return (noisy - noise * prediction) / signal
@@ -70,10 +69,9 @@ class Schedule:
 class Conditioning:
     """A batch of encoded prompts.
 
-    states: (b, tokens, width), or (b, tokens, layers · width) if some word has a vector per cross-attention
-    (`layers.py`). pooled: (b, width), for families that read it. places: for each learned word that stands in any of
-    the prompts, where it does, (b, tokens) bool. This is all that a model knows of a prompt, and the one way by which
-    gates learn where their words stand.
+    states: (b, tokens, width), or (b, tokens, layers · width) if a word has a vector per cross-attention
+    (`layers.py`). pooled: (b, width), for families that read it. places: each learned word in any of the prompts → its
+    places, (b, tokens) bool; gates read them.
     """
 
     states: Tensor
@@ -82,11 +80,11 @@ class Conditioning:
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
         def chosen(values: Tensor) -> Tensor:
-            # not values[rows]: where rows repeat, its backward pass adds up in another order every time
+            # not values[rows]: with repeated rows, its backward pass sums in a different order every time
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows.to(values.device))
 
         pooled = None if self.pooled is None else chosen(self.pooled)
-        return Conditioning(chosen(self.states), pooled, {word: chosen(where) for word, where in self.places.items()})
+        return Conditioning(chosen(self.states), pooled, {word: chosen(mask) for word, mask in self.places.items()})
 
 
 class Base(Protocol):
@@ -97,18 +95,18 @@ class Base(Protocol):
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
     schedule: Schedule
     device: torch.device
-    attachments: list[Attachment]  # the deltas that `predict` adds; `attach.attached` puts them here and takes them off
+    attachments: list[Attachment]  # the deltas that `predict` adds; `attach.attached` adds and removes them
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) in [-1, 1] to latents (n, c, h', w') as the UNet sees them, float32 on the CPU."""
+        """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w') for the UNet, float32 on the CPU."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The way back: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
+        """Decode latents to pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
         ...
 
     def vocabulary(self) -> Mapping[str, Tensor]:
-        """The frozen word table of each text encoder: its name → (words, width)."""
+        """The frozen token embeddings of each text encoder: its name → (tokens, width)."""
         ...
 
     def word_vectors(self, word: str) -> Mapping[str, Tensor]:
@@ -116,25 +114,25 @@ class Base(Protocol):
         ...
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
-        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors."""
+        """Encode prompts, which may contain the tokens' words. Gradients reach the tokens' vectors."""
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction for latents noised as `schedule` says; gradients flow. float32."""
+        """The UNet's raw prediction for latents noised by `schedule`, float32. Gradients flow through it."""
         ...
 
     def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[torch.dtype]:
-        """While entered, the model can be differentiated through, in that precision; afterwards all is as it was.
+        """While entered, gradients flow through the model in that precision. On exit, everything is restored.
 
-        Gives the dtype that the UNet computes in.
+        Yields the dtype that the UNet computes in.
         """
         ...
 
 
 def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
-    """The fingerprint of a base, the same for its float16 and its float32 copy.
+    """The fingerprint of a base, the same for float16 and float32 copies.
 
-    Only each projection's first row goes in, so that it takes no time at any size.
+    Only the first row of each projection is hashed, so it is fast at any size.
     """
     digest = hashlib.sha256()
     for projection, module in modules.items():
@@ -145,10 +143,10 @@ def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
 
 
 def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, makes: int | None) -> None:
-    """Raise BaseModelError unless these parts make a text-to-image model of the family.
+    """Raise BaseModelError unless these parts form a text-to-image model of the family.
 
-    encoders: each text encoder's name → the width of its words. reads, makes: the channels of the latents that the
-    network reads and that the autoencoder makes; None for no autoencoder.
+    encoders: the name of each text encoder → its width. reads: the latent channels of the network's input. makes: the
+    latent channels of the autoencoder; None if there is no autoencoder.
     """
     if dict(encoders) != dict(family.encoders):
         raise BaseModelError(
@@ -158,7 +156,7 @@ def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, make
     if reads != family.latent_channels:
         raise BaseModelError(
             f"The network reads {reads} channels, but a {family.title} latent has {family.latent_channels}: this is an "
-            "inpainting or image-conditioned variant. Use the text-to-image model that it comes from."
+            "inpainting or image-conditioned variant. Use the text-to-image model instead."
         )
     if makes is not None and makes != family.latent_channels:
         raise BaseModelError(
@@ -168,9 +166,9 @@ def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, make
 
 
 def latent_sides(height: int, width: int, factor: int) -> tuple[int, int]:
-    """(h', w') of the latents of pictures of that size, where a latent's side stands for `factor` pixels.
+    """(h', w') of the latents of pictures of that size. factor: pixels per latent pixel, along one side.
 
-    Raises BaseModelError for sides that are no multiples of it.
+    Raises BaseModelError for sides that are not multiples of `factor`.
     """
     if height < 1 or width < 1 or height % factor or width % factor:
         raise BaseModelError(
@@ -180,7 +178,9 @@ def latent_sides(height: int, width: int, factor: int) -> tuple[int, int]:
 
 
 def pooled_of(conditioning: Conditioning) -> Tensor:
-    """The pooled text vectors, (b, width), for a model that needs them. Raises BaseModelError without."""
+    """The pooled text vectors, (b, width). Raises BaseModelError if there are none."""
     if conditioning.pooled is None:
-        raise BaseModelError("This model needs pooled text vectors; encode its prompts with its own text encoders.")
+        raise BaseModelError(
+            "This model needs pooled text vectors. Encode the prompts with the text encoders of this model."
+        )
     return conditioning.pooled

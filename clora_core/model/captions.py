@@ -1,4 +1,4 @@
-"""Everyday prompts, which a new concept should leave as they are."""
+"""Everyday prompts, which a new concept should not change."""
 
 SUBJECTS = (
     *("man", "woman", "child", "old man", "young woman", "group of people", "crowd", "dancer", "soldier", "chef"),
@@ -16,10 +16,10 @@ OPENINGS = (
 )
 
 
-def everyday_captions(count: int = 160) -> tuple[str, ...]:
-    """Different captions over subjects, places and media, the same every time; the empty prompt is one of them."""
+def everyday_captions() -> tuple[str, ...]:
+    """160 captions that combine subjects, places and media, always the same. The first one is empty."""
     captions = [""]
-    for number in range(count - 1):
+    for number in range(159):
         opening, place = OPENINGS[number % len(OPENINGS)], PLACES[number % len(PLACES)]
         captions.append(f"{opening.format(SUBJECTS[number % len(SUBJECTS)])} {place}".strip())
     return tuple(captions)

@@ -40,14 +40,14 @@ class LowRank:
         return self.up @ self.down
 
     def scaled(self, strength: float) -> "LowRank":
-        """The matrix times a number."""
+        """The matrix times `strength`."""
         return self if strength == 1 else LowRank(self.up * strength, self.down)
 
     def norm(self) -> Tensor:
-        """Frobenius norm, from rank × rank matrices only. Its gradient is zero where the matrix is."""
+        """The Frobenius norm, computed from rank × rank matrices only. The gradient of a zero matrix is zero."""
         square = inner(self, self)
-        nothing = square <= 0  # where a square root has no finite gradient
-        return square.masked_fill(nothing, 1).sqrt().masked_fill(nothing, 0)
+        zero = square <= 0  # where a square root has no finite gradient
+        return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def inner(a: LowRank, b: LowRank) -> Tensor:
@@ -56,43 +56,25 @@ def inner(a: LowRank, b: LowRank) -> Tensor:
 
 
 def concatenated(parts: Sequence[LowRank]) -> LowRank:
-    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n].
-
-    Parts that were cut from one pair of factors, as exhibits of a file are, become that pair again without a copy.
-    """
+    """Σ parts, exactly, as one low-rank matrix: [up_1 … up_n] [down_1; …; down_n]."""
     if len(parts) == 1:
         return parts[0]
-    return LowRank(_joined([part.up for part in parts], dim=1), _joined([part.down for part in parts], dim=0))
+    return LowRank(torch.cat([part.up for part in parts], dim=1), torch.cat([part.down for part in parts], dim=0))
 
 
 def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The nearest matrix of at most that rank, and ‖whole - nearest‖_F (Eckart and Young 1936); `whole` if it fits.
+    """The nearest matrix of at most that rank, and ‖whole - nearest‖_F (Eckart and Young 1936).
 
     The singular values of up @ down are those of R_up R_downᵀ, with up = Q_up R_up and downᵀ = Q_down R_down, so the
-    matrix is never formed. float64 within; the nearest one has the dtype of `whole`.
+    matrix is never formed. Computed in float64; the result has the dtype of `whole`.
     """
     if whole.rank <= rank:
         return whole, 0.0
     q_up, r_up = torch.linalg.qr(whole.up.double())
     q_down, r_down = torch.linalg.qr(whole.down.double().T)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    shares = values[:rank].sqrt()
-    up = q_up @ left[:, :rank] * shares
-    down = shares[:, None] * right[:rank] @ q_down.T
-    lost = values[rank:].square().sum().sqrt().item()
-    return LowRank(up.to(whole.up.dtype), down.to(whole.down.dtype)), lost
-
-
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """torch.cat, or the tensor of which these are neighbouring views."""
-    first = tensors[0]
-    storage, end, size = first.untyped_storage().data_ptr(), first.storage_offset(), 0
-    for tensor in tensors:
-        adjoins = tensor.storage_offset() == end and tensor.untyped_storage().data_ptr() == storage
-        if not adjoins or tensor.stride() != first.stride() or tensor.dtype != first.dtype or tensor.requires_grad:
-            return torch.cat(list(tensors), dim=dim)
-        size += tensor.shape[dim]
-        end += tensor.shape[dim] * tensor.stride(dim)
-    shape = list(first.shape)
-    shape[dim] = size
-    return first.as_strided(shape, first.stride())
+    roots = values[:rank].sqrt()
+    up = q_up @ left[:, :rank] * roots
+    down = roots[:, None] * right[:rank] @ q_down.T
+    error = values[rank:].square().sum().sqrt().item()
+    return LowRank(up.to(whole.up.dtype), down.to(whole.down.dtype)), error

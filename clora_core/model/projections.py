@@ -1,8 +1,8 @@
-"""Which frozen linear maps can carry a delta.
+"""The frozen linear maps that can carry a delta.
 
 C-LoRA changes the key and value projections of a UNet's cross-attention and nothing else (arXiv:2304.06027, section 4).
-A family of models (`families/`) says where they are. A projection has one name, whatever the model's layout, so that a
-museum made in diffusers or in ComfyUI is the same museum.
+A model family (`families/`) finds them. A projection has one name in every model layout, so a museum made in diffusers
+is the same museum in ComfyUI.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ Role = Literal["key", "value"]
 class Projection:
     """One frozen linear map: its path inside the network, its role, and its shape (out, in).
 
-    It is the whole weight of one module. For a map that is some rows of a fused weight, the number of its first row
-    would be a fourth field of default 0; how many rows it has is `shape[0]`.
+    It is the whole weight of one module. For some rows of a fused weight, add a field for the first row, 0 by default;
+    `shape[0]` is the number of rows.
     """
 
     path: str
@@ -24,4 +24,4 @@ class Projection:
     shape: tuple[int, int]
 
     def __hash__(self) -> int:
-        return hash(self.path)  # a large museum looks projections up many thousand times
+        return hash(self.path)  # a large museum looks up projections many thousands of times

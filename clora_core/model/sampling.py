@@ -1,4 +1,4 @@
-"""Sample pictures through the same seam that learning uses: DDIM with classifier-free guidance.
+"""Sample pictures from any `Base`: DDIM with classifier-free guidance.
 
     x_prev = √ᾱ_prev · x̂₀ + √(1 - ᾱ_prev) · ε̂        Song et al. 2021 (DDIM), arXiv:2010.02502, equation (12), σ = 0
 
@@ -19,7 +19,7 @@ from .concept import ConceptToken
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are sampled. Picture i of a call depends on `seed` and i alone."""
+    """How to sample. Picture i of a call depends only on `seed` and i."""
 
     steps: int = 20
     guidance: float = 5.0
@@ -29,7 +29,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise RecipeError(
-                f"Sampling takes at least 1 step and 1 picture at a time, not {self.steps}, {self.batch_size}."
+                f"Sampling needs at least 1 step and a batch of at least 1, not {self.steps} and {self.batch_size}."
             )
 
 
@@ -45,7 +45,7 @@ def sample(
 ) -> Tensor:
     """One picture per prompt, (n, 3, h, w) in [-1, 1], float32 on the CPU. latent_shape: (channels, h', w').
 
-    `report(done, of)` hears of every batch step and may raise to stop.
+    `report(done, total)` is called after every step of a batch and may raise to stop.
     """
     parts = sampled_latents(base, prompts, tokens, sampling, latent_shape=latent_shape, report=report)
     return torch.cat([base.decode_latents(latents) for latents in parts]).clamp(-1, 1)
@@ -61,7 +61,7 @@ def sampled_latents(
     latent_shape: tuple[int, int, int],
     report: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """The same before it is decoded, batch by batch: (b, c, h', w') on the base's device."""
+    """The latents that `sample` decodes, batch by batch: (b, c, h', w') on the base's device."""
     starts = range(0, len(prompts), sampling.batch_size)
     for number, begin in enumerate(starts):
         part = prompts[begin : begin + sampling.batch_size]
@@ -84,12 +84,12 @@ def sampled_latents(
 
 
 def timesteps(count: int, steps: int) -> list[int]:
-    """`steps` of the schedule's `count` timesteps, from the noisiest down, evenly spaced."""
+    """`steps` of the schedule's `count` timesteps, evenly spaced, from the noisiest down."""
     return [round(count - index * count / steps) - 1 for index in range(steps)]
 
 
 def guided(base: Base, latents: Tensor, time: int, conditioning: Conditioning, guidance: float) -> Tensor:
-    """unconditional + guidance · (conditional - unconditional); conditioning: the prompts, then as many empty ones."""
+    """unconditional + guidance · (conditional - unconditional); conditioning: n prompts, then n empty ones."""
     count = len(latents)
     if guidance == 1:
         times = torch.full((count,), time, device=latents.device)

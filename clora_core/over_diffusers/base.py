@@ -15,7 +15,6 @@ from ..model.attach import Reading
 from ..model.attachment import Attachment
 from ..model.base import (
     Conditioning,
-    Precision,
     Prediction,
     Schedule,
     check_parts,
@@ -26,6 +25,7 @@ from ..model.base import (
 from ..model.concept import ConceptToken
 from ..model.families import family_of, find_projections
 from ..model.layers import layer_count
+from ..model.precision import Precision
 from ..model.projections import Projection
 from ..starter.layout import NAME
 from ..starter.model import Starter, load_starter

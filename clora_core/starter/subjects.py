@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from PIL import Image
 
 from ..model.concept import TEMPLATES
-from .draw import draw
 from .styles import HELD_BACK, SPARE
 from .world import IDENTITY, Picture, content, imagine, imagine_portrait
 
@@ -78,6 +77,8 @@ def alike(identity: str) -> dict[str, dict[str, str]]:
 
 def pictures(subject: str, count: int, *, seed: int) -> list[Image.Image]:
     """`count` different pictures of a subject, 64×64 RGB. An identity keeps its traits; clothes, mood, place change."""
+    from .draw import draw  # not when ComfyUI starts, which lists the subjects
+
     rng = random.Random(f"{subject} {seed}")
     return [draw(picture) for picture in imagine_subject(subject, count, rng)]
 

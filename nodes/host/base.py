@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment
-from ...clora_core.model.base import Conditioning, Precision, Schedule, check_parts, latent_sides, pooled_of
+from ...clora_core.model.base import Conditioning, Schedule, check_parts, latent_sides, pooled_of
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.families import family_of
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
+from ...clora_core.model.precision import Precision
 from ...clora_core.model.projections import Projection
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of

@@ -16,7 +16,7 @@ from clora_core.cli import main
 from clora_core.errors import MuseumError
 from clora_core.learning.learn import Learning
 from clora_core.learning.state import LearningState, save_state
-from clora_core.method.recipe import BASELINES, RECIPES, USUAL, recipe_named
+from clora_core.method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, recipe_named
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, wanted
@@ -118,7 +118,7 @@ def test_help_offers_the_recipes_and_no_baseline(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     told = " ".join(capsys.readouterr().out.rpartition("--recipe NAME")[2].partition("--")[0].split())
-    assert f"{', '.join(RECIPES)} ({USUAL}); or one of the baselines" in told.replace("- ", "-")
+    assert f"{', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines" in told.replace("- ", "-")
     assert not [name for name in BASELINES if f"{name}," in told]
 
 

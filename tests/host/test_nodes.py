@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError
-from clora_pack.clora_core.method.recipe import RECIPES, USUAL, shared_by
+from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, RECIPES, shared_by
 from clora_pack.clora_core.model.concept import Concept, ConceptToken
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.actions.pictures import from_images, to_images
@@ -318,7 +318,7 @@ def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict
     companions = companion(nodes, "<three>", *companion(nodes, "<two>"))
     model, clip, museum, loss, preview = train(nodes, starter, companions=companions)
     assert museum.words == ("<two>", "<three>", "<one>") and preview.shape == (3, 64, 64, 3)
-    recipe = shared_by(replace(RECIPES[USUAL], steps=4, learning_rate=1e-2, rank=2, batch_size=2), 3)
+    recipe = shared_by(replace(RECIPES[DEFAULT_METHOD], steps=4, learning_rate=1e-2, rank=2, batch_size=2), 3)
     with ordinary():
         base = HostBase(*starter)
         asked = [("<two>", images(3, 128)), ("<three>", images(3, 128)), ("<one>", images())]

@@ -11,7 +11,7 @@ from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.projections import Projection
-from clora_core.model.text_states import AT_ONCE, moment_of, text_states
+from clora_core.model.text_states import AT_ONCE, second_moment, text_states
 from clora_core.museum.museum import Museum
 from tests.small import museum_of, random_deltas, setting_with, short, small_concept, step_with, taught
 
@@ -69,7 +69,7 @@ def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Ba
     prompts = [f"a photo of {token.word}" for token in words]
     alone = [base.encode_prompts([prompt], words).states.reshape(-1, 128) for prompt in prompts]
     naive = torch.stack([states.T @ states / len(states) for states in alone]).mean(0)
-    torch.testing.assert_close(moment_of([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second_moment([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_are_those_of_the_model_as_it_stands(base: Base):

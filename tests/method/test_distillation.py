@@ -86,5 +86,5 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
 
 
 def test_gated_deltas_and_distillation_do_not_go_together():
-    with pytest.raises(RecipeError, match="gated deltas move no old prompt"):
+    with pytest.raises(RecipeError, match="gated deltas change no earlier prompt"):
         Recipe(regularizers=(Distillation(),), applied="word")

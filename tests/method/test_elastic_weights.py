@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clora_core.method.regularizers import ElasticWeights
-from clora_core.method.regularizers.elastic_weights import fisher_information, relative_weight
+from clora_core.method.regularizers.elastic_weights import fisher_information, relative_fisher_weight
 from clora_core.method.step import Past
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
@@ -49,7 +49,7 @@ def test_the_weight_means_what_it_says():
     place = Projection("a", "key", (6, 9))
     rng = torch.Generator().manual_seed(0)
     past, omega = {place: torch.randn(6, 9, generator=rng)}, {place: torch.rand(6, 9, generator=rng)}
-    weight = relative_weight(2.0, 0.25, omega, past)
+    weight = relative_fisher_weight(2.0, 0.25, omega, past)
     costs = []
     for _ in range(400):
         delta = torch.randn(6, 9, generator=rng)
@@ -66,7 +66,7 @@ def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest
     monkeypatch.setattr("clora_core.method.regularizers.elastic_weights.fisher_information", lambda setting: omega)
     setting = setting_with(Past(dense=past, prompts=["a photo of <old>"]), base=base, reference_loss=0.5)
     squares = sum(float((omega[p].double() * new[p].dense().double() ** 2).sum()) for p in new)
-    expected = relative_weight(3.0, 0.5, omega, past) * squares
+    expected = relative_fisher_weight(3.0, 0.5, omega, past) * squares
     assert ElasticWeights(3.0).begin(setting)(step_with(new)).item() == pytest.approx(expected, rel=1e-4)
 
 

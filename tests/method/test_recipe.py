@@ -12,7 +12,7 @@ import torch
 from clora_core.errors import RecipeError
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import Trained, start
-from clora_core.method.recipe import BASELINES, RECIPES, USUAL, Recipe, recipe_named
+from clora_core.method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, Recipe, recipe_named
 from clora_core.method.regularizers import REGULARIZERS, Regularizer, SelfRegularization
 from clora_core.method.step import Past, Setting
 from clora_core.model.attach import attached
@@ -69,7 +69,7 @@ def test_every_field_has_bad_values_above():
 
 def test_few_are_offered_and_the_others_are_baselines():
     offered = {"preservation", "word-gated-onwards", "word-gated", "c-lora", "museum-maker", "textual-inversion"}
-    assert set(RECIPES) == offered and next(iter(RECIPES)) == USUAL
+    assert set(RECIPES) == offered and next(iter(RECIPES)) == DEFAULT_METHOD
     assert len(BASELINES) == 11 and not offered & set(BASELINES)
 
 
@@ -113,7 +113,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
     [
         ([{"name": "elastic"}], "no regularizer 'elastic'.*self_regularization"),
         ([{"weight": 1}], "no regularizer 'None'.*self_regularization"),
-        ([{"name": "self_regularization", "wait": 1}], "is 'wait'; it must be one of its numbers: weight, relative"),
+        ([{"name": "self_regularization", "wait": 1}], "is 'wait'; it must be one of its settings: weight, relative"),
         ([{"name": "self_regularization", "weight": -1}], "weight of self_regularization is -1"),
         (
             [{"name": "self_regularization", "weight": "1"}],
@@ -130,7 +130,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         (None, "cannot be read"),
         (
             [{"name": "self_regularization"}] * 2,
-            "'self_regularization, self_regularization'; it must be each named once",
+            "'self_regularization, self_regularization'; it must be different regularizers",
         ),
     ],
 )

@@ -23,29 +23,29 @@ def test_words_that_prompts_can_hold_are_taken(word: str):
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("", "is no word"),
-        ("   ", "is no word"),
-        ("<->", "is no word"),
+        ("", "no letter or digit"),
+        ("   ", "no letter or digit"),
+        ("<->", "no letter or digit"),
         ("7", "read as a number"),
         ("-1.5", "read as a number"),
         ("+3", "read as a number"),
-        ("my cat", "holds ' '"),
-        ("my\tcat", r"holds '\\t'"),
-        ("cat\n", r"holds '\\n'"),
-        ("(cat", r"holds '\('"),
-        ("cat)", r"holds '\)'"),
-        ("[cat]", r"holds '\['"),
-        ("{cat}", r"holds '\{'"),
-        ("{word}", r"holds '\{'"),
-        ("cat:1.2", "holds ':'"),
-        ("cat,dog", "holds ','"),
-        ("cat|dog", r"holds '\|'"),
-        (r"cat\dog", r"holds '\\\\'"),
-        ('"cat"', "holds '\"'"),
+        ("my cat", "contains ' '"),
+        ("my\tcat", r"contains '\\t'"),
+        ("cat\n", r"contains '\\n'"),
+        ("(cat", r"contains '\('"),
+        ("cat)", r"contains '\)'"),
+        ("[cat]", r"contains '\['"),
+        ("{cat}", r"contains '\{'"),
+        ("{word}", r"contains '\{'"),
+        ("cat:1.2", "contains ':'"),
+        ("cat,dog", "contains ','"),
+        ("cat|dog", r"contains '\|'"),
+        (r"cat\dog", r"contains '\\\\'"),
+        ('"cat"', "contains '\"'"),
         ("o" * 65, "longer than 64"),
-        ("a\0b", "no printable character"),
-        ("a\x9bb", "no printable character"),
-        ("a\ud800b", "no printable character"),
+        ("a\0b", "unprintable character"),
+        ("a\x9bb", "unprintable character"),
+        ("a\ud800b", "unprintable character"),
     ],
 )
 def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: str):
@@ -66,7 +66,7 @@ def test_texts_that_no_file_holds_or_no_prompt_needs_are_refused(odd: str):
         {"captions": ("{word}", f"{odd} {{word}}", "{word}")},
         {"start": odd},
     ):
-        with pytest.raises(ConceptError, match=r"no printable character|at most 10000"):
+        with pytest.raises(ConceptError, match=r"unprintable character|limit is 10000"):
             Concept("<my-cat>", PICTURES, **texts)  # type: ignore[arg-type]
     assert Concept("<my-cat>", PICTURES, template="a photo\n\tof {word}\r\n").prompt == "a photo\n\tof <my-cat>\r\n"
 
@@ -190,7 +190,7 @@ def test_a_text_that_does_not_mention_the_word_is_refused(texts: dict):
 def test_a_picture_with_one_value_that_is_not_finite_is_refused(bad: float):
     pictures = PICTURES.clone()
     pictures[1, 2, 3, 4] = bad
-    with pytest.raises(ConceptError, match="'<a>' hold values that are not finite"):
+    with pytest.raises(ConceptError, match="'<a>' contain values that are not finite"):
         Concept("<a>", pictures)
 
 

@@ -100,5 +100,5 @@ def test_sampling_leaves_the_random_numbers_of_the_process_alone(base: Base):
 
 @pytest.mark.parametrize("numbers", [{"steps": 0}, {"batch_size": 0}])
 def test_no_steps_or_no_pictures_at_a_time_are_refused(numbers: dict[str, int]):
-    with pytest.raises(RecipeError, match=r"at least 1 step and 1 picture at a time, not .*0"):
+    with pytest.raises(RecipeError, match=r"at least 1 step and a batch of at least 1, not .*0"):
         Sampling(**numbers)

@@ -1,4 +1,4 @@
-"""The catalogue of regularizers. A new one is one file beside this one, and one line here."""
+"""All regularizers. To add one, add a file to this folder and a line here."""
 
 from .context_preservation import ContextPreservation
 from .distillation import Distillation

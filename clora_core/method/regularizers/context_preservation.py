@@ -1,15 +1,16 @@
-"""Context preservation: a new concept leaves the keys and values of other prompts where they are.
+"""Context preservation: a new concept does not change the keys and values of other prompts.
 
     L = w · mean over projections of  tr(Δ C Δᵀ) / tr(W C Wᵀ)        Δ = up·down,  C = E[s sᵀ]
 
 s: the text states, at all places, of everyday captions and of the prompts of earlier exhibits; C their second moment.
-Keys and values are linear in the text states, so tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them, and the
-divisor E‖W s‖², W with the earlier deltas, makes it a share that means the same in every model. With Δ = up·down it is
-tr((upᵀup)(down C downᵀ)): rank × rank matrices, one C for all projections, and no cost that grows with the museum.
+Keys and values are linear in the text states, so tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them. The
+divisor E‖W s‖², W with the earlier deltas, makes this relative, so that it means the same in every model. With
+Δ = up·down it is tr((upᵀup)(down C downᵀ)): rank × rank matrices, one C for all projections, and a cost that does not
+grow with the museum.
 
-In neither of the two papers; an idea of ours with close relatives, which edit or bound weights by the same moment:
-UCE (arXiv:2308.14761), Custom Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), gradient
-projection memory (arXiv:2103.09762).
+This regularizer is ours. Related methods edit or bound weights by the same moment: UCE (arXiv:2308.14761), Custom
+Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), gradient projection memory
+(arXiv:2103.09762).
 """
 
 from collections.abc import Mapping
@@ -19,9 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...model.attach import Reading
 from ...model.projections import Projection
-from ...model.text_states import kept_states, moment_of
 from ..step import Setting, Step
 from .protocol import Regularizer, Term
 
@@ -35,21 +34,24 @@ def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
 
 @torch.no_grad()
 def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
-    """C, (width, width) float32, and each projection's E‖W s‖²; everyday and old prompts weigh half each."""
-    groups = kept_states(setting.base, setting.past.prompts, setting.past.words)
+    """C, (width, width) float32, and E‖W s‖² per projection; everyday and earlier prompts count half each."""
+    from ...model.attach import Reading
+    from ...model.text_states import preserved_states, second_moment
+
+    groups = preserved_states(setting.base, setting.past.prompts, setting.past.words)
     sizes = {}
     with Reading.of(setting.base):
         for projection, module in setting.base.modules.items():
-            held = module.get_parameter("weight").dtype
-            asked = held if held in HALVES else torch.float32  # float8 weights are cast to what they are asked in
-            answers = [module(states[None].to(asked))[0].float() for states in groups]
-            sizes[projection] = float(torch.stack([answer.square().sum(1).mean() for answer in answers]).mean())
-    return moment_of(groups), sizes
+            stored = module.get_parameter("weight").dtype
+            dtype = stored if stored in HALVES else torch.float32  # float8 weights are cast to the input's dtype
+            outputs = [module(states[None].to(dtype))[0].float() for states in groups]
+            sizes[projection] = float(torch.stack([output.square().sum(1).mean() for output in outputs]).mean())
+    return second_moment(groups), sizes
 
 
 @dataclass(frozen=True)
 class ContextPreservation(Regularizer):
-    """The equation above with its weight: 1 makes moving every key and value by its own size cost 1."""
+    """The equation above. At weight 1, moving every key and value by its own length costs 1."""
 
     weight: float = 5.0
     name: ClassVar[str] = "context_preservation"

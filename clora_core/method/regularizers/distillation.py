@@ -1,14 +1,15 @@
-"""Distillation: what the model showed for old words before this concept, it shall still show.
+"""Distillation: predictions for earlier words stay as they were before this concept.
 
-    L = β · E‖ ε_θ(z_s, s, c_j) - ε_old(z_s, s, c_j) ‖²        c_j: a prompt with an old word, drawn anew for each z_s
+    L = β · E‖ ε_θ(z_s, s, c_j) - ε_old(z_s, s, c_j) ‖²        c_j: a random prompt with an earlier word
 
-Li and Hoiem 2016 (Learning without Forgetting), arXiv:1606.09282, brought to diffusion as the continual-customization
-papers do: old words on the new pictures, with the model as it was before this concept as the teacher. What is said of
-the new pictures stands around the old words too: our reading, which holds styles better (docs/measurements.md).
-In MuseumMaker (arXiv:2404.16612) it stands for the feature half of its dual regularization; reconstructed, since that
-formula could not be read: predictions where the paper may compare features inside the model, and old words only.
+Li and Hoiem 2016 (Learning without Forgetting), arXiv:1606.09282, adapted to diffusion as in papers on continual
+customization: the earlier words on the new pictures, with the model before this concept as the teacher. The captions of
+the new pictures are also used with the earlier words; this is ours, and it preserves styles better
+(docs/measurements.md). In the museum-maker recipe it replaces the feature half of MuseumMaker's dual regularization
+(arXiv:2404.16612). That formula was not readable, so this is a reconstruction: it compares predictions, where the paper
+may compare features inside the model, and uses earlier words only.
 
-It takes one more forward pass without and one with a backward pass per step.
+Every step takes one more forward pass without gradients and one with a backward pass.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .protocol import Regularizer, Term
 
 @dataclass(frozen=True)
 class Distillation(Regularizer):
-    """The equation above with its weight β."""
+    """The equation above; weight: β."""
 
     weight: float = 1.0
     name: ClassVar[str] = "distillation"

@@ -1,11 +1,11 @@
-"""Elastic weight consolidation: a new concept keeps off the weights that earlier concepts depend on.
+"""Elastic weight consolidation: a new concept avoids the weights that earlier concepts depend on.
 
     L = λ Σ_projections Σ_ij Ω_ij Δ_ij²        Ω: diagonal Fisher information, E[(∂L_diff/∂W_ij)²], of earlier concepts
 
-Kirkpatrick et al. 2017 (EWC), arXiv:1612.00796; of low-rank deltas, with the Fisher information in the full space of
-weights, EWC-LoRA, arXiv:2602.17559. It is C-LoRA's penalty with another importance than past². Ours: nothing is stored
-for it and no earlier picture is needed, since Ω is measured on pictures that the museum's words show before a new one
-is learned (without deltas that act at a word's place only); and the weight κ is relative:
+Kirkpatrick et al. 2017 (EWC), arXiv:1612.00796; for low-rank deltas with the Fisher information of the full weights:
+EWC-LoRA, arXiv:2602.17559. It is C-LoRA's penalty with Ω in place of past². Two things are ours. Nothing is stored and
+no earlier picture is needed: Ω is measured on pictures that are sampled with the museum's words before the new concept
+is learned (without gated deltas). And the weight κ is relative:
 
     λ = κ · L_ref / Σ_projections mean(Ω) · ‖past‖²_F
 """
@@ -17,31 +17,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...model.attach import attached
 from ...model.projections import Projection
-from ...model.sampling import Sampling, sampled_latents
 from ...seeds import seeded
 from ..step import Setting, Step
 from .protocol import Regularizer, Term
 from .self_regularization import LowRankOverlap
 
-PICTURES, DRAWS = 16, 64  # sampled over all earlier exhibits together; gradients taken on them
+PICTURES, DRAWS = 16, 64  # samples of all earlier exhibits together; noisy versions of them for gradients
 
 
 def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int = DRAWS) -> dict[Projection, Tensor]:
-    """projection → mean square of the loss's gradient by each weight, (out, in) float32, one noisy picture at a time.
+    """projection → mean squared gradient of the loss by each weight, (out, in) float32, one noisy picture at a time.
 
     The cost does not grow with the museum: exhibits take turns.
     """
+    from ...model.attach import attached
+    from ...model.sampling import Sampling, sampled_latents
+
     base, past, shape = setting.base, setting.past, tuple(setting.latents.shape[1:])
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     latents = torch.cat(
         list(sampled_latents(base, prompts, past.words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]
     )
-    nothing = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in past.dense.items()}
+    zeros = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in past.dense.items()}
     squares = {place: torch.zeros_like(matrix) for place, matrix in past.dense.items()}
     rng = seeded("fisher information", draws)
-    with torch.enable_grad(), attached(base, nothing):
+    with torch.enable_grad(), attached(base, zeros):
         for number in range(draws):
             times = torch.randint(len(base.schedule.alphas_cumprod), (1,), generator=rng).to(base.device)
             noise = torch.randn(1, *shape, generator=rng).to(base.device)
@@ -50,22 +51,22 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
                 conditioning = base.encode_prompts([prompts[number % pictures]], past.words)
             prediction = base.predict(base.schedule.noised(clean, noise, times), times, conditioning)
             loss = (prediction - base.schedule.target(clean, noise, times)).square().mean()
-            for place, gradient in zip(nothing, torch.autograd.grad(loss, list(nothing.values())), strict=True):
+            for place, gradient in zip(zeros, torch.autograd.grad(loss, list(zeros.values())), strict=True):
                 squares[place] += gradient.float().square() / draws
     return squares
 
 
-def relative_weight(
+def relative_fisher_weight(
     kappa: float, reference_loss: float, importance: Mapping[Projection, Tensor], past: Mapping[Projection, Tensor]
 ) -> float:
-    """λ for a κ: a delta as large as the past, and unrelated to Ω, costs κ diffusion losses."""
+    """λ for a κ: a delta as large as the past and unrelated to Ω costs κ times the diffusion loss."""
     scale = sum(omega.mean().item() * past[place].square().sum().item() for place, omega in importance.items())
     return kappa * reference_loss / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class ElasticWeights(Regularizer):
-    """The equation above with its κ."""
+    """The equation above; weight: κ."""
 
     weight: float = 1.0
     name: ClassVar[str] = "elastic_weights"
@@ -76,7 +77,7 @@ class ElasticWeights(Regularizer):
         past = setting.past
         if self.weight and past.dense and past.prompts:
             importance = fisher_information(setting)
-            weight = relative_weight(self.weight, setting.reference_loss, importance, past.dense)
+            weight = relative_fisher_weight(self.weight, setting.reference_loss, importance, past.dense)
             roots = {place: omega.sqrt() for place, omega in importance.items()}
 
         def term(step: Step) -> Tensor:

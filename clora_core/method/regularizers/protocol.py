@@ -1,4 +1,4 @@
-"""What a regularizer is: a frozen description that, given a setting, yields one more term of the loss."""
+"""A regularizer: a frozen value that, given a setting, adds a term to the loss."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ Term = Callable[[Step], Tensor]  # a scalar ≥ 0, already weighted
 
 @dataclass(frozen=True)
 class Regularizer:
-    """A named extra term of the loss, arXiv number in its file's docstring. Raises RecipeError for a bad weight.
+    """A named extra term of the loss; its paper is in its file's docstring. Raises RecipeError for a bad weight.
 
-    name: its key in loss reports, in the saved recipe and in the user interface. weight: how much the term counts; 0 is
-    off. everywhere_only: not for deltas that act at a word, which move no prompt without it. one_concept_only: not for
-    concepts that are learned together.
+    name: in loss reports, saved recipes and the user interface. weight: of the term in the loss; 0 turns it off.
+    everywhere_only: not for gated deltas, which change no prompt without the word. one_concept_only: not for concepts
+    that are learned together.
     """
 
     name: ClassVar[str]
@@ -33,5 +33,5 @@ class Regularizer:
             raise RecipeError(f"The weight of {self.name} is {self.weight}; it must be a finite number from 0.")
 
     def begin(self, setting: Setting) -> Term:
-        """What stays fixed while one concept is learned is computed here, once."""
+        """Compute everything that is fixed while a concept is learned, and return the term."""
         raise NotImplementedError

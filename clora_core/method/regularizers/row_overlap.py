@@ -1,10 +1,11 @@
-"""Row overlap: a new concept keeps off the directions of the text that earlier deltas read.
+"""Row overlap: a new concept avoids the directions of the text states that earlier deltas read.
 
     L = λ Σ_projections ‖ past · (up·down)ᵀ ‖²_F        λ = κ · L_ref / Σ_projections ‖past‖⁴_F / in
 
-Ours, after C-LoRA's penalty (arXiv:2304.06027): that one compares entry by entry, and a product of low rank has no
-entries that are free, so a new delta can only obey by being small. Here it obeys by reading other directions, since
-past·Δᵀ = 0 where no row of Δ lies in the row space of past. Needs rank × rank matrices and one (in, in) per projection.
+Ours, based on C-LoRA's penalty (arXiv:2304.06027). That penalty compares entry by entry, and the entries of a low-rank
+product are not independent, so a new delta can only shrink to satisfy it. Here it can read other directions instead:
+past·Δᵀ = 0 if the rows of Δ are orthogonal to those of past. It takes rank × rank matrices, and one (in, in) per
+projection.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ def row_overlap(up: Tensor, down: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowOverlap(Regularizer):
-    """The equation above with its κ: a delta as large as the past, and unrelated to it, costs κ diffusion losses."""
+    """The equation above; weight: κ. A delta as large as the past and unrelated to it costs κ diffusion losses."""
 
     weight: float = 1.0
     name: ClassVar[str] = "row_overlap"

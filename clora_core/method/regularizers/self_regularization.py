@@ -1,16 +1,17 @@
-"""Self-regularization: a new concept keeps off the weights that earlier concepts moved.
+"""Self-regularization: a new concept avoids the weights that earlier concepts changed.
 
     L = λ Σ_projections ‖ past ∘ (up·down) ‖²_F        Smith et al. 2023 (C-LoRA), arXiv:2304.06027, equation (3)
 
-The paper takes the absolute value of past, which the square makes irrelevant. Its λ (1e8 as far as we know) belongs to
-its model, rank and learning rate: the term grows with the fourth power of the deltas. The relative weight κ is ours:
+The paper takes the absolute value of past, which makes no difference under the square. Its λ (1e8 as far as we know)
+depends on the model, rank and learning rate: the term grows with the fourth power of the deltas. The relative weight κ
+is ours:
 
     λ = κ · L_ref / Σ_projections numel · rms(past)⁴
 
-so that κ = 1 makes a delta as large as the past, and unrelated to it, cost as much as the diffusion loss L_ref.
+so that with κ = 1, a delta as large as the past and unrelated to it costs as much as the diffusion loss L_ref.
 
-`squares` takes (Σ Δ_i²)^½ instead of past = Σ Δ_i, so that earlier deltas of opposite signs do not cancel and leave
-what both moved unprotected. Ours.
+`squares` uses (Σ Δ_i²)^½ instead of past = Σ Δ_i, so that earlier deltas of opposite signs do not cancel, which would
+leave their weights unprotected. Ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,18 +32,18 @@ def overlap(past: Tensor, delta: Tensor) -> Tensor:
 
 
 class LowRankOverlap(torch.autograd.Function):
-    """`overlap` of past and up @ down, whose backward pass needs no dense matrix.
+    """`overlap` of past and up @ down, without dense matrices in the backward pass.
 
-    With G = 2 past² ∘ (up·down), ∂/∂up = G·downᵀ and ∂/∂down = upᵀ·G: two thin matrices are kept, so that the memory
-    of all projections together is that of the largest one. Inputs float32.
+    With G = 2 past² ∘ (up·down), ∂/∂up = G·downᵀ and ∂/∂down = upᵀ·G: only these two thin matrices are kept, so all
+    projections together need no more dense memory than the largest one. Inputs are float32.
     """
 
     @staticmethod
     def forward(ctx: Any, past: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        touched = past * (up @ down)
-        gradient = past * touched * 2
+        product = past * (up @ down)
+        gradient = past * product * 2
         ctx.save_for_backward(gradient @ down.T, up.T @ gradient)
-        return touched.square().sum()
+        return product.square().sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor, Tensor]:
@@ -71,7 +72,7 @@ def root_of_squares(earlier: Sequence[Deltas], like: Mapping[Projection, Tensor]
 
 @dataclass(frozen=True)
 class SelfRegularization(Regularizer):
-    """Equation (3) with its weight: κ if `relative`, else the paper's absolute λ. squares: see above."""
+    """Equation (3). weight: κ if `relative`, else the paper's absolute λ. squares: see above."""
 
     weight: float = 1.0
     relative: bool = True
@@ -87,9 +88,8 @@ class SelfRegularization(Regularizer):
         def term(step: Step) -> Tensor:
             total = step.latents.new_zeros((), dtype=torch.float32)
             for projection, delta in step.deltas.items():
-                if (moved := past.get(projection)) is None:
-                    continue
-                total = total + LowRankOverlap.apply(moved, delta.up, delta.down)
+                if projection in past:
+                    total = total + LowRankOverlap.apply(past[projection], delta.up, delta.down)
             return weight * total
 
         return term

@@ -1,12 +1,12 @@
-"""Style distillation: what is generated shall look like the style's pictures as a whole, not like one of them.
+"""Style distillation: generated pictures look like the style's pictures as a whole, not like one of them.
 
     L = w · E[ ᾱ_s · KL( ρ(ẑ₀/τ) ‖ ρ(z̄/τ) ) ]        ρ: softmax over all numbers of a latent
 
-MuseumMaker (arXiv:2404.16612), its style distillation loss; ẑ₀ is the clean latent that the model predicts, z̄ the mean
-latent of the style's pictures, which keeps their palette and loses their layout. Reconstructed: what we could read of
-the paper compares two latents of which neither depends on the model, so that it would have no gradient; that one side
-is the model's prediction, the factor ᾱ_s (at high noise ẑ₀ means nothing) and τ are ours. `of` "noise" is the other
-reading: the predictions for the noised picture and for the noised mean,
+The style distillation loss of MuseumMaker (arXiv:2404.16612). ẑ₀ is the clean latent that the model predicts, z̄ the
+mean latent of the style's pictures, which has their palette but not their layout. This is a reconstruction: as far as
+we could read the paper, it compares two latents that do not depend on the model, which would give no gradient. The
+model's prediction on one side, the factor ᾱ_s (ẑ₀ is meaningless at high noise) and τ are ours. `of` "noise" is the
+other reading: the predictions for the noised picture and for the noised mean,
 
     L = w · E[ KL( ρ(ε_θ(z_s)/τ) ‖ ρ(ε_θ(z̄_s)/τ) ) ]        without a gradient through the second
 """
@@ -24,14 +24,14 @@ from .protocol import Regularizer, Term
 
 def divergence(sample: Tensor, reference: Tensor, *, temperature: float) -> Tensor:
     """KL(ρ(sample/τ) ‖ ρ(reference/τ)) of each pair, (b,), in nats. Both (b, …); no gradient reaches the reference."""
-    one = torch.log_softmax(sample.float().flatten(1) / temperature, dim=1)
-    other = torch.log_softmax(reference.detach().float().flatten(1) / temperature, dim=1)
-    return (one.exp() * (one - other)).sum(1)
+    log_p = torch.log_softmax(sample.float().flatten(1) / temperature, dim=1)
+    log_q = torch.log_softmax(reference.detach().float().flatten(1) / temperature, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 @dataclass(frozen=True)
 class StyleDistillation(Regularizer):
-    """The equation above with its weight w and temperature τ. of: "picture" or "noise"."""
+    """The equation above; weight: w, temperature: τ. of: "picture" or "noise"."""
 
     weight: float = 0.1
     temperature: float = 1.0

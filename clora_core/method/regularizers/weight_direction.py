@@ -1,10 +1,10 @@
-"""Weight direction: a shared delta that is trained on keeps pointing where it pointed.
+"""Weight direction: a shared delta keeps its direction while it continues to train.
 
-    L = w · mean over projections of  1 - cos(up·down, up'·down')        up', down': the shared delta as it was before
+    L = w · mean over projections of  1 - cos(up·down, up'·down')        up', down': the shared delta before
 
-MuseumMaker (arXiv:2404.16612), the weight half of its dual regularization; reconstructed, since the paper's formula
-could not be read: only that it steers the direction of the shared LoRA's update. The length stays free. The cosine of
-two products needs rank × rank matrices only.
+The weight half of MuseumMaker's dual regularization (arXiv:2404.16612). This is a reconstruction: the paper's formula
+was not readable, only that it steers the direction of the shared LoRA's update. The length is free. The cosine of two
+products takes rank × rank matrices only.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def cosine(one: LowRank, other: LowRank) -> Tensor:
 
 @dataclass(frozen=True)
 class WeightDirection(Regularizer):
-    """The equation above with its weight w. Nothing for the first concept, and for deltas that are not shared."""
+    """The equation above; weight: w. Zero for the first concept and for deltas that are not shared."""
 
     weight: float = 0.1
     name: ClassVar[str] = "weight_direction"
@@ -35,7 +35,7 @@ class WeightDirection(Regularizer):
         before = setting.past.shared
 
         def term(step: Step) -> Tensor:
-            turned = [1 - cosine(delta, before[place]) for place, delta in step.deltas.items() if place in before]
-            return self.weight * torch.stack(turned).mean() if turned else step.latents.new_zeros(())
+            turns = [1 - cosine(delta, before[place]) for place, delta in step.deltas.items() if place in before]
+            return self.weight * torch.stack(turns).mean() if turns else step.latents.new_zeros(())
 
         return term

@@ -1,4 +1,4 @@
-"""The families of models that can be taught. A new one is one file beside this one, and its value in `FAMILIES`."""
+"""The supported model families. To add one, add a file to this folder and its value to `FAMILIES`."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -16,44 +16,44 @@ FAMILIES: tuple[Family, ...] = (STARTER, SD15, SD2, SDXL)
 
 
 def projections_in(modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, str]:
-    """The projections among a network's modules, in order of path → the module's name. Empty if there are none.
+    """The projections among a network's modules → the names of their modules, sorted. Empty if there are none.
 
-    modules: their names, in any layout that a family knows. shape: of the weight of the module with that name.
+    modules: their names, in any layout that a family knows. shape: module name → the shape of its weight.
     """
-    modules, found = list(modules), {}
+    modules, projections = list(modules), {}
     slots = next((slots for family in FAMILIES if (slots := family.structure.find(modules))), {})
     for name, (path, role) in slots.items():
         rows, columns = shape(name)
-        found[Projection(path, role, (rows, columns))] = name
-    return dict(sorted(found.items()))
+        projections[Projection(path, role, (rows, columns))] = name
+    return dict(sorted(projections.items()))
 
 
 def find_projections(network: nn.Module) -> dict[Projection, nn.Module]:
-    """The same of a network: projection → its module.
+    """The projections of a network → their modules.
 
-    Raises BaseModelError where there are none, as in models of joint attention (Flux, SD3).
+    Raises BaseModelError if there are none, as in models with joint attention (Flux, SD3).
     """
     modules = dict(network.named_modules())
-    found = projections_in(modules, lambda name: modules[name].get_parameter("weight").shape)
-    if not found:
+    names = projections_in(modules, lambda name: modules[name].get_parameter("weight").shape)
+    if not names:
         raise BaseModelError(
             f"No cross-attention key/value projections found in {type(network).__name__}. C-LoRA needs a UNet whose "
-            "text enters by a cross-attention of its own; models of joint attention, such as Flux and SD3, have none. "
+            "text enters through cross-attention; models with joint attention, such as Flux and SD3, have none. "
             f"Known model families: {', '.join(family.name for family in FAMILIES)}."
         )
-    return {projection: modules[name] for projection, name in found.items()}
+    return {projection: modules[name] for projection, name in names.items()}
 
 
 def family_of(projections: Collection[Projection]) -> Family:
-    """The family that all these projections belong to. Raises BaseModelError if there is none."""
+    """The family of all these projections. Raises BaseModelError if there is none."""
     for family in FAMILIES:
         if family.has(projections):
             return family
     widths = sorted({projection.shape[1] for projection in projections})
-    known = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
+    supported = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
     raise BaseModelError(
-        f"The cross-attention of this model reads text states of width {widths}. Known model families: {known}. "
-        "docs/developing.md says how to add a family."
+        f"The cross-attention of this model reads text states of width {widths}. Known model families: {supported}. "
+        "docs/developing.md explains how to add a family."
     )
 
 
@@ -62,10 +62,9 @@ def family_named(name: str) -> Family:
     for family in FAMILIES:
         if family.name == name:
             return family
-    known = ", ".join(family.name for family in FAMILIES)
-    raise BaseModelError(f"There is no model family '{name}'. Known: {known}.")
+    raise BaseModelError(f"There is no model family '{name}'. Known: {', '.join(family.name for family in FAMILIES)}.")
 
 
 def spelled(name: str) -> tuple[str, str] | None:
-    """The path of a projection that a name in others' LoRA files begins with, and the rest; None if there is none."""
-    return next((found for family in FAMILIES if (found := family.structure.spelled(name))), None)
+    """Split a name in another program's LoRA file into the path of a projection and the rest; None if it has none."""
+    return next((parts for family in FAMILIES if (parts := family.structure.spelled(name))), None)

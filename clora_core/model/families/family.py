@@ -1,8 +1,8 @@
-"""A family of models: all that this project has to know of it beforehand, in one value.
+"""A model family: everything that this project needs to know about it, in one value.
 
-What later families need has its place here. Projections that do not read the text states get their width from a field
-beside `text_width`; a model that predicts a flow is another `Prediction` (and another `Schedule` in `model/base.py`);
-latents of five dimensions are a field beside `latent_channels`. Parts of fused weights: see `Projection`.
+How to extend it for later families: projections that do not read text states need another width beside `text_width`;
+flow matching needs another `Prediction` (and another `Schedule` in `model/base.py`); latents with five dimensions need
+a field beside `latent_channels`. For parts of fused weights, see `Projection`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,28 +16,28 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Structure(Protocol):
-    """Where networks of one build have their projections, and what these are called elsewhere."""
+    """Where networks of one architecture have their projections, and what other programs call them."""
 
     def find(self, modules: Iterable[str]) -> Mapping[str, tuple[str, Role]]:
-        """Out of the names of a network's modules, in any layout: those of projections → their path and role."""
+        """Of the module names of a network, in any layout: the names of projections → their path and role."""
         ...
 
     def role(self, path: str) -> Role | None:
-        """The role of the projection with that path; None if there can be none."""
+        """The role of the projection with that path; None if a projection cannot have it."""
         ...
 
     def lora_path(self, path: str) -> str:
-        """The path that kohya's trainer writes, before its dots become underscores."""
+        """The path that kohya's trainer writes, before it replaces dots by underscores."""
         ...
 
     def spelled(self, name: str) -> tuple[str, str] | None:
-        """The path that a name in others' LoRA files begins with, and the rest of the name; None if there is none."""
+        """Split a name in another program's LoRA file into a projection's path and the rest; None if it has none."""
         ...
 
 
 @dataclass(frozen=True)
 class Published:
-    """What LoRA managers call the family: kohya's base model version, and ModelSpec's facts."""
+    """Names of the family in LoRA metadata: kohya's base model version, and ModelSpec's fields."""
 
     version: str
     architecture: str
@@ -47,54 +47,54 @@ class Published:
 
 @dataclass(frozen=True)
 class StoredEncoder:
-    """A text encoder in a single file. prefix: of its tensors' names."""
+    """A text encoder in a single file. prefix: the prefix of its tensor names."""
 
     prefix: str
-    open_clip: bool = False  # named and padded as OpenCLIP does it, not as transformers
-    layers: int | None = None  # how many of its layers are used, where not all
+    open_clip: bool = False  # OpenCLIP's names and padding, not transformers'
+    layers: int | None = None  # how many of its layers are used; None: all
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a single file in the original (ldm) layout does not say of itself, for opening it without ComfyUI."""
+    """Facts that a single file in the original (ldm) layout does not contain, for opening it without ComfyUI."""
 
     encoders: Mapping[str, StoredEncoder]
-    scaling_factor: float  # latents are what the autoencoder gives, times this
+    scaling_factor: float  # latents are the autoencoder's output times this
     heads: int | None = None  # of the UNet's attention at every width; None: one for each 64 channels
-    velocity_deviation: float | None = None  # above it, the last attention's first norm tells of v_prediction
+    velocity_deviation: float | None = None  # if the last attention's first norm deviates more: v_prediction
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model belongs to the family whose structure has its projections by name, and whose text width these read."""
+    """A model belongs to the family whose structure and text width fit all of its projections."""
 
-    name: str  # in museum files, for ever
+    name: str  # in museum files, so it never changes
     title: str  # for people
     structure: Structure
     text_width: int  # of the text states, which all projections read
-    encoders: Mapping[str, int]  # ComfyUI's name of each text encoder → the width of its words
+    encoders: Mapping[str, int]  # ComfyUI's name of each text encoder → its width
     latent_channels: int
-    resolutions: Mapping[Prediction, int]  # what models predict, the usual first → side of their training pictures, px
+    resolutions: Mapping[Prediction, int]  # prediction, the default first → side of the training pictures, px
     published: Published
-    kept_bytes: int  # per latent pixel and picture, that learning deltas and words keeps in 16 bits for going backward
-    checkpointed: float  # the share of it that is still kept, or made again for one block, with checkpointing
+    kept_bytes: int  # activations per latent pixel and picture that 16-bit training keeps for the backward pass
+    checkpointed: float  # the share of that memory that is still needed with gradient checkpointing
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
-    pooled: bool = False  # it also reads the pooled vector of the last encoder
-    guidance: float = 7.5  # that its models are usually sampled with
-    captions: Sequence[str] = field(default_factory=everyday_captions)  # everyday prompts in words that it knows
-    checkpoint: Checkpoint | None = None  # None where single files are not opened without ComfyUI
+    pooled: bool = False  # it also reads the pooled vector of the last text encoder
+    guidance: float = 7.5  # the default for sampling
+    captions: Sequence[str] = field(default_factory=everyday_captions)  # everyday prompts in its vocabulary
+    checkpoint: Checkpoint | None = None  # None: single files open only in ComfyUI
 
     def has(self, projections: Collection[Projection]) -> bool:
-        """Whether these can all be its projections."""
+        """Whether all of these can be its projections."""
         return bool(projections) and all(
             self.structure.role(projection.path) == projection.role and projection.shape[1] == self.text_width
             for projection in projections
         )
 
     def resolution_px(self, prediction: Prediction) -> int:
-        """The side of the pictures that its models with that prediction were trained on."""
+        """The side of the training pictures of models with that prediction."""
         return self.resolutions.get(prediction, next(iter(self.resolutions.values())))
 
     def lora_key(self, projection: Projection) -> str:
-        """The stem under which ordinary LoRA files keep this projection, as kohya's trainer writes it."""
+        """The key stem of this projection in ordinary LoRA files, as kohya's trainer writes it."""
         return "lora_unet_" + self.structure.lora_path(projection.path).replace(".", "_")

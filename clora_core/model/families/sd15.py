@@ -3,7 +3,7 @@
 Text width, encoder, latents, scale and heads: CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml.
 Names for managers: kohya-ss/sd-scripts, library/sai_model_spec.py; the version is ostris/ai-toolkit's, since
 ComfyUI-Lora-Manager does not know kohya's.
-Memory: counted on the UNet's shape, 0.69 GiB for a picture of 512 px.
+Memory: counted on a UNet of this shape, 0.69 GiB for a picture of 512 px.
 """
 
 from .family import Checkpoint, Family, Published, StoredEncoder

@@ -1,8 +1,8 @@
-"""Stable Diffusion 2.0 and 2.1, both those that predict the noise (512 px) and those that predict velocity (768 px).
+"""Stable Diffusion 2.0 and 2.1, with noise prediction (512 px) or velocity prediction (768 px).
 
 Text width, encoder, latents and scale: Stability-AI/stablediffusion, configs/stable-diffusion/v2-inference(-v).yaml.
-The text encoder is OpenCLIP's ViT-H, read before its last layer. The deviation by which a file is taken for
-v_prediction is ComfyUI's (comfy/supported_models.py, SD20), so that both read it alike.
+The text encoder is OpenCLIP's ViT-H, read before its last layer. The threshold that detects v_prediction is ComfyUI's
+(comfy/supported_models.py, SD20), so that both open a file in the same way.
 Names for managers: kohya-ss/sd-scripts, library/sai_model_spec.py. Memory: as the UNet of Stable Diffusion 1.5.
 """
 

@@ -1,8 +1,8 @@
-"""Stable Diffusion XL base and what was made of it: Pony, Illustrious, NoobAI. The refiner is none of them.
+"""Stable Diffusion XL base and models derived from it: Pony, Illustrious, NoobAI. The refiner is not supported.
 
 Text width, encoders, latents and scale: Stability-AI/generative-models, configs/inference/sd_xl_base.yaml.
 Names for managers: kohya-ss/sd-scripts, library/sai_model_spec.py; its LoRA files use the original block names.
-Memory: counted on the UNet's shape, 4.95 GiB for a picture of 1024 px.
+Memory: counted on a UNet of this shape, 4.95 GiB for a picture of 1024 px.
 """
 
 from .family import Checkpoint, Family, Published, StoredEncoder

@@ -1,7 +1,6 @@
-"""Stable Diffusion's UNets: cross-attentions in their blocks, under the names of diffusers or the original (ldm) ones.
+"""Stable Diffusion's UNets, with diffusers' module names or the original (ldm) ones.
 
-A projection's path is its diffusers name. ComfyUI and single files have the original names, which are translated on the
-way in.
+A projection's path is its diffusers name. The original names of ComfyUI and single files are translated.
 """
 
 import re
@@ -25,21 +24,21 @@ SPELLED = re.compile(
 
 @dataclass(frozen=True)
 class UNet:
-    """ldm_keys: whether ordinary LoRA files use the original block names, which is kohya's habit for SDXL."""
+    """ldm_keys: whether ordinary LoRA files use the original block names, as kohya's trainer does for SDXL."""
 
     ldm_keys: bool = False
 
     def find(self, modules: Iterable[str]) -> dict[str, tuple[str, Role]]:
-        """As `Structure` says. The network may stand in another, as its `diffusion_model`."""
+        """See `Structure`. The network can be the `diffusion_model` of another one."""
         names = {name.removeprefix("diffusion_model."): name for name in modules}
         translate = _ldm_blocks(names)
-        found: dict[str, tuple[str, Role]] = {}
+        slots: dict[str, tuple[str, Role]] = {}
         for path, name in names.items():
             if (ldm := LDM_PATH.fullmatch(path)) and ldm["block"] in translate:
                 path = f"{translate[ldm['block']]}.{ldm['rest']}"
             if role := self.role(path):
-                found[name] = path, role
-        return found
+                slots[name] = path, role
+        return slots
 
     def role(self, path: str) -> Role | None:
         match = DIFFUSERS_PATH.fullmatch(path)
@@ -58,7 +57,7 @@ class UNet:
 
 
 def ldm_path(path: str, *, layers_per_block: int = 2) -> str:
-    """A diffusers path by its original name: down_blocks.1.attentions.0.… → input_blocks.4.1.…"""
+    """The original name of a diffusers path: down_blocks.1.attentions.0.… → input_blocks.4.1.…"""
     block, _, rest = path.partition(".transformer_blocks.")
     match block.split("."):
         case ["down_blocks", level, "attentions", index]:
@@ -79,7 +78,7 @@ ORIGINAL_BLOCKS = {ldm_path(block).removesuffix(".transformer_blocks."): block f
 
 
 def _ldm_blocks(names: Iterable[str]) -> dict[str, str]:
-    """Original name of each block with attention → its diffusers name, read off where the resolution changes."""
+    """Original name of each block with attention → its diffusers name, derived from where the resolution changes."""
     names = list(names)
     blocks = {"middle_block.1": "mid_block.attentions.0"}
     for side, ours, resampler in (
