@@ -136,7 +136,7 @@ def common(drawings: dict[str, dict[str, str]]) -> list[str]:
 
 
 def chosen(classes: list[str], drawings: dict[str, dict[str, str]]) -> set[str]:
-    """The classes that no pretraining sees: drawn at random among those of all three test designers and seven others."""
+    """The classes that no pretraining sees: drawn at random from those by all three test designers and seven others."""
     able = []
     for code in classes:
         designers = {name for name, pictures in drawings.items() if code in pictures}

@@ -21,11 +21,11 @@ NAME_LIMIT = 200  # characters
 class Task:
     """An exhibit: the classes that were learned together, and everything that is needed to recognize them.
 
-    rows: the rows of the linear head, (classes, width + 1), the last column being the bias. means: of each class's
-    features, (classes, width), when it was learned. counts: pictures per class, (classes,). scatter: Σ (f - mean)(f -
-    mean)ᵀ over the task's pictures, (width, width). drift: the linear map (width, width) that takes features from before
-    this task to after it, none if the task has no deltas. inputs: layer → second moment of what its queries, keys and
-    values read on this task's pictures, (width, width).
+    rows: of the linear head, (classes, width + 1), the last column being the bias. means: of each class's features,
+    (classes, width), when it was learned. counts: pictures per class, (classes,). scatter: Σ (f - mean)(f - mean)ᵀ over
+    the task's pictures, (width, width). drift: the linear map (width, width) of features from before this task to
+    after it; None if nothing before it has changed. inputs: layer → second moment of what its queries, keys and values
+    read on this task's pictures, (in, in).
     """
 
     classes: tuple[str, ...]
@@ -78,7 +78,7 @@ class TaskMuseum:
         return {projection: concatenated(own) for projection, own in sorted(parts.items())}
 
     def inputs(self) -> dict[str, Tensor]:
-        """layer → second moment of what its projections read on the pictures of all tasks, each picture counting once."""
+        """layer → second moment of what its projections read on the pictures of all tasks; each picture counts once."""
         moments: dict[str, Tensor] = {}
         total = sum(int(task.counts.sum()) for task in self.tasks)
         for task in self.tasks:

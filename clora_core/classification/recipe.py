@@ -22,7 +22,7 @@ class TaskRecipe:
 
     - "linear": one linear layer that grows, as in the paper. "imprint": the same, each new row starting at its class's
       mean. Both are trained with cross-entropy over the task's own classes.
-    - "means": the nearest class mean. "lda": the class means, and one covariance for all (linear discriminant analysis).
+    - "means": the nearest class mean. "lda": linear discriminant analysis, the class means and one covariance for all.
 
     corrected: whether the means of earlier classes follow the features as later tasks move them.
     """

@@ -1,6 +1,5 @@
 """A frozen vision transformer: any local `transformers` folder of ViT, DeiT, DINOv2 or CLIP's vision tower."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import BaseModelError
 from ..model.attach import Reading
 from ..model.attachment import Attachment
-from ..model.base import AUTOCAST, Fingerprint, Precision
+from ..model.base import Fingerprint, digest_of
+from ..model.precision import AUTOCAST, Precision
 from ..model.projections import Projection, Role
 from ..pictures import as_floats, to_bytes
 
@@ -46,7 +46,7 @@ class Vision:
         self._mean, self._deviation = (value.view(3, 1, 1).to(self.device) for value in (mean, deviation))
         self._compute: torch.dtype | None = None
         self.width = self.features(torch.zeros(1, 3, side, side)).shape[1]
-        self.fingerprint = Fingerprint("vision", _digest(self.modules))
+        self.fingerprint = Fingerprint("vision", digest_of(self.modules))
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
@@ -167,13 +167,3 @@ def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:
     if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
         raise BaseModelError(f"'{path}' must have an image_mean and an image_std of three numbers above 0.")
     return int(image_size), mean, deviation
-
-
-def _digest(modules: Mapping[Projection, nn.Module]) -> str:
-    """The first row of each projection, the same for float16 and float32 copies."""
-    digest = hashlib.sha256()
-    for projection, module in sorted(modules.items()):
-        row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
-        digest.update(f"{projection.path} {projection.shape}".encode())
-        digest.update(row.numpy().tobytes())
-    return digest.hexdigest()

@@ -106,7 +106,13 @@ def _first_down(recipe: Recipe, word: str, projection: Projection, museum: Museu
     if recipe.down == "orthogonal":
         earlier = [exhibit.deltas[projection].down for exhibit in museum.exhibits if projection in exhibit.deltas]
         return free_directions(earlier, recipe.rank, columns)
-    rng = seeded("down", recipe.seed, word, projection.path)
+    return random_down(recipe, word, projection)
+
+
+def random_down(recipe: Recipe, name: str, projection: Projection) -> Tensor:
+    """(rank, in) float32, uniform in ±1/√in: the same for the same recipe, name and projection."""
+    columns = projection.shape[1]
+    rng = seeded("down", recipe.seed, name, projection.path)
     return (torch.rand(recipe.rank, columns, generator=rng) * 2 - 1) / math.sqrt(columns)
 
 

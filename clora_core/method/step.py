@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from ..model.low_rank import LowRank
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..model.concept import ConceptToken
 
 Deltas = Mapping[Projection, LowRank]
+Moments = tuple[Mapping[Projection, Tensor], Mapping[Projection, float]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,6 +40,34 @@ class Past:
     prompts: Sequence[str] = ()
     words: Sequence[ConceptToken] = ()
     beside: Sequence[str] = ()
+
+
+class AnySetting(Protocol):
+    """What every setting has, whatever is learned.
+
+    reference_loss: the mean loss before the new deltas. moments: of what each projection reads where the new deltas
+    should change nothing, the second moment C = E[x xᵀ], (in, in) float32; and E‖W x‖², W with the earlier deltas.
+    """
+
+    @property
+    def past(self) -> Past: ...
+
+    @property
+    def reference_loss(self) -> float: ...
+
+    @property
+    def moments(self) -> Moments: ...
+
+
+class AnyStep(Protocol):
+    """What every training step has, whatever is learned: the trained deltas."""
+
+    @property
+    def deltas(self) -> Deltas: ...
+
+    def zero(self) -> Tensor:
+        """A zero on the device of the loss, float32."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,6 +88,13 @@ class Setting:
     def reference_loss(self) -> float:
         return self.measure_reference_loss()
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the text states of everyday and earlier prompts, which count half each; C is the same for all."""
+        from ..model.text_states import preserved_moments
+
+        return preserved_moments(self.base, self.past.prompts, self.past.words)
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -75,3 +112,7 @@ class Step:
     prediction: Tensor
     target: Tensor
     deltas: Deltas
+
+    def zero(self) -> Tensor:
+        """A zero on the device of the loss, float32."""
+        return self.latents.new_zeros((), dtype=torch.float32)

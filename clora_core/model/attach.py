@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import BaseModelError
 from .attachment import Attachment, Gate
-from .base import Base, Conditioning
+from .base import Base, Conditioning, Frozen
 from .layers import layer_numbers
 from .low_rank import LowRank
 from .projections import Projection
@@ -28,7 +28,7 @@ from .projections import Projection
 
 @contextmanager
 def attached(
-    base: Base, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
+    base: Frozen, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
 ) -> Iterator[Attachment]:
     """While entered, the base adds these deltas to the outputs of its projections. Nested deltas add up.
 
@@ -63,17 +63,20 @@ class Reading:
     _entered: list[ExitStack] = field(default_factory=list)
 
     @classmethod
-    def of(cls, base: Base, conditioning: Conditioning | None = None) -> "Reading":
-        """The reading of encoded prompts with the base's current attachments. Without prompts, all gates are closed."""
-        attachments = [attachment for attachment in base.attachments if attachment.on]
-        if conditioning is None:
-            return cls(base.modules, attachments)
+    def of(cls, base: Frozen) -> "Reading":
+        """The reading with the base's current attachments and all gates closed."""
+        return cls(base.modules, [attachment for attachment in base.attachments if attachment.on])
+
+    @classmethod
+    def of_prompts(cls, base: Base, conditioning: Conditioning) -> "Reading":
+        """The reading of encoded prompts with the base's current attachments."""
+        plain = cls.of(base)
         tokens, width = conditioning.states.shape[1], base.family.text_width
-        gates = {attachment.gate for attachment in attachments if attachment.gate}
+        gates = {attachment.gate for attachment in plain.attachments if attachment.gate}
         opened = {gate: gate.opened(conditioning.places, tokens) for gate in gates}
         masks = {gate: mask for gate, mask in opened.items() if mask is not None}
         layers = conditioning.states if conditioning.states.shape[-1] > width else None
-        return cls(base.modules, attachments, masks, layers)
+        return cls(base.modules, plain.attachments, masks, layers)
 
     def __enter__(self) -> None:
         handles = ExitStack()

@@ -87,15 +87,27 @@ class Conditioning:
         return Conditioning(chosen(self.states), pooled, {word: chosen(mask) for word, mask in self.places.items()})
 
 
-class Base(Protocol):
-    """A frozen text-to-image model."""
+class Frozen(Protocol):
+    """A frozen network that deltas can be added to, whatever it is for."""
 
     fingerprint: Fingerprint
-    family: Family
     modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
-    schedule: Schedule
     device: torch.device
-    attachments: list[Attachment]  # the deltas that `predict` adds; `attach.attached` adds and removes them
+    attachments: list[Attachment]  # the deltas that are added; `attach.attached` adds and removes them
+
+    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[torch.dtype]:
+        """While entered, gradients flow through the model in that precision. On exit, everything is restored.
+
+        Yields the dtype that the network computes in.
+        """
+        ...
+
+
+class Base(Frozen, Protocol):
+    """A frozen text-to-image model."""
+
+    family: Family
+    schedule: Schedule
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w') for the UNet, float32 on the CPU."""
@@ -121,25 +133,23 @@ class Base(Protocol):
         """The UNet's raw prediction for latents noised by `schedule`, float32. Gradients flow through it."""
         ...
 
-    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[torch.dtype]:
-        """While entered, gradients flow through the model in that precision. On exit, everything is restored.
-
-        Yields the dtype that the UNet computes in.
-        """
-        ...
-
 
 def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
     """The fingerprint of a base, the same for float16 and float32 copies.
 
     Only the first row of each projection is hashed, so it is fast at any size.
     """
+    return Fingerprint(family_of(modules).name, digest_of(modules))
+
+
+def digest_of(modules: Mapping[Projection, nn.Module]) -> str:
+    """SHA-256 of the names, the shapes and the first rows of these projections, in hexadecimal."""
     digest = hashlib.sha256()
     for projection, module in modules.items():
         row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
-    return Fingerprint(family_of(modules).name, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, makes: int | None) -> None:

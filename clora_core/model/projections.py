@@ -8,7 +8,7 @@ is the same museum in ComfyUI.
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["key", "value"]
+Role = Literal["query", "key", "value"]
 
 
 @dataclass(frozen=True, order=True)

@@ -25,14 +25,13 @@ from ..model.base import (
 from ..model.concept import ConceptToken
 from ..model.families import family_of, find_projections
 from ..model.layers import layer_count
-from ..model.precision import Precision
+from ..model.precision import AUTOCAST, Precision
 from ..model.projections import Projection
 from ..starter.layout import NAME
 from ..starter.model import Starter, load_starter
 from .checkpoints import Parts, errors_about, open_parts
 from .prompts import TextEncoder, encode, word_vectors
 
-AUTOCAST: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURES_AT_ONCE = 4
 
 
@@ -173,7 +172,7 @@ class DiffusersBase:
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), states.to(self.device, dtype)
         autocast = torch.autocast(self.device.type, dtype=self._compute) if self._compute else nullcontext()
         added = self._added(inputs[0], conditioning)
-        self._reading = Reading.of(self, conditioning)
+        self._reading = Reading.of_prompts(self, conditioning)
         try:
             with autocast, self._reading:
                 (prediction,) = self.unet(*inputs, added_cond_kwargs=added, return_dict=False)

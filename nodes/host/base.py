@@ -144,7 +144,7 @@ class HostBase:
                 options["patches"]["output_block_patch"] = [harmless(patch) for patch in patches]
         latents = noisy.to(self.device, dtype)
         states = conditioning.states[..., : self.family.text_width]
-        self._reading = Reading.of(self, conditioning)
+        self._reading = Reading.of_prompts(self, conditioning)
         try:
             with self._reading:
                 return unet_of(self.model)(

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from clora_core.method.regularizers import ContextPreservation
-from clora_core.method.regularizers.context_preservation import moved, statistics
+from clora_core.method.regularizers.context_preservation import moved
 from clora_core.method.step import Past, Setting
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.projections import Projection
-from clora_core.model.text_states import AT_ONCE, second_moment, text_states
+from clora_core.model.text_states import AT_ONCE, preserved_moments, second_moment, text_states
 from clora_core.museum.museum import Museum
 from tests.small import museum_of, random_deltas, setting_with, short, small_concept, step_with, taught
 
@@ -73,10 +73,9 @@ def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Ba
 
 
 def test_sizes_are_those_of_the_model_as_it_stands(base: Base):
-    setting = setting_of(base, Museum(base.fingerprint))
-    _, plain = statistics(setting)
+    _, plain = preserved_moments(base, (), ())
     with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.modules.items()}):
-        _, thrice = statistics(setting)
+        _, thrice = preserved_moments(base, (), ())
     for projection, size in plain.items():
         assert thrice[projection] == pytest.approx(9 * size, rel=1e-3)
 

@@ -13,40 +13,19 @@ Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), 
 (arXiv:2103.09762).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...model.projections import Projection
-from ..step import Setting, Step
+from ..step import AnySetting, AnyStep
 from .protocol import Regularizer, Term
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
     """E‖up·down·s‖² for states s of that second moment. up (out, rank), down (rank, in), second_moment (in, in)."""
     return ((up.T @ up) * (down @ second_moment @ down.T)).sum()
-
-
-@torch.no_grad()
-def statistics(setting: Setting) -> tuple[Tensor, Mapping[Projection, float]]:
-    """C, (width, width) float32, and E‖W s‖² per projection; everyday and earlier prompts count half each."""
-    from ...model.attach import Reading
-    from ...model.text_states import preserved_states, second_moment
-
-    groups = preserved_states(setting.base, setting.past.prompts, setting.past.words)
-    sizes = {}
-    with Reading.of(setting.base):
-        for projection, module in setting.base.modules.items():
-            stored = module.get_parameter("weight").dtype
-            dtype = stored if stored in HALVES else torch.float32  # float8 weights are cast to the input's dtype
-            outputs = [module(states[None].to(dtype))[0].float() for states in groups]
-            sizes[projection] = float(torch.stack([output.square().sum(1).mean() for output in outputs]).mean())
-    return second_moment(groups), sizes
 
 
 @dataclass(frozen=True)
@@ -56,13 +35,13 @@ class ContextPreservation(Regularizer):
     weight: float = 5.0
     name: ClassVar[str] = "context_preservation"
 
-    def begin(self, setting: Setting) -> Term:
-        second_moment, sizes = statistics(setting)
+    def begin(self, setting: AnySetting) -> Term:
+        moments, sizes = setting.moments
 
-        def term(step: Step) -> Tensor:
+        def term(step: AnyStep) -> Tensor:
             if not step.deltas:
-                return step.latents.new_zeros(())
-            shares = [moved(d.up, d.down, second_moment) / sizes[projection] for projection, d in step.deltas.items()]
+                return step.zero()
+            shares = [moved(d.up, d.down, moments[place]) / sizes[place] for place, d in step.deltas.items()]
             return self.weight * torch.stack(shares).mean()
 
         return term

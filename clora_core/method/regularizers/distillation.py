@@ -38,7 +38,7 @@ class Distillation(Regularizer):
 
         def term(step: Step) -> Tensor:
             if old is None:
-                return step.latents.new_zeros(())
+                return step.zero()
             rng = seeded("distillation", step.number)
             chosen = torch.randint(len(past.beside), (len(step.latents),), generator=rng)
             conditioning = old[chosen.to(old.states.device)]

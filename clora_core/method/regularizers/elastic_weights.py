@@ -81,7 +81,7 @@ class ElasticWeights(Regularizer):
             roots = {place: omega.sqrt() for place, omega in importance.items()}
 
         def term(step: Step) -> Tensor:
-            total = step.latents.new_zeros((), dtype=torch.float32)
+            total = step.zero()
             for place, delta in step.deltas.items():
                 if place in roots:
                     total = total + LowRankOverlap.apply(roots[place], delta.up, delta.down)

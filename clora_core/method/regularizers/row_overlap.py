@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..step import Setting, Step
+from ..step import AnySetting, AnyStep
 from .protocol import Regularizer, Term
 
 
@@ -30,14 +30,14 @@ class RowOverlap(Regularizer):
     weight: float = 1.0
     name: ClassVar[str] = "row_overlap"
 
-    def begin(self, setting: Setting) -> Term:
+    def begin(self, setting: AnySetting) -> Term:
         past = setting.past.dense if self.weight else {}
         scale = sum(matrix.square().sum().item() ** 2 / matrix.shape[1] for matrix in past.values())
         weight = self.weight * setting.reference_loss / scale if scale else 0.0
         rows = {projection: matrix.T @ matrix for projection, matrix in past.items()}
 
-        def term(step: Step) -> Tensor:
+        def term(step: AnyStep) -> Tensor:
             parts = [row_overlap(d.up, d.down, rows[place]) for place, d in step.deltas.items() if place in rows]
-            return weight * torch.stack(parts).sum() if parts else step.latents.new_zeros(())
+            return weight * torch.stack(parts).sum() if parts else step.zero()
 
         return term

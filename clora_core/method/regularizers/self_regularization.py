@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...model.projections import Projection
-from ..step import Deltas, Setting, Step
+from ..step import AnySetting, AnyStep, Deltas
 from .protocol import Regularizer, Term
 
 
@@ -79,14 +79,14 @@ class SelfRegularization(Regularizer):
     squares: bool = False
     name: ClassVar[str] = "self_regularization"
 
-    def begin(self, setting: Setting) -> Term:
+    def begin(self, setting: AnySetting) -> Term:
         past = root_of_squares(setting.past.deltas, setting.past.dense) if self.squares else setting.past.dense
         weight = self.weight
         if self.relative and past and weight:
             weight = relative_weight(weight, setting.reference_loss, list(past.values()))
 
-        def term(step: Step) -> Tensor:
-            total = step.latents.new_zeros((), dtype=torch.float32)
+        def term(step: AnyStep) -> Tensor:
+            total = step.zero()
             for projection, delta in step.deltas.items():
                 if projection in past:
                     total = total + LowRankOverlap.apply(past[projection], delta.up, delta.down)

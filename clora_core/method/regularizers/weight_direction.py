@@ -36,6 +36,6 @@ class WeightDirection(Regularizer):
 
         def term(step: Step) -> Tensor:
             turns = [1 - cosine(delta, before[place]) for place, delta in step.deltas.items() if place in before]
-            return self.weight * torch.stack(turns).mean() if turns else step.latents.new_zeros(())
+            return self.weight * torch.stack(turns).mean() if turns else step.zero()
 
         return term

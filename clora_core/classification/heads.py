@@ -1,0 +1,95 @@
+"""What decides between classes: rows of a linear layer, (classes, width + 1) each with its bias in the last column.
+
+    logits = f · Wᵀ + b          f: features (n, width)
+
+The statistics of a task are enough for all heads, so a museum can be read with any of them.
+"""
+
+import torch
+from torch import Tensor
+
+from ..seeds import seeded
+from .museum import TaskMuseum
+from .recipe import Head
+
+SHARPNESS = 10.0  # of the distances to class means, in units of the mean distance within a class
+
+
+def logits(features: Tensor, rows: Tensor) -> Tensor:
+    """(n, classes) for features (n, width) and rows (classes, width + 1)."""
+    return features @ rows[:, :-1].T + rows[:, -1]
+
+
+def statistics(features: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Class means (count, width), counts (count,) and the scatter within classes (width, width), in float64."""
+    features = features.double()
+    counts = torch.bincount(labels, minlength=count)
+    sums = torch.zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
+    means = sums / counts[:, None]
+    apart = features - means[labels]
+    return means, counts, apart.T @ apart
+
+
+def random_rows(count: int, width: int, *name: int | str) -> Tensor:
+    """Uniform in ±1/√width, as torch starts a linear layer: what the paper's reference code begins with."""
+    return (torch.rand(count, width + 1, generator=seeded("head", *name)) * 2 - 1) / width**0.5
+
+
+def mean_rows(means: Tensor, spread: float) -> Tensor:
+    """The nearest mean. spread: the mean squared distance of a feature from its own class's mean."""
+    scale = SHARPNESS / max(spread, 1e-12)
+    bias = -means.square().sum(1, keepdim=True) / 2
+    return (torch.cat([means, bias], dim=1) * scale).float()
+
+
+def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
+    """Linear discriminant analysis: W = Σ⁻¹ μ, b = -μᵀ Σ⁻¹ μ / 2, Σ the covariance that all classes share.
+
+    Σ is shrunk towards a multiple of the identity by the amount that Chen et al. 2010 (OAS, arXiv:0907.4698) derive
+    from the number of pictures. In continual learning: Hayes and Kanan 2020 (arXiv:1909.01520).
+    """
+    width, samples = len(scatter), max(1, count - len(means))
+    covariance = scatter / samples
+    trace, squares = covariance.trace(), covariance.square().sum()
+    above = (1 - 2 / width) * squares + trace**2
+    below = (samples + 1 - 2 / width) * (squares - trace**2 / width)
+    shrinkage = 1.0 if below <= 0 else float((above / below).clamp(max=1))
+    average = max(float(trace) / width, 1e-12)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * average * torch.eye(width, dtype=torch.float64)
+    weight = torch.linalg.solve(shrunk, means.T).T
+    return torch.cat([weight, -(weight * means).sum(1, keepdim=True) / 2], dim=1).float()
+
+
+def head_rows(museum: TaskMuseum, head: Head, *, corrected: bool = True) -> Tensor:
+    """The rows of all classes of the museum, in order, (classes, width + 1).
+
+    corrected: the means and the scatter of earlier tasks go through the drift of all later ones.
+    """
+    if head in ("linear", "imprint"):
+        return torch.cat([task.rows for task in museum.tasks])
+    means, scatter = [], torch.zeros(())
+    for place, task in enumerate(museum.tasks):
+        own_means, own_scatter = task.means.double(), task.scatter.double()
+        for later in museum.tasks[place + 1 :] if corrected else ():
+            if later.drift is not None:
+                drift = later.drift.double()
+                own_means, own_scatter = own_means @ drift, drift.T @ own_scatter @ drift
+        means.append(own_means)
+        scatter = scatter + own_scatter
+    counted = sum(int(task.counts.sum()) for task in museum.tasks)
+    if head == "means":
+        return mean_rows(torch.cat(means), float(scatter.trace()) / max(1, counted))
+    return discriminant_rows(torch.cat(means), scatter, counted)
+
+
+def drift_between(before: Tensor, after: Tensor, *, ridge: float = 0.1) -> Tensor:
+    """The linear map (width, width) that takes features from before a task to after it: the nearest to the identity.
+
+    A ridge regression of the differences on the task's own pictures, as Gomez-Villa et al. 2024 (arXiv:2407.08536)
+    correct class means without earlier pictures. ridge: in units of the mean square of the features.
+    """
+    before, after = before.double(), after.double()
+    width = before.shape[1]
+    square = before.T @ before
+    square += ridge * square.trace() / width * torch.eye(width, dtype=torch.float64)
+    return (torch.eye(width, dtype=torch.float64) + torch.linalg.solve(square, before.T @ (after - before))).float()

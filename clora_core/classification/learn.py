@@ -1,0 +1,289 @@
+"""Learn one task of new classes after all that a museum holds, with the training loop of `learning/loop.py`.
+
+As C-LoRA (arXiv:2304.06027, section 5) does it: deltas on the queries, keys and values of every self-attention, the
+earlier ones frozen and summed; cross-entropy over the task's own classes; a fresh optimizer.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConceptError
+from ..learning.loop import Progress, train
+from ..learning.start import random_down
+from ..learning.state import LearningState
+from ..method.recipe import Recipe
+from ..method.step import Deltas, Moments, Past
+from ..model.attach import attached
+from ..model.low_rank import LowRank
+from ..model.projections import Projection
+from ..pictures import as_floats
+from ..seeds import seeded
+from .heads import drift_between, logits, mean_rows, random_rows, statistics
+from .museum import Task, TaskMuseum, check_new
+from .recipe import TaskRecipe
+from .vision import Vision
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPictures:
+    """The pictures of some classes. pictures: bytes (n, 3, side, side). labels: (n,), places in `classes`."""
+
+    classes: tuple[str, ...]
+    pictures: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.labels, minlength=len(self.classes))
+        if empty := [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]:
+            raise ConceptError(f"The class '{empty[0]}' has no pictures.")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskTrained:
+    """All that learning moves. rows: of the head, for the task's own classes, (classes, width + 1)."""
+
+    deltas: Deltas
+    rows: nn.Parameter
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name."""
+        named: dict[str, Tensor] = {"head.rows": self.rows}
+        for projection, delta in self.deltas.items():
+            named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
+        return {name: value for name, value in named.items() if value.requires_grad}
+
+    def settle(self) -> None:
+        """Nothing is projected after an update."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStep:
+    """One training step: pictures (b, 3, side, side) as the network read them, features and logits of the batch."""
+
+    number: int
+    pictures: Tensor
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    deltas: Deltas
+
+    def zero(self) -> Tensor:
+        """A zero on the device of the loss, float32."""
+        return self.logits.new_zeros((), dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSetting:
+    """Fixed while one task is learned; see `AnySetting`."""
+
+    past: Past
+    measure_reference_loss: Callable[[], float]
+    measure_moments: Callable[[], Moments]
+
+    @cached_property
+    def reference_loss(self) -> float:
+        return self.measure_reference_loss()
+
+    @cached_property
+    def moments(self) -> Moments:
+        return self.measure_moments()
+
+
+Term = Callable[[TaskStep], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskLearning:
+    """Everything that goes into learning one task. Raises for a museum over another network and for known classes.
+
+    first_down: the first `down` of each projection, and whether it stays fixed, for methods that choose it.
+    more_terms: further terms of the loss by name. Both are how `bench classification` builds its baselines.
+    """
+
+    base: Vision
+    museum: TaskMuseum
+    task: ClassPictures
+    recipe: TaskRecipe
+    first_down: Mapping[Projection, Tensor] = field(default_factory=dict)
+    more_terms: Mapping[str, Term] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.museum.check_over(self.base.fingerprint)
+        check_new(self.museum, self.task.classes)
+
+    @property
+    def loop(self) -> Recipe:
+        """The loop's numbers, with as many steps as the epochs take."""
+        steps = self.recipe.epochs * math.ceil(len(self.task.labels) / self.recipe.learning.batch_size)
+        return replace(self.recipe.learning, steps=max(1, steps))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether this task gets deltas."""
+        adapt = self.recipe.adapt
+        return self.loop.rank > 0 and (adapt == "every" or (adapt == "first" and not self.museum.tasks))
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of everything that decides what is learned, in hexadecimal."""
+        digest = hashlib.sha256()
+        texts = [self.base.fingerprint.digest, self.task.classes, self.recipe.to_json()]
+        texts += [[task.classes, task.recipe.to_json()] for task in self.museum.tasks]
+        digest.update(json.dumps(texts, sort_keys=True).encode())
+        tensors = [self.task.pictures, self.task.labels]
+        for delta in self.museum.deltas().values():
+            tensors += [delta.up, delta.down]
+        for value in tensors:
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def run(
+        self, *, report: Callable[[Progress[TaskTrained]], None] | None = None, resume: LearningState | None = None
+    ) -> Task:
+        """Learn the task. Neither the network nor the museum is changed. Raises what `loop.train` raises."""
+        base, task, loop = self.base, self.task, self.loop
+        past = {projection: matrix.to(base.device) for projection, matrix in self.museum.dense().items()}
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            base.learning(precision=loop.precision, checkpointing=loop.checkpointing) as computed_in,
+            attached(base, past),
+        ):
+            before = base.all_features(task.pictures)
+            trained = self._start(before)
+            setting = TaskSetting(
+                Past(dense=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
+                lambda: float(F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)),
+                lambda: self._moments(past),
+            )
+            terms: dict[str, Term] = {r.name: r.begin(setting) for r in loop.regularizers if trained.deltas}  # type: ignore[arg-type, misc]
+            terms |= self.more_terms
+            with attached(base, trained.deltas):
+
+                def losses_of(number: int) -> dict[str, Tensor]:
+                    step = self._step(number, trained, before)
+                    own = F.cross_entropy(step.logits, step.labels)
+                    return {"classification": own, **{name: term(step) for name, term in terms.items()}}
+
+                loss = math.nan
+                if self.recipe.epochs:
+                    loss = train(
+                        trained,
+                        losses_of,
+                        loop,
+                        key=self.key,
+                        title=task.classes[0],
+                        device=base.device,
+                        computed_in=computed_in,
+                        report=report,
+                        resume=resume,
+                    )
+            deltas = {place: _copied(delta) for place, delta in trained.deltas.items()}
+            with attached(base, deltas):
+                after, inputs = self._read()
+        means, counts, scatter = statistics(after, task.labels, len(task.classes))
+        return Task(
+            task.classes,
+            deltas,
+            trained.rows.detach().cpu().clone(),
+            means.float(),
+            counts,
+            scatter.float(),
+            inputs,
+            self.recipe,
+            drift_between(before, after) if deltas and self.museum.tasks else None,
+            {"pictures": len(task.labels), **({"loss": loss} if math.isfinite(loss) else {})},
+        )
+
+    def _start(self, features: Tensor) -> TaskTrained:
+        """Deltas that change nothing yet, and the first rows of the head."""
+        task, loop, device = self.task, self.loop, self.base.device
+        deltas = {}
+        for projection in self.base.modules if self.adapts else ():
+            fixed = self.first_down.get(projection)
+            if loop.down == "identity":
+                fixed = torch.eye(projection.shape[1])
+            down = random_down(loop, task.classes[0], projection) if fixed is None else fixed
+            up = torch.zeros(projection.shape[0], len(down))
+            deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device, learned=fixed is None))
+        if self.recipe.head == "linear":
+            rows = random_rows(len(task.classes), features.shape[1], loop.seed, task.classes[0])
+        else:
+            means, _, scatter = statistics(features, task.labels, len(task.classes))
+            rows = mean_rows(means, float(scatter.trace()) / len(features))
+        return TaskTrained(deltas, _parameter(rows, device))
+
+    def _step(self, number: int, trained: TaskTrained, before: Tensor) -> TaskStep:
+        """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
+        loop, task, device = self.loop, self.task, self.base.device
+        per_epoch = math.ceil(len(task.labels) / loop.batch_size)
+        epoch, place = divmod(number, per_epoch)
+        order = torch.randperm(len(task.labels), generator=seeded("order", loop.seed, epoch))
+        chosen = order[place * loop.batch_size : (place + 1) * loop.batch_size]
+        pictures = as_floats(task.pictures[chosen])
+        if loop.flip:
+            mirrored = torch.rand(len(chosen), 1, 1, 1, generator=seeded("batch", loop.seed, number)) < 0.5
+            pictures = torch.where(mirrored, pictures.flip(-1), pictures)
+        moving = bool(trained.deltas) or loop.flip
+        features = self.base.features(pictures) if moving else before[chosen].to(device)
+        labels = task.labels[chosen].to(device)
+        return TaskStep(number, pictures, features, logits(features, trained.rows), labels, trained.deltas)
+
+    def _moments(self, past: Mapping[Projection, Tensor]) -> Moments:
+        """Of what the projections read on the pictures of earlier tasks. Before any, nothing is protected."""
+        known = self.museum.inputs()
+        moments, sizes = {}, {}
+        for projection, module in self.base.modules.items():
+            weight = module.get_parameter("weight").detach().float()
+            moment = known.get(layer_of(projection), torch.zeros(projection.shape[1], projection.shape[1]))
+            moments[projection] = moment = moment.to(weight.device)
+            weight = weight + past.get(projection, 0)
+            sizes[projection] = float(((weight @ moment) * weight).sum()) or 1.0
+        return moments, sizes
+
+    @torch.no_grad()
+    def _read(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The features of all pictures, (n, width), and the second moment of every layer's inputs."""
+        sums: dict[str, Tensor] = {}
+        rows: dict[str, int] = {}
+
+        def gather(layer: str):  # type: ignore[no-untyped-def]
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].float().flatten(0, -2)
+                sums[layer] = sums.get(layer, 0) + x.T @ x  # type: ignore[operator]
+                rows[layer] = rows.get(layer, 0) + len(x)
+
+            return hook
+
+        handles = [
+            module.register_forward_pre_hook(gather(layer_of(projection)))
+            for projection, module in self.base.modules.items()
+            if projection.role == "key"  # queries, keys and values of a layer read the same
+        ]
+        try:
+            features = self.base.all_features(self.task.pictures)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return features, {layer: (total / rows[layer]).cpu() for layer, total in sums.items()}
+
+
+def layer_of(projection: Projection) -> str:
+    """ "layers.3.key" → "layers.3" """
+    return projection.path.rpartition(".")[0]
+
+
+def _parameter(value: Tensor, device: torch.device, *, learned: bool = True) -> nn.Parameter:
+    return nn.Parameter(value.to(device, torch.float32), requires_grad=learned)
+
+
+def _copied(delta: LowRank) -> LowRank:
+    return LowRank(delta.up.detach().cpu().clone(), delta.down.detach().cpu().clone())
