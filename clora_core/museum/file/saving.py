@@ -15,7 +15,7 @@ from .files import Identity, dump, errors_about, identity, opened
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
 from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
-from .museum_file import DTYPES, FORMAT, VERSION, check_alphas, check_strengths, checked_header
+from .museum_file import DTYPES, FORMAT, VERSION, check_sum, checked_header
 from .replacing import ChangedMeanwhileError, Waiting, replacing
 
 
@@ -94,8 +94,7 @@ def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
     with opened(path) as file:
         old = checked_header(file)
         with undamaged(path, file):
-            check_alphas(file, old)
-            check_strengths(file, old, old.exhibits)
+            check_sum(file, old, old.exhibits)
         addition.check_over(old.base)
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]
