@@ -228,7 +228,7 @@ def test_the_command_writes_elsewhere_and_replaces_nothing_unasked(file, tmp_pat
     edit = ["edit", str(file), "--remove", "<ink>", "--to", str(tmp_path / "less.safetensors")]
     assert main(edit) == 0
     assert main(edit) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([*edit, "--overwrite"]) == 0
     assert_same(load_museum(file), museum())
     assert load_museum(tmp_path / "less.safetensors").words == ("<my-cat>", "<bär>", "lonely")
