@@ -13,7 +13,7 @@ from ..learning.state import LearningState, NotFiniteError, StateError, load_sta
 from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
 from ..model.concept import TEMPLATES, Concept, check_word
-from ..museum.editing import labelled
+from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import refused_by_the_system
 from ..museum.file.replacing import set_aside
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     learning = Learning(base, museum, concepts, recipe)
     unfinished = state_path(arguments.museum, arguments.word, learning.key)
     learned = learn_keeping(learning, unfinished, say)
-    new = tuple(labelled(exhibit, concept) for exhibit, concept in zip(learned, concepts, strict=True))
+    new = tuple(dated(exhibit, concept) for exhibit, concept in zip(learned, concepts, strict=True))
     path = _added(Museum(museum.base, new), arguments.museum)
     unfinished.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")

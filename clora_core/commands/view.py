@@ -8,7 +8,7 @@ from ..errors import CLoRAError
 from ..model.concept import mentions
 from ..model.sampling import Sampling, sample
 from ..museum.file import load_view, read_header
-from ..museum.museum import STRENGTH_LIMIT, Museum, shown, wanted
+from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
 from ..sheets import grid
 from .model import add_base, open_chosen
 from .progress import Bar, Say
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
-    chosen = wanted(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
+    chosen = parse_strengths(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
     strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
     museum = load_view(arguments.museum, strengths)
     words = [token.word for token in museum.tokens]
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(f"Note: the prompt holds none of the museum's words ({', '.join(words)}).")
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
-    with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
+    with viewing(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * arguments.count,

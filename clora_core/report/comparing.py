@@ -16,7 +16,7 @@ from ..measure import displacement
 from ..model.base import Base
 from ..model.projections import Projection
 from ..model.sampling import Sampling, sample
-from ..museum.museum import Museum, shown
+from ..museum.museum import Museum, viewing
 from ..seeds import seeded
 
 LEVELS = 4  # timesteps at which predictions are compared, in the middles of as many equal parts of the schedule
@@ -33,8 +33,8 @@ class State:
     def everywhere(self) -> dict[Projection, Tensor]:
         return self.museum.dense()
 
-    def shown(self) -> AbstractContextManager[None]:
-        return shown(self.base, self.everywhere, self.museum.gated)
+    def viewing(self) -> AbstractContextManager[None]:
+        return viewing(self.base, self.everywhere, self.museum.gated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Comparing:
             self.tick()
 
         shape, tokens = self.latent_shape, state.museum.tokens
-        with state.shown():
+        with state.viewing():
             return sample(state.base, prompts, tokens, self.sampling, latent_shape=shape, report=report)
 
 
@@ -101,7 +101,7 @@ def predictions(state: State, prompts: Sequence[str], latents: Tensor, noise: Te
     base = state.base
     latents, noise = latents.to(base.device), noise.to(base.device)
     at_levels = []
-    with state.shown():
+    with state.viewing():
         conditioning = base.encode_prompts(prompts, state.museum.tokens)
         for time in levels(len(base.schedule.alphas_cumprod)):
             times = torch.full((len(prompts),), time, device=base.device)

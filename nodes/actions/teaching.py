@@ -14,8 +14,8 @@ from ...clora_core.learning.state import StateError
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample
-from ...clora_core.museum.editing import labelled
-from ...clora_core.museum.museum import Exhibit, Museum, shown
+from ...clora_core.museum.editing import dated
+from ...clora_core.museum.museum import Exhibit, Museum, viewing
 from ...clora_core.pictures import to_picture
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
@@ -85,7 +85,7 @@ def taught(base: HostBase, learning: Learning, store: Store, key: str, diary: Di
     try:
         learned, losses = _learned(base, learning, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibits = tuple(labelled(*each) for each in zip(learned, learning.concepts, strict=True))
+        exhibits = tuple(dated(*each) for each in zip(learned, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits)
         diary.paste(pictures[0])
         diary.close("learned", effect(learning, exhibits[-1]))
@@ -158,7 +158,7 @@ def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -
     height, width = concepts[-1].pictures.shape[-2:]
     count = min(SHOWN_MOST, max(1, SHOWN_AREA_PX // (height * width)))
     prompts = [each.prompt for each in reversed(concepts)] * max(1, count // len(concepts))
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         return _sampled(base, prompts, museum.tokens, height, width)
 
 

@@ -19,7 +19,7 @@ from clora_core.learning.state import LearningState, save_state
 from clora_core.method.recipe import BASELINES, RECIPES, USUAL, recipe_named
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
-from clora_core.museum.museum import Museum, wanted
+from clora_core.museum.museum import Museum, parse_strengths
 from clora_core.over_diffusers.base import open_base
 from clora_core.pictures import read_folder
 from clora_core.starter.subjects import pictures
@@ -328,9 +328,9 @@ def test_output_that_knows_few_characters_gets_the_others_replaced():
 
 
 def test_exhibits_are_named_with_their_strength():
-    assert wanted(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
+    assert parse_strengths(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
     with pytest.raises(MuseumError, match="<b>:much"):
-        wanted(["<b>:much"])
+        parse_strengths(["<b>:much"])
 
 
 def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys):

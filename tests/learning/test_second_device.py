@@ -12,7 +12,7 @@ from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.state import LearningState
 from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.model.sampling import Sampling, sample
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_core.report import Looks, reviewed
 from tests.families import FAMILIES
@@ -68,7 +68,7 @@ def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], 
             base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"])
         )
     assert {tensor.device.type for tensor in tensors_of(museum).values()} == {"cpu"}
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         shape = base.latent_shape(64, 64)
         picture = sample(base, ["a photo of <one>"], museum.tokens, Sampling(steps=1), latent_shape=shape)
     return losses, picture.numpy()

@@ -18,7 +18,7 @@ from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.sampling import sample
 from clora_core.museum.file import save_museum
-from clora_core.museum.museum import Exhibit, Museum, shown
+from clora_core.museum.museum import Exhibit, Museum, viewing
 from clora_core.pictures import thumbnail
 from clora_core.report import Looks, Report, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
 from clora_core.report.comparing import LEVELS, State, levels, moved
@@ -86,7 +86,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
             noisy = (alpha.sqrt() * latents[row] + (1 - alpha).sqrt() * noise[row])[None]
 
             def predicted(state: Museum, text: str, noisy=noisy, time=time) -> torch.Tensor:
-                with torch.no_grad(), shown(base, state.deltas()):
+                with torch.no_grad(), viewing(base, state.deltas()):
                     return base.predict(noisy, torch.tensor([time]), base.encode_prompts([text], state.tokens))
 
             asked = predicted(then, prompt)
@@ -119,7 +119,7 @@ def test_every_exhibit_is_seen_as_it_was_and_as_it_is(base: Base):
     first, second = exhibit(base, "<a>"), exhibit(base, "<b>", seed=1)
     report = look(base, museum(base, first, second))
     for state, pictures in ((museum(base, first), "then"), (museum(base, first, second), "now")):
-        with shown(base, state.dense()):
+        with viewing(base, state.dense()):
             prompts = ["a photo of <a>"]
             expected = sample(base, prompts, state.tokens, QUICK.sampling, latent_shape=LATENT_SHAPE)
         assert torch.equal(getattr(report.exhibits[0], pictures), expected)
