@@ -29,7 +29,7 @@ OTHERS = {
     "convolutions": ({"lora_unet_conv_in.lora_down.weight": (4, 4, 3, 3)}, "conv_in"),
     "DoRA": (
         {f"{STEM}_attn2_to_v.dora_scale": (8, 1)},
-        r"3 tensors of key and value projections that are not a plain LoRA",
+        "3 tensors of key and .* not a plain LoRA",
     ),
     "LoHa": ({f"{STEM}_attn2_to_v.hada_w1_a": (8, 2)}, "not a plain LoRA"),
     "LoKr": ({f"{STEM}_attn2_to_v.lokr_w1": (8, 2)}, "not a plain LoRA"),
