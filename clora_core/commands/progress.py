@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -13,11 +12,11 @@ from ..learning.learn import Progress
 Say = Callable[[str], None]  # prints a message for the user; see `cli.main`
 
 
-class Bar:
+class Bar(tqdm):
     """A progress bar with the parts of the loss beside it."""
 
     def __init__(self, title: str, steps: int) -> None:
-        self._bar = tqdm(total=steps, desc=title, leave=False, dynamic_ncols=True)
+        super().__init__(total=steps, desc=title, leave=False, dynamic_ncols=True)
 
     def report(self, progress: Progress) -> None:
         """A `report` callback for `learn`."""
@@ -25,21 +24,13 @@ class Bar:
 
     def at(self, done: int, text: str = "") -> None:
         """Set the progress."""
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(done - self._bar.n)
+        self.set_postfix_str(text, refresh=False)
+        self.update(done - self.n)
 
     def of(self, done: int, steps: int) -> None:
         """A `report` callback for `sample`."""
-        self._bar.total = steps
+        self.total = steps
         self.at(done)
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
 
 
 @contextmanager
