@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..errors import MuseumError
 from ..model.base import Base
-
 from ..museum.editing import now
 from ..museum.file import (
     OrdinaryLora,

@@ -1,4 +1,4 @@
-"""The options of every command that opens or samples a model."""
+"""Options that several commands share, and opening the model that they name."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import BaseModelError
+from ..model.concept import TEMPLATES
 from ..over_diffusers.base import DiffusersBase, open_base
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,11 +16,16 @@ def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--base and the options for opening it."""
     parser.add_argument("--base", required=required, help="'starter', a diffusers folder, or a .safetensors checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's tokenizer, to open a checkpoint offline")
-    parser.add_argument(
-        "--prediction", choices=["epsilon", "v_prediction"], help="of an SD2 checkpoint"
-    )
+    parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], help="of an SD2 checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the frozen weights (%(default)s)")
+
+
+def add_kind(parser: argparse.ArgumentParser) -> None:
+    """--kind and --template."""
+    templates = " or ".join(f'"{template}"' for template in TEMPLATES.values())
+    parser.add_argument("--kind", choices=["object", "style"], default="object", help="of the concept (%(default)s)")
+    parser.add_argument("--template", default="", help=f"prompt with the word ({templates}, depending on --kind)")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -121,12 +121,12 @@ def test_files_with_one_thing_wrong_give_museum_errors_only(tmp_path):
 @pytest.mark.parametrize(
     ("config", "rule"),
     [
-        ("[", "broken"),
+        ("[", "invalid JSON"),
         ("[]", "an object"),
         ('{"lora_alpha": "1"}', "lora_alpha"),
-        ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}', "no plain path"),
+        ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}', "not a plain path"),
         ('{"lora_alpha": 1, "alpha_pattern": {"attn2": true}}', "finite number"),
-        ('{"lora_alpha": NaN}', "broken"),
+        ('{"lora_alpha": NaN}', "invalid JSON"),
         (" " * 2**21, "adapter_config"),
     ],
 )
@@ -174,15 +174,15 @@ def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
     ("tensors", "rule"),
     [
         ({"a": torch.ones(2, 999)}, "999"),
-        ({"a": torch.ones(1, 768), "b": torch.ones(1, 768)}, "none of the known"),
-        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 768)}, "none of the known"),
-        ({"clip_g": torch.ones(1, 1280)}, "none of the known"),
+        ({"a": torch.ones(1, 768), "b": torch.ones(1, 768)}, "matches no known family"),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 768)}, "matches no known family"),
+        ({"clip_g": torch.ones(1, 1280)}, "matches no known family"),
         ({str(n): torch.ones(1, 768) for n in range(3)}, "3 tensors"),
         ({"a": torch.ones(1, 1, 768)}, r"\(words, width\)"),
         ({"a": torch.ones(0, 768)}, r"\(words, width\)"),
         ({"a": torch.full((1, 768), torch.nan)}, "not finite"),
         ({"a": torch.ones(1, 768, dtype=torch.int64)}, "floating point"),
-        ({}, "nothing"),
+        ({}, "no tensors"),
     ],
 )
 def test_what_is_no_embedding_is_refused(tensors, rule, tmp_path):
