@@ -70,9 +70,8 @@ def from_thumbnail(encoded: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as picture:
             if max(picture.size) > THUMBNAIL_LIMIT_PX:
-                raise MuseumError(
-                    f"A thumbnail has {picture.width}×{picture.height} pixels; the limit is {THUMBNAIL_LIMIT_PX} a side."
-                )
+                size = f"{picture.width}×{picture.height}"
+                raise MuseumError(f"A thumbnail has {size} pixels; the limit is {THUMBNAIL_LIMIT_PX} per side.")
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
@@ -114,9 +113,8 @@ def _upright(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > PIXELS_LIMIT:
-                raise ConceptError(
-                    f"'{path}' has {picture.width}×{picture.height} pixels; the limit is {PIXELS_LIMIT}. Make it smaller."
-                )
+                size = f"{picture.width}×{picture.height}"
+                raise ConceptError(f"'{path}' has {size} pixels; the limit is {PIXELS_LIMIT}. Make it smaller.")
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
                 upright = Image.fromarray((np.asarray(upright, np.uint32) >> 8).clip(0, 255).astype(np.uint8))

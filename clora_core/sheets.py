@@ -29,9 +29,8 @@ def contact_sheet(
         pen.text((6, top + block_height // 2 - 8), name, fill="black", font=font)
         for place, block in enumerate(blocks):
             if block is not None:
-                sheet.paste(
-                    grid(block[: 2 * columns], columns=columns), (LABEL_PX + place * (block_width + GAP_PX), top)
-                )
+                left = LABEL_PX + place * (block_width + GAP_PX)
+                sheet.paste(grid(block[: 2 * columns], columns=columns), (left, top))
     return sheet
 
 

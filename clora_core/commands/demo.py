@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..measure import forgetting, kept, learned
+from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.file import check_names, save_museum
 from ..museum.museum import Museum
@@ -109,10 +109,10 @@ def _numbers(course: Course, before: float) -> dict[str, object]:
 def _table(courses: Mapping[str, Course], before: float) -> str:
     lines = [f"{'':24}" + "".join(f"{method:>14}" for method in courses)]
     for title, value in (
-        ("recognised when learned", lambda course: f"{learned(course.alignment):.2f}"),
-        ("recognised at the end", lambda course: f"{kept(course.alignment):.2f}"),
+        ("recognised when learned", lambda course: f"{initial_alignment(course.alignment):.2f}"),
+        ("recognised at the end", lambda course: f"{final_alignment(course.alignment):.2f}"),
         ("forgotten", lambda course: f"{forgetting(course.alignment):.2f}"),
-        ("traits found (of real)", lambda course: f"{learned(course.attributes):.2f}"),
+        ("traits found (of real)", lambda course: f"{initial_alignment(course.attributes):.2f}"),
         ("plain prompts before", lambda course: f"{before:.2f}"),
         ("plain prompts after", lambda course: f"{course.plain:.2f}"),
         ("seconds", lambda course: f"{course.seconds + course.seconds_looking:.0f}"),

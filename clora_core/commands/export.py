@@ -11,8 +11,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="an ordinary LoRA and embedding files",
-        description="Write a museum, or some of its exhibits, as a plain LoRA (kohya's keys) and one embedding file per "
-        "word, for ComfyUI, A1111, Forge, InvokeAI and diffusers. Each exhibit is exported at its own strength.",
+        description="Write a museum, or some of its exhibits, as a plain LoRA (kohya's keys) and embedding files of "
+        "its words, for ComfyUI, A1111, Forge, InvokeAI and diffusers. Each exhibit is exported at its own strength.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
     parser.add_argument("--to", type=Path, required=True, help="output folder")

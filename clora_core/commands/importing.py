@@ -94,6 +94,6 @@ def _vectors(arguments: argparse.Namespace, base: Base | None, lora: OrdinaryLor
     if lora and len(lora.bundled) == 1:
         return next(iter(lora.bundled.values()))
     raise MuseumError(
-        f"'{arguments.word}' has no vectors. Give the LoRA's --embedding, or with --start the trigger words that it was "
-        'trained with, such as "sks cat".'
+        f"'{arguments.word}' has no vectors. Give the LoRA's --embedding, or its trigger words with --start, such as "
+        '"sks cat".'
     )

@@ -26,9 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("museum", type=Path, help="museum file")
     parser.add_argument("--json", action="store_true", help="print JSON; docs/museum-file.md explains the keys")
-    parser.add_argument(
-        "--overlap", action="store_true", help=f"also measure overlaps of more than {MEASURED} exhibits"
-    )
+    parser.add_argument("--overlap", action="store_true", help=f"measure even more than {MEASURED} exhibits")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write all thumbnails as one picture")
     parser.set_defaults(run=run)
 
