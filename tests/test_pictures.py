@@ -120,8 +120,8 @@ def test_a_thumbnail_of_a_file_is_what_it_shows(folder):
 def test_a_picture_that_would_fill_the_memory_is_refused_unread(tmp_path):
     """A PNG of a few bytes that claims more pixels than are read, and one that claims as many as its format can."""
     for side, rule in (
-        (PIXELS_LIMIT // 10_000 + 1, f"the limit is {PIXELS_LIMIT}"),
-        (2**31 - 1, "cannot be read|the limit"),
+        (PIXELS_LIMIT // 10_000 + 1, f"limit is {PIXELS_LIMIT}"),
+        (2**31 - 1, "cannot be read|limit"),
     ):
         ihdr = b"IHDR" + struct.pack(">IIBBBBB", 10_000, side, 8, 2, 0, 0, 0)
         chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
