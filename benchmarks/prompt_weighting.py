@@ -28,7 +28,7 @@ from clora_core.learning.learn import learn
 from clora_core.model.base import Base
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.file import load_museum, save_museum
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from clora_core.starter.exam import LATENT_SHAPE, Examiner, concept_of, plain_requests, said
@@ -113,7 +113,7 @@ def plain_share(examiner: Examiner, museum: Museum, weighting: Weighting, count:
 
 def sampled(base: Base, museum: Museum, prompts: Sequence[str], weighting: Weighting, *, seed: int) -> Tensor:
     """Pictures of prompts that all say the same."""
-    with shown(base, museum.dense(weighting(museum, prompts[0]))):
+    with viewing(base, museum.dense(weighting(museum, prompts[0]))):
         return sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
 
 

@@ -14,26 +14,26 @@ from .texts import printable
 EXAMPLES = """
 first steps:
   python -m clora_core demo
-      learns three characters on the built-in model and measures what is forgotten (no downloads, minutes on a CPU)
+      learns three characters on the built-in model and measures forgetting (no downloads, minutes on a CPU)
 
-your own pictures, over your own model:
+with your own pictures and model:
   python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-cat>" --images cat/
   python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-dog>" --images dog/
   python -m clora_core view  --base sd15.safetensors --museum my.museum.safetensors \\
                              --prompt "<my-cat> and <my-dog> on a sofa" --out both.png
 """
 
-SMALLER = (
-    "Hold the model in half of it (--dtype bf16); learn with --checkpointing, --batch-size 1 or a smaller "
-    "--resolution; look at fewer or smaller pictures."
+OUT_OF_MEMORY = (
+    "The device is out of memory. Halve the model with --dtype bf16; learn with --checkpointing, --batch-size 1 or a "
+    "smaller --resolution; sample fewer or smaller pictures."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 for an error that has been said, 130 when stopped by Ctrl-C."""
+    """Run one command. Returns 0, 1 after an error message, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m clora_core",
-        description="Teach a text-to-image model one concept after another, keep all of them in one museum file, and "
+        description="Teach a text-to-image model one concept after another, keep all concepts in one museum file, and "
         "use them by name.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,36 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
     for command in (demo, learn, view, show, report, edit, importing, export):
         command.add(commands)
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     bench = commands.add_parser("bench", help="measure speed and forgetting (research)")
-    if given[:1] == ["bench"]:
+    if words[:1] == ["bench"]:
         _add_bench(bench)
-    parsed = parser.parse_args(given)
+    parsed = parser.parse_args(words)
     try:
         parsed.run(parsed, _say)
     except (CLoRAError, OSError) as error:
         _say(f"error: {error}", sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
-        _say(f"error: The device is out of memory. {SMALLER}", sys.stderr)
+        _say(f"error: {OUT_OF_MEMORY}", sys.stderr)
         return 1
-    except (Cancelled, KeyboardInterrupt) as stopped:
-        _say(f"\n{stopped or 'Stopped.'}", sys.stderr)
+    except (Cancelled, KeyboardInterrupt) as stop:
+        _say(f"\n{stop or 'Stopped.'}", sys.stderr)
         return 130
     return 0
 
 
 def _say(text: str, to: TextIO | None = None) -> None:
-    """Print what may hold texts out of files, without obeying them."""
+    """Print a text that may quote files, with its control characters escaped."""
     print(printable(text), file=to)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    """What `bench` can measure, loaded only when it is asked for."""
+    """Add the subcommands of `bench`. They are only imported when needed."""
     try:
         from .bench import command
     except ModuleNotFoundError as error:
         if error.name != f"{__package__}.bench":
             raise
-        parser.error("The published node pack has no benchmarks. Clone the repository to run them.")
+        parser.error("The published node pack does not include the benchmarks. Clone the repository to run them.")
     command.add(parser)

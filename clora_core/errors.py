@@ -1,37 +1,34 @@
-"""The one exception family. A message names the offending value, the rule, and the way out."""
+"""All exceptions of this package. A message names the offending value, the rule, and the way out."""
 
 from .texts import printable, shortened
 
 
 class CLoRAError(Exception):
-    """Anything this package refuses; its message is written for the person at the keyboard.
-
-    What it quotes may be any text at all: the message is made short and printable here.
-    """
+    """The base class. Its message is for the user; it is shortened and made printable, since it may quote any text."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(printable(message)))
 
 
 class ConceptError(CLoRAError):
-    """What shall be learned cannot be: a bad word, no pictures, captions of another count."""
+    """A concept that cannot be learned: an invalid word, no pictures, a different number of captions."""
 
 
 class BaseModelError(CLoRAError):
-    """The model cannot be used: no separate key/value projections, a broken checkpoint, not the museum's base."""
+    """A model that cannot be used: no separate key/value projections, a broken checkpoint, not the museum's base."""
 
 
 class MuseumError(CLoRAError):
-    """A museum, or a file of one, that cannot be read, written or combined."""
+    """A museum or museum file that cannot be read, written or combined."""
 
 
 class RecipeError(CLoRAError):
-    """A number or name of a recipe that makes no sense."""
+    """An invalid name or number in a recipe."""
 
 
 class LearningError(CLoRAError):
-    """Learning cannot start, or had to stop."""
+    """Learning cannot start or continue."""
 
 
-class Cancelled(Exception):  # noqa: N818  (a wish, not an error)
-    """Raised by a `report` callback to stop learning; what was learned so far stays resumable."""
+class Cancelled(Exception):  # noqa: N818  (not an error)
+    """Raised by a `report` callback to stop learning. The progress so far can be resumed."""

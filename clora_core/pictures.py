@@ -1,6 +1,6 @@
-"""Pictures between files, bytes and tensors, and the captions that lie beside them.
+"""Read and convert pictures, thumbnails and captions.
 
-Bytes are (3, height, width); floats are the same in [-1, 1], as every model here sees them.
+Byte tensors are (3, height, width) uint8; float tensors have the same shape and the range [-1, 1] of all models here.
 """
 
 import io
@@ -15,11 +15,11 @@ from .errors import ConceptError, MuseumError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-PIXELS_LIMIT = 64_000_000  # of one picture file; more is no photograph but a file that shall fill the memory
+PIXELS_LIMIT = 64_000_000  # of one picture file; a larger one is probably a decompression bomb
 THUMBNAIL_PX = 128
 THUMBNAIL_LIMIT_PX = 1024  # of a thumbnail's longer side, when it is read
 THUMBNAIL_LIMIT_BYTES = 192 * 1024
-THUMBNAIL_LIMIT_SCANS = 20  # usual progressive JPEGs have 10; every scan goes over the whole picture
+THUMBNAIL_LIMIT_SCANS = 20  # typical progressive JPEGs have 10; decoding time is proportional to the scans
 JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 
 
@@ -50,53 +50,55 @@ def thumbnail_of(path: Path) -> bytes:
 
 
 def check_thumbnail(encoded: bytes) -> None:
-    """Raise MuseumError for what begins like no JPEG, or would take long to decode, without decoding it."""
+    """Raise MuseumError for a thumbnail that is not a JPEG or takes long to decode. Does not decode it."""
     if not encoded.startswith(JPEG_START):
-        raise MuseumError("A thumbnail is no JPEG. Make it one, or leave it out.")
+        raise MuseumError("A thumbnail is not a JPEG. Convert it, or leave it out.")
     if len(encoded) > THUMBNAIL_LIMIT_BYTES:
         raise MuseumError(
-            f"A thumbnail has {len(encoded)} bytes; at most {THUMBNAIL_LIMIT_BYTES} fit. Make the picture smaller."
+            f"A thumbnail has {len(encoded)} bytes; the limit is {THUMBNAIL_LIMIT_BYTES}. Make the picture smaller."
         )
     if (scans := encoded.count(JPEG_SCAN)) > THUMBNAIL_LIMIT_SCANS:
         raise MuseumError(
-            f"A thumbnail has {scans} scans; at most {THUMBNAIL_LIMIT_SCANS} are decoded. Save it as an ordinary JPEG, "
-            "without other pictures in its metadata."
+            f"A thumbnail has {scans} scans; the limit is {THUMBNAIL_LIMIT_SCANS}. Save it as an ordinary JPEG without "
+            "other pictures in its metadata."
         )
 
 
 def from_thumbnail(encoded: bytes) -> Image.Image:
-    """The picture of a thumbnail that nobody vouches for, RGB. Raises MuseumError for what is no small JPEG."""
+    """Decode an untrusted thumbnail to RGB. Raises MuseumError if it is not a small JPEG."""
     check_thumbnail(encoded)
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as picture:
             if max(picture.size) > THUMBNAIL_LIMIT_PX:
-                raise MuseumError(
-                    f"A thumbnail has {picture.width}×{picture.height} pixels; its sides may have {THUMBNAIL_LIMIT_PX}."
-                )
+                size = f"{picture.width}×{picture.height}"
+                raise MuseumError(f"A thumbnail has {size} pixels; the limit is {THUMBNAIL_LIMIT_PX} per side.")
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
 
 
 def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str, ...]]:
-    """The pictures of a folder, in order of name, cut to their middle square; and their captions.
+    """The pictures of a folder in order of name, cropped to their center squares, and their captions.
 
-    A caption is a text file of the picture's name (`cat.jpg`, `cat.txt`), as kohya's trainer and OneTrainer write
-    them; either every picture has one or none. Returns floats (n, 3, resolution, resolution) and n or no captions.
+    A caption is a text file with the picture's name (`cat.jpg`, `cat.txt`), as for kohya's trainer and OneTrainer.
+    Returns floats (n, 3, resolution, resolution) and n or no captions. Raises ConceptError for unreadable files, and if
+    only some pictures have captions.
     """
     if not folder.is_dir():
-        raise ConceptError(f"'{folder}' is no folder. Give the folder that holds the pictures.")
+        raise ConceptError(f"'{folder}' is not a folder. Give the folder with the pictures.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ConceptError(f"There are no pictures in '{folder}'. Expected files ending in {', '.join(SUFFIXES)}.")
-    pictures = torch.stack([as_floats(to_bytes(_square(path, resolution_px))) for path in paths])
-    written = [path.with_suffix(".txt") for path in paths]
-    missing = [path.name for path in written if not path.is_file()]
-    if len(missing) == len(written):
+        raise ConceptError(f"There are no pictures in '{folder}'. Supported suffixes: {', '.join(SUFFIXES)}.")
+    size = (resolution_px, resolution_px)
+    squares = [ImageOps.fit(_upright(path), size, Image.Resampling.LANCZOS) for path in paths]
+    pictures = torch.stack([as_floats(to_bytes(square)) for square in squares])
+    captions = [path.with_suffix(".txt") for path in paths]
+    missing = [path.name for path in captions if not path.is_file()]
+    if len(missing) == len(captions):
         return pictures, ()
     if missing:
         raise ConceptError(f"'{folder}' has captions, but not for every picture: {missing[0]} is missing.")
-    return pictures, tuple(_caption(path) for path in written)
+    return pictures, tuple(_caption(path) for path in captions)
 
 
 def _small_jpeg(picture: Image.Image) -> bytes:
@@ -106,21 +108,15 @@ def _small_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _square(path: Path, size: int) -> Image.Image:
-    return ImageOps.fit(_upright(path), (size, size), Image.Resampling.LANCZOS)
-
-
 def _upright(path: Path) -> Image.Image:
-    """The picture in RGB, as its camera was held."""
+    """The picture in RGB, rotated according to its EXIF orientation."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > PIXELS_LIMIT:
-                raise ConceptError(
-                    f"'{path}' has {picture.width}×{picture.height} pixels; at most {PIXELS_LIMIT} are read. Make it "
-                    "smaller."
-                )
+                size = f"{picture.width}×{picture.height}"
+                raise ConceptError(f"'{path}' has {size} pixels; the limit is {PIXELS_LIMIT}. Make it smaller.")
             upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):  # 16 bits of grey, most of which Pillow would make white
+            if upright.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
                 upright = Image.fromarray((np.asarray(upright, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             return upright.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
@@ -133,5 +129,5 @@ def _caption(path: Path) -> str:
     except (UnicodeDecodeError, OSError) as error:
         raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
     if not text:
-        raise ConceptError(f"The caption '{path}' is empty. Write what the picture shows, or remove all captions.")
+        raise ConceptError(f"The caption '{path}' is empty. Describe the picture, or remove all captions.")
     return text

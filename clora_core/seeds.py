@@ -1,4 +1,4 @@
-"""Randomness that depends on named numbers alone, never on what ran before."""
+"""Random generators that only depend on named numbers, never on what ran before."""
 
 import hashlib
 

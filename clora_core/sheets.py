@@ -1,28 +1,25 @@
-"""Contact sheets: rows of pictures under column titles, as one picture."""
+"""Arrange pictures on one sheet."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from .pictures import to_picture
+from .pictures import THUMBNAIL_PX, to_picture
 
 GAP_PX, LABEL_PX, TITLE_PX = 10, 92, 24
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Tensor | None]]], titles: Sequence[str], *, columns: int = 2, zoom: int = 1
+    rows: Sequence[tuple[str, Sequence[Tensor | None]]], titles: Sequence[str], *, columns: int
 ) -> Image.Image:
-    """Each row: its name and one block of pictures (n, 3, h, w) in [-1, 1] per title, or None for an empty block.
+    """Rows of a name and one block of pictures (n, 3, h, w) in [-1, 1] per title, or None for an empty block.
 
     A block shows its first 2 · `columns` pictures, in two lines.
     """
     height, width = next(block for _, blocks in rows for block in blocks if block is not None).shape[-2:]
-    block_width, block_height = columns * width * zoom, 2 * height * zoom
-    size = (
-        LABEL_PX + len(titles) * (block_width + GAP_PX),
-        TITLE_PX + len(rows) * (block_height + GAP_PX),
-    )
+    block_width, block_height = columns * width, 2 * height
+    size = LABEL_PX + len(titles) * (block_width + GAP_PX), TITLE_PX + len(rows) * (block_height + GAP_PX)
     sheet = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for place, title in enumerate(titles):
@@ -32,31 +29,28 @@ def contact_sheet(
         pen.text((6, top + block_height // 2 - 8), name, fill="black", font=font)
         for place, block in enumerate(blocks):
             if block is not None:
-                tile = grid(block[: 2 * columns], columns=columns, zoom=zoom)
-                sheet.paste(tile, (LABEL_PX + place * (block_width + GAP_PX), top))
+                left = LABEL_PX + place * (block_width + GAP_PX)
+                sheet.paste(grid(block[: 2 * columns], columns=columns), (left, top))
     return sheet
 
 
-def grid(pictures: Tensor, *, columns: int, zoom: int = 1) -> Image.Image:
+def grid(pictures: Tensor, *, columns: int) -> Image.Image:
     """Pictures (n, 3, h, w) in [-1, 1] in lines of `columns`."""
     count, _, height, width = pictures.shape
-    lines = -(-count // columns)
-    sheet = Image.new("RGB", (columns * width * zoom, lines * height * zoom), "white")
+    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
     for index, picture in enumerate(pictures):
-        tile = to_picture(picture).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-        sheet.paste(tile, (index % columns * width * zoom, index // columns * height * zoom))
+        sheet.paste(to_picture(picture), (index % columns * width, index // columns * height))
     return sheet
 
 
-def labelled(pictures: Sequence[tuple[str, Image.Image]], *, columns: int = 6, side: int = 128) -> Image.Image:
+def thumbnail_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int = 6) -> Image.Image:
     """Pictures of any size in lines of `columns`, each fitted into a square with its name below."""
     lines = -(-len(pictures) // columns)
-    cell_width, cell_height = side + GAP_PX, side + TITLE_PX
+    cell_width, cell_height = THUMBNAIL_PX + GAP_PX, THUMBNAIL_PX + TITLE_PX
     sheet = Image.new("RGB", (min(columns, len(pictures)) * cell_width + GAP_PX, lines * cell_height + GAP_PX), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for index, (name, picture) in enumerate(pictures):
         left, top = GAP_PX + index % columns * cell_width, GAP_PX + index // columns * cell_height
-        tile = ImageOps.contain(picture, (side, side))
-        sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
-        pen.text((left, top + side + 3), name, fill="black", font=font)
+        sheet.paste(ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="white"), (left, top))
+        pen.text((left, top + THUMBNAIL_PX + 3), name, fill="black", font=font)
     return sheet

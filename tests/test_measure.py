@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from clora_core.measure import drop_per_step, forgetting, kept, kernel_distance, learned, worst_drop
+from clora_core.measure import (
+    drop_per_step,
+    final_alignment,
+    forgetting,
+    initial_alignment,
+    kernel_distance,
+    worst_drop,
+)
 from clora_core.method.recipe import Recipe
 from clora_core.model.base import Fingerprint
 from clora_core.model.concept import ConceptToken
@@ -30,8 +37,8 @@ def museum(*exhibits: Exhibit) -> Museum:
 
 def test_three_concepts_by_hand():
     alignment = [[0.9, None, None], [0.7, 0.8, None], [0.5, 0.9, 0.6]]
-    assert learned(alignment) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
-    assert kept(alignment) == pytest.approx((0.5 + 0.9 + 0.6) / 3)
+    assert initial_alignment(alignment) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
+    assert final_alignment(alignment) == pytest.approx((0.5 + 0.9 + 0.6) / 3)
     assert forgetting(alignment) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
 
 
@@ -80,16 +87,16 @@ def test_a_single_feature_has_no_distance():
 
 def test_one_concept_forgets_nothing():
     assert forgetting([[0.4]]) == 0
-    assert learned([[0.4]]) == kept([[0.4]]) == 0.4
+    assert initial_alignment([[0.4]]) == final_alignment([[0.4]]) == 0.4
 
 
 def test_forgetting_is_below_zero_where_later_learning_helped():
     assert forgetting([[0.2, None], [0.5, 0.5]]) == pytest.approx(-0.3)
 
 
-@pytest.mark.parametrize("measure", [learned, kept, forgetting])
+@pytest.mark.parametrize("measure", [initial_alignment, final_alignment, forgetting])
 def test_a_hole_in_the_matrix_is_said(measure):
-    with pytest.raises(ValueError, match="knows every concept"):
+    with pytest.raises(ValueError, match="needs a value for every concept"):
         measure([[None, None], [None, 0.3]])
 
 

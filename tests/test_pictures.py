@@ -87,7 +87,7 @@ def test_a_broken_picture_is_named(folder):
 
 
 def test_no_folder_and_no_pictures_are_said(tmp_path):
-    with pytest.raises(ConceptError, match="no folder"):
+    with pytest.raises(ConceptError, match="not a folder"):
         read_folder(tmp_path / "nowhere", resolution_px=8)
     with pytest.raises(ConceptError, match="no pictures"):
         read_folder(tmp_path, resolution_px=8)
@@ -119,7 +119,10 @@ def test_a_thumbnail_of_a_file_is_what_it_shows(folder):
 
 def test_a_picture_that_would_fill_the_memory_is_refused_unread(tmp_path):
     """A PNG of a few bytes that claims more pixels than are read, and one that claims as many as its format can."""
-    for side, rule in ((PIXELS_LIMIT // 10_000 + 1, f"at most {PIXELS_LIMIT}"), (2**31 - 1, "cannot be read|at most")):
+    for side, rule in (
+        (PIXELS_LIMIT // 10_000 + 1, f"limit is {PIXELS_LIMIT}"),
+        (2**31 - 1, "cannot be read|limit"),
+    ):
         ihdr = b"IHDR" + struct.pack(">IIBBBBB", 10_000, side, 8, 2, 0, 0, 0)
         chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT5\xaf\x06\x1e")
@@ -142,7 +145,10 @@ def test_a_thumbnail_of_many_scans_or_bytes_is_refused_undecoded(monkeypatch):
     stuffed = plain[:2] + b"\xff\xfe\xff\xff" + bytes(65533)
     stuffed = plain[:2] + stuffed[2:] * 3 + plain[2:]
     monkeypatch.setattr(Image, "open", lambda *inputs, **options: pytest.fail("it was opened"))
-    for encoded, rule in ((with_scans(THUMBNAIL_LIMIT_SCANS + 1), "21 scans; at most 20"), (stuffed, "bytes; at most")):
+    for encoded, rule in (
+        (with_scans(THUMBNAIL_LIMIT_SCANS + 1), "21 scans; the limit is 20"),
+        (stuffed, "bytes; the limit"),
+    ):
         with pytest.raises(MuseumError, match=rule):
             from_thumbnail(encoded)
 

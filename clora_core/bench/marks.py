@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measure import drop_per_step, forgetting, kept, kernel_distance, learned, worst_drop
+from ..measure import drop_per_step, final_alignment, forgetting, initial_alignment, kernel_distance, worst_drop
 from ..museum.museum import Museum
 from ..starter.course import PICTURES, Course
 from ..starter.exam import Examiner, Sight, drawn
@@ -45,8 +45,8 @@ def marks(
     return {
         "subjects": list(subjects),
         "alignment": course.alignment,
-        "learned": learned(course.alignment),
-        "kept": kept(course.alignment),
+        "learned": initial_alignment(course.alignment),
+        "kept": final_alignment(course.alignment),
         "forgetting": forgetting(course.alignment),
         "worst_drop": worst_drop(course.alignment),
         "drop_per_step": drop_per_step(course.alignment),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..commands.progress import Say, watched_bar
-from ..measure import forgetting, kept, learned
+from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
@@ -92,10 +92,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     "track": arguments.subjects,
                     "method": name,
                     "weight" if method in FACTORS else "learning_rate": number,
-                    "learned": learned(course.alignment),
-                    "kept": kept(course.alignment),
+                    "learned": initial_alignment(course.alignment),
+                    "kept": final_alignment(course.alignment),
                     "forgetting": forgetting(course.alignment),
-                    "traits": kept(course.attributes),
+                    "traits": final_alignment(course.attributes),
                     "base_damage": before - course.plain,
                     "norms": course.norms,
                     "recipe": recipe.to_json(),

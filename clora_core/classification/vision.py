@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class Vision:
 
     def __init__(self, network: nn.Module, *, side: int, mean: Tensor, deviation: Tensor, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
+        self.network: Any = network.to(self.device, torch.float32).eval().requires_grad_(False)
+        self._pooled = type(network).__name__.startswith("CLIP")  # whose last states are not normalized
         self.modules: Mapping[Projection, nn.Module] = attention_projections(network)
         self.attachments: list[Attachment] = []
         self.side = side
@@ -53,14 +55,14 @@ class Vision:
         """While entered, gradients flow through the network in that precision."""
         before, self._compute = self._compute, AUTOCAST[precision]
         if checkpointing:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
             self.network.train()  # transformers checkpoints only then; these networks have no dropout by default
         try:
             yield self._compute or torch.float32
         finally:
             self._compute = before
             if checkpointing:
-                self.network.gradient_checkpointing_disable()  # type: ignore[operator]
+                self.network.gradient_checkpointing_disable()
                 self.network.eval()
 
     def features(self, pictures: Tensor) -> Tensor:
@@ -72,8 +74,7 @@ class Vision:
         autocast = torch.autocast(self.device.type, self._compute, enabled=self._compute is not None)
         with Reading.of(self), autocast:
             answer = self.network(pixel_values=pixels)
-        clip = self.network.config.model_type.startswith("clip")  # whose last states are not normalized yet
-        return (answer.pooler_output if clip else answer.last_hidden_state[:, 0]).float()
+        return (answer.pooler_output if self._pooled else answer.last_hidden_state[:, 0]).float()
 
     @torch.no_grad()
     def all_features(self, pictures: Tensor) -> Tensor:

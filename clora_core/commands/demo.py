@@ -1,14 +1,15 @@
-"""`demo`: the whole job on the built-in model. Learn concepts one after another, look at all of them each time."""
+"""`demo`: learn concepts one after another on the built-in model, and measure all of them after every step."""
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..measure import forgetting, kept, learned
+from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.file import check_names, save_museum
 from ..museum.museum import Museum
@@ -27,16 +28,16 @@ CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "fi
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "demo",
-        help="the whole job on the built-in model: learn, save, measure what is forgotten",
-        description="Learn made-up, confusable characters one after another on the built-in model, look at all of "
-        "them after every step, and do the same without any protection for comparison. Downloads nothing.",
+        help="try it on the built-in model: learn, save, measure forgetting",
+        description="Learn made-up, easily confused characters one after another on the built-in model, and measure "
+        "all of them after every step. Then repeat without a regularizer for comparison. Downloads nothing.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
-    parser.add_argument("--concepts", type=int, default=3, help=f"how many to learn, 1 to {len(CONCEPTS)} (3)")
+    parser.add_argument("--concepts", type=int, default=3, help=f"number of concepts, 1 to {len(CONCEPTS)} (3)")
     add_recipe(parser)
-    parser.add_argument("--no-comparison", action="store_true", help="leave out the run without a regularizer")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another run (0)")
-    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    parser.add_argument("--no-comparison", action="store_true", help="skip the run without a regularizer")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole run (%(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     parser.set_defaults(run=run)
 
 
@@ -54,18 +55,19 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
-    courses = {recipe.method: _taught(examiner, subjects, recipe, say)}
-    course = courses[recipe.method]
+    course = _run_course(examiner, subjects, recipe, say)
+    courses = {recipe.method: course}
     museum = save_museum(course.museum, out / "museum.safetensors", overwrite=True)
     report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
     report |= _numbers(course, before) | {"recipe": recipe.to_json()}
     if not arguments.no_comparison and recipe.method != "sequential":
-        say("\nThe same again without the regularizer (recipe sequential), for comparison.\n")
-        rival = starter_recipe("sequential", seed=arguments.seed, learning_rate=recipe.learning_rate)
-        courses["sequential"] = _taught(examiner, subjects, rival, say)
-        report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": rival.to_json()}
+        say("\nThe same without a regularizer (recipe sequential), for comparison.\n")
+        sequential = starter_recipe("sequential", seed=arguments.seed, learning_rate=recipe.learning_rate)
+        courses["sequential"] = _run_course(examiner, subjects, sequential, say)
+        report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": sequential.to_json()}
     say("\n" + _table(courses, before))
-    files = [museum, save_sheet(courses, subjects, out / "demo.png")]
+    files = [museum, out / "demo.png"]
+    _sheet(courses, subjects).save(files[-1])
     for target in filter(None, (out / "report.json", arguments.json)):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         files.append(target)
@@ -75,26 +77,23 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f'Use it in a prompt:       python -m clora_core view --base starter --museum {museum} --prompt "{prompt}"')
 
 
-def _taught(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
-    """Take the course before the eyes of the person at the terminal."""
-
-    def looked(seen: Sequence[Sight]) -> None:
-        shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, seen, strict=False)]
+def _run_course(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
+    def looked(sights: Sequence[Sight]) -> None:
+        shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, sights, strict=False)]
         say("  recognised: " + "  ".join(shares))
 
     return take_course(examiner, subjects, recipe, watched=watched_bar, looked=looked)
 
 
-def save_sheet(courses: Mapping[str, Course], subjects: Sequence[str], path: Path) -> Path:
-    """Rows are concepts, under each recipe; columns are the states after each task; real pictures stand first."""
+def _sheet(courses: Mapping[str, Course], subjects: Sequence[str]) -> Image.Image:
+    """One row per recipe and concept; columns: real pictures, then samples after each learned concept."""
     rows = []
     for method, course in courses.items():
         for place, name in enumerate(subjects):
             blocks: list[Tensor | None] = [drawn(name, 6, seed=0)]
             blocks += [row[place].pictures if place < len(row) else None for row in course.sights]
             rows.append((f"{method}\n\n<{name}>", blocks))
-    contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=3).save(path)
-    return path
+    return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=3)
 
 
 def _numbers(course: Course, before: float) -> dict[str, object]:
@@ -110,10 +109,10 @@ def _numbers(course: Course, before: float) -> dict[str, object]:
 def _table(courses: Mapping[str, Course], before: float) -> str:
     lines = [f"{'':24}" + "".join(f"{method:>14}" for method in courses)]
     for title, value in (
-        ("recognised when learned", lambda course: f"{learned(course.alignment):.2f}"),
-        ("recognised at the end", lambda course: f"{kept(course.alignment):.2f}"),
+        ("recognised when learned", lambda course: f"{initial_alignment(course.alignment):.2f}"),
+        ("recognised at the end", lambda course: f"{final_alignment(course.alignment):.2f}"),
         ("forgotten", lambda course: f"{forgetting(course.alignment):.2f}"),
-        ("traits found (of real)", lambda course: f"{learned(course.attributes):.2f}"),
+        ("traits found (of real)", lambda course: f"{initial_alignment(course.attributes):.2f}"),
         ("plain prompts before", lambda course: f"{before:.2f}"),
         ("plain prompts after", lambda course: f"{course.plain:.2f}"),
         ("seconds", lambda course: f"{course.seconds + course.seconds_looking:.0f}"),

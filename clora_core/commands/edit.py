@@ -1,4 +1,4 @@
-"""`edit`: rename, remove, move, merge: change a museum file without losing anything of it."""
+"""`edit`: rename, remove, move or merge exhibits of a museum file, without changing their tensors."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .progress import Say
 
 
 class InOrder(argparse.Action):
-    """Keeps all edits in the order in which they are written."""
+    """Collects all edits in the order of the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.edits = [*namespace.edits, (self.option_strings[0].removeprefix("--"), values)]
@@ -22,38 +22,38 @@ class InOrder(argparse.Action):
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "edit",
-        help="rename, remove, move, merge",
-        description="Change what a museum holds. Edits are done in the order in which they are written; the tensors of "
-        "all exhibits stay as they are. Without --to the file itself is changed, and the old one kept as ….backup.",
+        help="rename, remove, move or merge exhibits",
+        description="Edit a museum file. Edits run in the order of the command line and do not change any tensors. "
+        "Without --to the file itself is replaced, and the old one is kept as ….backup.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
     for name, values, meaning in (
         ("rename", ("OLD", "NEW"), "give an exhibit another word"),
-        ("remove", ("WORD",), "take an exhibit out, and say how much later ones overlap with it"),
-        ("move", ("WORD", "PLACE"), "put an exhibit at another place, from 1"),
-        ("strength", ("WORD", "S"), "show an exhibit at this strength by default; 1 is as it was learned"),
+        ("remove", ("WORD",), "remove an exhibit, and report how much later ones overlap with it"),
+        ("move", ("WORD", "PLACE"), "move an exhibit to another place; 1 is the first"),
+        ("strength", ("WORD", "S"), "set an exhibit's default strength; 1 is as it was learned"),
         ("merge", ("OTHER",), "add the exhibits of another museum file over the same base"),
-        ("thumbnail", ("WORD", "PICTURE"), "show an exhibit by this picture file in lists"),
+        ("thumbnail", ("WORD", "PICTURE"), "use this picture file as an exhibit's thumbnail"),
     ):
         parser.add_argument(
             f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
         )
     parser.add_argument("--to", type=Path, help="file to write instead")
-    parser.add_argument("--overwrite", action="store_true", help="whether --to may be replaced; it stays as ….backup")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --to, and keep it as ….backup")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.edits:
-        raise MuseumError('There is nothing to do. Write edits, such as: --rename "<my-cat>" "<tom>".')
+        raise MuseumError('There is nothing to do. Add an edit, such as: --rename "<my-cat>" "<tom>".')
     target: Path = arguments.to or arguments.museum
     read = identity(target) if target == arguments.museum and target.exists() else None
     museum, files = load_museum(arguments.museum), [arguments.museum]
     for name, values in arguments.edits:
         if name == "merge":
             files.append(Path(values[0]))
-        museum, done = _edited(museum, name, values)
-        say(done)
+        museum, message = _edited(museum, name, values)
+        say(message)
     overwrite = arguments.overwrite or not arguments.to
     save_museum(museum, target, overwrite=overwrite, dtype=_dtype_for(files), read=read)
     say(f"{target} now holds: {', '.join(museum.words) or 'nothing'}")
@@ -62,13 +62,13 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 def _edited(museum: Museum, name: str, values: Sequence[str]) -> tuple[Museum, str]:
     match name, *values:
         case "merge", file:
-            return merged(museum, load_museum(file)), f"The exhibits of {file} are in it now."
+            return merged(museum, load_museum(file)), f"The exhibits of {file} are merged."
         case "thumbnail", word, file:
-            return with_thumbnail(museum, word, thumbnail_of(Path(file))), f"'{word}' has another thumbnail now."
+            return with_thumbnail(museum, word, thumbnail_of(Path(file))), f"'{word}' has a new thumbnail."
     return edited(museum, " ".join((name, *values)))
 
 
 def _dtype_for(files: Sequence[Path]) -> Stored:
-    """How the tensors stood, or float32, which loses nothing of either, where they stood differently."""
+    """The dtype of the files if they agree, else float32, which is lossless for all."""
     dtypes: set[Stored] = {read_header(file).dtype for file in files}
     return dtypes.pop() if len(dtypes) == 1 else "float32"

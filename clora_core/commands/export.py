@@ -1,4 +1,4 @@
-"""`export`: an ordinary LoRA and embedding files, for every other program."""
+"""`export`: an ordinary LoRA and embedding files for other programs."""
 
 import argparse
 from pathlib import Path
@@ -11,16 +11,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="an ordinary LoRA and embedding files",
-        description="Write a museum, or some of its exhibits, as a plain LoRA (kohya's keys) and one embedding file a "
-        "word, for ComfyUI, A1111, Forge, InvokeAI and diffusers. Each exhibit is written at its own strength.",
+        description="Write a museum, or some of its exhibits, as a plain LoRA (kohya's keys) and embedding files of "
+        "its words, for ComfyUI, A1111, Forge, InvokeAI and diffusers. Each exhibit is exported at its own strength.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--exhibits", nargs="+", metavar="WORD", help="only these (all that other programs can show)")
     parser.add_argument("--separate", action="store_true", help="one LoRA per exhibit instead of one for all")
-    parser.add_argument("--rank", type=int, help="the most that is kept of each projection's rank, by SVD (all of it)")
-    parser.add_argument("--for-diffusers", action="store_true", help="without bundled words, which diffusers refuses")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of these names; the old ones are kept")
+    parser.add_argument("--rank", type=int, help="reduce each projection to at most this rank by SVD (full rank)")
+    parser.add_argument("--for-diffusers", action="store_true", help="omit the bundled words, which diffusers refuses")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files, and keep them as ….backup")
     parser.set_defaults(run=run)
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(str(path))
     for path, lost in exported.lost.items():
         say(
-            f"{path.name} has rank {arguments.rank} at most. That loses {lost.total:.2%} (‖Δ - nearest‖ / ‖Δ‖), "
+            f"{path.name} has at most rank {arguments.rank}. This loses {lost.total:.2%} (‖Δ - nearest‖ / ‖Δ‖), "
             f"at worst {lost.worst:.2%} on {lost.worst_path}."
         )
     for why in exported.left_out.values():

@@ -1,4 +1,4 @@
-"""`import`: a LoRA or an embedding that was made elsewhere becomes an exhibit."""
+"""`import`: add a LoRA or an embedding from another program to a museum."""
 
 import argparse
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..errors import MuseumError
 from ..model.base import Base
-from ..model.concept import TEMPLATES
 from ..museum.editing import now
 from ..museum.file import (
     OrdinaryLora,
@@ -21,29 +20,27 @@ from ..museum.file import (
     save_museum,
 )
 from ..museum.museum import Museum
-from .model import add_base, open_chosen
+from .model import add_base, add_kind, open_chosen
 from .progress import Say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "import",
-        help="a LoRA or an embedding that was made elsewhere",
-        description="Make an exhibit of a LoRA of kohya's trainer, diffusers, peft or ComfyUI, of an embedding of "
-        "textual inversion, or of both together, and add it to a museum (made if it is not there). A museum holds the "
-        "keys and values of the cross-attention only; what else a LoRA changes is said, and left out with "
-        "--skip-others. The word of a LoRA without an embedding stands for the text that it was trained with: --start.",
+        help="add a LoRA or an embedding from another program",
+        description="Turn a LoRA (from kohya's trainer, diffusers, peft or ComfyUI), a textual inversion embedding, or "
+        "both together into an exhibit, and add it to a museum, which is created if needed. A museum only holds "
+        "cross-attention keys and values; a LoRA that changes other layers is refused unless --skip-others. If a LoRA "
+        "has no embedding, give the trigger words that it was trained with: --start.",
     )
     parser.add_argument("--museum", type=Path, required=True, help="museum file to add to")
     parser.add_argument("--word", required=True, help='the new word, such as "<my-cat>"')
-    parser.add_argument("--lora", type=Path, help="LoRA file, or peft's folder")
+    parser.add_argument("--lora", type=Path, help="LoRA file, or a folder written by peft")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--embedding", type=Path, help="embedding file of the word")
-    words.add_argument("--start", help='text that the word shall stand for, such as "sks cat"; needs --base')
-    parser.add_argument("--skip-others", action="store_true", help="leave out what a museum has no place for")
-    parser.add_argument("--kind", choices=["object", "style"], default="object", help="what it is (object)")
-    usual = " or ".join(f'"{template}"' for template in TEMPLATES.values())
-    parser.add_argument("--template", default="", help=f"how its word is used ({usual}, by its kind)")
+    words.add_argument("--start", help='the LoRA\'s trigger words, such as "sks cat"; needs --base')
+    parser.add_argument("--skip-others", action="store_true", help="skip the layers that a museum cannot hold")
+    add_kind(parser)
     add_base(parser, required=False)
     parser.set_defaults(run=run)
 
@@ -51,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, say: Say) -> None:
     path: Path = arguments.museum
     if not arguments.lora and not arguments.embedding:
-        raise MuseumError("There is nothing to import. Name a --lora, an --embedding, or both.")
+        raise MuseumError("There is nothing to import. Give a --lora, an --embedding, or both.")
     check_target(path)
     header = read_header(path) if path.exists() else None
     lora = read_lora(arguments.lora, skip_others=arguments.skip_others) if arguments.lora else None
@@ -63,7 +60,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     elif header:
         base, fingerprint, known = None, header.base, header.projections
     else:
-        raise MuseumError(f"There is no '{path}' yet. Name the model that it shall belong to: --base.")
+        raise MuseumError(f"There is no '{path}' yet. To create it, give its base model: --base.")
     exhibit = imported(
         fingerprint,
         arguments.word,
@@ -87,16 +84,16 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
 
 def _vectors(arguments: argparse.Namespace, base: Base | None, lora: OrdinaryLora | None) -> Mapping[str, Tensor]:
-    """What the word stands for: its embedding, a text of the base, or the one word that came with the LoRA."""
+    """The word's vectors: from --embedding, from --start, or from the one word bundled with the LoRA."""
     if arguments.embedding:
         return read_embedding(arguments.embedding)
     if arguments.start:
         if base is None:
-            raise MuseumError(f"What '{arguments.start}' means is looked up in the model. Name it: --base.")
+            raise MuseumError(f"The vectors of '{arguments.start}' come from the base model. Give it: --base.")
         return {encoder: vectors[None] for encoder, vectors in base.word_vectors(arguments.start).items()}
     if lora and len(lora.bundled) == 1:
         return next(iter(lora.bundled.values()))
     raise MuseumError(
-        f"What shall '{arguments.word}' stand for? Give the LoRA's --embedding, or with --start the text that it was "
-        'trained with, such as "sks cat".'
+        f"'{arguments.word}' has no vectors. Give the LoRA's --embedding, or its trigger words with --start, such as "
+        '"sks cat".'
     )

@@ -1,4 +1,4 @@
-"""`learn`: teach one concept and put it into a museum file; stop at any time, go on with the same command."""
+"""`learn`: learn a concept and add it to a museum file. It can be stopped at any time and resumed."""
 
 import argparse
 import dataclasses
@@ -12,43 +12,43 @@ from ..learning.learn import Learning, Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
-from ..model.concept import TEMPLATES, Concept, check_word
-from ..museum.editing import labelled
+from ..model.concept import Concept, check_word
+from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import refused_by_the_system
 from ..museum.file.replacing import set_aside
 from ..museum.museum import Exhibit, Museum
 from ..pictures import read_folder
-from .model import add_base, open_chosen
+from .model import add_base, add_kind, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 from .recipe import add_recipe, tell_of_baseline
 
 SAVE_EVERY = 50  # steps between two autosaves
 
 NUMBERS = {
-    "rank": "rank of every delta; more holds more detail and takes more room",
-    "steps": "updates",
+    "rank": "of every delta; a higher rank holds more detail and needs more memory",
+    "steps": "optimizer steps",
     "learning_rate": "of the deltas",
     "token_learning_rate": "of the word's vectors",
-    "batch_size": "pictures seen at once",
-    "accumulation": "batches gathered before every update",
-    "clip_norm": "longest gradient of an update",
+    "batch_size": "pictures per batch",
+    "accumulation": "batches per optimizer step",
+    "clip_norm": "maximum gradient norm",
     "weight_decay": "of the deltas",
-    "schedule": "how the learning rates go: constant, cosine or linear (to zero)",
-    "warmup": "share of the steps in which the rates rise from zero",
-    "min_snr_gamma": "min-SNR weighting of timesteps; 5 is usual, 0 is off",
+    "schedule": "of the learning rates: constant, cosine or linear (to zero)",
+    "warmup": "fraction of the steps in which the learning rates rise from zero",
+    "min_snr_gamma": "min-SNR weighting of timesteps; 5 is common, 0 is off",
     "precision": "fp32, bf16 or fp16",
-    "seed": "of everything random while learning",
+    "seed": "of all randomness in training",
 }
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "learn",
-        help="teach a model one concept from a folder of pictures",
-        description="Learn a new word from a folder of pictures and add it to a museum (made if it is not there). "
-        "Captions may lie beside the pictures as .txt files; write {word} where the new word belongs. "
-        "Ctrl-C keeps what was learned so far; the same command goes on from there.",
+        help="learn a concept from a folder of pictures",
+        description="Learn a new word from a folder of pictures and add it to a museum, which is created if needed. "
+        "Captions are optional .txt files beside the pictures; write {word} where the new word belongs. "
+        "Ctrl-C saves the progress; the same command resumes.",
     )
     add_base(parser)
     parser.add_argument("--museum", type=Path, required=True, help="museum file to add to")
@@ -60,22 +60,18 @@ def add(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar=("WORD", "IMAGES"),
-        help="another word and folder, learned at the same time with deltas that all share (joint learning), times as "
-        "many ranks and steps; may be given several times",
+        help="another word and folder to learn at the same time with shared deltas (joint learning); multiplies rank "
+        "and steps by the number of words; can be repeated",
     )
-    parser.add_argument(
-        "--kind", choices=["object", "style"], default="object", help="what the pictures share (object)"
-    )
-    usual = " or ".join(f'"{template}"' for template in TEMPLATES.values())
-    parser.add_argument("--template", default="", help=f"what is said of each picture ({usual}, by its kind)")
-    parser.add_argument("--vectors", type=int, default=1, help="vectors of the word (1)")
+    add_kind(parser)
+    parser.add_argument("--vectors", type=int, default=1, help="number of vectors of the word (%(default)s)")
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
-    parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (0)")
+    parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (%(default)s)")
     add_recipe(parser)
-    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's own)")
-    parser.add_argument("--forgetting-weight", type=float, help="protection, times the recipe's own (1)")
-    parser.add_argument("--forgetting-lambda", type=float, help="with c-lora: the paper's λ instead of κ (it has 1e8)")
-    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's resolution)")
+    parser.add_argument("--forgetting-weight", type=float, help="factor on the recipe's regularizer weights (1)")
+    parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
+    parser.add_argument("--flip", action="store_true", help="mirror pictures at random, half of the time")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
     defaults = Recipe()
     types = typing.get_type_hints(Recipe)
@@ -88,28 +84,30 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_target(arguments.museum)
-    wanted = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
-    recipe = shared_by(chosen_recipe(arguments), len(wanted))
-    for word, _ in wanted:
+    folders = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
+    recipe = shared_by(_recipe(arguments), len(folders))
+    for word, _ in folders:
         check_word(word)
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
     resolution = arguments.resolution or base.resolution_px
-    concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in wanted)
-    what = " and ".join(f"{each.word} from {len(each.pictures)} pictures" for each in concepts)
+    concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in folders)
+    names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
     tell_of_baseline(recipe.method, say)
-    say(f"Learning {what} over {base.fingerprint}, recipe {recipe.method}.")
+    say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     learning = Learning(base, museum, concepts, recipe)
-    unfinished = state_path(arguments.museum, arguments.word, learning.key)
-    learned = learn_keeping(learning, unfinished, say)
-    new = tuple(labelled(exhibit, concept) for exhibit, concept in zip(learned, concepts, strict=True))
-    path = _added(Museum(museum.base, new), arguments.museum)
-    unfinished.unlink(missing_ok=True)
+    # The state of this word with these pictures and numbers, beside the museum.
+    name = hashlib.sha256(arguments.word.encode()).hexdigest()[:8]
+    state = arguments.museum.with_name(f"{arguments.museum.stem}.{name}.{learning.key[:8]}.learning.safetensors")
+    exhibits = _learn(learning, state, say)
+    new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
+    path = _add_to_file(Museum(museum.base, new), arguments.museum)
+    state.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
 
 
-def _added(new: Museum, path: Path) -> Path:
-    """Write the exhibits to the file as it is by now: others may have added to it, or made it, meanwhile."""
+def _add_to_file(new: Museum, path: Path) -> Path:
+    """Add the exhibits to the current file: another program may have created or changed it during the training."""
     if not path.exists():
         try:
             return save_museum(new, path)
@@ -133,23 +131,20 @@ def _concept(word: str, folder: Path, arguments: argparse.Namespace, resolution:
     )
 
 
-def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The named recipe with the numbers that were given."""
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """The named recipe with the numbers from the command line."""
     numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
     numbers |= {"flip": arguments.flip, "checkpointing": arguments.checkpointing}
     recipe = recipe_named(arguments.recipe, **numbers)
     if arguments.forgetting_lambda is not None:
         if arguments.recipe != "c-lora":
-            raise RecipeError("--forgetting-lambda is the weight of C-LoRA's own penalty: add --recipe c-lora.")
+            raise RecipeError("--forgetting-lambda is the weight of C-LoRA's penalty: add --recipe c-lora.")
         return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
     return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
 
-def learn_keeping(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
-    """Learn with a progress bar and autosaves at `path`; go on from there if there is such a file.
-
-    One that is damaged is set aside, and learning begins anew.
-    """
+def _learn(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
+    """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside."""
     resume = _resumable(path, say)
     with listening_for_ctrl_c() as pressed, Bar(learning.words[-1], learning.recipe.steps) as bar:
 
@@ -161,25 +156,19 @@ def learn_keeping(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ..
                 except MuseumError as error:
                     if pressed.is_set():
                         raise
-                    say(f"What was learned by step {progress.step} is not kept yet: {error}")
+                    say(f"The progress up to step {progress.step} could not be saved: {error}")
             if pressed.is_set():
-                raise Cancelled(f"Stopped at step {progress.step}. The same command goes on from there ({path}).")
+                raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
 
         try:
             return learning.run(report=report, resume=resume)
         except StateError as error:
-            _begin_anew(path, error, say)
+            _set_aside(path, error, say)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)
             raise
-    return learn_keeping(learning, path, say)
-
-
-def state_path(museum: Path, word: str, key: str) -> Path:
-    """Where an unfinished learning of this word, with these pictures and numbers, is kept, beside its museum."""
-    named = hashlib.sha256(word.encode()).hexdigest()[:8]
-    return museum.with_name(f"{museum.stem}.{named}.{key[:8]}.learning.safetensors")
+    return _learn(learning, path, say)
 
 
 def _resumable(path: Path, say: Say) -> LearningState | None:
@@ -188,19 +177,19 @@ def _resumable(path: Path, say: Say) -> LearningState | None:
             state = load_state(path)
         except MuseumError as error:
             if isinstance(error.__cause__, PermissionError):
-                say(f"{error} The learning begins anew.")
+                say(f"{error} The training starts over.")
                 return None
             if refused_by_the_system(error):
                 raise
-            _begin_anew(path, error, say)
+            _set_aside(path, error, say)
             return None
-        say(f"Going on from step {state.step}.")
+        say(f"Resuming from step {state.step}.")
         return state
     same_word, *_ = path.name.rsplit(".", 3)
     for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
-        say(f"{other} holds an unfinished learning of this word with another museum, pictures or numbers. It stays.")
+        say(f"{other} holds an unfinished training of this word with another museum, pictures or numbers. It is kept.")
     return None
 
 
-def _begin_anew(path: Path, error: CLoRAError, say: Say) -> None:
-    say(f"{error} It is set aside as '{set_aside(path).name}', and the learning begins anew.")
+def _set_aside(path: Path, error: CLoRAError, say: Say) -> None:
+    say(f"{error} It is renamed to '{set_aside(path).name}', and the training starts over.")

@@ -1,4 +1,4 @@
-"""The options by which every command that needs a model finds it."""
+"""Options that several commands share, and opening the model that they name."""
 
 import argparse
 from pathlib import Path
@@ -6,24 +6,38 @@ from pathlib import Path
 import torch
 
 from ..errors import BaseModelError
+from ..model.concept import TEMPLATES
 from ..over_diffusers.base import DiffusersBase, open_base
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """--base and what belongs to it."""
+    """--base and the options for opening it."""
     parser.add_argument("--base", required=required, help="'starter', a diffusers folder, or a .safetensors checkpoint")
-    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's tokenizer, for a checkpoint without network")
-    parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], help="what an SD2 checkpoint predicts")
+    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's tokenizer, to open a checkpoint offline")
+    parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], help="of an SD2 checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")
-    parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), default="fp32", help="how the frozen weights are held (fp32)"
-    )
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the frozen weights (%(default)s)")
+
+
+def add_kind(parser: argparse.ArgumentParser) -> None:
+    """--kind and --template."""
+    templates = " or ".join(f'"{template}"' for template in TEMPLATES.values())
+    parser.add_argument("--kind", choices=["object", "style"], default="object", help="of the concept (%(default)s)")
+    parser.add_argument("--template", default="", help=f"prompt with the word ({templates}, depending on --kind)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """--steps, --guidance, --seed, --size."""
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (%(default)s)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is off (7.5; 5 on the starter)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's resolution)")
 
 
 def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
-    """The model that the options name. Raises BaseModelError where the device is not there, before anything is read."""
+    """Open the model that the options name. Raises BaseModelError for a missing device before it reads the model."""
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""The option by which commands that teach find their recipe."""
+"""The --recipe option of commands that learn."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from .progress import Say
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """--recipe. A name that stands for nothing is refused where the recipe is looked up."""
+    """--recipe. `recipe_named` refuses unknown names."""
     parser.add_argument(
         "--recipe",
         default=DEFAULT_METHOD,
@@ -17,6 +17,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def tell_of_baseline(method: str, say: Say) -> None:
-    """Say so where a baseline was chosen."""
+    """Tell the user if the method is a baseline."""
     if method in BASELINES:
         say(f"{method} is a baseline, kept for comparison.")

@@ -1,4 +1,4 @@
-"""`show`: what is in a museum file, for people or for programs."""
+"""`show`: list the content of a museum file, as text or JSON."""
 
 import argparse
 import json
@@ -10,24 +10,24 @@ from ..museum.file import ExhibitHeader, Header, load_museum, read_header
 from ..museum.museum import Museum
 from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
-from ..sheets import labelled
+from ..sheets import thumbnail_sheet
 from .progress import Say
 
 ACTS = {"word": "acts at its word", "onwards": "acts from its word on"}
-MEASURED = 32  # exhibits up to which overlaps are measured unasked: every pair's deltas are compared weight by weight
+MEASURED = 32  # exhibits; more overlaps are only measured with --overlap, since every pair is compared
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "show",
-        help="what is in a museum",
-        description="List the exhibits of a museum: how they were learned, how large their deltas are, and how much "
-        "they overlap (0: no weight was moved by both; 1: the same weights, equally).",
+        help="list the exhibits of a museum",
+        description="List the exhibits of a museum: how they were learned, the norms of their deltas, and their "
+        "overlaps (0: no weight is changed by both; 1: the same weights, equally).",
     )
     parser.add_argument("museum", type=Path, help="museum file")
-    parser.add_argument("--json", action="store_true", help="for programs; docs/museum-file.md says what the keys mean")
-    parser.add_argument("--overlap", action="store_true", help=f"measure overlaps of more than {MEASURED} exhibits too")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the exhibits' thumbnails as one picture")
+    parser.add_argument("--json", action="store_true", help="print JSON; docs/museum-file.md explains the keys")
+    parser.add_argument("--overlap", action="store_true", help=f"measure even more than {MEASURED} exhibits")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write all thumbnails as one picture")
     parser.set_defaults(run=run)
 
 
@@ -36,16 +36,16 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     measured = arguments.overlap or len(header.exhibits) <= MEASURED
     museum = load_museum(arguments.museum) if measured else None
     if arguments.json:
-        say(json.dumps(as_json(arguments.museum, header, museum), indent=2, ensure_ascii=False))
+        say(json.dumps(_as_json(arguments.museum, header, museum), indent=2, ensure_ascii=False))
     else:
-        for line in as_lines(arguments.museum, header, museum):
+        for line in _as_lines(arguments.museum, header, museum):
             say(line)
     if arguments.sheet:
-        write_sheet(header, arguments.sheet)
+        _write_sheet(header, arguments.sheet)
 
 
-def as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, object]:
-    """Everything in the file but its tensors; norms and overlaps where the museum is given."""
+def _as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, object]:
+    """Everything except the tensors, with norms and overlaps if the museum is given."""
     norms = [size(exhibit) for exhibit in museum.exhibits] if museum else [None] * len(header.exhibits)
     exhibits = [
         {
@@ -75,8 +75,8 @@ def as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, obje
     }
 
 
-def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
-    """The same for people."""
+def _as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
+    """The same as text."""
     count = len(header.exhibits)
     size_mib = path.stat().st_size / 2**20
     lines = [f"{path}: {_counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
@@ -86,35 +86,35 @@ def as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
         lines += [f"     {line}" for line in _described(entry, size(museum.exhibits[place]) if museum else None)]
     if museum and count > 1:
         width = max(len(word) for word in header.words)
-        lines += ["", "overlap (0: apart, 1: the same weights), with the exhibits numbered as above"]
+        lines += ["", "overlap (0: different weights, 1: the same weights) of the numbered exhibits"]
         lines += [" " * (width + 2) + " ".join(f"{place + 1:5}" for place in range(count))]
         lines += [
             f"  {word:{width}}" + " ".join(f"{value:5.2f}" for value in row)
             for word, row in zip(header.words, _overlaps(museum), strict=True)
         ]
     elif count > 1:
-        lines += ["", f"Overlaps and norms were not measured, since there are more than {MEASURED}: add --overlap."]
+        lines += ["", f"There are more than {MEASURED} exhibits. To measure overlaps and norms, add --overlap."]
     return [line.replace("\n", "\\n") for line in lines]
 
 
-def write_sheet(header: Header, path: Path) -> None:
-    """The thumbnails with their words, as one picture."""
+def _write_sheet(header: Header, path: Path) -> None:
+    """Write the thumbnails with their words as one picture."""
     tiles = [(entry.word, from_thumbnail(entry.thumbnail)) for entry in header.exhibits if entry.thumbnail]
     if not tiles:
-        raise CLoRAError("There is no thumbnail in this museum. `edit` can give its exhibits some.")
+        raise CLoRAError("There is no thumbnail in this museum. Add one with `edit --thumbnail`.")
     try:
-        labelled(tiles).save(path)
+        thumbnail_sheet(tiles).save(path)
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error
 
 
 def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
-    """How an exhibit was learned, what it is like, and what is known of it, a line each."""
+    """Up to three lines: the recipe, special properties, and the facts."""
     recipe = entry.recipe
     learned = [recipe.method, f"rank {max(entry.ranks.values(), default=0)}", _counted(recipe.steps, "step")]
     learned += [f"norm {norm:.3g}"] if norm is not None else []
     special = [_counted(entry.words, "vector")] if entry.words > 1 else []
-    special += [] if entry.strength == 1 else [f"shown at strength {entry.strength:g}"]
+    special += [] if entry.strength == 1 else [f"strength {entry.strength:g}"]
     special += [] if entry.everywhere else [ACTS[recipe.applied]]
     special += [] if entry.layers == 1 else [f"its word has {entry.layers} layers"]
     special += [] if entry.ordinary else ["other programs cannot show it"]
@@ -126,5 +126,5 @@ def _overlaps(museum: Museum) -> Sequence[Sequence[float]]:
     return overlap_matrix(museum).tolist() if museum.exhibits else []
 
 
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""`view`: sample pictures of a prompt in which the words of a museum may stand."""
+"""`view`: sample pictures of a prompt with a museum's words."""
 
 import argparse
 import re
@@ -8,9 +8,9 @@ from ..errors import CLoRAError
 from ..model.concept import mentions
 from ..model.sampling import Sampling, sample
 from ..museum.file import load_view, read_header
-from ..museum.museum import STRENGTH_LIMIT, Museum, shown, wanted
+from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
 from ..sheets import grid
-from .model import add_base, open_chosen
+from .model import add_base, add_sampling, open_chosen
 from .progress import Bar, Say
 
 BRACKETED = re.compile(r"<[^<>\s]+>")
@@ -20,19 +20,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "view",
         help="sample pictures with a museum's words",
-        description="Sample pictures of a prompt. All exhibits are applied, as in the paper, or those that are named.",
+        description="Sample pictures of a prompt, with all exhibits applied as in the paper, or with chosen exhibits.",
     )
     add_base(parser)
     parser.add_argument("--museum", type=Path, required=True, help="museum file")
     parser.add_argument("--prompt", required=True, help='such as "a photo of <my-cat> in the snow"')
-    parser.add_argument("--out", type=Path, default=Path("view.png"), help="picture to write (view.png)")
+    parser.add_argument("--out", type=Path, default=Path("view.png"), help="picture to write (%(default)s)")
     parser.add_argument("--exhibits", nargs="+", metavar="WORD[:STRENGTH]", help='such as "<my-cat>" "<my-dog>:0.8"')
     parser.add_argument("--strength", type=float, default=1.0, help="of all exhibits (1)")
-    parser.add_argument("--count", type=int, default=4, help="how many pictures (4)")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (7.5; 5 on the starter)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's own)")
+    parser.add_argument("--count", type=int, default=4, help="number of pictures (%(default)s)")
+    add_sampling(parser)
     parser.set_defaults(run=run)
 
 
@@ -40,7 +37,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.out.parent.is_dir():
         raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
     if arguments.count < 1:
-        raise CLoRAError(f"--count is {arguments.count}; sample 1 picture at least.")
+        raise CLoRAError(f"--count is {arguments.count}; it must be at least 1.")
     if not abs(arguments.strength) <= STRENGTH_LIMIT:
         raise CLoRAError(
             f"--strength is {arguments.strength}; it must be between -{STRENGTH_LIMIT} and {STRENGTH_LIMIT}."
@@ -48,17 +45,17 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
-    chosen = wanted(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
+    chosen = parse_strengths(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
     strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
     museum = load_view(arguments.museum, strengths)
     words = [token.word for token in museum.tokens]
     if unknown := [word for word in BRACKETED.findall(arguments.prompt) if word not in words]:
-        say(f"Note: {', '.join(unknown)} of the prompt is no word of this museum ({', '.join(words)}).")
+        say(f"Note: the museum ({', '.join(words)}) does not know {', '.join(unknown)} from the prompt.")
     elif not any(mentions(arguments.prompt, word) for word in words):
-        say(f"Note: the prompt holds none of the museum's words ({', '.join(words)}).")
+        say(f"Note: the prompt contains none of the museum's words ({', '.join(words)}).")
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
-    with shown(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
+    with viewing(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
             [arguments.prompt] * arguments.count,

@@ -14,7 +14,7 @@ from ..measure import displacement
 from ..model.attach import attached
 from ..model.base import Conditioning
 from ..model.concept import ConceptToken
-from ..museum.museum import Exhibit, Museum, shown
+from ..museum.museum import Exhibit, Museum, viewing
 from ..museum.overlap import overlap_matrix
 from .learn import Learning
 from .start import start_vectors
@@ -53,7 +53,7 @@ def effect(learning: Learning, new: Exhibit) -> Effect:
     def answers_to_all() -> list[Tensor]:
         return [answers(lambda chosen, prompt=prompt: prompt[torch.zeros_like(chosen)]) for prompt in prompts]
 
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         loss_before = lesson.reference_loss(first)
         unasked, *before = answers_to_all()
         with attached(base, new.deltas, new.gate):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import LearningError, MuseumError
 from ..museum.file.damage import sealed, undamaged
 from ..museum.file.files import dump, errors_about, opened, read_metadata
-from ..museum.file.json_values import fields, listed, number, parsed, text, whole, written
+from ..museum.file.json_values import array, fields, integer, json_text, json_value, number, text
 from ..museum.file.replacing import replacing
 
 FORMAT = "clora-learning-state"
@@ -46,7 +46,7 @@ def save_state(state: LearningState, path: Path | str) -> None:
     """Write the state, in the place of an older one of that name."""
     path = Path(path)
     with errors_about(path):
-        state_json = written({"key": state.key, "step": state.step, "losses": list(state.losses)}, "The state")
+        state_json = json_text({"key": state.key, "step": state.step, "losses": list(state.losses)}, "The state")
         metadata = {"clora.format": FORMAT, "clora.version": VERSION, "clora.state": state_json}
         with replacing(path, "replace") as file:
             dump(file, state.tensors, lambda content: sealed(metadata, state.tensors, content))
@@ -59,10 +59,10 @@ def load_state(path: Path | str) -> LearningState:
         metadata = read_metadata(file, FORMAT, VERSION)
         if "clora.state" not in metadata:
             raise MuseumError("Its metadata has no 'clora.state'.")
-        values = fields(parsed(metadata["clora.state"], "The state"), ("key", "step", "losses"), "The state")
+        values = fields(json_value(metadata["clora.state"], "The state"), ("key", "step", "losses"), "The state")
         return LearningState(
             text(values["key"], "The state's key"),
-            whole(values["step"], "The state's step", least=0),
+            integer(values["step"], "The state's step", least=0),
             {name: file.get_tensor(name).clone() for name in file.keys()},
-            tuple(number(loss, "A loss") for loss in listed(values["losses"], "The losses")),
+            tuple(number(loss, "A loss") for loss in array(values["losses"], "The losses")),
         )

@@ -1,1 +1,1 @@
-"""What was learned: exhibits, in memory and in their file."""
+"""Museums of learned exhibits, in memory and in files."""

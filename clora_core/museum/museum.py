@@ -1,4 +1,4 @@
-"""What was learned: exhibits, in order, over one base."""
+"""A museum: the learned exhibits, in order, over one base."""
 
 import math
 from collections import Counter
@@ -19,16 +19,16 @@ from ..model.low_rank import LowRank, concatenated
 from ..model.projections import Projection
 
 STRENGTH_LIMIT = 100
-BESIDE = 32  # a layer-wise word takes 44 MB a prompt on SDXL
+EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
     """One learned concept: its word, its deltas, and how it was learned.
 
-    facts: plain JSON values for people and managers (date, number of pictures, last loss). thumbnail: a small encoded
-    JPEG, or empty. strength: what its deltas are multiplied by wherever the museum is shown or learned upon; the deltas
-    themselves stay as they were learned.
+    facts: plain JSON values for users and LoRA managers (date, number of pictures, last loss). thumbnail: a small
+    JPEG, or empty. strength: the factor on the deltas wherever the museum is viewed or learned upon; the stored deltas
+    do not include it.
     """
 
     token: ConceptToken
@@ -44,7 +44,7 @@ class Exhibit:
         if not abs(self.strength) <= STRENGTH_LIMIT:
             raise MuseumError(
                 f"The strength of '{self.word}' is {self.strength}; it must be between -{STRENGTH_LIMIT} and "
-                f"{STRENGTH_LIMIT}. 1 shows it as it was learned."
+                f"{STRENGTH_LIMIT}. The default is 1."
             )
 
     @property
@@ -58,16 +58,16 @@ class Exhibit:
 
     @property
     def scaled_deltas(self) -> dict[Projection, LowRank]:
-        """Its deltas times its strength: as they are shown."""
+        """Its deltas times its strength."""
         return {projection: delta.scaled(self.strength) for projection, delta in self.deltas.items()}
 
     @property
     def rank(self) -> int:
-        """The largest rank among the deltas; 0 for a word alone."""
+        """The highest rank of its deltas; 0 for a word without deltas."""
         return max((delta.rank for delta in self.deltas.values()), default=0)
 
     def same_as(self, other: "Exhibit") -> bool:
-        """Whether both show the same: one word, one strength, and bit-equal numbers."""
+        """Whether both have the same word and strength, and bit-equal vectors and deltas."""
         if self is other:
             return True
         if (self.word, self.strength) != (other.word, other.strength):
@@ -77,12 +77,12 @@ class Exhibit:
         pairs = [(self.token.vectors[name], other.token.vectors[name]) for name in self.token.vectors]
         for projection, delta in self.deltas.items():
             pairs += [(delta.up, other.deltas[projection].up), (delta.down, other.deltas[projection].down)]
-        return all(one.shape == theirs.shape and torch.equal(one.cpu(), theirs.cpu()) for one, theirs in pairs)
+        return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class Museum:
-    """Exhibits in the order in which they were learned. Immutable: every change is a new museum."""
+    """Exhibits in the order in which they were learned. Immutable: every change makes a new museum."""
 
     base: Fingerprint
     exhibits: tuple[Exhibit, ...] = ()
@@ -90,7 +90,7 @@ class Museum:
     def __post_init__(self) -> None:
         counts = Counter(exhibit.word for exhibit in self.exhibits)
         if repeated := [word for word, count in counts.items() if count > 1]:
-            raise MuseumError(f"The word '{min(repeated)}' names two exhibits. Every exhibit needs a word of its own.")
+            raise MuseumError(f"Two exhibits have the word '{min(repeated)}'. Every exhibit needs a unique word.")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -102,34 +102,34 @@ class Museum:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What each exhibit was learned with."""
+        """The prompt that each exhibit was learned with."""
         return tuple(exhibit.prompt or exhibit.word for exhibit in self.exhibits)
 
     def prompts_beside(self, concept: Concept) -> tuple[str, ...]:
-        """`prompts`; and, for exhibits of that concept's kind, what is said of its pictures with their word in its
-        word's place ("a cat in <old> style"), about 32 of these."""
-        kin = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
-        texts = list(dict.fromkeys(concept.prompts()))
-        share = min(len(texts), max(1, BESIDE // max(1, len(kin))))
-        new = word_pattern([concept.word])
-        beside = [
-            new.sub(old, texts[(place * share + number) % len(texts)])
+        """`prompts`, and about 32 of the concept's captions with its word replaced by that of an exhibit of the same
+        kind ("a cat in <old> style")."""
+        words = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
+        captions = list(dict.fromkeys(concept.prompts()))
+        share = min(len(captions), max(1, EXTRA_PROMPTS // max(1, len(words))))
+        pattern = word_pattern([concept.word])
+        extra = [
+            pattern.sub(word, captions[(place * share + number) % len(captions)])
             for number in range(share)
-            for place, old in enumerate(kin)
+            for place, word in enumerate(words)
         ]
-        return tuple(dict.fromkeys([*self.prompts, *beside]))
+        return tuple(dict.fromkeys([*self.prompts, *extra]))
 
     def check_over(self, base: Fingerprint) -> None:
         """Raise BaseModelError unless this museum was made over that base."""
         if self.base != base:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', the loaded model is '{base}'. Load the museum's own base, "
-                "stored as it was then (bfloat16 rounds what is finer), or start a new museum."
+                f"This museum was made over '{self.base}', but the loaded model is '{base}'. Load the museum's base in "
+                "its original precision (bfloat16 is a different model), or start a new museum."
             )
 
     @property
     def gated(self) -> tuple[Exhibit, ...]:
-        """The exhibits that act at their words' places only; they are no part of `deltas` and `dense`."""
+        """The exhibits that act at their words only. `deltas` and `dense` do not include them."""
         return tuple(exhibit for exhibit in self.exhibits if exhibit.gate)
 
     def exhibit(self, word: str) -> Exhibit:
@@ -140,8 +140,8 @@ class Museum:
         raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
 
     def learned_with(self, place: int) -> int:
-        """The place of the exhibit that holds the deltas which the one at this place was learned with: its own, but for
-        concepts that were learned together, whose deltas stand in the last one of them."""
+        """The place of the exhibit that holds the deltas of the exhibit at this place: usually its own. Concepts that
+        were learned together share deltas, which the last of them holds."""
         while place + 1 < len(self.exhibits) and not (own := self.exhibits[place]).deltas:
             if own.recipe.rank == 0 or own.recipe != self.exhibits[place + 1].recipe:
                 break
@@ -149,7 +149,7 @@ class Museum:
         return place
 
     def with_exhibits(self, *exhibits: Exhibit) -> "Museum":
-        """This museum and these exhibits after its own."""
+        """This museum with these exhibits appended."""
         return replace(self, exhibits=(*self.exhibits, *exhibits))
 
     def only(self, words: Sequence[str]) -> "Museum":
@@ -158,12 +158,15 @@ class Museum:
         return replace(self, exhibits=tuple(exhibit for exhibit in self.exhibits if exhibit.word in chosen))
 
     def deltas(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
-        """projection → Σ of the deltas applied everywhere, exactly, each at its own strength times the given (or 1)."""
+        """projection → the exact sum of all deltas that act everywhere.
+
+        Each is scaled by its own strength times that of its word in `strengths` (default 1).
+        """
         return {projection: concatenated(parts) for projection, parts in self._parts(strengths or {}).items()}
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
-        """projection → the same sum as one matrix (out, in) float32, of one size however many exhibits there are."""
+        """projection → the same sum as one dense matrix (out, in), float32."""
         matrices = {}
         for projection, parts in self._parts(strengths or {}).items():
             delta = concatenated(parts)
@@ -182,21 +185,21 @@ class Museum:
 
 
 def gate_of(word: str, applied: Applied) -> Gate | None:
-    """The gate of a delta that is applied so; None is everywhere."""
+    """The gate of deltas with that `Recipe.applied`; None is everywhere."""
     return None if applied == "everywhere" else Gate(word, onwards=applied == "onwards")
 
 
 @contextmanager
-def shown(
+def viewing(
     base: Base,
     everywhere: Mapping[Projection, Tensor],
     gated: Sequence[Exhibit] = (),
     strengths: Mapping[str, float] | None = None,
 ) -> Iterator[None]:
-    """While entered, the base shows a museum.
+    """Attach a museum to the base for the duration of the block.
 
-    everywhere: the sum of what is applied everywhere, as `Museum.dense` gives it. gated: the exhibits that act at their
-    words' places, each at its own strength times the given one (1 if not given).
+    everywhere: `Museum.dense()`. gated: the exhibits that act at their words only. Each is scaled by its own strength
+    times that of its word in `strengths` (default 1).
     """
     with ExitStack() as views:
         views.enter_context(attached(base, everywhere))
@@ -207,9 +210,9 @@ def shown(
         yield
 
 
-def wanted(entries: Sequence[str]) -> dict[str, float]:
-    """Exhibits as a person names them, "<my-cat>" or "<my-cat>:0.8" → word and strength."""
-    chosen = {}
+def parse_strengths(entries: Sequence[str]) -> dict[str, float]:
+    """User input like "<my-cat>" or "<my-cat>:0.8" → word → strength. Raises MuseumError for an invalid entry."""
+    strengths = {}
     for entry in entries:
         word, _, strength = entry.partition(":")
         try:
@@ -218,8 +221,8 @@ def wanted(entries: Sequence[str]) -> dict[str, float]:
             number = math.nan
         if not abs(number) <= STRENGTH_LIMIT:
             raise MuseumError(
-                f"'{entry}' is no exhibit: write <my-cat> or <my-cat>:0.8, with a strength from -{STRENGTH_LIMIT} to "
+                f"'{entry}' is not valid: write <my-cat> or <my-cat>:0.8, with a strength from -{STRENGTH_LIMIT} to "
                 f"{STRENGTH_LIMIT}."
             )
-        chosen[word.strip()] = number
-    return chosen
+        strengths[word.strip()] = number
+    return strengths

@@ -1,4 +1,4 @@
-"""How much the exhibits of a museum move, and how much of that they move in the same weights."""
+"""The size of exhibits' deltas, and the overlap between them."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,15 @@ from .museum import Exhibit, Museum
 
 
 def overlap_matrix(museum: Museum) -> Tensor:
-    """(n, n), float32: between exhibits i and j the cosine of |Δ_i| and |Δ_j| over all entries of all projections.
+    """(n, n), float32: the cosine of |Δ_i| and |Δ_j| over all entries of all projections, for exhibits i and j.
 
-    It is 1 on the diagonal and 0 only where no weight was moved by both: what C-LoRA's penalty works on, made
-    comparable. One dense matrix per exhibit is held at a time and projection.
+    It is 1 on the diagonal, and 0 only if no weight is changed by both: a normalized form of C-LoRA's penalty. Memory:
+    one dense matrix per exhibit, for one projection at a time.
     """
     count = len(museum.exhibits)
     products = torch.zeros(count, count, dtype=torch.float64)
     for projection in sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas}):
-        moved = [_moved(exhibit, projection) for exhibit in museum.exhibits]
-        flat = torch.stack(moved).flatten(1)
+        flat = torch.stack([_magnitudes(exhibit, projection) for exhibit in museum.exhibits]).flatten(1)
         products += (flat @ flat.T).double()
     norms = products.diagonal().clamp_min(1e-30).sqrt()
     return (products / norms[:, None] / norms[None, :]).float()
@@ -29,7 +28,7 @@ def size(exhibit: Exhibit) -> float:
     return float(sum((delta.norm().item() ** 2 for delta in exhibit.deltas.values()), start=0.0) ** 0.5)
 
 
-def _moved(exhibit: Exhibit, projection: Projection) -> Tensor:
+def _magnitudes(exhibit: Exhibit, projection: Projection) -> Tensor:
     delta = exhibit.deltas.get(projection)
     if delta is None:
         return torch.zeros(projection.shape)

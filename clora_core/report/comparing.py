@@ -1,7 +1,7 @@
-"""The same prompts and the same noise under two states of a museum: as pictures, and as one number each.
+"""Compare two states of a museum with the same prompts and the same noise: as pictures, and as one number per prompt.
 
-The number is the displacement (`measure.displacement`) of the predictions for one picture at four noise levels. No
-classifier is needed, so it can be had over any base.
+The number is the displacement (`measure.displacement`) of the predictions for one picture at four noise levels. It
+needs no classifier, so it works over any base.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from ..measure import displacement
 from ..model.base import Base
 from ..model.projections import Projection
 from ..model.sampling import Sampling, sample
-from ..museum.museum import Museum, shown
+from ..museum.museum import Museum, viewing
 from ..seeds import seeded
 
-LEVELS = 4  # timesteps at which predictions are compared, in the middles of as many equal parts of the schedule
+LEVELS = 4  # timesteps at which predictions are compared: the middles of equal parts of the schedule
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A base that shows a museum, and the sum of what the museum applies everywhere, made once."""
+    """A base with a museum. The sum of what acts everywhere is computed once."""
 
     base: Base
     museum: Museum
@@ -33,13 +33,13 @@ class State:
     def everywhere(self) -> dict[Projection, Tensor]:
         return self.museum.dense()
 
-    def shown(self) -> AbstractContextManager[None]:
-        return shown(self.base, self.everywhere, self.museum.gated)
+    def viewing(self) -> AbstractContextManager[None]:
+        return viewing(self.base, self.everywhere, self.museum.gated)
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Prompts in two states of a museum. then, now: pictures (n, 3, h, w) in [-1, 1]; moved: (n,), no unit."""
+    """Prompts in two states. then, now: pictures (n, 3, h, w) in [-1, 1]; moved: displacements (n,), no unit."""
 
     prompts: tuple[str, ...]
     then: Tensor
@@ -49,33 +49,32 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class Comparing:
-    """How states are compared. latent_shape: (channels, h', w'); `tick` hears of every step and may raise to stop."""
+    """How to compare states. latent_shape: (channels, h', w'); `tick` is called after every step, may raise to stop."""
 
     sampling: Sampling
     latent_shape: tuple[int, int, int]
     tick: Callable[[], None]
 
     def __call__(self, then: State, now: State, prompts: Sequence[str]) -> Compared:
-        """Sample every prompt in both states, and compare the predictions for the pictures that `then` shows.
+        """Sample every prompt in both states, and compare the predictions for the pictures of `then`.
 
-        A state compared with itself has moved by 0, and is sampled once.
+        A state compared with itself is sampled once, and its displacements are 0.
         """
         before = self._sampled(then, prompts)
         if now is then:
             return Compared(tuple(prompts), before, before, torch.zeros(len(prompts)))
         after = self._sampled(now, prompts)
-        latents = then.base.encode_pictures(before)
-        size, parts = self.sampling.batch_size, []
-        for start in range(0, len(prompts), size):
-            rows = range(start, min(start + size, len(prompts)))
-            noise = [torch.randn(self.latent_shape, generator=seeded("moved", self.sampling.seed, row)) for row in rows]
-            part = slice(rows.start, rows.stop)
-            parts.append(moved(then, now, prompts[part], latents[part], torch.stack(noise)))
+        latents, parts = then.base.encode_pictures(before), []
+        for start in range(0, len(prompts), self.sampling.batch_size):
+            rows = slice(start, start + self.sampling.batch_size)
+            seeds = range(len(prompts))[rows]
+            noise = [torch.randn(self.latent_shape, generator=seeded("moved", self.sampling.seed, n)) for n in seeds]
+            parts.append(displacements(then, now, prompts[rows], latents[rows], torch.stack(noise)))
             self.tick()
         return Compared(tuple(prompts), before, after, torch.cat(parts))
 
     def ticks(self, prompts: int, *, same: bool) -> int:
-        """How many ticks a comparison of so many prompts takes."""
+        """The number of ticks of a comparison of that many prompts. same: both states are the same."""
         batches = -(-prompts // self.sampling.batch_size)
         return batches * self.sampling.steps if same else batches * (2 * self.sampling.steps + 1)
 
@@ -84,24 +83,24 @@ class Comparing:
             self.tick()
 
         shape, tokens = self.latent_shape, state.museum.tokens
-        with state.shown():
+        with state.viewing():
             return sample(state.base, prompts, tokens, self.sampling, latent_shape=shape, report=report)
 
 
-def moved(then: State, now: State, prompts: Sequence[str], latents: Tensor, noise: Tensor) -> Tensor:
-    """(n,): how far the answers to the prompts have moved. latents, noise: (n, c, h, w), a picture for each prompt."""
-    unasked = predictions(then, [""] * len(prompts), latents, noise)
+def displacements(then: State, now: State, prompts: Sequence[str], latents: Tensor, noise: Tensor) -> Tensor:
+    """(n,): the displacement of the predictions for each prompt. latents, noise: (n, c, h, w), one per prompt."""
+    without_prompt = predictions(then, [""] * len(prompts), latents, noise)
     before, after = (predictions(state, prompts, latents, noise) for state in (then, now))
-    return displacement(before, after, unasked)
+    return displacement(before, after, without_prompt)
 
 
 @torch.no_grad()
 def predictions(state: State, prompts: Sequence[str], latents: Tensor, noise: Tensor) -> Tensor:
-    """What the model predicts for the latents at every noise level, (n, levels, c, h, w), float32 on the CPU."""
+    """The model's predictions for the latents at every noise level, (n, levels, c, h, w), float32 on the CPU."""
     base = state.base
     latents, noise = latents.to(base.device), noise.to(base.device)
     at_levels = []
-    with state.shown():
+    with state.viewing():
         conditioning = base.encode_prompts(prompts, state.museum.tokens)
         for time in levels(len(base.schedule.alphas_cumprod)):
             times = torch.full((len(prompts),), time, device=base.device)

@@ -1,21 +1,26 @@
-"""A report as pictures that can be read without the report: who is who, what was measured, and in what unit."""
+"""The figures of a report. Each is readable on its own: it names the exhibits, the measure and its scale."""
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..pictures import to_picture
 from .review import Report
 
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1c2530", "#6b7683", "#2f6fdb"
 EDGE, GAP, LINE, TILE_PX, CELL_PX, BAR_PX = 24, 12, 22, 128, 64, 420
-LABEL_PX = 240  # the widest that a word or a prompt may be beside a figure
+LABEL_PX = 240  # the maximum width of a word or a prompt beside a figure
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+def figures_of(report: Report) -> dict[str, Image.Image]:
+    """All figures by name."""
+    return {"exhibits": exhibits_figure(report), "overlap": overlap_figure(report), "moved": moved_figure(report)}
+
+
 def exhibits_figure(report: Report) -> Image.Image:
-    """A line for each exhibit: its first picture, what it showed when it was learned, what it shows now."""
+    """A row for each exhibit: its first picture, samples from when it was learned, samples from now."""
     count = len(report.exhibits[0].then)
     label = max(_width(word, _font(16)) for word in report.museum.words)
     lefts = [EDGE + min(label, LABEL_PX) + GAP]
@@ -24,7 +29,7 @@ def exhibits_figure(report: Report) -> Image.Image:
     width = max(lefts[2] + count * (TILE_PX + GAP) - GAP, lefts[2] + 2 * TILE_PX) + EDGE
     top = EDGE + 4 * LINE
     sheet, pen = _sheet(width, top + len(report.exhibits) * (TILE_PX + GAP) - GAP + EDGE)
-    _heading(pen, "Exhibits", "The same prompt and the same noise, when it was learned and now.")
+    _heading(pen, "Exhibits", "Each with the same prompt and the same noise, when it was learned and now.")
     for left, title in zip(lefts, ("first picture", "when it was learned", "now"), strict=True):
         pen.text((left, top - LINE), title, FAINT, _font(14))
     firsts = report.first_pictures
@@ -34,7 +39,7 @@ def exhibits_figure(report: Report) -> Image.Image:
         if first := firsts[row]:
             sheet.paste(tile(first), (lefts[0], y))
         else:
-            pen.text((lefts[0], y + TILE_PX // 2), "none was kept", FAINT, _font(14), anchor="lm")
+            pen.text((lefts[0], y + TILE_PX // 2), "not stored", FAINT, _font(14), anchor="lm")
         for left, pictures in ((lefts[1], compared.then), (lefts[2], compared.now)):
             for column, picture in enumerate(pictures):
                 sheet.paste(tile(to_picture(picture)), (left + column * (TILE_PX + GAP), y))
@@ -42,15 +47,15 @@ def exhibits_figure(report: Report) -> Image.Image:
 
 
 def overlap_figure(report: Report) -> Image.Image:
-    """The overlap of every two exhibits, a number in each cell; a sentence where there are too many to measure."""
+    """The overlap of every pair of exhibits, or a message if there are too many."""
     if report.overlap is None:
         sheet, pen = _sheet(640, EDGE * 2 + 3 * LINE)
-        _heading(pen, "Overlap", f"Not measured: {len(report.exhibits)} exhibits are too many to compare all pairs.")
+        _heading(pen, "Overlap", f"Not measured: {len(report.exhibits)} exhibits are too many to compare every pair.")
         return sheet
     words = [_fitted(word, LABEL_PX, _font(15)) for word in report.museum.words]
     label = max(_width(word, _font(15)) for word in words)
     left, top = EDGE + label + GAP, EDGE + 3 * LINE + label + GAP
-    note = "0: no weight was moved by both. 1: the same weights, equally."
+    note = "0: no weight is changed by both. 1: the same weights, equally."
     width = max(left + len(words) * CELL_PX, EDGE + _width(note, _font(14))) + EDGE
     sheet, pen = _sheet(width, top + len(words) * CELL_PX + EDGE)
     _heading(pen, "Overlap", note)
@@ -62,39 +67,37 @@ def overlap_figure(report: Report) -> Image.Image:
     for row, values in enumerate(report.overlap.tolist()):
         for column, value in enumerate(values):
             x, y = left + column * CELL_PX, top + row * CELL_PX
-            own = row == column
-            pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), "#e8ebef" if own else _mixed(value))
-            color = FAINT if own else PAPER if value > 0.5 else INK
+            diagonal = row == column
+            pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), "#e8ebef" if diagonal else _mixed(value))
+            color = FAINT if diagonal else PAPER if value > 0.5 else INK
             pen.text((x + CELL_PX // 2, y + CELL_PX // 2), f"{value:.2f}", color, _font(16), anchor="mm")
     return sheet
 
 
 def moved_figure(report: Report) -> Image.Image:
-    """How far predictions moved, as bars: each exhibit's since it was learned, everyday prompts' from the base's."""
+    """Displacements as bars: of each exhibit since it was learned, and of everyday prompts from the base model."""
     exhibits = list(zip(report.museum.words, report.forgetting, strict=True))
     everyday = list(zip(report.everyday.prompts, report.everyday.moved.tolist(), strict=True))
     longest = max(1.0, *(value for _, value in (*exhibits, *everyday)))
     rows = len(exhibits) + len(everyday)
     sheet, pen = _sheet(2 * EDGE + LABEL_PX + GAP + BAR_PX + 60, 2 * EDGE + (rows + 6) * LINE + LINE // 2)
-    _heading(pen, "How far predictions moved", "0: as they were. 1: as far as if the prompt had been left away (mark).")
+    _heading(pen, "How far predictions moved", "0: unchanged. 1: as if the prompt were removed (vertical mark).")
     y = EDGE + 3 * LINE
-    for title, named in (("exhibits, since each was learned", exhibits), ("everyday prompts, from the base", everyday)):
+    for title, bars in (("exhibits, since each was learned", exhibits), ("everyday prompts, from the base", everyday)):
         pen.text((EDGE, y), title, FAINT, _font(14))
-        y = _bars(pen, named, longest, y + LINE) + LINE // 2
+        y = _bars(pen, bars, longest, y + LINE) + LINE // 2
     return sheet
 
 
-def tile(picture: Image.Image, side: int = TILE_PX) -> Image.Image:
-    """The middle square of a picture; a small picture keeps its pixels visible."""
-    edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    way = Image.Resampling.NEAREST if edge <= side else Image.Resampling.LANCZOS
-    return picture.crop((left, top, left + edge, top + edge)).resize((side, side), way)
+def tile(picture: Image.Image) -> Image.Image:
+    """The center square of a picture. Small pictures are enlarged with visible pixels."""
+    resampling = Image.Resampling.NEAREST if min(picture.size) <= TILE_PX else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture, (TILE_PX, TILE_PX), resampling)
 
 
-def _bars(pen: ImageDraw.ImageDraw, named: Sequence[tuple[str, float]], longest: float, y: int) -> int:
+def _bars(pen: ImageDraw.ImageDraw, bars: Sequence[tuple[str, float]], longest: float, y: int) -> int:
     left = EDGE + LABEL_PX + GAP
-    for name, value in named:
+    for name, value in bars:
         pen.text((left - GAP, y + LINE // 2), _fitted(name, LABEL_PX, _font(14)), INK, _font(14), anchor="rm")
         end = left + round(BAR_PX * value / longest)
         pen.rectangle((left, y + 4, max(end, left + 1), y + LINE - 4), ACCENT)
@@ -116,7 +119,7 @@ def _heading(pen: ImageDraw.ImageDraw, title: str, note: str) -> None:
 
 
 def _upright(word: str) -> Image.Image:
-    """A word that reads from below to above."""
+    """A word that reads from bottom to top."""
     sheet = Image.new("RGB", (_width(word, _font(15)) + 2, LINE), PAPER)
     ImageDraw.Draw(sheet).text((0, LINE // 2), word, INK, _font(15), anchor="lm")
     return sheet.rotate(90, expand=True)
@@ -131,7 +134,7 @@ def _mixed(value: float) -> tuple[int, int, int]:
 
 
 def _fitted(text: str, width: int, font: Font) -> str:
-    """The text, its end cut off where it is wider than that many pixels."""
+    """The text, shortened to that width in pixels."""
     if _width(text, font) <= width:
         return text
     while text and _width(f"{text}…", font) > width:

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no script, no network, pictures inside, light and dark."""
+"""A report as one self-contained HTML file: embedded pictures, light and dark mode, no script, no network."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ NO_SCRIPT = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def as_page(report: Report, *, title: str = "Museum report") -> str:
-    """The whole page. The words and prompts of the museum's file are shown as text, whatever they hold."""
+    """The HTML of the page. Words and prompts from the museum are escaped."""
     sections = [_head(report, title), _exhibits(report), _overlap(report), _everyday(report), _explained()]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -71,10 +71,10 @@ def _head(report: Report, title: str) -> str:
 
 def _exhibits(report: Report) -> str:
     entries = zip(report.museum.exhibits, report.exhibits, report.forgetting, report.first_pictures, strict=True)
-    shown = "\n".join(_exhibit(*entry) for entry in entries)
+    articles = "\n".join(_exhibit(*entry) for entry in entries)
     return (
-        "<section><h2>Exhibits</h2><p class='faint'>Each prompt with the same noise twice: under the museum as it "
-        "stood when the exhibit was learned, and under all of it.</p>\n" + shown + "</section>"
+        "<section><h2>Exhibits</h2><p class='faint'>Each prompt is sampled twice with the same noise: with the museum "
+        "as it was when the exhibit was learned, and with the whole museum.</p>\n" + articles + "</section>"
     )
 
 
@@ -95,8 +95,8 @@ def _exhibit(exhibit: Exhibit, compared: Compared, moved: float, first: Image.Im
 
 def _overlap(report: Report) -> str:
     if report.overlap is None:
-        said = f"Not measured: {len(report.exhibits)} exhibits are too many to compare all pairs."
-        return f"<section><h2>Overlap</h2><p>{said}</p></section>"
+        message = f"Not measured: {len(report.exhibits)} exhibits are too many to compare every pair."
+        return f"<section><h2>Overlap</h2><p>{message}</p></section>"
     words = [f"<th>{escape(word)}</th>" for word in report.museum.words]
     rows = []
     for row, values in enumerate(report.overlap.tolist()):
@@ -106,7 +106,7 @@ def _overlap(report: Report) -> str:
         ]
         rows.append(f"<tr>{words[row]}{''.join(cells)}</tr>")
     return (
-        "<section><h2>Overlap</h2><p class='faint'>0: no weight was moved by both exhibits. 1: the same weights, "
+        "<section><h2>Overlap</h2><p class='faint'>0: no weight is changed by both exhibits. 1: the same weights, "
         f"equally.</p><div class='scroll'><table><tr><th></th>{''.join(words)}</tr>\n{chr(10).join(rows)}"
         "</table></div></section>"
     )
@@ -114,7 +114,7 @@ def _overlap(report: Report) -> str:
 
 def _everyday(report: Report) -> str:
     everyday = report.everyday
-    shown = [
+    prompts = [
         f"<div>{_figure([then, now], f'“{prompt}”')}{_bar(moved, 'moved')}</div>"
         for prompt, then, now, moved in zip(
             everyday.prompts, _pictures(everyday.then), _pictures(everyday.now), everyday.moved.tolist(), strict=True
@@ -122,24 +122,24 @@ def _everyday(report: Report) -> str:
     ]
     return (
         "<section><h2>Everyday prompts</h2><p class='faint'>Prompts without any of the museum's words. Left: the base "
-        f"model. Right: the museum, with the same noise.</p><div class='pictures'>{''.join(shown)}</div></section>"
+        f"model. Right: the museum, with the same noise.</p><div class='pictures'>{''.join(prompts)}</div></section>"
     )
 
 
 def _explained() -> str:
     return (
-        "<section><h2>How to read it</h2><p><b>Moved</b> is ‖now - then‖ / ‖then - unasked‖ over what the model "
-        "predicts for the same noisy pictures at four noise levels; unasked is its prediction for the empty prompt. "
-        "0 means as it was. At 1 the prediction is as far from what it was as if the prompt had been left away. It "
-        "says that something changed, not whether that is worse: look at the pictures. The exhibit that was learned "
-        "last cannot have moved.</p><p><b>Overlap</b> is the cosine of |Δ| of two exhibits over all entries of all "
-        "projections: what C-LoRA's penalty works on, made comparable.</p></section>"
+        "<section><h2>How to read it</h2><p><b>Moved</b> is ‖now - then‖ / ‖then - empty‖ over the model's predictions "
+        "for the same noisy pictures at four noise levels; empty is the prediction for the empty prompt. 0 means "
+        "unchanged. 1 means that the prediction changed as much as if the prompt were removed. It measures change, not "
+        "quality: look at the pictures. The exhibit that was learned last cannot have moved.</p><p><b>Overlap</b> is "
+        "the cosine of |Δ| of two exhibits over all entries of all projections, a normalized form of C-LoRA's penalty."
+        "</p></section>"
     )
 
 
 def _figure(pictures: list[Image.Image], caption: str) -> str:
-    shown = "".join(_image(picture) for picture in pictures)
-    return f'<figure><div class="row">{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    images = "".join(_image(picture) for picture in pictures)
+    return f'<figure><div class="row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _image(picture: Image.Image) -> str:
@@ -150,8 +150,8 @@ def _image(picture: Image.Image) -> str:
     return f'<img{small} alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
 
 
-def _bar(moved: float, said: str) -> str:
-    return f'<div class="bar"><span style="--share: {min(moved, 1):.0%}"></span>{moved:.2f} {said}</div>'
+def _bar(moved: float, label: str) -> str:
+    return f'<div class="bar"><span style="--share: {min(moved, 1):.0%}"></span>{moved:.2f} {label}</div>'
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Go through a museum: every exhibit as it was when it was learned and as it is now, and prompts without its words."""
+"""Make a report: every exhibit right after it was learned and now, and plain prompts before and after the museum."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +16,14 @@ from ..pictures import from_thumbnail
 from .comparing import Compared, Comparing, State
 
 OVERLAPS_UP_TO = 32  # exhibits; every pair is compared weight by weight
-AT_ONCE = 4  # pictures that are sampled together
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How much is looked at, and how it is sampled. The same looks at the same museum make the same report.
+class ReportSettings:
+    """The size of a report. The same settings and museum make the same report.
 
-    pictures: for each exhibit. everyday: prompts without a learned word, one picture each. steps, guidance and seed are
-    those of sampling.
+    pictures: per exhibit. everyday: the number of prompts without a learned word, one picture each. steps, guidance and
+    seed: of sampling.
     """
 
     pictures: int = 4
@@ -36,21 +35,21 @@ class Looks:
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.everyday < 1:
             raise RecipeError(
-                f"A report looks at 1 picture of every exhibit and 1 everyday prompt at least, not at {self.pictures} "
-                f"and {self.everyday}."
+                "A report needs at least 1 picture per exhibit and 1 everyday prompt, not "
+                f"{self.pictures} and {self.everyday}."
             )
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.steps, self.guidance, self.seed, batch_size=AT_ONCE)
+        return Sampling(self.steps, self.guidance, self.seed, batch_size=4)
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was seen. exhibits: in the museum's order; overlap: (exhibits, exhibits), None if there are too many.
+    """The results. exhibits: in the museum's order. overlap: (exhibits, exhibits), None if there are too many.
 
-    An exhibit's `then` is the museum up to it (and what was learned together with it), and an everyday prompt's is the
-    base model alone; `now` is all of it.
+    `now` is the whole museum. An exhibit's `then` is the museum up to it, including concepts that were learned together
+    with it; an everyday prompt's `then` is the base model.
     """
 
     museum: Museum
@@ -60,22 +59,21 @@ class Report:
 
     @property
     def forgetting(self) -> list[float]:
-        """How far each exhibit's predictions moved since it was learned, by what stands after it."""
+        """The mean displacement of each exhibit's predictions since it was learned, caused by later exhibits."""
         return [compared.moved.mean().item() for compared in self.exhibits]
 
     @property
     def damage(self) -> float:
-        """How far the predictions for everyday prompts moved from the base model's."""
+        """The mean displacement of the predictions for everyday prompts from the base model's."""
         return self.everyday.moved.mean().item()
 
     @property
     def first_pictures(self) -> list[Image.Image | None]:
-        """The picture that each exhibit keeps of what it was learned from, if it does."""
-        kept = [exhibit.thumbnail for exhibit in self.museum.exhibits]
-        return [from_thumbnail(encoded) if encoded else None for encoded in kept]
+        """The thumbnail of each exhibit, or None."""
+        return [from_thumbnail(e.thumbnail) if e.thumbnail else None for e in self.museum.exhibits]
 
     def numbers(self) -> dict[str, object]:
-        """All that was measured, for programs."""
+        """All measurements as JSON values."""
         exhibits = [
             {"word": exhibit.word, "prompt": compared.prompts[0], "norm": size(exhibit), "moved": moved}
             for exhibit, compared, moved in zip(self.museum.exhibits, self.exhibits, self.forgetting, strict=True)
@@ -92,26 +90,26 @@ class Report:
         }
 
 
-def reviewed(
+def make_report(
     base: Base,
     museum: Museum,
-    looks: Looks = Looks(),
+    settings: ReportSettings,
     *,
     latent_shape: tuple[int, int, int],
     report: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Look at all of a museum. latent_shape: (channels, h', w') of the pictures.
+    """Sample and measure a whole museum. latent_shape: (channels, h', w') of the pictures.
 
-    `report(done, of)` hears of every step and may raise to stop. Raises MuseumError for an empty museum and
-    BaseModelError for one of another base.
+    `report(done, of)` is called after every step and may raise to stop. Raises MuseumError for an empty museum and
+    BaseModelError for a museum over another base.
     """
     museum.check_over(base.fingerprint)
     if not museum.exhibits:
-        raise MuseumError("This museum is empty, so there is nothing to report. Teach it something first.")
+        raise MuseumError("This museum is empty, so there is nothing to report. Learn a concept first.")
     for exhibit in museum.exhibits:
         if exhibit.thumbnail:
-            from_thumbnail(exhibit.thumbnail)  # a broken one is refused before the long work
-    count, prompts = len(museum.exhibits), everyday_prompts(base.family.captions, looks.everyday)
+            from_thumbnail(exhibit.thumbnail)  # raises for a broken thumbnail before the long work
+    count, prompts = len(museum.exhibits), everyday_prompts(base.family.captions, settings.everyday)
     done = 0
 
     def tick() -> None:
@@ -120,29 +118,29 @@ def reviewed(
         if report:
             report(done, total)
 
-    compare = Comparing(looks.sampling, latent_shape, tick)
+    compare = Comparing(settings.sampling, latent_shape, tick)
     ends = [museum.learned_with(place) + 1 for place in range(count)]
-    total = sum(compare.ticks(looks.pictures, same=end == count) for end in ends)
+    total = sum(compare.ticks(settings.pictures, same=end == count) for end in ends)
     total += compare.ticks(len(prompts), same=False)
     now = State(base, museum)
     exhibits = []
     for exhibit, end in zip(museum.exhibits, ends, strict=True):
         then = now if end == count else State(base, replace(museum, exhibits=museum.exhibits[:end]))
-        exhibits.append(compare(then, now, [prompt_of(exhibit)] * looks.pictures))
+        exhibits.append(compare(then, now, [prompt_of(exhibit)] * settings.pictures))
     everyday = compare(State(base, Museum(museum.base)), now, prompts)
     overlap = overlap_matrix(museum) if count <= OVERLAPS_UP_TO else None
     return Report(museum, tuple(exhibits), everyday, overlap)
 
 
 def prompt_of(exhibit: Exhibit) -> str:
-    """What the exhibit is asked for with: the prompt that it was learned with, or its kind's own."""
+    """The prompt that the exhibit was learned with if it contains the word, else the template of its kind."""
     if mentions(exhibit.prompt, exhibit.word):
         return exhibit.prompt
     return TEMPLATES[exhibit.kind].replace("{word}", exhibit.word)
 
 
 def everyday_prompts(captions: Sequence[str], count: int) -> list[str]:
-    """`count` of the base's captions, spread evenly over them, without the empty one."""
-    known = [caption for caption in captions if caption]
-    count = min(count, len(known))
-    return [known[number * len(known) // count] for number in range(count)]
+    """At most `count` of the base's captions, evenly spread, without the empty one."""
+    captions = [caption for caption in captions if caption]
+    count = min(count, len(captions))
+    return [captions[number * len(captions) // count] for number in range(count)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model.base import Base
 from ..model.concept import Concept
 from ..model.sampling import Sampling, sample
-from ..museum.museum import Museum, shown
+from ..museum.museum import Museum, viewing
 from ..pictures import as_floats, to_bytes
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
@@ -143,7 +143,7 @@ class Examiner:
         return Sight(taken_for.count(subject) / count, found / ceiling, taken_for, sampled)
 
     def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
-        with shown(self.base, museum.dense(), museum.gated):
+        with viewing(self.base, museum.dense(), museum.gated):
             return sample(self.base, prompts, museum.tokens, sampling, latent_shape=LATENT_SHAPE)
 
 
@@ -151,7 +151,7 @@ def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed:
     """How often prompts without any new word get what they ask for, relative to drawn pictures; and their pictures."""
     asked = plain_requests(count, seed=seed)
     prompts, expected = [prompt for prompt, _ in asked], [said(attributes) for _, attributes in asked]
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         sampled = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
     real = _floats([draw(Picture(attributes, seed=number)) for number, (_, attributes) in enumerate(asked)])
     ceiling = agreement(read(judge, real), expected).mean()

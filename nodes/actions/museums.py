@@ -7,7 +7,7 @@ from torch import Tensor
 from ...clora_core.errors import MuseumError
 from ...clora_core.museum.editing import edited, merged, with_thumbnail
 from ...clora_core.museum.file import load_museum, save_museum
-from ...clora_core.museum.museum import Museum, wanted
+from ...clora_core.museum.museum import Museum, parse_strengths
 from ...clora_core.pictures import THUMBNAIL_PX, thumbnail
 from ..host.folders import museum_path, new_museum_path
 from ..host.model import ModelPatcher
@@ -25,7 +25,7 @@ def load_and_view(
     museum: if None, the file of that name. exhibits: one per line, "<my-cat>" or "<my-cat>: 0.8"; empty for all.
     strength: multiplies all strengths.
     """
-    chosen = wanted([line for line in exhibits.splitlines() if line.strip()])
+    chosen = parse_strengths([line for line in exhibits.splitlines() if line.strip()])
     if museum is None:
         museum = load_museum(museum_path(name), words=list(chosen) or None)
     elif chosen:

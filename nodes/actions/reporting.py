@@ -5,7 +5,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ...clora_core.museum.museum import Museum
-from ...clora_core.report import Looks, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
+from ...clora_core.report.figures import figures_of
+from ...clora_core.report.page import as_page
+from ...clora_core.report.review import ReportSettings, make_report
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
 from ..host.folders import new_output_path
@@ -35,10 +37,10 @@ def write_report(
     path = new_output_path(name, ".html")
     with ordinary_tensors():
         base = HostBase(*base_beneath(model, clip, museum), vae)
-        looks = Looks(pictures, everyday, sampling_steps, base.family.guidance, report_seed)
+        settings = ReportSettings(pictures, everyday, sampling_steps, base.family.guidance, report_seed)
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
-        review = reviewed(base, museum, looks, latent_shape=shape, report=NodeProgress().update)
+        review = make_report(base, museum, settings, latent_shape=shape, report=NodeProgress().update)
     path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")
-    figures = [from_files([draw(review)]) for draw in (exhibits_figure, overlap_figure, moved_figure)]
+    figures = [from_files([figure]) for figure in figures_of(review).values()]
     count = len(museum.exhibits)
     return figures, f"{path}: {count} exhibits · everyday prompts moved {review.damage:.2f} from the base model"

@@ -15,8 +15,8 @@ from ...clora_core.learning.state import StateError
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample
-from ...clora_core.museum.editing import labelled
-from ...clora_core.museum.museum import Exhibit, Museum, shown
+from ...clora_core.museum.editing import dated
+from ...clora_core.museum.museum import Exhibit, Museum, viewing
 from ...clora_core.pictures import to_picture
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
@@ -89,7 +89,7 @@ def stored_or_learned(
     try:
         unlabelled, losses = _learn(base, learning, store, key, diary, preview_every)
         diary.close("measuring")
-        exhibits = tuple(labelled(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
+        exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits)
         diary.paste(pictures[0])
         diary.close("learned", effect(learning, exhibits[-1]))
@@ -162,7 +162,7 @@ def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -
     height, width = concepts[-1].pictures.shape[-2:]
     count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
     prompts = [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         return _sample(base, prompts, museum.tokens, height, width)
 
 

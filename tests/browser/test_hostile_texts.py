@@ -89,7 +89,7 @@ def hacked(frontend: Frontend) -> bool:
 def test_what_nodes_say_is_text(opened: tuple[Server, Frontend]):
     _, frontend = opened
     run(frontend, f"rename {EVIL} {TOM}\nrename {TOM} {EVIL}")
-    wait_for_text(frontend, f"'{EVIL}' is '{TOM}' now.")
+    wait_for_text(frontend, f"'{EVIL}' is now '{TOM}'.")
     wait_for_text(frontend, f": {EVIL}")
     frontend.page.wait_for_function(
         "(word) => [...document.querySelectorAll('.clora-title b')].some((title) => title.textContent === word)",
@@ -115,7 +115,7 @@ def test_an_error_is_text(opened: tuple[Server, Frontend]):
     run(frontend, f"paint {EVIL}")
     if (details := frontend.page.get_by_text("View details")).count():  # newer frontends show it only then
         details.click()
-    wait_for_text(frontend, f"'paint {EVIL}' is no edit.")
+    wait_for_text(frontend, f"'paint {EVIL}' is not a valid edit.")
     assert not hacked(frontend)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clora_core.museum.museum import wanted
+from clora_core.museum.museum import parse_strengths
 
 from .frontend import Frontend
 from .museums import LARGE, SMALL
@@ -192,7 +192,7 @@ TEXTS = (
 def test_the_panel_reads_texts_as_the_node_does(frontend: Frontend):
     words = ["<ada>", "<bo>", "<cleo>"]
     for source in TEXTS:
-        named = wanted([line for line in source.splitlines() if line.strip()])
+        named = parse_strengths([line for line in source.splitlines() if line.strip()])
         chosen, missing, again = frontend.page.evaluate(
             """async ([text, words]) => {
                 const { parseExhibits, formatExhibits } = await import("/extensions/C-LoRA/museum_text.js")
@@ -204,5 +204,5 @@ def test_the_panel_reads_texts_as_the_node_does(frontend: Frontend):
         )
         assert chosen == {word: strength for word, strength in named.items() if word in words} or not named
         assert missing == [word for word in named if word not in words]
-        shortest = wanted([line for line in again.splitlines() if line.strip()])
+        shortest = parse_strengths([line for line in again.splitlines() if line.strip()])
         assert shortest == named or (not shortest and (not named or named == dict.fromkeys(words, 1.0)))

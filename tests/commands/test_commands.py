@@ -19,7 +19,7 @@ from clora_core.learning.state import LearningState, save_state
 from clora_core.method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, recipe_named
 from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
-from clora_core.museum.museum import Museum, wanted
+from clora_core.museum.museum import Museum, parse_strengths
 from clora_core.over_diffusers.base import open_base
 from clora_core.pictures import read_folder
 from clora_core.starter.subjects import pictures
@@ -63,7 +63,7 @@ def test_learn_view_show_and_export(tmp_path, images, capsys):
 
     capsys.readouterr()
     assert main(["view", *model, "--prompt", "<ada> and <eev>", "--count", "1", "--steps", "1", "--out", str(out)]) == 0
-    assert "<eev> of the prompt is no word of this museum (<ada>, <eve>)" in capsys.readouterr().out
+    assert "the museum (<ada>, <eve>) does not know <eev> from the prompt" in capsys.readouterr().out
     assert main(["show", str(museum), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [exhibit["word"] for exhibit in shown["exhibits"]] == ["<ada>", "<eve>"]
@@ -196,10 +196,10 @@ def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, m
         (begun,) = tmp_path.glob("*.learning.safetensors")
         before = begun.read_bytes()
         assert teach(museum, images, "<ada>", "--flip") == 130
-        assert f"{begun} holds an unfinished learning" in capsys.readouterr().out
+        assert f"{begun} holds an unfinished training" in capsys.readouterr().out
         assert len(list(tmp_path.glob("*.learning.safetensors"))) == 2 and begun.read_bytes() == before
     assert teach(museum, images, "<ada>") == 0
-    assert "Going on from step 1" in capsys.readouterr().out
+    assert "Resuming from step 1" in capsys.readouterr().out
     assert not begun.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == 1
 
 
@@ -224,7 +224,7 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
     capsys.readouterr()
     assert teach(museum, images, "<ada>") == 0
     told = capsys.readouterr().out
-    assert f"set aside as '{begun.name}.damaged', and the learning begins anew" in told
+    assert f"renamed to '{begun.name}.damaged', and the training starts over" in told
     assert begun.with_name(f"{begun.name}.damaged").read_bytes() == before and not begun.exists()
     assert load_museum(museum).words == ("<ada>",)
 
@@ -235,7 +235,7 @@ def test_a_folder_that_some_system_cannot_hold_is_not_made(tmp_path, images, cap
     assert teach(Path("m.safetensors"), images, "<ada>") == 0
     options = ["export", "m.safetensors", "--to", "aux"] if command == "export" else ["demo", "--out", "out/aux"]
     assert main(options) == 1
-    assert "Windows keeps this name" in capsys.readouterr().err
+    assert "Windows reserves the name" in capsys.readouterr().err
     assert not (tmp_path / "aux").exists() and not (tmp_path / "out").exists()
 
 
@@ -250,7 +250,7 @@ def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, image
         patched.setattr(command, "save_museum", full)
         assert teach(museum, images, "<ada>") == 1
     assert teach(museum, images, "<ada>") == 0
-    assert "Going on from step 2" in capsys.readouterr().out
+    assert "Resuming from step 2" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.learning.safetensors"))
 
 
@@ -263,7 +263,7 @@ def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys,
     museum = tmp_path / "m.safetensors"
     monkeypatch.setattr(command, "save_state", full)
     assert teach(museum, images, "<ada>") == 0
-    assert "by step 2 is not kept yet: No space left" in capsys.readouterr().out
+    assert "up to step 2 could not be saved: No space left" in capsys.readouterr().out
     assert load_museum(museum).words == ("<ada>",)
 
 
@@ -328,9 +328,9 @@ def test_output_that_knows_few_characters_gets_the_others_replaced():
 
 
 def test_exhibits_are_named_with_their_strength():
-    assert wanted(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
+    assert parse_strengths(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
     with pytest.raises(MuseumError, match="<b>:much"):
-        wanted(["<b>:much"])
+        parse_strengths(["<b>:much"])
 
 
 def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys):

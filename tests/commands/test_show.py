@@ -96,10 +96,10 @@ def test_people_read_what_they_need(path, capsys):
     assert lines[0].startswith(f"{path}: 6 exhibits over sd15 · 0123abcd")
     assert "1. <my-cat>  (object, “a photo of <my-cat>”)" in lines
     assert any(line.startswith("c-lora, rank 4, 400 steps, norm ") for line in lines)
-    for part in ("shown at strength 0.5", "3 vectors", "acts at its word,", "its word has 16 layers"):
+    for part in ("strength 0.5", "3 vectors", "acts at its word,", "its word has 16 layers"):
         assert part in told
     assert told.count("other programs cannot show it") == 2
-    assert "pictures 5, loss 0.25" in told and "overlap (0: apart" in told
+    assert "pictures 5, loss 0.25" in told and "overlap (0: different weights" in told
     assert max(map(len, told.splitlines())) < 140
 
 
@@ -130,7 +130,7 @@ def test_a_large_museum_is_not_measured_unasked(path, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(show, "MEASURED", 5)
     assert main(["show", str(path), "--overlap"]) == 0
-    assert "overlap (0: apart" in capsys.readouterr().out
+    assert "overlap (0: different weights" in capsys.readouterr().out
 
 
 def test_thumbnails_become_a_sheet(path, tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from clora_pack.clora_core.method.recipe import Recipe
 from clora_pack.clora_core.model.attach import attached
 from clora_pack.clora_core.model.attachment import Gate
-from clora_pack.clora_core.museum.museum import Museum, shown
+from clora_pack.clora_core.museum.museum import Museum, viewing
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.conditioning import PLACES
 from clora_pack.nodes.host.model import projections_of
@@ -120,7 +120,7 @@ def test_the_seam_shows_it_as_the_sampler_does(models: Models):
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([500, 500])
     plain = base.predict(noisy, times, conditioning)
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         found = base.predict(noisy, times, conditioning)
     with attached(base, museum.exhibit("<one>").deltas, Gate("<one>")):
         assert torch.equal(found, base.predict(noisy, times, conditioning))

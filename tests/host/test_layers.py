@@ -7,7 +7,7 @@ import torch
 from clora_pack.clora_core.errors import ConceptError
 from clora_pack.clora_core.model.concept import ConceptToken
 from clora_pack.clora_core.model.layers import layer_numbers
-from clora_pack.clora_core.museum.museum import Museum, shown
+from clora_pack.clora_core.museum.museum import Museum, viewing
 from clora_pack.nodes.host import text
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.conditioning import LAYERS
@@ -126,7 +126,7 @@ def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
     narrow = base.encode_prompts(["a cat"], museum.tokens).states
     layers = len(set(layer_numbers(base.modules).values()))
     torch.testing.assert_close(conditioning.states[1], narrow[0].repeat(1, layers), rtol=1e-4, atol=1e-4)
-    with shown(base, museum.dense()):
+    with viewing(base, museum.dense()):
         noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         assert base.predict(noisy, torch.tensor([500, 500]), conditioning).isfinite().all()
     assert not any(module._forward_pre_hooks for module in base.modules.values())

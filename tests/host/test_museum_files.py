@@ -57,7 +57,7 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     save = nodes["CLoRA_SaveMuseum"].execute
     save(museum, "mine", False)
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
-    with pytest.raises(MuseumError, match="exists already"):
+    with pytest.raises(MuseumError, match="already exists"):
         save(museum.only(["<one>"]), "mine", False)
     shown = save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
     assert "safetensors: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
@@ -71,7 +71,7 @@ def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, 
     save(museum, "mine", False)
     for change in ({"thumbnail": b"\xff\xd8other"}, {"prompt": "a drawing of <one>"}):
         other = replace(museum, exhibits=(replace(first, **change), second))
-        with pytest.raises(MuseumError, match="exists already"):
+        with pytest.raises(MuseumError, match="already exists"):
             save(other, "mine", False)
         assert "Saved" in save(other, "mine", True).ui.as_dict()["text"][0]
         assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)

@@ -53,7 +53,7 @@ def test_a_parameter_that_still_learns_can_be_saved(tmp_path):
 
 def test_a_museum_is_no_state(tmp_path):
     save_museum(museum(), tmp_path / "a.safetensors")
-    with pytest.raises(MuseumError, match="no clora-learning-state"):
+    with pytest.raises(MuseumError, match="not a clora-learning-state"):
         load_state(tmp_path / "a.safetensors")
 
 

@@ -12,9 +12,9 @@ from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.state import LearningState
 from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.model.sampling import Sampling, sample
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import DiffusersBase, open_base
-from clora_core.report import Looks, reviewed
+from clora_core.report.review import ReportSettings, make_report
 from tests.families import FAMILIES
 from tests.saved_models import saved_model
 from tests.second_device import MISSING, own_process, second_device
@@ -68,7 +68,7 @@ def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], 
             base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"])
         )
     assert {tensor.device.type for tensor in tensors_of(museum).values()} == {"cpu"}
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         shape = base.latent_shape(64, 64)
         picture = sample(base, ["a photo of <one>"], museum.tokens, Sampling(steps=1), latent_shape=shape)
     return losses, picture.numpy()
@@ -125,7 +125,7 @@ def measured(base: DiffusersBase) -> list[float]:
         museum = taught(base, museum, small_concept(word, seed=number), recipe)
     learning = Learning(base, museum.only(["<one>"]), (small_concept("<two>", seed=1),), recipe)
     found = effect(learning, museum.exhibits[-1])
-    seen = reviewed(base, museum, Looks(pictures=1, everyday=1, steps=1), latent_shape=LATENT_SHAPE)
+    seen = make_report(base, museum, ReportSettings(pictures=1, everyday=1, steps=1), latent_shape=LATENT_SHAPE)
     return [found.loss_before, found.loss_after, *found.moved.values(), *found.overlap.values(), *seen.forgetting]
 
 

@@ -13,7 +13,7 @@ from clora_core.method.regularizers import Distillation
 from clora_core.method.step import Past
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from tests.small import museum_of, random_deltas, setting_with, short, small_concept, taught
 
 PROMPT = "a photo of <old>"
@@ -75,7 +75,7 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
     times = torch.tensor([100, 300, 500, 700])
 
     def answers(of):
-        with torch.no_grad(), shown(base, of.dense(), of.gated):
+        with torch.no_grad(), viewing(base, of.dense(), of.gated):
             return base.predict(latents, times, base.encode_prompts([PROMPT] * 4, of.tokens))
 
     def moved_by(weight: float) -> float:

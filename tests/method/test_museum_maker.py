@@ -17,7 +17,7 @@ from clora_core.method.step import Past
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept
 from clora_core.model.low_rank import LowRank
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from tests.small import (
     LATENT_SHAPE,
     bits,
@@ -137,7 +137,7 @@ def test_training_on_begins_where_the_museum_stands(base: Base):
     museum = museum_of(base, "<one>", recipe=recipe)
     concept, losses = small_concept("<two>", seed=5), []
     taught(base, museum, concept, recipe, report=lambda progress: losses.append(progress.losses["diffusion"]))
-    with shown(base, museum.dense()), torch.no_grad():
+    with viewing(base, museum.dense()), torch.no_grad():
         step = Lesson.prepared(base, concept, recipe).step(0, start(base, [concept], recipe, museum))
         assert losses == pytest.approx([diffusion_loss(step, base.schedule).item()], rel=1e-5)
 

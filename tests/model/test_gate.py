@@ -9,7 +9,7 @@ from clora_core.model.attach import attached
 from clora_core.model.attachment import Gate
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
-from clora_core.museum.museum import Exhibit, Museum, shown
+from clora_core.museum.museum import Exhibit, Museum, viewing
 from tests.small import LATENT_SHAPE, museum_of, predictions, random_deltas, short, small_concept, taught
 
 PROMPTS = ["a photo of <one> in the snow", "<one> and a cat and <one>", "a photo of a cat"]
@@ -73,11 +73,11 @@ def test_learning_word_gated_forgets_nothing_at_all(base: Base):
     recipe = short(steps=4, applied="word")
     museum = museum_of(base, "<one>", recipe=recipe)
     prompt = ["a photo of <one>"]
-    with shown(base, museum.dense(), museum.gated):
+    with viewing(base, museum.dense(), museum.gated):
         before, plain = answers(base, prompt, list(museum.tokens)), predictions(base)
     assert torch.equal(plain, predictions(base)), "prompts without a word are the base's own"
     longer = taught(base, museum, small_concept("<two>", seed=9), recipe)
-    with shown(base, longer.dense(), longer.gated):
+    with viewing(base, longer.dense(), longer.gated):
         assert torch.equal(answers(base, prompt, list(longer.tokens)), before)
         assert torch.equal(predictions(base), plain)
     assert not torch.equal(before, answers(base, prompt, list(museum.tokens))), "but the delta does act"
@@ -88,7 +88,7 @@ def test_a_museum_of_both_kinds_shows_the_sum(base: Base):
     gated = Exhibit(token(), random_deltas(base, seed=1), Recipe(applied="onwards"))
     museum = Museum(base.fingerprint, (everywhere, gated))
     strengths = {"<one>": 0.5, "<all>": 2.0}
-    with shown(base, museum.dense(strengths), museum.gated, strengths):
+    with viewing(base, museum.dense(strengths), museum.gated, strengths):
         ours = answers(base, PROMPTS, list(museum.tokens))
     twice = {projection: delta.scaled(2.0) for projection, delta in everywhere.deltas.items()}
     half = {projection: delta.scaled(0.5) for projection, delta in gated.deltas.items()}

@@ -12,7 +12,7 @@ from clora_core.model.concept import ConceptToken
 from clora_core.model.families import find_projections
 from clora_core.model.layers import layer_numbers
 from clora_core.model.sampling import Sampling, sample
-from clora_core.museum.museum import Museum, shown
+from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers import prompts
 from tests.families import SMALL, build_unet
 from tests.small import LATENT_SHAPE, bits, predictions, short, small_concept, taught, tensors_of
@@ -146,7 +146,7 @@ def test_checkpoints_change_nothing(base: Base):
 
 def test_pictures_with_and_without_the_word_are_sampled_in_one_batch(base: Base, words: tuple[ConceptToken, ...]):
     museum = Museum(base.fingerprint)
-    with shown(base, museum.dense()):
+    with viewing(base, museum.dense()):
         sampling = Sampling(steps=2, guidance=2.0)
         both = sample(base, ["a photo of <deep>", "a cat"], words, sampling, latent_shape=LATENT_SHAPE)
         plain = sample(base, ["a dog", "a cat"], [], sampling, latent_shape=LATENT_SHAPE)

@@ -114,9 +114,9 @@ def broken(shown: Exhibit) -> Exhibit:
 @pytest.mark.parametrize(
     ("addition", "base", "rule"),
     [
-        (lambda: exhibit("<ink>", projections("sd15"), seed=5), museum().base, "'<ink>' stands in it 2 times"),
+        (lambda: exhibit("<ink>", projections("sd15"), seed=5), museum().base, "'<ink>' occurs 2 times"),
         (lambda: exhibit("<x>", projections("sd15"), seed=5), Fingerprint("sd15", "f" * 64), "made over 'sd15"),
-        (lambda: exhibit("<x>", projections("sdxl"), seed=5), museum().base, "width 2048"),
+        (lambda: exhibit("<x>", projections("sdxl"), seed=5), museum().base, "width of 2048"),
         (lambda: broken(exhibit("<x>", projections("sd15"), seed=5)), museum().base, "not finite"),
     ],
 )

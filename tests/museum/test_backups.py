@@ -139,16 +139,16 @@ def test_the_version_of_a_file_without_a_hash_is_that_of_its_time_too(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("con/x.safetensors", "'con', for a device"),
+        ("con/x.safetensors", "reserves the name 'con' for a device"),
         ("com¹.safetensors", "for a device"),
         ("lpt1.txt.safetensors", "for a device"),
         ("aux .safetensors", "for a device"),
         ("x./y.safetensors", r"ends in '\.'"),
         ("x /y.safetensors", "ends in ' '"),
-        ("a?.safetensors", r"holds \?"),
-        ("a:b/c.safetensors", "holds :"),
-        ("a\\b.safetensors", r"holds \\"),
-        ("ä" * 120 + ".safetensors", "too long: it takes 252 bytes"),
+        ("a?.safetensors", r"contains \?"),
+        ("a:b/c.safetensors", "contains :"),
+        ("a\\b.safetensors", r"contains \\"),
+        ("ä" * 120 + ".safetensors", "too long: it has 252 bytes"),
     ],
 )
 def test_names_that_some_system_cannot_hold_are_refused_on_all(

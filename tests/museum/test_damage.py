@@ -69,7 +69,7 @@ def test_damage_is_said_with_where_the_version_before_may_be(tmp_path: Path, cap
     path = tmp_path / "a.safetensors"
     with_a_wrong_tensor(path)
     for touch in (load_museum, load_view, append):
-        with pytest.raises(MuseumError, match=r"^a\.safetensors: The file is damaged.*Take another copy of it"):
+        with pytest.raises(MuseumError, match=r"^a\.safetensors: The file is damaged.*Use another copy of it"):
             touch(path)
     (tmp_path / "a.bak.safetensors").write_bytes(b"")
     with pytest.raises(MuseumError, match=r"damaged.*'a\.bak\.safetensors' beside it may hold the version before"):

@@ -45,7 +45,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 def test_an_ordinary_lora_is_no_museum(tmp_path):
     save_file({"lora_unet_x.alpha": torch.ones(())}, tmp_path / "a.safetensors")
-    refused(tmp_path / "a.safetensors", "no clora-museum file")
+    refused(tmp_path / "a.safetensors", "not a clora-museum file")
 
 
 INNER = {
@@ -64,18 +64,18 @@ INNER = {
     "half a character": (lambda m: m["exhibits"][0].update(prompt="\ud800"), "prompt"),
     "another kind": (lambda m: m["exhibits"][0].update(kind="smell"), "smell"),
     "a larger rank": (lambda m: m["exhibits"][0].update(rank=5), "shape"),
-    "a rank that is none": (lambda m: m["exhibits"][0].update(rank=True), "whole number"),
-    "a negative rank": (lambda m: m["exhibits"][0].update(rank=-1), "whole number"),
+    "a rank that is none": (lambda m: m["exhibits"][0].update(rank=True), "an integer of at least 1"),
+    "a negative rank": (lambda m: m["exhibits"][0].update(rank=-1), "an integer of at least 1"),
     "ranks shifted": (lambda m: (m["exhibits"][0].update(rank=3), m["exhibits"][2].update(rank=3)), "shape"),
-    "an endless rank": (lambda m: m["exhibits"][0].update(rank=10**30), "whole number"),
-    "ranks of unknown paths": (lambda m: m["exhibits"][1].update(rank={"x": 3}), "does not have"),
+    "an endless rank": (lambda m: m["exhibits"][0].update(rank=10**30), "an integer of at least 1"),
+    "ranks of unknown paths": (lambda m: m["exhibits"][1].update(rank={"x": 3}), "unknown projection, 'x'"),
     "more words": (lambda m: m["exhibits"][0].update(words=2), "shape"),
     "more layers": (lambda m: m["exhibits"][0].update(layers=2), "missing"),
     "endless words": (lambda m: m["exhibits"][0].update(words=2**62), "shape"),
     "other encoders": (lambda m: m["exhibits"][0].update(encoders=["t5"]), "t5"),
     "facts that are a list": (lambda m: m["exhibits"][0].update(facts=[]), "an object"),
     "a thumbnail that is no base64": (lambda m: m["exhibits"][0].update(thumbnail="~~~"), "base64"),
-    "a thumbnail that is no JPEG": (lambda m: m["exhibits"][0].update(thumbnail="R0lGODlh"), "no JPEG"),
+    "a thumbnail that is no JPEG": (lambda m: m["exhibits"][0].update(thumbnail="R0lGODlh"), "not a JPEG"),
     "a thumbnail of many scans": (lambda m: m["exhibits"][0].update(thumbnail="/9j/2v/a" + "/9r/2v/a" * 9), "scans"),
     "a huge thumbnail": (lambda m: m["exhibits"][0].update(thumbnail="A" * 300_000), "thumbnail"),
     "steps as text": (lambda m: m["exhibits"][0]["recipe"].update(steps="many"), "steps"),
@@ -93,18 +93,24 @@ INNER = {
     "a weight of true": (lambda m: m["exhibits"][0]["recipe"]["regularizers"][0].update(weight=True), "weight"),
     "a weight of text": (lambda m: m["exhibits"][0]["recipe"]["regularizers"][0].update(weight="1"), "weight"),
     "a short projection": (lambda m: m["projections"][0].pop(), "A projection"),
-    "a strange path": (lambda m: json.dumps(m).replace("mid_block", "../../mid"), "no key or value projection"),
+    "a strange path": (
+        lambda m: json.dumps(m).replace("mid_block", "../../mid"),
+        "not the diffusers path of a key or value",
+    ),
     "the other role": (lambda m: m["projections"][0].__setitem__(1, "value"), "value"),
     "another height": (lambda m: m["projections"][0].__setitem__(2, 31), "shape"),
-    "another width": (lambda m: m["projections"][0].__setitem__(3, 5), "width 5"),
+    "another width": (lambda m: m["projections"][0].__setitem__(3, 5), "width of 5"),
     "a projection twice": (lambda m: m["projections"].append(m["projections"][0]), "2 times"),
-    "deep nesting": (lambda _: "[" * 200_000, "broken"),
-    "deep facts": (lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": ' + "[" * 50_000 + "]" * 50_000), "broken"),
-    "a repeated key": (lambda m: json.dumps(m).replace('"base"', '"dtype": "float32", "base"'), "twice"),
+    "deep nesting": (lambda _: "[" * 200_000, "invalid JSON"),
+    "deep facts": (
+        lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": ' + "[" * 50_000 + "]" * 50_000),
+        "invalid JSON",
+    ),
+    "a repeated key": (lambda m: json.dumps(m).replace('"base"', '"dtype": "float32", "base"'), "a key is repeated"),
     "NaN": (lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": NaN'), "finite"),
     "an infinite number": (lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": 1e999'), "finite"),
-    "digits without end": (lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": ' + "9" * 100_000), "broken"),
-    "no JSON": (lambda _: "museum", "broken"),
+    "digits without end": (lambda m: json.dumps(m).replace('"loss": 0.25', '"loss": ' + "9" * 100_000), "invalid JSON"),
+    "no JSON": (lambda _: "museum", "invalid JSON"),
     "null": (lambda _: "null", "an object"),
 }
 
@@ -126,8 +132,8 @@ def test_tensors_must_be_those_of_the_header(tmp_path):
         (lambda h: h["__metadata__"].update({"clora.version": "2"}), "version '2'.*Update"),
         (lambda h: h["__metadata__"].pop("clora.version"), "version None"),
         (lambda h: h["__metadata__"].pop("clora.museum"), "no 'clora.museum'"),
-        (lambda h: h["__metadata__"].update({"clora.format": "x"}), "no clora-museum"),
-        (lambda h: h.pop("__metadata__"), "no clora-museum"),
+        (lambda h: h["__metadata__"].update({"clora.format": "x"}), "not a clora-museum"),
+        (lambda h: h.pop("__metadata__"), "not a clora-museum"),
         (lambda h: h.update(stranger=h.pop("bundle_emb.lonely.string_to_param.*")), "missing"),
         (lambda h: h.update(stranger={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}), "stranger|whole"),
         (lambda h: h["bundle_emb.lonely.string_to_param.*"].update(shape=[768, 3]), "shape"),
@@ -164,7 +170,7 @@ def test_crowds_are_refused_before_they_are_parsed(inside, tmp_path):
     text = f"{{{inside}}}".encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     began = time.process_time()
-    refused(tmp_path / "a.safetensors", "entries; at most 1000000 are read")
+    refused(tmp_path / "a.safetensors", "entries; the limit is 1000000")
     assert time.process_time() - began < 1
 
 

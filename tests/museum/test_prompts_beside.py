@@ -10,7 +10,7 @@ from clora_core.method.regularizers.protocol import Regularizer, Term
 from clora_core.method.step import Setting
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept, ConceptToken
-from clora_core.museum.museum import BESIDE, Exhibit, Museum
+from clora_core.museum.museum import EXTRA_PROMPTS, Exhibit, Museum
 from tests.small import short, small_concept, taught
 
 CAPTIONS = ("a {word} style picture of a cat", "a {word} style picture of a dog", "a {word} style picture of a cat")
@@ -51,7 +51,7 @@ def test_the_new_word_is_replaced_where_it_stands_by_itself(base: Base):
 def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: int):
     held = museum(base, *((f"<{n}>", "style", f"a <{n}> style picture") for n in range(count)))
     beside = held.prompts_beside(style(*(f"a {{word}} style picture of {n} cats" for n in range(80))))
-    assert len(beside) - count <= max(BESIDE, count)
+    assert len(beside) - count <= max(EXTRA_PROMPTS, count)
     shares = [sum(f"<{n}>" in prompt for prompt in beside) for n in range(count)]
     assert min(shares) == max(shares) >= 2
 

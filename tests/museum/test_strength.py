@@ -143,7 +143,7 @@ def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(chang
         append_exhibits([one_more], path, base=museum().base)
 
     for touch in (load_museum, load_view, append):
-        with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' does not show '<ink>' .*strength -1\.7"):
+        with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' is not 'clora.up.<ink>.*' times -1\.7"):
             touch(path)
     assert path.read_bytes() == before
     assert load_museum(path, words=["<my-cat>"]).words == ("<my-cat>",)

@@ -19,7 +19,7 @@ from tests.museums import assert_same, exhibit, museum, projections
 def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name exists.*overwrite"):
+    with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name already exists.*overwrite"):
         save_museum(museum(), path)
     assert path.read_bytes() == b"precious"
     save_museum(museum(), path, overwrite=True)
@@ -85,13 +85,13 @@ def test_a_link_stays_a_link(tmp_path):
     [
         ("nowhere/a.safetensors", "no folder"),
         ("a.ckpt", r"must end in '\.safetensors'"),
-        ("a\0b.safetensors", "no printable character"),
-        ("a\nb.safetensors", "no printable character"),
-        ("a\udcffb.safetensors", "no printable character"),
+        ("a\0b.safetensors", "is not printable"),
+        ("a\nb.safetensors", "is not printable"),
+        ("a\udcffb.safetensors", "is not printable"),
         ("x" * 300 + ".safetensors", "too long"),
         ("folder.safetensors", "folder has this name"),
-        ("NUL.safetensors", "Windows keeps this name"),
-        ("com1.museum.safetensors", "Windows keeps this name"),
+        ("NUL.safetensors", "Windows reserves the name"),
+        ("com1.museum.safetensors", "Windows reserves the name"),
         ("", "must end in"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
     nan.deltas[on[0]].up[0, 0] = float("nan")
     for kept, rule in (
         (exhibit("<x>", on, seed=1, architecture="sdxl"), "widths"),
-        (exhibit("<x>", projections("sdxl"), seed=1), "width 2048"),
+        (exhibit("<x>", projections("sdxl"), seed=1), "width of 2048"),
         (exhibit("<x>", on, seed=1, thumbnail=b"\xff\xd8" + bytes(300_000)), "thumbnail has 300002 bytes"),
         (exhibit("<x>", on, seed=1, thumbnail=b"\xff\xd8" + b"\xff\xda" * 21), "21 scans"),
         (exhibit("<x>", on, seed=1, facts={"when": object()}), "JSON"),

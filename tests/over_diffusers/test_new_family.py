@@ -13,7 +13,8 @@ from clora_core.errors import BaseModelError
 from clora_core.museum.file import export, imported, load_museum, read_embedding, read_lora, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
-from clora_core.report import Looks, as_page, reviewed
+from clora_core.report.page import as_page
+from clora_core.report.review import ReportSettings, make_report
 from tests.families import build_vae, byte_tokenizer, original_layout, text_encoder, tokenizer_folder
 from tests.museums import taken_apart
 from tests.small import museum_of, same_bits
@@ -65,7 +66,9 @@ def test_it_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, mon
     for projection, delta in again.dense().items():
         torch.testing.assert_close(delta, museum.dense()[projection])
 
-    seen = reviewed(base, museum, Looks(1, 2, 1, base.family.guidance, 0), latent_shape=base.latent_shape(64, 64))
+    seen = make_report(
+        base, museum, ReportSettings(1, 2, 1, base.family.guidance, 0), latent_shape=base.latent_shape(64, 64)
+    )
     assert "&lt;two&gt;" in as_page(seen, title="trial")
 
 

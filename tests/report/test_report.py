@@ -18,14 +18,15 @@ from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.sampling import sample
 from clora_core.museum.file import save_museum
-from clora_core.museum.museum import Exhibit, Museum, shown
+from clora_core.museum.museum import Exhibit, Museum, viewing
 from clora_core.pictures import thumbnail
-from clora_core.report import Looks, Report, as_page, exhibits_figure, moved_figure, overlap_figure, reviewed
-from clora_core.report.comparing import LEVELS, State, levels, moved
-from clora_core.report.review import everyday_prompts, prompt_of
+from clora_core.report.comparing import LEVELS, State, displacements, levels
+from clora_core.report.figures import exhibits_figure, moved_figure, overlap_figure
+from clora_core.report.page import as_page
+from clora_core.report.review import Report, ReportSettings, everyday_prompts, make_report, prompt_of
 from tests.small import LATENT_SHAPE, random_deltas
 
-QUICK = Looks(pictures=1, everyday=2, steps=1, guidance=3.0)
+QUICK = ReportSettings(pictures=1, everyday=2, steps=1, guidance=3.0)
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
@@ -39,8 +40,8 @@ def museum(base: Base, *exhibits: Exhibit) -> Museum:
     return Museum(base.fingerprint, exhibits)
 
 
-def look(base: Base, seen: Museum, looks: Looks = QUICK):
-    return reviewed(base, seen, looks, latent_shape=LATENT_SHAPE)
+def look(base: Base, seen: Museum, settings: ReportSettings = QUICK):
+    return make_report(base, seen, settings, latent_shape=LATENT_SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
     prompts = ["a photo of <a>", "a cat"]
     rng = torch.Generator().manual_seed(3)
     latents, noise = torch.randn(2, 2, *LATENT_SHAPE, generator=rng)
-    found = moved(State(base, then), State(base, now), prompts, latents, noise)
+    found = displacements(State(base, then), State(base, now), prompts, latents, noise)
     for row, prompt in enumerate(prompts):
         change = effect = 0.0
         for level in range(LEVELS):
@@ -86,7 +87,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
             noisy = (alpha.sqrt() * latents[row] + (1 - alpha).sqrt() * noise[row])[None]
 
             def predicted(state: Museum, text: str, noisy=noisy, time=time) -> torch.Tensor:
-                with torch.no_grad(), shown(base, state.deltas()):
+                with torch.no_grad(), viewing(base, state.deltas()):
                     return base.predict(noisy, torch.tensor([time]), base.encode_prompts([text], state.tokens))
 
             asked = predicted(then, prompt)
@@ -107,7 +108,7 @@ def test_leaving_the_prompt_away_is_a_move_of_one(base: Base):
 
     then = museum(base)
     latents, noise = torch.randn(2, 1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(3))
-    found = moved(State(base, then), State(Deaf(), then), ["a photo of a cat"], latents, noise)
+    found = displacements(State(base, then), State(Deaf(), then), ["a photo of a cat"], latents, noise)
     assert found.item() == pytest.approx(1, abs=1e-5)
 
 
@@ -119,7 +120,7 @@ def test_every_exhibit_is_seen_as_it_was_and_as_it_is(base: Base):
     first, second = exhibit(base, "<a>"), exhibit(base, "<b>", seed=1)
     report = look(base, museum(base, first, second))
     for state, pictures in ((museum(base, first), "then"), (museum(base, first, second), "now")):
-        with shown(base, state.dense()):
+        with viewing(base, state.dense()):
             prompts = ["a photo of <a>"]
             expected = sample(base, prompts, state.tokens, QUICK.sampling, latent_shape=LATENT_SHAPE)
         assert torch.equal(getattr(report.exhibits[0], pictures), expected)
@@ -145,7 +146,7 @@ def test_word_gated_exhibits_leave_everyday_prompts_alone(base: Base):
 def test_a_report_is_the_same_every_time_and_says_how_far_it_is(base: Base):
     seen = museum(base, exhibit(base, "<a>", thumbnail=thumbnail(torch.zeros(3, 64, 64))), exhibit(base, "<b>", seed=1))
     heard: list[tuple[int, int]] = []
-    one = reviewed(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append((done, of)))
+    one = make_report(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append((done, of)))
     assert as_page(one) == as_page(look(base, seen))
     assert [done for done, _ in heard] == list(range(1, heard[-1][1] + 1))
     assert {of for _, of in heard} == {heard[-1][1]}
@@ -156,7 +157,7 @@ def test_a_report_can_be_stopped(base: Base):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reviewed(base, museum(base, exhibit(base, "<a>")), QUICK, latent_shape=LATENT_SHAPE, report=stop)
+        make_report(base, museum(base, exhibit(base, "<a>")), QUICK, latent_shape=LATENT_SHAPE, report=stop)
     assert all(not module._forward_hooks for module in base.modules.values())
 
 
@@ -237,14 +238,14 @@ def test_what_cannot_be_reported_is_said(base: Base):
     with pytest.raises(BaseModelError, match="made over"):
         look(base, other)
     with pytest.raises(RecipeError, match="0"):
-        Looks(pictures=0)
+        ReportSettings(pictures=0)
 
 
 def test_a_broken_thumbnail_is_said_before_anything_is_looked_at(base: Base):
     """It begins like a JPEG, which is all that reading a museum asks for."""
     seen, heard = museum(base, exhibit(base, "<a>", thumbnail=b"\xff\xd8\xff\xe0 and no more")), []
     with pytest.raises(MuseumError, match="cannot be read as a JPEG"):
-        reviewed(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append(done))
+        make_report(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append(done))
     assert not heard
 
 

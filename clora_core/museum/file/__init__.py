@@ -1,4 +1,4 @@
-"""The museum file, and plain files of other programs, written and read."""
+"""Read and write museum files, and plain files of other programs."""
 
 from .export import Exported, export, export_embeddings, export_lora
 from .files import identity
@@ -8,26 +8,3 @@ from .museum_file import View, load_museum, load_view, read_header
 from .names import check_names
 from .replacing import check_target
 from .saving import append_exhibits, save_museum
-
-__all__ = [
-    "ExhibitHeader",
-    "Exported",
-    "Header",
-    "OrdinaryLora",
-    "Stored",
-    "View",
-    "append_exhibits",
-    "check_names",
-    "check_target",
-    "export",
-    "export_embeddings",
-    "export_lora",
-    "identity",
-    "imported",
-    "load_museum",
-    "load_view",
-    "read_embedding",
-    "read_header",
-    "read_lora",
-    "save_museum",
-]

@@ -1,10 +1,9 @@
-"""What a file held before it was replaced, kept beside it under names that are nobody else's.
+"""Backups of replaced files, in the same folder.
 
     my.museum.safetensors   my.museum.1.5f0c93ab.backup   my.museum.2.e01b77d4.backup
 
-The higher number is the newer one. The digits after it are those of the file's own header: a file is ours to remove
-only while it holds what its name says, and nothing is ever replaced. A backup can be read like any museum; lists of
-models show it once it is renamed to ….safetensors.
+The highest number is the newest backup. The digits after it are a digest of the file's header: only files that match
+their digest are removed, and no backup is ever overwritten. To use a backup, rename it to ….safetensors.
 """
 
 import os
@@ -20,24 +19,24 @@ DIGITS = 8
 
 
 def backups_of(path: Path) -> list[Path]:
-    """The backups of this file, the oldest first."""
+    """The backups of this file, oldest first."""
     return [backup for _, backup in _numbered(path)]
 
 
 def keep(path: Path, temporary: Path) -> None:
-    """Give the file a second name, as its newest backup; its first one never stands empty.
+    """Link the file as its newest backup, without ever removing the file itself.
 
     temporary: a free name in the same folder, for a file system without hard links.
     """
-    kept = _numbered(path)
-    if kept and kept[-1][1].samefile(path):  # of a process that was killed before it could replace the file
+    backups = _numbered(path)
+    if backups and backups[-1][1].samefile(path):  # from a process that was killed before it replaced the file
         return
-    number = kept[-1][0] + 1 if kept else 1
+    number = backups[-1][0] + 1 if backups else 1
     backup = path.with_name(f"{path.stem}.{number}.{header_digest(path)[:DIGITS]}.backup")
     try:
         os.link(path, backup)
     except FileExistsError:
-        pass  # another process has kept this very file
+        pass  # another process has just made the same backup
     except OSError:  # a file system without hard links
         try:
             shutil.copyfile(path, temporary)
@@ -47,7 +46,7 @@ def keep(path: Path, temporary: Path) -> None:
 
 
 def remove_old(path: Path) -> None:
-    """Leave only the newest backups of this file."""
+    """Delete all but the newest backups of this file."""
     for backup in backups_of(path)[:-MOST]:
         with suppress(OSError):
             if backup.name.split(".")[-2] == header_digest(backup)[:DIGITS]:
@@ -56,5 +55,5 @@ def remove_old(path: Path) -> None:
 
 def _numbered(path: Path) -> list[tuple[int, Path]]:
     pattern = re.compile(rf"{re.escape(path.stem)}\.([1-9][0-9]*)\.[0-9a-f]{{{DIGITS}}}\.backup")
-    names = ((pattern.fullmatch(each.name), each) for each in path.parent.iterdir())
-    return sorted((int(found[1]), each) for found, each in names if found)
+    matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
+    return sorted((int(match[1]), file) for match, file in matches if match)

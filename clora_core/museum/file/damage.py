@@ -1,8 +1,8 @@
-"""Whether a file is still what was written: its metadata holds a seal, which is checked where all of it is read.
+"""Detect damaged files: the metadata holds a seal, which is checked whenever the whole file is read.
 
 The seal is the SHA-256 of the `clora.…` metadata, of every tensor's name, dtype and shape, and of the hash of all
-tensors. The facts that LoRA managers show, and may rewrite, do not enter. A museum without a seal has the hash of its
-tensors alone (`sshs_model_hash`); a file without either is read as it is.
+tensors. It ignores the metadata that LoRA managers may rewrite. Older museums only have the hash of their tensors
+(`sshs_model_hash`); a file with neither is not checked.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ TENSORS_HASH = "sshs_model_hash"
 
 
 class DamagedError(MuseumError):
-    """The file is not what was written."""
+    """The file's content does not match its hash."""
 
 
 def sealed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor | Joined], content: str) -> dict[str, str]:
@@ -36,16 +36,16 @@ def sealed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor | Joined], 
 
 @contextmanager
 def undamaged(path: Path, file: safe_open) -> Iterator[None]:
-    """While the block reads the file, all of its bytes are hashed beside it; DamagedError at its end if they differ.
+    """Hash the whole file in a thread while the block reads it. Raises DamagedError at the end if the hash differs.
 
-    That is also the error where the block fails for what the damage made of the file.
+    DamagedError also replaces any error that the damage causes in the block.
     """
     metadata = file.metadata() or {}
     if SEAL not in metadata and TENSORS_HASH not in metadata:
         yield
         return
-    with ThreadPoolExecutor(1) as beside:
-        content = beside.submit(content_hash, {name: file.get_tensor(name) for name in file.keys()})
+    with ThreadPoolExecutor(1) as executor:
+        content = executor.submit(content_hash, {name: file.get_tensor(name) for name in file.keys()})
         try:
             yield
         finally:
@@ -55,15 +55,15 @@ def undamaged(path: Path, file: safe_open) -> Iterator[None]:
 def _check(path: Path, file: safe_open, metadata: Mapping[str, str], content: str) -> None:
     if SEAL in metadata:
         slices = ((name, file.get_slice(name)) for name in file.keys())
-        layout = ((name, each.get_dtype(), list(each.get_shape())) for name, each in slices)
-        whole = metadata[SEAL] == _seal(metadata, layout, content)
+        layout = ((name, tensor.get_dtype(), list(tensor.get_shape())) for name, tensor in slices)
+        intact = metadata[SEAL] == _seal(metadata, layout, content)
     else:
-        whole = metadata[TENSORS_HASH] == content
-    if not whole:
+        intact = metadata[TENSORS_HASH] == content
+    if not intact:
         path = path.resolve()
-        former = path.with_name(f"{path.stem}.bak{path.suffix}")  # as earlier versions called a backup
-        older = [backup.name for backup in (former, *backups_of(path)) if backup.exists()]
-        advice = f"'{older[-1]}' beside it may hold the version before." if older else "Take another copy of it."
+        former = path.with_name(f"{path.stem}.bak{path.suffix}")  # the backup name of earlier versions
+        backups = [backup.name for backup in (former, *backups_of(path)) if backup.exists()]
+        advice = f"Its backup '{backups[-1]}' may be intact." if backups else "Use another copy of it."
         raise DamagedError(
             f"The file is damaged, or another program has changed it: its content does not match its hash. {advice}"
         )

@@ -1,16 +1,16 @@
-"""Plain files for other programs: an ordinary LoRA, and embedding files for the words.
+"""Write plain files for other programs: an ordinary LoRA, and embedding files for the words.
 
-Their keys are those of kohya-ss/sd-scripts: of networks/lora.py, and of its trainers of textual inversion, `emb_params`
-for one text encoder and `clip_l`, `clip_g` for SDXL's two. A1111 and Forge read embeddings by SDXL's names or as the
-only tensor of a file, ComfyUI by the encoder's name or as the first tensor, diffusers by `emb_params`.
+The keys are those of kohya-ss/sd-scripts: networks/lora.py, and its textual inversion trainers (`emb_params` for one
+text encoder, `clip_l` and `clip_g` for SDXL's two). A1111 and Forge read an embedding by SDXL's names or as the only
+tensor of a file, ComfyUI by the encoder's name or as the first tensor, diffusers by `emb_params`.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
 from torch.nn import functional
 
 from ...errors import MuseumError
@@ -22,12 +22,12 @@ from .files import check_finite, content_hash, errors_about
 from .header import header_of
 from .layout import factors, vectors
 from .names import SUFFIX, why_unusable
-from .replacing import Existing, write
+from .replacing import write
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """What a LoRA of lower rank lost, as ‖Δ - nearest‖_F / ‖Δ‖_F: of all projections together, and of the worst one."""
+    """The error of a LoRA of lower rank, ‖Δ - nearest‖_F / ‖Δ‖_F: over all projections, and of the worst one."""
 
     total: float
     worst: float
@@ -36,7 +36,7 @@ class Approximation:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, what each LoRA file lost where a rank was asked for, and which words were left out, and why."""
+    """lost: LoRA file → the error of its lower rank. left_out: word → why it was not exported."""
 
     files: tuple[Path, ...]
     lost: Mapping[Path, Approximation] = field(default_factory=dict)
@@ -51,51 +51,47 @@ def export_lora(
     overwrite: bool = False,
     for_diffusers: bool = False,
 ) -> Approximation | None:
-    """All exhibits as one LoRA file, each at its own strength.
+    """Write all exhibits, each at its own strength, as one LoRA file.
 
-    The words come along as `bundle_emb`: A1111 reads them, ComfyUI passes over them, diffusers refuses the file.
-    rank: the most that any projection keeps; what that loses is returned. for_diffusers: without the words, and every
-    projection filled up with zeros to the same rank, since diffusers scales a file of different ranks wrongly. Its
-    words are the embedding files.
+    The words are bundled as `bundle_emb`: A1111 reads them, ComfyUI ignores them, diffusers refuses the file.
+    rank: the highest rank to keep per projection; returns the error. for_diffusers: omit the words (export embedding
+    files instead), and pad every projection to the same rank, since diffusers scales mixed ranks wrongly.
     """
     path = Path(path)
     _check_rank(rank)
     with errors_about(path):
         header = header_of(museum)
-        for exhibit in museum.exhibits:
-            if exhibit.gate or not for_diffusers:
-                _check_speakable(exhibit)
+        _check_speakable([exhibit for exhibit in museum.exhibits if exhibit.gate or not for_diffusers])
         deltas, lost = museum.deltas(), None
         if not deltas:
             raise MuseumError("There is nothing to export: no exhibit of this museum has a delta.")
         if rank is not None:
             deltas, lost = approximated(deltas, rank)
+        highest = max(delta.rank for delta in deltas.values())
         if for_diffusers:
-            deltas = _of_one_rank(deltas)
+            deltas = {projection: _padded(delta, highest) for projection, delta in deltas.items()}
         tensors = factors(deltas, header.family)
-        if not for_diffusers:
-            for exhibit in museum.exhibits:
-                tensors |= vectors(exhibit, header.family)
+        for exhibit in () if for_diffusers else museum.exhibits:
+            tensors |= vectors(exhibit, header.family)
         check_finite(tensors)
-        kept = max(delta.rank for delta in deltas.values())
         facts = lora_facts(header, path.stem, content_hash(tensors))
-        facts |= {"ss_network_dim": str(kept), "ss_network_alpha": str(float(kept))}
-        write(path, tensors, facts, existing=_existing(overwrite))
+        facts |= {"ss_network_dim": str(highest), "ss_network_alpha": str(float(highest))}
+        write(path, tensors, facts, overwrite=overwrite)
         return lost
 
 
 def export_embeddings(museum: Museum, folder: Path | str, *, overwrite: bool = False) -> list[Path]:
-    """One embedding file per word, named after it, as far as file systems allow."""
-    files = embedding_files(museum, Path(folder))
+    """Write one embedding file per word, named after the word as far as file systems allow. Returns the files."""
+    files = _embedding_files(museum, Path(folder))
     with errors_about(Path(folder)):
         header_of(museum)
-        for exhibit in museum.exhibits:
-            _check_speakable(exhibit)
+        _check_speakable(museum.exhibits)
     for exhibit, path in zip(museum.exhibits, files, strict=True):
+        vectors = exhibit.token.vectors
         with errors_about(path):
-            tensors = _embedding(exhibit)
+            tensors = {"emb_params" if len(vectors) == 1 else key: v[0].detach().float() for key, v in vectors.items()}
             check_finite(tensors)
-            write(path, tensors, {"name": exhibit.word}, existing=_existing(overwrite))
+            write(path, tensors, {"name": exhibit.word}, overwrite=overwrite)
     return files
 
 
@@ -112,12 +108,12 @@ def export(
 ) -> Exported:
     """Write `loras/…` and `embeddings/…` under the folder.
 
-    words: only these exhibits; raises MuseumError for one that other programs cannot speak. Without words, those are
-    left out. separate: a LoRA per exhibit, named after its word; else one of all, called `name`. The other options are
-    those of `export_lora`.
+    words: the exhibits to export; raises MuseumError for one that other programs cannot show. By default, those are
+    left out. separate: write one LoRA per exhibit, named after its word, instead of one file called `name`. For the
+    other options see `export_lora`.
     """
     _check_rank(rank)
-    left_out = {e.word: why for e in museum.exhibits if (why := unspeakable(e))} if words is None else {}
+    left_out = {e.word: why for e in museum.exhibits if (why := _why_unspeakable(e))} if words is None else {}
     museum = museum.only([word for word in museum.words if word not in left_out] if words is None else words)
     if not museum.exhibits:
         raise MuseumError(" ".join(["There is nothing to export: no exhibits were chosen.", *left_out.values()]))
@@ -125,15 +121,18 @@ def export(
     loras, embeddings = folder / "loras", folder / "embeddings"
     stems = file_stems(museum.words) if separate else [name]
     parts = [museum.only([word]) for word in museum.words] if separate else [museum]
-    files = {loras / f"{stem}{SUFFIX}": part for stem, part in zip(stems, parts, strict=True) if _moves(part)}
-    taken = [path for path in (*files, *embedding_files(museum, embeddings)) if path.exists()]
-    if taken and not overwrite:
-        raise MuseumError(f"'{taken[0]}' exists already. Choose another folder, or ask to overwrite it.")
+    files = {
+        loras / f"{stem}{SUFFIX}": part
+        for stem, part in zip(stems, parts, strict=True)
+        if any(exhibit.deltas for exhibit in part.exhibits)
+    }
+    existing = [path for path in (*files, *_embedding_files(museum, embeddings)) if path.exists()]
+    if existing and not overwrite:
+        raise MuseumError(f"'{existing[0]}' already exists. Choose another folder, or allow overwriting.")
     with errors_about(folder):
-        for exhibit in museum.exhibits:
-            _check_speakable(exhibit)
-        for place in (folder, loras, embeddings):
-            place.mkdir(exist_ok=True)
+        _check_speakable(museum.exhibits)
+        for subfolder in (folder, loras, embeddings):
+            subfolder.mkdir(exist_ok=True)
     lost = {
         path: export_lora(part, path, rank=rank, overwrite=overwrite, for_diffusers=for_diffusers)
         for path, part in files.items()
@@ -143,34 +142,21 @@ def export(
 
 
 def approximated(deltas: Mapping[Projection, LowRank], rank: int) -> tuple[dict[Projection, LowRank], Approximation]:
-    """Each delta as the nearest of at most that rank, and what that loses."""
-    nearest = {projection: truncated(delta, rank) for projection, delta in deltas.items()}
-    lost = {projection: error for projection, (_, error) in nearest.items()}
-    sizes = {projection: _norm(delta) for projection, delta in deltas.items()}
+    """The nearest delta of at most that rank for each projection, and the error."""
+    nearest: dict[Projection, LowRank] = {}
+    lost: dict[Projection, float] = {}
+    sizes: dict[Projection, float] = {}
+    for projection, delta in deltas.items():
+        nearest[projection], lost[projection] = truncated(delta, rank)
+        sizes[projection] = LowRank(delta.up.double(), delta.down.double()).norm().item()
     shares = {projection: error / sizes[projection] if error else 0.0 for projection, error in lost.items()}
     worst = max(shares, key=lambda projection: shares[projection])
-    total = _length(lost.values()) / (_length(sizes.values()) or 1.0)
-    kept = {projection: delta for projection, (delta, _) in nearest.items()}
-    return kept, Approximation(total, shares[worst], worst.path)
-
-
-def unspeakable(exhibit: Exhibit) -> str:
-    """Why other programs cannot show this exhibit; empty if they can."""
-    layers = next(iter(exhibit.token.vectors.values())).shape[0]
-    if layers > 1:
-        return f"'{exhibit.word}' has {layers} embeddings, one per layer, which other programs cannot read."
-    if exhibit.gate:
-        return f"'{exhibit.word}' acts at its word only, which other programs cannot do."
-    return ""
-
-
-def embedding_files(museum: Museum, folder: Path) -> list[Path]:
-    """Where `export_embeddings` writes."""
-    return [folder / f"{stem}{SUFFIX}" for stem in file_stems(museum.words)]
+    total = math.hypot(*lost.values()) / (math.hypot(*sizes.values()) or 1.0)
+    return nearest, Approximation(total, shares[worst], worst.path)
 
 
 def file_stems(words: Sequence[str]) -> list[str]:
-    """A different name for each word that every file system takes: <my-cat> → my-cat."""
+    """A unique file name without suffix for each word, valid on every file system: <my-cat> → my-cat."""
     stems: list[str] = []
     for word in words:
         plain = re.sub(r'[<>:"/\\|?*]', "_", word.removeprefix("<").removesuffix(">"))
@@ -184,43 +170,32 @@ def file_stems(words: Sequence[str]) -> list[str]:
     return stems
 
 
-def _embedding(exhibit: Exhibit) -> dict[str, Tensor]:
-    """SDXL's two encoders by their names; a single encoder's vectors as A1111's trainer calls them."""
-    single = len(exhibit.token.vectors) == 1
-    return {"emb_params" if single else name: v[0].detach().float() for name, v in exhibit.token.vectors.items()}
+def _embedding_files(museum: Museum, folder: Path) -> list[Path]:
+    return [folder / f"{stem}{SUFFIX}" for stem in file_stems(museum.words)]
+
+
+def _why_unspeakable(exhibit: Exhibit) -> str:
+    """Why other programs cannot show this exhibit; empty if they can."""
+    layers = next(iter(exhibit.token.vectors.values())).shape[0]
+    if layers > 1:
+        return f"'{exhibit.word}' has {layers} embeddings, one per layer, which other programs cannot read."
+    if exhibit.gate:
+        return f"'{exhibit.word}' acts at its word only, which other programs cannot do."
+    return ""
 
 
 def _check_rank(rank: int | None) -> None:
     if rank is not None and rank < 1:
-        raise MuseumError(f"The rank is {rank}; it must be a whole number from 1.")
+        raise MuseumError(f"The rank is {rank}; it must be an integer of at least 1.")
 
 
-def _check_speakable(exhibit: Exhibit) -> None:
-    if why := unspeakable(exhibit):
-        raise MuseumError(f"{why} Export the other exhibits, or view this one from its museum.")
+def _check_speakable(exhibits: Sequence[Exhibit]) -> None:
+    for exhibit in exhibits:
+        if why := _why_unspeakable(exhibit):
+            raise MuseumError(f"{why} Export the other exhibits, or view this one from its museum.")
 
 
-def _of_one_rank(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank]:
-    most = max((delta.rank for delta in deltas.values()), default=0)
-    return {
-        projection: LowRank(
-            functional.pad(delta.up, (0, most - delta.rank)), functional.pad(delta.down, (0, 0, 0, most - delta.rank))
-        )
-        for projection, delta in deltas.items()
-    }
-
-
-def _norm(delta: LowRank) -> float:
-    return LowRank(delta.up.double(), delta.down.double()).norm().item()
-
-
-def _length(parts: Iterable[float]) -> float:
-    return sum(part**2 for part in parts) ** 0.5
-
-
-def _moves(museum: Museum) -> bool:
-    return any(exhibit.deltas for exhibit in museum.exhibits)
-
-
-def _existing(overwrite: bool) -> Existing:
-    return "keep beside" if overwrite else "refuse"
+def _padded(delta: LowRank, rank: int) -> LowRank:
+    """The same delta with zeros added to that rank."""
+    zeros = rank - delta.rank
+    return LowRank(functional.pad(delta.up, (0, zeros)), functional.pad(delta.down, (0, 0, 0, zeros)))

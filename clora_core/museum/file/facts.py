@@ -1,12 +1,12 @@
-"""What LoRA managers show of a file: kohya's `ss_*` keys and Stability's ModelSpec 1.0.1.
+"""The metadata that LoRA managers show: kohya's `ss_*` keys and Stability's ModelSpec 1.0.1.
 
-Keys and values as kohya-ss/sd-scripts writes them (train_network.py, library/sai_model_spec.py), and as others read
-them: A1111 and Forge (their Lora extension's network.py and ui_edit_user_metadata.py) the base, words, pictures and
-hash; ComfyUI-Lora-Manager (py/utils) the base by `ss_base_model_version`, that of SD1.5 by ostris/ai-toolkit's name for
-it since it does not know kohya's, and the words by the first group of `ss_tag_frequency`, so all stand in one; Civitai
-the first twelve digits of the hash, which it calls AutoV3.
+Keys and values follow kohya-ss/sd-scripts (train_network.py, library/sai_model_spec.py). Their readers:
+- A1111 and Forge (the Lora extension's network.py and ui_edit_user_metadata.py): base, words, pictures and hash.
+- ComfyUI-Lora-Manager (py/utils): the base from `ss_base_model_version`, where it only knows ostris/ai-toolkit's name
+  of SD1.5; the words from the first group of `ss_tag_frequency`, so all words are in one group.
+- Civitai: the first twelve digits of the hash, which it calls AutoV3.
 
-There is no clock in here: dates come from the exhibits' facts.
+Dates come from the exhibits' facts, not from a clock.
 """
 
 import base64
@@ -15,16 +15,13 @@ import json
 from .header import Header
 from .layout import total_ranks
 
-DATE = "date"
-PICTURES = "pictures"
-
 
 def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
-    """The metadata of a LoRA file called `name`. Numbers of learning are those of the newest exhibit."""
+    """The metadata of a LoRA file called `name`. Training numbers are those of the newest exhibit."""
     family, published = header.family, header.family.published
     side = next(iter(family.resolutions.values()))
     rank = max(total_ranks(header).values(), default=0)
-    pictures = {exhibit.word: _count(exhibit.facts.get(PICTURES)) for exhibit in header.exhibits}
+    pictures = {exhibit.word: _count(exhibit.facts.get("pictures")) for exhibit in header.exhibits}
     facts = {
         "ss_base_model_version": published.version,
         "ss_v2": str(published.v2),
@@ -57,7 +54,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
             "ss_seed": str(recipe.seed),
             "modelspec.description": "; ".join(exhibit.prompt for exhibit in header.exhibits if exhibit.prompt),
         }
-    if dates := [date for exhibit in header.exhibits if isinstance(date := exhibit.facts.get(DATE), str)]:
+    if dates := [date for exhibit in header.exhibits if isinstance(date := exhibit.facts.get("date"), str)]:
         facts["modelspec.date"] = max(dates)
     if thumbnails := [exhibit.thumbnail for exhibit in header.exhibits if exhibit.thumbnail]:
         facts["modelspec.thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(thumbnails[-1]).decode()

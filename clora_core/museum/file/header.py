@@ -1,7 +1,6 @@
-"""The header of a museum file: everything in a museum but its tensors, to JSON and back.
+"""The header of a museum file: everything except the tensors, to JSON and back.
 
-It is checked at birth, whether it is taken from a museum that shall be written or from a file that nobody vouches for:
-whoever holds a Header holds one that the format allows.
+Creating a Header checks it, so every Header is valid, whether it comes from a museum or from an untrusted file.
 """
 
 import base64
@@ -20,7 +19,7 @@ from ...model.families.family import Family
 from ...model.projections import Projection, Role
 from ...pictures import THUMBNAIL_LIMIT_BYTES, check_thumbnail
 from ..museum import Exhibit, Museum
-from .json_values import check_types, fields, listed, mapping, number, parsed, text, whole, written
+from .json_values import array, check_types, fields, integer, json_text, json_value, mapping, number, text
 
 Stored = Literal["float32", "float16", "bfloat16"]
 
@@ -28,21 +27,20 @@ EXHIBITS_LIMIT = 4096
 PROJECTIONS_LIMIT = 1024
 THUMBNAIL_LIMIT = 4 * THUMBNAIL_LIMIT_BYTES // 3  # characters of base64
 
-# What files of earlier versions call the choices of a recipe.
+# The names of recipe choices in files of earlier versions.
 OLD_NAMES: Mapping[str, Mapping[object, str]] = {
     "applied": {"at its word": "word", "from its word on": "onwards"},
     "over": {"the museum": "museum", "the base": "base", "the last delta": "shared"},
 }
 
-HEADER_FIELDS = ("base", "dtype", "projections", "exhibits")
-EXHIBIT_FIELDS = ("word", "kind", "prompt", "recipe", "facts", "rank", "layers", "words", "encoders", "thumbnail")
+EXHIBIT_FIELDS = "word kind prompt recipe facts rank layers words encoders thumbnail strength".split()
 
 
 @dataclass(frozen=True)
 class ExhibitHeader:
     """An exhibit without its tensors.
 
-    ranks: the projections that it moves, each with its own rank. layers, words: the first two sizes of its vectors.
+    ranks: projection → the rank of its delta. layers, words: the first two sizes of the word's vectors.
     """
 
     word: str
@@ -58,18 +56,18 @@ class ExhibitHeader:
 
     @property
     def everywhere(self) -> bool:
-        """Whether its deltas act everywhere, and so are part of the sum; or at its word's places only."""
+        """Whether its deltas act everywhere and are part of the sum, not at its word only."""
         return self.recipe.applied == "everywhere"
 
     @property
     def ordinary(self) -> bool:
-        """Whether programs that read a LoRA with its words can show it."""
+        """Whether other programs can show it."""
         return self.everywhere and self.layers == 1
 
 
 @dataclass(frozen=True)
 class Header:
-    """A museum without its tensors. dtype: how they stand in the file; in memory they are float32."""
+    """A museum without its tensors. dtype: of the tensors in the file; in memory they are float32."""
 
     base: Fingerprint
     dtype: Stored
@@ -81,7 +79,7 @@ class Header:
         if self.dtype not in get_args(Stored):
             raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
         if len(self.projections) > PROJECTIONS_LIMIT:
-            raise MuseumError(f"A museum is over at most {PROJECTIONS_LIMIT} projections, not {len(self.projections)}.")
+            raise MuseumError(f"A museum has at most {PROJECTIONS_LIMIT} projections, not {len(self.projections)}.")
         for projection in self.projections:
             _check_projection(projection, family)
         _check_unique([family.lora_key(projection) for projection in self.projections], "projection")
@@ -92,7 +90,7 @@ class Header:
             _check_exhibit(exhibit, self.projections)
         moved = set().union(*(exhibit.ranks for exhibit in self.exhibits))
         if idle := [projection.path for projection in self.projections if projection not in moved]:
-            raise MuseumError(f"No exhibit moves the projection '{idle[0]}'.")
+            raise MuseumError(f"No exhibit has a delta on the projection '{idle[0]}'.")
 
     @property
     def family(self) -> Family:
@@ -103,23 +101,23 @@ class Header:
         return tuple(exhibit.word for exhibit in self.exhibits)
 
     def followed_by(self, other: "Header") -> "Header":
-        """This museum with the other's exhibits after its own."""
+        """This header with the other's exhibits appended."""
         projections = sorted({*self.projections, *other.projections})
         return replace(self, projections=tuple(projections), exhibits=(*self.exhibits, *other.exhibits))
 
 
 def header_of(museum: Museum, dtype: Stored = "float32") -> Header:
-    """The header under which this museum is written. Raises MuseumError for what the format cannot hold."""
+    """The header of this museum. Raises MuseumError for anything that the format cannot hold."""
     projections = sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas})
-    header = Header(museum.base, dtype, tuple(projections), tuple(_header_of(exhibit) for exhibit in museum.exhibits))
+    header = Header(museum.base, dtype, tuple(projections), tuple(_entry(exhibit) for exhibit in museum.exhibits))
     for exhibit in museum.exhibits:
         _check_tensors(exhibit, header.family)
     return header
 
 
 def header_to_json(header: Header) -> str:
-    """The header as JSON, the same text for the same header."""
-    return written(
+    """The header as JSON. The same header always gives the same text."""
+    return json_text(
         {
             "base": {"architecture": header.base.family, "digest": header.base.digest},
             "dtype": header.dtype,
@@ -131,22 +129,23 @@ def header_to_json(header: Header) -> str:
 
 
 def header_from_json(source: str) -> Header:
-    """The way back. Raises MuseumError for everything that no museum has."""
-    values = fields(parsed(source, "The header"), HEADER_FIELDS, "The header")
+    """The header from JSON. Raises MuseumError for an invalid one."""
+    names = ("base", "dtype", "projections", "exhibits")
+    values = fields(json_value(source, "The header"), names, "The header")
     base = fields(values["base"], ("architecture", "digest"), "The base")
     name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
-    projections = tuple(_projection(entry) for entry in listed(values["projections"], "The list of projections"))
-    exhibits = listed(values["exhibits"], "The list of exhibits")
-    read = _Exhibits(projections, sorted(family_named(name).encoders))
+    projections = tuple(_projection(entry) for entry in array(values["projections"], "The list of projections"))
+    exhibits = array(values["exhibits"], "The list of exhibits")
+    reader = _ExhibitReader(projections, sorted(family_named(name).encoders))
     return Header(
         Fingerprint(name, digest),
         cast(Stored, text(values["dtype"], "The dtype")),
         projections,
-        tuple(read.exhibit(entry, f"Exhibit {number}") for number, entry in enumerate(exhibits, 1)),
+        tuple(reader.exhibit(entry, f"Exhibit {number}") for number, entry in enumerate(exhibits, 1)),
     )
 
 
-def _header_of(exhibit: Exhibit) -> ExhibitHeader:
+def _entry(exhibit: Exhibit) -> ExhibitHeader:
     return ExhibitHeader(
         exhibit.word,
         exhibit.kind,
@@ -162,7 +161,7 @@ def _header_of(exhibit: Exhibit) -> ExhibitHeader:
 
 
 def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object]:
-    """rank: one number where the exhibit has it on every projection of the file, else path → rank. No strength is 1."""
+    """rank: one number if it is the same on every projection of the file, else path → rank. Strength 1 is left out."""
     ranks = {p.path: exhibit.ranks[p] for p in header.projections if p in exhibit.ranks}
     everywhere = len(ranks) == len(header.projections) and len(set(ranks.values())) == 1
     return {
@@ -180,8 +179,8 @@ def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object
     }
 
 
-class _Exhibits:
-    """Reads exhibits; what many of them have in common is read once, so that a thousand are read in milliseconds."""
+class _ExhibitReader:
+    """Reads exhibits, and caches recipes and ranks that many have in common: a thousand are read in milliseconds."""
 
     def __init__(self, projections: tuple[Projection, ...], encoders: list[str]) -> None:
         self.projections = projections
@@ -190,11 +189,11 @@ class _Exhibits:
         self.everywhere: dict[int, Mapping[Projection, int]] = {}
 
     def exhibit(self, entry: object, what: str) -> ExhibitHeader:
-        values = fields({"strength": 1, **mapping(entry, what)}, (*EXHIBIT_FIELDS, "strength"), what)
-        if (found := values["encoders"]) != self.encoders:
-            raise MuseumError(f"{what}: its vectors are for {found!r:.60}; this family has {self.encoders}.")
+        values = fields({"strength": 1, **mapping(entry, what)}, EXHIBIT_FIELDS, what)
+        if (encoders := values["encoders"]) != self.encoders:
+            raise MuseumError(f"{what}: its vectors are for {encoders!r:.60}; this family has {self.encoders}.")
         facts = mapping(values["facts"], f"{what}: facts")
-        written(facts, f"{what}: facts")
+        json_text(facts, f"{what}: facts")
         return ExhibitHeader(
             text(values["word"], f"{what}: word"),
             cast(Kind, text(values["kind"], f"{what}: kind")),
@@ -202,14 +201,14 @@ class _Exhibits:
             self.recipe(values["recipe"], f"{what}: recipe"),
             facts,
             self.ranks(values["rank"], f"{what}: rank"),
-            whole(values["layers"], f"{what}: layers", least=1),
-            whole(values["words"], f"{what}: words", least=1),
+            integer(values["layers"], f"{what}: layers", least=1),
+            integer(values["words"], f"{what}: words", least=1),
             _thumbnail(text(values["thumbnail"], f"{what}: thumbnail"), what),
             number(values["strength"], f"{what}: strength"),
         )
 
     def recipe(self, value: object, what: str) -> Recipe:
-        source = repr(value)  # tells 1 from 1.0 and true
+        source = repr(value)  # distinguishes 1, 1.0 and true
         if source not in self.recipes:
             self.recipes[source] = _recipe(value, what)
         return self.recipes[source]
@@ -217,16 +216,16 @@ class _Exhibits:
     def ranks(self, value: object, what: str) -> Mapping[Projection, int]:
         if isinstance(value, dict):
             return _ranks(value, self.projections, what)
-        rank = whole(value, what, least=1)
+        rank = integer(value, what, least=1)
         if rank not in self.everywhere:
             self.everywhere[rank] = dict.fromkeys(self.projections, rank)
         return self.everywhere[rank]
 
 
 def _projection(entry: object) -> Projection:
-    match listed(entry, "A projection"):
+    match array(entry, "A projection"):
         case [path, role, rows, columns]:
-            shape = whole(rows, "A projection's height", least=1), whole(columns, "A projection's width", least=1)
+            shape = integer(rows, "A projection's height", least=1), integer(columns, "A projection's width", least=1)
             return Projection(text(path, "A projection's path"), cast(Role, text(role, "A projection's role")), shape)
     raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
 
@@ -234,15 +233,15 @@ def _projection(entry: object) -> Projection:
 def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], what: str) -> dict[Projection, int]:
     paths = {projection.path: projection for projection in projections}
     if unknown := [path for path in value if path not in paths]:
-        raise MuseumError(f"{what} names a projection that the file does not have: '{unknown[0]:.100}'.")
-    return {p: whole(value[p.path], f"{what} of '{p.path}'", least=1) for p in projections if p.path in value}
+        raise MuseumError(f"{what} has an unknown projection, '{unknown[0]:.100}'.")
+    return {p: integer(value[p.path], f"{what} of '{p.path}'", least=1) for p in projections if p.path in value}
 
 
 def _recipe(value: object, what: str) -> Recipe:
     values = mapping(value, what)
     check_types(Recipe, values, what)
     kinds = {kind.name: kind for kind in REGULARIZERS}
-    for entry in listed(values.get("regularizers"), f"{what}: regularizers"):
+    for entry in array(values.get("regularizers"), f"{what}: regularizers"):
         numbers = dict(mapping(entry, f"{what}: a regularizer"))
         name = text(numbers.pop("name", None), f"{what}: a regularizer's name")
         if name in kinds:
@@ -253,21 +252,22 @@ def _recipe(value: object, what: str) -> Recipe:
 
 def _thumbnail(encoded: str, what: str) -> bytes:
     if len(encoded) > THUMBNAIL_LIMIT:
-        raise MuseumError(f"{what}: its thumbnail takes {len(encoded)} characters; at most {THUMBNAIL_LIMIT} are read.")
+        raise MuseumError(f"{what}: its thumbnail has {len(encoded)} characters; the limit is {THUMBNAIL_LIMIT}.")
     try:
         return base64.b64decode(encoded, validate=True)
     except ValueError as error:
-        raise MuseumError(f"{what}: its thumbnail is no base64 ({error}).") from error
+        raise MuseumError(f"{what}: its thumbnail is not base64 ({error}).") from error
 
 
 def _check_projection(projection: Projection, family: Family) -> None:
     if projection.role != family.structure.role(projection.path):
-        named = f"'{projection.path:.100}' ({projection.role:.20})"
-        raise MuseumError(f"{named} is no key or value projection of a UNet's cross-attention, by its diffusers name.")
+        raise MuseumError(
+            f"'{projection.path:.100}' ({projection.role:.20}) is not the diffusers path of a key or value projection "
+            "in a UNet's cross-attention."
+        )
     if projection.shape[1] != family.text_width:
         raise MuseumError(
-            f"'{projection.path}' reads text states of width {projection.shape[1]}; "
-            f"those of {family.name} have {family.text_width}."
+            f"'{projection.path}' has an input width of {projection.shape[1]}; {family.name} has {family.text_width}."
         )
 
 
@@ -289,12 +289,12 @@ def _check_tensors(exhibit: Exhibit, family: Family) -> None:
     for projection, delta in exhibit.deltas.items():
         if delta.shape != projection.shape:
             raise MuseumError(
-                f"The delta of '{exhibit.word}' on '{projection.path}' has shape {delta.shape}, "
-                f"the projection has {projection.shape}."
+                f"The delta of '{exhibit.word}' on '{projection.path}' has shape {delta.shape}; the projection has "
+                f"{projection.shape}."
             )
     widths = {encoder: vectors.shape[-1] for encoder, vectors in exhibit.token.vectors.items()}
-    if widths != (needed := dict(family.encoders)):
-        raise MuseumError(f"The vectors of '{exhibit.word}' have widths {widths}; {family.name} needs {needed}.")
+    if widths != (expected := dict(family.encoders)):
+        raise MuseumError(f"The vectors of '{exhibit.word}' have widths {widths}; {family.name} needs {expected}.")
     if min(next(iter(exhibit.token.vectors.values())).shape) < 1:
         raise MuseumError(f"'{exhibit.word}' has no vectors.")
 
@@ -302,4 +302,4 @@ def _check_tensors(exhibit: Exhibit, family: Family) -> None:
 def _check_unique(names: list[str] | tuple[str, ...], what: str) -> None:
     name, count = next(iter(Counter(names).most_common(1)), ("", 0))
     if count > 1:
-        raise MuseumError(f"The {what} '{name}' stands in it {count} times. Every {what} needs a name of its own.")
+        raise MuseumError(f"The {what} '{name}' occurs {count} times. Every {what} must be unique.")

@@ -1,9 +1,9 @@
-"""What others made, as an exhibit: ordinary LoRAs, and the embeddings of textual inversion.
+"""Import ordinary LoRAs and textual inversion embeddings from other programs.
 
     ΔW = alpha / rank · up @ down
 
-`lora_names.py` has the names of the factors. alpha stands beside them; diffusers keeps it in the file's metadata, peft
-in adapter_config.json. Where there is none it is the rank, as every loader takes it.
+`lora_names.py` has the names of the factors. alpha is a tensor beside them; diffusers stores it in the file's metadata,
+peft in adapter_config.json. Without alpha, every loader uses the rank.
 """
 
 import math
@@ -26,8 +26,8 @@ from ...model.projections import Projection
 from ..museum import Exhibit, Museum
 from .files import check_finite, errors_about, opened
 from .header import header_of
-from .json_values import mapping, number, parsed
-from .lora_names import lora_names, told
+from .json_values import json_value, mapping, number
+from .lora_names import lora_names, other_tensors
 from .names import SUFFIX
 
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
@@ -38,10 +38,10 @@ WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True, eq=False)
 class OrdinaryLora:
-    """What a museum can hold of a LoRA file.
+    """The parts of a LoRA file that a museum can hold.
 
-    deltas: with alpha / rank multiplied into `up`. bundled: the words that stand in the file for A1111, each with its
-    vectors. left_out: what else the file changes, for people. steps: how long it was trained; 1 if it does not say.
+    deltas: with alpha / rank multiplied into `up`. bundled: word (an embedding bundled for A1111) → its vectors.
+    left_out: descriptions of all other tensors. steps: the training steps, 1 if the file does not say.
     """
 
     deltas: Mapping[Projection, LowRank] = field(default_factory=dict)
@@ -51,10 +51,10 @@ class OrdinaryLora:
 
 
 def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
-    """Read a LoRA file, or the folder that peft's `save_pretrained` wrote.
+    """Read a LoRA file, or a folder written by peft's `save_pretrained`.
 
-    Raises MuseumError where it changes more than key and value projections, or these in another form (LoHa, LoKr,
-    DoRA), unless skip_others.
+    Raises MuseumError if the file changes other layers than key and value projections, or is not a plain LoRA (LoHa,
+    LoKr, DoRA), unless skip_others.
     """
     path = Path(path)
     path = path / PEFT_FILE if path.is_dir() else path
@@ -63,18 +63,18 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
         with opened(path) as file:
             metadata = file.metadata() or {}
             if "clora.format" in metadata:
-                raise MuseumError("It is a museum, no ordinary LoRA. Merge it: edit MUSEUM --merge FILE.")
+                raise MuseumError("It is a museum, not an ordinary LoRA. Merge it: edit MUSEUM --merge FILE.")
             names = lora_names(file.keys())
-            left_out = told(names.others)
+            left_out = other_tensors(names.others)
             if not names.factors:
                 raise MuseumError(
-                    "It holds no plain LoRA of a cross-attention's key or value projection (attn2.to_k, attn2.to_v), "
-                    f"and a museum holds nothing else. It holds {' and '.join(left_out) or 'nothing'}."
+                    "It has no plain LoRA of a cross-attention's key or value projection (attn2.to_k, attn2.to_v), the "
+                    f"only layers that a museum holds. It has {' and '.join(left_out) or 'no tensors'}."
                 )
             if left_out and not skip_others:
                 raise MuseumError(
-                    f"It also holds {' and '.join(left_out)}, for which a museum has no place. Leave them out with "
-                    "--skip-others; the pictures will then differ from those of the whole LoRA."
+                    f"It also has {' and '.join(left_out)}, which a museum cannot hold. Leave them out with "
+                    "--skip-others; the pictures will then differ from those of the full LoRA."
                 )
             peft = any(name.startswith("base_model.") for parts in names.factors.values() for name in parts.values())
             scaling = _scaling(path, metadata, peft=peft)
@@ -101,7 +101,7 @@ def read_embedding(path: Path | str) -> dict[str, Tensor]:
             names = list(file.keys())
             if len(names) > 2:
                 raise MuseumError(
-                    f"It holds {len(names)} tensors, such as '{names[0]:.80}'; an embedding is one or two."
+                    f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has one or two."
                 )
             return _vectors({name: file.get_tensor(name) for name in names})
 
@@ -117,15 +117,18 @@ def imported(
     template: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> Exhibit:
-    """What was read as an exhibit over that base. known: the projections that the base is known to have."""
+    """An exhibit over that base with these vectors and this LoRA. known: the base's known projections.
+
+    Raises MuseumError for a LoRA of another family or with unknown projections.
+    """
     lora = lora or OrdinaryLora()
-    if lora.deltas and (found := families.family_of(lora.deltas).name) != base.family:
-        raise MuseumError(f"This is a LoRA for {found}, but the museum was made over '{base}'.")
-    if strangers := [projection for projection in lora.deltas if projection not in known]:
-        stranger = strangers[0]
+    if lora.deltas and (family := families.family_of(lora.deltas).name) != base.family:
+        raise MuseumError(f"This is a LoRA for {family}, but the museum was made over '{base}'.")
+    if unknown := [projection for projection in lora.deltas if projection not in known]:
+        projection = unknown[0]
         raise MuseumError(
-            f"The LoRA changes '{stranger.path}' of shape {stranger.shape}, which '{base}' is not known to "
-            "have. Was it made for another model? If not, name the museum's base, so that it can be looked up there."
+            f"The LoRA changes '{projection.path}' of shape {projection.shape}, which is not a known projection of "
+            f"'{base}'. Was it made for another model? If not, give the museum's base to look the projection up."
         )
     rank = max((delta.rank for delta in lora.deltas.values()), default=1)
     template = template or TEMPLATES[kind]
@@ -139,20 +142,21 @@ def imported(
 
 @dataclass(frozen=True)
 class _Scaling:
-    """alpha as peft's LoraConfig says it: for all, or None for the rank; and for paths that end in a pattern."""
+    """alpha from peft's LoraConfig: for all paths (None: the rank), and for paths that end in a pattern."""
 
     alpha: float | None = None
     patterns: Mapping[str, float] = field(default_factory=dict)
     by_root: bool = False
 
     def of(self, path: str, rank: int) -> float:
-        """What up @ down of this path is multiplied by."""
-        alpha = next((own for end, own in self.patterns.items() if f".{path}".endswith(f".{end}")), self.alpha)
+        """The factor on up @ down of this path."""
+        matches = (alpha for end, alpha in self.patterns.items() if f".{path}".endswith(f".{end}"))
+        alpha = next(matches, self.alpha)
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
 def _scaling(path: Path, metadata: Mapping[str, str], *, peft: bool) -> _Scaling:
-    """What peft's LoraConfig says of the scale, in the file's metadata or in the file beside it."""
+    """The scale from peft's LoraConfig, which is in the file's metadata or in a file beside it."""
     beside = path.with_name(PEFT_CONFIG)
     if DIFFUSERS_CONFIG in metadata:
         source = metadata[DIFFUSERS_CONFIG]
@@ -161,14 +165,14 @@ def _scaling(path: Path, metadata: Mapping[str, str], *, peft: bool) -> _Scaling
     elif beside.is_file() and beside.stat().st_size <= PEFT_CONFIG_LIMIT:
         source = beside.read_text(encoding="utf-8")
     else:
-        raise MuseumError(f"It was written by peft, whose scale stands in {PEFT_CONFIG}. Put that file beside it.")
-    values = mapping(parsed(source, "Its LoraConfig"), "Its LoraConfig")
+        raise MuseumError(f"It was written by peft, which stores its scale in {PEFT_CONFIG}. Put that file beside it.")
+    values = mapping(json_value(source, "Its LoraConfig"), "Its LoraConfig")
     config = {name.removeprefix("unet."): value for name, value in values.items()}
     if config.get("lora_alpha") is None:
         return _Scaling()
     patterns = mapping(config.get("alpha_pattern") or {}, "Its alpha_pattern")
-    if odd := [end for end in patterns if not re.fullmatch(r"\^?[\w.]+", end)]:
-        raise MuseumError(f"Its alpha_pattern has an expression that is no plain path: '{odd[0]:.80}'.")
+    if expressions := [end for end in patterns if not re.fullmatch(r"\^?[\w.]+", end)]:
+        raise MuseumError(f"Its alpha_pattern has '{expressions[0]:.80}', which is not a plain path.")
     alphas = {end.removeprefix("^"): number(alpha, f"Its alpha of '{end}'") for end, alpha in patterns.items()}
     return _Scaling(number(config["lora_alpha"], "Its lora_alpha"), alphas, config.get("use_rslora") is True)
 
@@ -191,27 +195,27 @@ def _delta(file: safe_open, path: str, parts: Mapping[str, str], scaling: _Scali
 
 
 def _vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An embedding's tensors as text encoder → (1, words, width): by their names, or a single one by its width."""
+    """An embedding's tensors as text encoder → (1, words, width), matched by name, or a single one by its width."""
     rows = {name: _numbers(name, tensor) for name, tensor in tensors.items()}
     rows = {name: tensor[None] if tensor.ndim == 1 else tensor for name, tensor in rows.items()}
     if any(tensor.ndim != 2 or 0 in tensor.shape for tensor in rows.values()):
         shapes = ", ".join(f"'{name:.80}' {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise MuseumError(f"It holds {shapes}; the shape of an embedding is (words, width).")
+        raise MuseumError(f"It has {shapes}; the shape of an embedding is (words, width).")
     for family in families.FAMILIES:
         named = rows
         if len(rows) == len(family.encoders) == 1:
             named = dict(zip(family.encoders, rows.values(), strict=True))
         if {name: tensor.shape[1] for name, tensor in named.items()} == dict(family.encoders):
             return {name: tensor[None].contiguous() for name, tensor in named.items()}
-    found = ", ".join(f"'{name:.80}' of width {tensor.shape[1]}" for name, tensor in rows.items()) or "nothing"
+    widths = ", ".join(f"'{name:.80}' of width {tensor.shape[1]}" for name, tensor in rows.items()) or "no tensors"
     known = "; ".join(f"{family.name} {dict(family.encoders)}" for family in families.FAMILIES)
-    raise MuseumError(f"It holds {found}, which is an embedding for none of the known families: {known}.")
+    raise MuseumError(f"It has {widths}, which matches no known family: {known}.")
 
 
 def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
-    """float32. whole: whether whole numbers will do, as which some trainers write alpha."""
+    """float32. whole: also accept integers, which some trainers write for alpha."""
     if not tensor.is_floating_point() and not (whole and tensor.dtype in WHOLE):
-        raise MuseumError(f"'{name:.100}' has dtype {tensor.dtype}; floating point numbers were expected.")
+        raise MuseumError(f"'{name:.100}' has dtype {tensor.dtype}; expected floating point numbers.")
     tensor = tensor.to(torch.float32, copy=True)
     check_finite({name: tensor})
     return tensor
@@ -219,4 +223,4 @@ def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix != SUFFIX:
-        raise MuseumError(f"Only {SUFFIX} files are read, since files of other kinds can hold programs. Convert it.")
+        raise MuseumError(f"Only {SUFFIX} files are read, since other formats can run code. Convert the file.")

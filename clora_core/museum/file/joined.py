@@ -1,4 +1,4 @@
-"""A tensor of many pieces, put together while it is written and never in memory as a whole."""
+"""A tensor that is concatenated from many pieces while it is written, and never in memory as a whole."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ PART_BYTES = 8 * 1024 * 1024
 
 
 class Rows(Protocol):
-    """What gives some of its rows when asked: a tensor, or one that is still in an open file."""
+    """A tensor, or a slice of an open file."""
 
     def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Pieces one below the other, or beside each other along the second dimension, as one tensor of that shape."""
+    """Pieces concatenated along the first dimension ("below") or the second ("beside") to one tensor of that shape."""
 
     pieces: Sequence[Rows]
     side: Literal["below", "beside"]
@@ -27,7 +27,7 @@ class Joined:
     dtype: torch.dtype
 
     def parts(self) -> Iterator[Tensor]:
-        """The tensor from its first row to its last, some megabytes at a time, on the CPU."""
+        """The tensor on the CPU, in order, some megabytes of rows at a time."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize or 1
         step = max(1, PART_BYTES // row)
         if self.side == "beside":
@@ -52,7 +52,7 @@ class Joined:
 
 
 def parts(tensor: Tensor | Joined) -> Iterator[Tensor]:
-    """A tensor as a whole, or a joined one in parts."""
+    """The tensor itself, or the parts of a joined one."""
     if isinstance(tensor, Joined):
         yield from tensor.parts()
     else:

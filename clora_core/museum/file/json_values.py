@@ -1,6 +1,6 @@
-"""JSON that nobody vouches for: every value is asked for by its type, and anything else is a MuseumError.
+"""Read JSON from untrusted sources: every function checks one type and raises MuseumError for anything else.
 
-`what` is how an error names the value, for example "exhibit 2: rank".
+`what` is the value's name in the error, for example "exhibit 2: rank".
 """
 
 import json
@@ -15,23 +15,23 @@ from ...errors import MuseumError
 COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def written(value: object, what: str) -> str:
+def json_text(value: object, what: str) -> str:
     """The value as compact JSON, the same text for the same value."""
     try:
         text = COMPACT.encode(value)
-        text.encode()  # refuses halves of characters, which no file can hold
+        text.encode()  # fails for lone surrogates, which UTF-8 cannot hold
         return text
     except (TypeError, ValueError, RecursionError) as error:
-        advice = "Use plain texts, finite numbers and lists"
-        raise MuseumError(f"{what} cannot be written as JSON ({error}). {advice}.") from error
+        advice = "Use strings, finite numbers and lists."
+        raise MuseumError(f"{what} cannot be written as JSON ({error}). {advice}") from error
 
 
-def parsed(text: str, what: str) -> object:
-    """The value of a JSON text without repeated keys, endless nesting, or numbers that are not finite."""
+def json_value(text: str, what: str) -> object:
+    """The value of a JSON text. Repeated keys, very deep nesting and non-finite numbers are refused."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
-        raise MuseumError(f"{what} is broken: {error}.") from error
+        raise MuseumError(f"{what} is invalid JSON: {error}.") from error
 
 
 def fields(value: object, names: Collection[str], what: str) -> Mapping[str, object]:
@@ -52,7 +52,7 @@ def mapping(value: object, what: str) -> Mapping[str, object]:
     return value
 
 
-def listed(value: object, what: str) -> list[object]:
+def array(value: object, what: str) -> list[object]:
     if not isinstance(value, list):
         raise _unexpected(value, "a list", what)
     return value
@@ -60,16 +60,16 @@ def listed(value: object, what: str) -> list[object]:
 
 def text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise _unexpected(value, "a text", what)
+        raise _unexpected(value, "a string", what)
     if not value.isascii():
-        written(value, what)
+        json_text(value, what)
     return value
 
 
-def whole(value: object, what: str, *, least: int) -> int:
-    """A whole number, not smaller than `least`, that fits 63 bits."""
+def integer(value: object, what: str, *, least: int) -> int:
+    """An integer of at least `least` that fits 63 bits."""
     if type(value) is not int or not least <= value < 2**63:
-        raise _unexpected(value, f"a whole number from {least}", what)
+        raise _unexpected(value, f"an integer of at least {least}", what)
     return value
 
 
@@ -81,7 +81,7 @@ def number(value: object, what: str) -> float:
 
 
 def check_types(kind: type, values: Mapping[str, object], what: str) -> None:
-    """Every value that names an int, float, bool or str field of the dataclass `kind` has that field's type."""
+    """Check the types of all values for int, float, bool and str fields of the dataclass `kind`."""
     expected_types = _types(kind)
     for name, value in values.items():
         expected = expected_types.get(name)
@@ -93,7 +93,7 @@ def check_types(kind: type, values: Mapping[str, object], what: str) -> None:
 
 @cache
 def _types(kind: type) -> Mapping[str, object]:
-    """Field → its type, that of its first choice for a Literal."""
+    """Field → its type; for a Literal, the type of its first choice."""
     hints = get_type_hints(kind).items()
     return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in hints}
 
@@ -101,14 +101,14 @@ def _types(kind: type) -> Mapping[str, object]:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        raise ValueError("a key stands in it twice")
+        raise ValueError("a key is repeated")
     return entries
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{_short(digits)} is no finite number")
+        raise ValueError(f"{_short(digits)} is not a finite number")
     return value
 
 
@@ -116,5 +116,5 @@ def _unexpected(value: object, expected: str, what: str) -> MuseumError:
     return MuseumError(f"{what} is {_short(reprlib.repr(value))}; it must be {expected}.")
 
 
-def _short(shown: str) -> str:
-    return shown if len(shown) <= 60 else shown[:60] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -1,15 +1,15 @@
-"""Where a museum's tensors stand in a file: names and shapes.
+"""The names and shapes of the tensors in a museum file.
 
     lora_unet_….lora_up.weight (out, R)   .lora_down.weight (R, in)   .alpha = R
 
-with the rank rows of all exhibits in order, R = Σ ranks: ΔW = alpha/R · up @ down is the sum of all deltas, exactly.
-These are the keys of kohya's trainer, which ComfyUI, A1111 and Forge read. A word stands under the `bundle_emb` keys
-that OneTrainer writes and A1111 reads.
+hold the rank rows of all exhibits in order, R = Σ ranks: ΔW = alpha/R · up @ down is exactly the sum of all deltas.
+These are the keys of kohya's trainer, which ComfyUI, A1111 and Forge read. A word uses the `bundle_emb` keys that
+OneTrainer writes and A1111 reads.
 
-What ordinary loaders have no name for stands under keys of our own: a word with an embedding per layer, and an exhibit
-that acts at its word only, word and factors (`clora.token.…`, `clora.up.…`, `clora.down.…`). An exhibit of a strength
-other than 1 has its `up` times that strength among the rows, so that every loader shows it alike, and its own `up`
-beside them under `clora.up.…`, so that nothing is rounded away or lost at strength 0.
+What ordinary loaders have no name for uses keys of our own (`clora.token.…`, `clora.up.…`, `clora.down.…`): a word with
+an embedding per layer, and the word and factors of an exhibit that acts at its word only. If an exhibit's strength is
+not 1, the sum holds its `up` times the strength, so that every loader shows it the same way. Its original `up` is
+stored under `clora.up.…`, so that nothing is rounded, or lost at strength 0.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from ..museum import Exhibit
 from .header import ExhibitHeader, Header
 from .joined import Joined, Rows
 
-Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and down (rank, in) of each exhibit in turn
+Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and down (rank, in) of each exhibit
 
 
 def factor_keys(projection: Projection, family: Family) -> tuple[str, str, str]:
@@ -36,13 +36,13 @@ def factor_keys(projection: Projection, family: Family) -> tuple[str, str, str]:
 
 
 def own_keys(word: str, projection: Projection, family: Family) -> tuple[str, str]:
-    """The names of an exhibit's `up` and `down` as they were learned, where those in the sum are not they."""
+    """The names of an exhibit's own `up` and `down`, for exhibits whose factors differ from those in the sum."""
     stem = f"{word}.{family.lora_key(projection)}"
     return f"clora.up.{stem}", f"clora.down.{stem}"
 
 
 def vector_keys(word: str, ordinary: bool, family: Family) -> dict[str, str]:
-    """encoder → the name of the word's vectors: (words, width), or (layers, words, width) under a key of ours."""
+    """encoder → the name of the word's vectors: (words, width), or (layers, words, width) if not ordinary."""
     if not ordinary:
         return {encoder: f"clora.token.{word}.{encoder}" for encoder in family.encoders}
     if len(family.encoders) == 1:
@@ -51,7 +51,7 @@ def vector_keys(word: str, ordinary: bool, family: Family) -> dict[str, str]:
 
 
 def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projection, slice]]:
-    """word → projection → which rank rows of the sum are that exhibit's; of these words, in the museum's order."""
+    """word → projection → the exhibit's rank rows in the sum, for these words, in the museum's order."""
     filled = dict.fromkeys(header.projections, 0)
     rows: dict[str, dict[Projection, slice]] = {}
     for exhibit in _summed(header):
@@ -63,7 +63,7 @@ def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projecti
 
 
 def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projection, Tensor]:
-    """projection → (R,), for each rank row the strength of the exhibit that it belongs to, 0 where there is none."""
+    """projection → (R,): the strength of each rank row's exhibit, 0 for exhibits without a strength."""
     scales: dict[Projection, list[float]] = {projection: [] for projection in total_ranks(header)}
     for exhibit in _summed(header):
         for projection, rank in exhibit.ranks.items():
@@ -72,7 +72,7 @@ def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projecti
 
 
 def total_ranks(header: Header) -> dict[Projection, int]:
-    """projection → R, the ranks that are summed, where there are any. Exhibits that share theirs are added at once."""
+    """projection → R, where it is not 0. Exhibits that share one mapping of ranks are added at once, for speed."""
     totals = dict.fromkeys(header.projections, 0)
     shared = {id(exhibit.ranks): exhibit.ranks for exhibit in _summed(header)}
     for key, count in Counter(id(exhibit.ranks) for exhibit in _summed(header)).items():
@@ -82,7 +82,7 @@ def total_ranks(header: Header) -> dict[Projection, int]:
 
 
 def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor that a museum file with this header holds, and no other; each name once."""
+    """The name and shape of every tensor in a museum file with this header, each name once."""
     family = header.family
     for projection, rank in total_ranks(header).items():
         up, down, alpha = factor_keys(projection, family)
@@ -100,7 +100,7 @@ def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[str, Tensor | Joined]:
-    """The museum's deltas as one ordinary LoRA, out of pieces that are put together while they are written."""
+    """The museum's deltas as one ordinary LoRA, concatenated from pieces while they are written."""
     shape, ranks = dict(shapes(header)), total_ranks(header)
     tensors: dict[str, Tensor | Joined] = {}
     for projection, factors in pieces.items():
@@ -114,23 +114,21 @@ def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[s
     return tensors
 
 
-def factors(
-    deltas: Mapping[Projection, LowRank], family: Family, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """Deltas, such as those of all exhibits together, as an ordinary LoRA."""
+def factors(deltas: Mapping[Projection, LowRank], family: Family) -> dict[str, Tensor]:
+    """Deltas as an ordinary LoRA, float32."""
     tensors: dict[str, Tensor] = {}
     for projection, delta in deltas.items():
         up, down, alpha = factor_keys(projection, family)
         tensors |= {
-            up: stored(delta.up, dtype, projection.path),
-            down: stored(delta.down, dtype, projection.path),
+            up: stored(delta.up, torch.float32, projection.path),
+            down: stored(delta.down, torch.float32, projection.path),
             alpha: torch.tensor(float(delta.rank)),
         }
     return tensors
 
 
 def vectors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The exhibit's word."""
+    """The vectors of the exhibit's word."""
     tensors: dict[str, Tensor] = {}
     layers = next(iter(exhibit.token.vectors.values())).shape[0]
     ordinary = layers == 1 and not exhibit.gate
@@ -140,8 +138,8 @@ def vectors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32
     return tensors
 
 
-def own_factors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The exhibit's factors as they were learned, where they are not those in the sum."""
+def own_factors(exhibit: Exhibit, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The exhibit's original factors, where they differ from those in the sum."""
     if not exhibit.gate and exhibit.strength == 1:
         return {}
     tensors: dict[str, Tensor] = {}
@@ -154,9 +152,9 @@ def own_factors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.flo
 
 
 def stored(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """The values as the file keeps them. Raises MuseumError for a dtype that would lose more than is asked for."""
+    """The values as the file stores them. Raises MuseumError for a dtype that the conversion would silently round."""
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise MuseumError(f"'{name}' has dtype {value.dtype}; museums are kept as float32. Convert it with .float().")
+        raise MuseumError(f"'{name}' has dtype {value.dtype}; museums are stored as float32. Convert it with .float().")
     return value.detach().to("cpu", dtype)
 
 

@@ -1,11 +1,11 @@
-"""The names of tensors in LoRA files that others write, and which of them a museum has a place for.
+"""The names of tensors in other programs' LoRA files, and which of these tensors a museum can hold.
 
-<path> is a projection's, as diffusers names it:
+<path> is a projection's path in diffusers:
 
     kohya-ss/sd-scripts   lora_unet_<path>.lora_up.weight, .lora_down.weight, .alpha, with _ for . in the path; SDXL's
-                          paths have the original blocks (input_blocks_4_1). SimpleTuner begins with lycoris_
-    diffusers             unet.<path>.lora_B.weight, .lora_A.weight; once .lora.up.weight, .lora.down.weight, and
-                          before that unet.….attn2.processor.to_k_lora.up.weight, .down.weight
+                          paths have the original blocks (input_blocks_4_1). SimpleTuner uses the prefix lycoris_
+    diffusers             unet.<path>.lora_B.weight, .lora_A.weight; earlier .lora.up.weight, .lora.down.weight, and
+                          first unet.….attn2.processor.to_k_lora.up.weight, .down.weight
     peft                  base_model.model.<path>.lora_B.weight, .lora_A.weight
     ComfyUI               diffusion_model.<original path>.lora_up.weight, .lora_down.weight, .alpha
 """
@@ -34,9 +34,9 @@ TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder")
 
 @dataclass(frozen=True)
 class LoraNames:
-    """factors: a projection's path → "up", "down" and perhaps "alpha" → the tensor's name, where it is a plain LoRA.
+    """factors: the path of each projection with a plain LoRA → "up", "down" and optionally "alpha" → the tensor's name.
 
-    bundled: a word that A1111 finds in the file → what its vectors are for → the tensor's name. others: all the rest.
+    bundled: word (an embedding bundled for A1111) → key of its vectors → the tensor's name. others: all other names.
     """
 
     factors: Mapping[str, Mapping[str, str]]
@@ -45,19 +45,21 @@ class LoraNames:
 
 
 def lora_names(names: Iterable[str]) -> LoraNames:
-    """The names of a LoRA file, in whichever of the forms above."""
+    """Sort the names of a LoRA file in any of the forms above. Raises MuseumError for two names of one tensor."""
     changed: dict[str, dict[str, str]] = {}
     bundled: dict[str, dict[str, str]] = {}
     others: list[str] = []
     encoders = "|".join({re.escape(encoder) for family in families.FAMILIES for encoder in family.encoders})
     bundle = re.compile(rf"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|{encoders})")
     for name in names:
-        if found := _projection(name):
-            path, ending = found
+        if projection := _projection(name):
+            path, ending = projection
             parts = changed.setdefault(path, {})
             part = PARTS.get(ending, ending)
             if part in parts:
-                raise MuseumError(f"'{parts[part]:.100}' and '{name:.100}' are the same. Is it two LoRAs in one file?")
+                raise MuseumError(
+                    f"'{parts[part]:.100}' and '{name:.100}' are the same tensor. Does the file hold two LoRAs?"
+                )
             parts[part] = name
         elif match := bundle.fullmatch(name):
             bundled.setdefault(match["word"], {})[match["key"]] = name
@@ -68,14 +70,14 @@ def lora_names(names: Iterable[str]) -> LoraNames:
     return LoraNames(plain, bundled, others)
 
 
-def told(names: Sequence[str]) -> tuple[str, ...]:
-    """What such other names belong to, for people: "216 tensors of text encoders ('lora_te_…', …)"."""
+def other_tensors(names: Sequence[str]) -> tuple[str, ...]:
+    """A description of these tensors for error messages: "216 tensors of text encoders ('lora_te_…', …)"."""
     kinds: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: (name.endswith(tuple(PARTS)), name)):  # what is odd stands first
+    for name in sorted(names, key=lambda name: (name.endswith(tuple(PARTS)), name)):  # unusual names first
         if TEXT_ENCODER.match(name):
             kind = "of text encoders"
         elif _projection(name):
-            kind = "of keys and values in a form that is no plain LoRA"
+            kind = "of key and value projections that are not a plain LoRA"
         else:
             kind = "of other layers"
         kinds.setdefault(kind, []).append(name)
@@ -83,5 +85,5 @@ def told(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _projection(name: str) -> tuple[str, str] | None:
-    """The path of the projection whose tensor has that name, and the ending that says which tensor."""
+    """The path of the projection that the tensor belongs to, and the rest of its name."""
     return families.spelled(PREFIX.sub("", name))

@@ -1,4 +1,4 @@
-"""A file takes its name only when it is whole: at every moment the name stands for the old file or for the new one."""
+"""Replace files atomically: at every moment the name belongs to the complete old file or the complete new one."""
 
 import logging
 import os
@@ -17,23 +17,23 @@ from .files import Identity, dump, errors_about, identity
 from .names import SUFFIX, check_names
 
 Existing = Literal["refuse", "keep beside", "replace"]
-Waiting = Callable[[str], None]  # called again and again while a file waits; may raise to stop
+Waiting = Callable[[str], None]  # called with a message while a write waits; may raise to stop
 
-TEMPORARY = ".clora-*.tmp"
-ABANDONED_S = 24 * 60 * 60  # without a change for so long, a temporary file is that of a killed process
-PATIENCE_S = 3.0  # of waiting for another process, before it is said
+ABANDONED_S = 24 * 60 * 60  # a temporary file unchanged for this long belongs to a killed process
+PATIENCE_S = 3.0  # of silent waiting for another process
 WAITS = "Another program is writing in this folder; waiting."
+TAKEN = "A file of this name already exists. Choose another name, or allow overwriting."
 
 log = logging.getLogger(__name__)
 
 
 class ChangedMeanwhileError(MuseumError):
-    """Another program has written the file since it was read; its work would be lost."""
+    """Another program has written the file since it was read; replacing it would lose that program's changes."""
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, existing: Existing) -> None:
-    """Write the file so that its name stands, at every moment, for a whole file: the old one or the new one."""
-    with replacing(path, existing) as file:
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool) -> None:
+    """Write a safetensors file atomically. overwrite: replace an existing file, and keep it as a backup."""
+    with replacing(path, "keep beside" if overwrite else "refuse") as file:
         dump(file, tensors, lambda _: metadata)
 
 
@@ -41,25 +41,25 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 def replacing(
     path: Path, existing: Existing, *, read: Identity | None = None, waiting: Waiting | None = None
 ) -> Iterator[BinaryIO]:
-    """A new file that takes the name when the block is left without an error, and is gone otherwise.
+    """A temporary file to write in the block. It takes the name at the end, or is deleted if the block raises.
 
-    existing: what happens to a file of that name; "keep beside" makes it the newest of its backups. read: which file of
-    that name the new one was made of; ChangedMeanwhileError if there is another now. waiting: is called with a sentence
-    again and again while another process holds the folder for long, and may raise to stop; by default it is logged.
+    existing: what happens to a file of that name; "keep beside" makes it the newest backup. read: the identity of the
+    file that the new one was derived from; raises ChangedMeanwhileError if the path is another file by now. waiting:
+    called repeatedly with a message while another process locks the folder; may raise to stop. Default: log it once.
     """
     _check_target(path)
     if existing == "refuse" and path.exists():
-        raise _taken()
-    path = path.resolve()  # a link stays a link
+        raise MuseumError(TAKEN)
+    path = path.resolve()  # keep symbolic links
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with _alone_in(path.parent, waiting):
+        with _locked(path.parent, waiting):
             if read and identity(path) != read:
-                raise ChangedMeanwhileError("Another program has changed it since it was read. Do it again.")
+                raise ChangedMeanwhileError("Another program has changed it since it was read. Try again.")
             if existing == "refuse":
                 _link_new(temporary, path)
             else:
@@ -75,18 +75,18 @@ def replacing(
 
 
 def check_target(path: Path | str) -> None:
-    """Raise MuseumError where `write` would for the name or the folder; worth asking before a long work."""
+    """Raise MuseumError if a file of this name cannot be written. Call it before long work."""
     path = Path(path)
     with errors_about(path):
         _check_target(path)
         if not os.access(path.parent, os.W_OK):
-            raise MuseumError(f"You may not write into '{path.parent}'. Choose another folder.")
+            raise MuseumError(f"You have no permission to write to '{path.parent}'. Choose another folder.")
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged file a name under which nothing reads it, in the place of an older one, and say which."""
+    """Rename a damaged file to ….damaged, so that it is not read again, and return the new name."""
     aside = path.with_name(f"{path.name}.damaged")
-    with suppress(FileNotFoundError):  # another process has done it
+    with suppress(FileNotFoundError):  # another process has renamed it
         os.replace(path, aside)
     return aside
 
@@ -102,24 +102,24 @@ def _check_target(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A short name, since file systems limit its length; hidden, and not found by lists of models."""
+    """A short name, since file systems limit the length; hidden, and with a suffix that lists of models ignore."""
     return path.with_name(f".clora-{secrets.token_hex(8)}.tmp")
 
 
 def _remove_abandoned(newest: Path) -> None:
-    """Remove what killed processes were writing beside this file. What a living one writes changes all the time."""
+    """Delete temporary files of killed processes in this folder. A live process keeps changing its own."""
     now = newest.stat().st_mtime  # by the clock of the file system
-    for temporary in newest.parent.glob(TEMPORARY):
+    for temporary in newest.parent.glob(".clora-*.tmp"):
         with suppress(OSError):
             if now - temporary.lstat().st_mtime > ABANDONED_S:
                 temporary.unlink()
 
 
 @contextmanager
-def _alone_in(folder: Path, waiting: Waiting | None) -> Iterator[None]:
-    """While entered, no other process puts a file into its place there, as far as they ask for it in this way.
+def _locked(folder: Path, waiting: Waiting | None) -> Iterator[None]:
+    """Hold this package's lock on the folder.
 
-    Windows has no such lock, and some file systems neither: there the last of two that end at once wins.
+    Windows and some file systems have no such lock. There, the last of two simultaneous writers wins.
     """
     if os.name != "posix":
         yield
@@ -128,7 +128,7 @@ def _alone_in(folder: Path, waiting: Waiting | None) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        began, say = time.monotonic(), waiting or _logged_once()
+        began, warned = time.monotonic(), False
         with suppress(OSError):  # a file system without locks
             while True:
                 try:
@@ -136,39 +136,29 @@ def _alone_in(folder: Path, waiting: Waiting | None) -> Iterator[None]:
                     break
                 except BlockingIOError:
                     impatient = time.monotonic() - began > PATIENCE_S
-                if impatient:
-                    say(WAITS)
+                if impatient and waiting:
+                    waiting(WAITS)
+                elif impatient and not warned:
+                    log.warning("C-LoRA: %s", WAITS)
+                    warned = True
                 time.sleep(0.2 if impatient else 0.02)
         yield
     finally:
         os.close(descriptor)
 
 
-def _logged_once() -> Waiting:
-    said: set[str] = set()
-
-    def say(text: str) -> None:
-        if text not in said:
-            log.warning("C-LoRA: %s", text)
-        said.add(text)
-
-    return say
-
-
 def _link_new(temporary: Path, path: Path) -> None:
-    """Take a name that must be free, even of a file that came while this one was written."""
+    """Take the name only if it is still free."""
     try:
         os.link(temporary, path)
-    except FileExistsError as error:
-        raise _taken() from error
-    except OSError as error:  # a file system without hard links
-        if path.exists():
-            raise _taken() from error
-        os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or path.exists():
+            raise MuseumError(TAKEN) from error
+        os.replace(temporary, path)  # a file system without hard links
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut. Windows knows no such call."""
+    """Make the new name survive a power cut. Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -176,7 +166,3 @@ def _sync_folder(folder: Path) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _taken() -> MuseumError:
-    return MuseumError("A file of this name exists already. Choose another name, or ask to overwrite it.")
