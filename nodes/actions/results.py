@@ -23,7 +23,7 @@ from ...clora_core.learning.state import LearningState, StateError, load_state, 
 from ...clora_core.model.base import Fingerprint
 from ...clora_core.museum.file import load_museum, save_museum
 from ...clora_core.museum.file.files import refused_by_the_system
-from ...clora_core.museum.file.json_values import listed, mapping, number
+from ...clora_core.museum.file.json_values import array, mapping, number
 from ...clora_core.museum.file.replacing import set_aside
 from ...clora_core.museum.museum import Exhibit, Museum
 from ...clora_core.pictures import PIXELS_LIMIT, as_floats, to_bytes, to_picture
@@ -152,7 +152,7 @@ def _read_result(path: Path) -> Result:
     try:
         *others, last = load_museum(path).exhibits
         facts = dict(last.facts)
-        losses = tuple(number(loss, "A loss") for loss in listed(facts.pop(LOSSES), "The losses"))
+        losses = tuple(number(loss, "A loss") for loss in array(facts.pop(LOSSES), "The losses"))
         pictures = _decoded(facts.pop(PICTURES))  # type: ignore[arg-type]
         diary = mapping(facts.pop(DIARY, {}), "The diary")
     except (KeyError, TypeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,0 +1,84 @@
+"""Read pictures with a museum of classes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model.attach import attached
+from .heads import head_rows, logits
+from .museum import TaskMuseum
+from .recipe import Head
+from .vision import Vision
+
+
+@contextmanager
+def reading(base: Vision, museum: TaskMuseum) -> Iterator[None]:
+    """While entered, the network's features are those that the museum's classes were learned with."""
+    museum.check_over(base.fingerprint)
+    with attached(base, museum.dense()):
+        yield
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One picture's classes, the likeliest first, and their shares."""
+
+    classes: tuple[str, ...]
+    shares: tuple[float, ...]
+
+
+@torch.no_grad()
+def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int = 5) -> list[Verdict]:
+    """The likeliest classes of each picture, at most that many, among all classes. pictures: bytes (n, 3, side, side)."""
+    with reading(base, museum):
+        values = answers(base, museum, pictures).softmax(1)
+    shares, places = values.topk(min(most, values.shape[1]), dim=1)
+    return [
+        Verdict(tuple(museum.classes[place] for place in row), tuple(own))
+        for row, own in zip(places.tolist(), shares.tolist(), strict=True)
+    ]
+
+
+def answers(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
+    """The logits of all classes, (n, classes), inside `reading`. head: by default that of the museum's last task."""
+    recipe = museum.tasks[-1].recipe
+    return logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Shares of test pictures: per class and per task, among all classes seen; within: among the task's own classes.
+
+    confusion: class → the class it was taken for → number of pictures.
+    """
+
+    classes: dict[str, float]
+    tasks: tuple[float, ...]
+    within: tuple[float, ...]
+    confusion: dict[str, dict[str, int]]
+
+
+@torch.no_grad()
+def tested(museum: TaskMuseum, values: Tensor, truth: Sequence[str]) -> Accuracies:
+    """values: logits (n, classes) of pictures whose classes are `truth`."""
+    order = {name: place for place, name in enumerate(museum.classes)}
+    labels = torch.tensor([order[name] for name in truth])
+    guesses = values.argmax(1)
+    hits = guesses == labels
+    classes = {name: float(hits[labels == order[name]].float().mean()) for name in dict.fromkeys(truth)}
+    tasks, within, start = [], [], 0
+    for task in museum.tasks:
+        stop = start + len(task.classes)
+        own = (labels >= start) & (labels < stop)
+        tasks.append(float(hits[own].float().mean()))
+        local = values[own][:, start:stop].argmax(1) + start if stop > start else guesses[own]
+        within.append(float((local == labels[own]).float().mean()))
+        start = stop
+    confusion: dict[str, dict[str, int]] = {}
+    for label, guess in zip(truth, guesses.tolist(), strict=True):
+        row = confusion.setdefault(label, {})
+        row[museum.classes[guess]] = row.get(museum.classes[guess], 0) + 1
+    return Accuracies(classes, tuple(tasks), tuple(within), confusion)

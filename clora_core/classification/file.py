@@ -1,0 +1,159 @@
+"""A museum of classes in one safetensors file. Its metadata says which kind of museum it is.
+
+    clora.<task>.<name>          rows, means, counts, scatter, drift
+    clora.<task>.up.<projection> .down.<projection> .inputs.<layer>
+
+Written as museums of concepts are: whole or not at all, sealed with a hash, the replaced file kept as a backup.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..errors import MuseumError
+from ..model.base import Fingerprint
+from ..model.low_rank import LowRank
+from ..model.projections import Projection, Role
+from ..museum.file.damage import sealed, undamaged
+from ..museum.file.files import Identity, check_finite, dump, errors_about, opened, read_metadata
+from ..museum.file.json_values import array, fields, integer, json_text, json_value, mapping, text
+from ..museum.file.replacing import replacing
+from .learn import layer_of
+from .museum import Task, TaskMuseum, check_class
+from .recipe import TaskRecipe
+
+FORMAT = "clora-class-museum"
+VERSION = "1"
+ROLES = ("query", "key", "value")
+TASK_FIELDS = ("classes", "recipe", "facts", "ranks", "layers", "drift")
+
+
+def save_task_museum(museum: TaskMuseum, path: Path | str, *, read: Identity | None = None) -> Path:
+    """Write the museum and return its path. A file of that name becomes a backup.
+
+    read: the `identity` of the file that the museum was read from; a file that has changed since is not replaced.
+    """
+    path = Path(path)
+    with errors_about(path), replacing(path, "keep beside", read=read) as file:
+        tensors = {name: value for place, task in enumerate(museum.tasks) for name, value in _tensors(place, task)}
+        header = json_text(_header(museum), "The museum")
+        metadata = {"clora.format": FORMAT, "clora.version": VERSION, "clora.museum": header}
+        dump(file, tensors, lambda content: sealed(metadata, tensors, content))
+    return path
+
+
+def load_task_museum(path: Path | str) -> TaskMuseum:
+    """The way back, bit for bit, on the CPU. Raises MuseumError for a damaged file or another kind of museum."""
+    path = Path(path)
+    with errors_about(path), opened(path) as file, undamaged(path, file):
+        metadata = file.metadata() or {}
+        if metadata.get("clora.format") == "clora-museum":
+            raise MuseumError("It is a museum of concepts for a text-to-image model, not of classes of pictures.")
+        metadata = read_metadata(file, FORMAT, VERSION)
+        header = fields(
+            json_value(metadata.get("clora.museum", ""), "The museum"), ("base", "slots", "tasks"), "The museum"
+        )
+        base = fields(header["base"], ("name", "digest"), "The base")
+        slots = {slot.path: slot for slot in map(_projection, array(header["slots"], "The projections"))}
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        check_finite(tensors)
+        tasks = tuple(
+            _task(place, entry, slots, tensors) for place, entry in enumerate(array(header["tasks"], "The tasks"))
+        )
+        if tensors:
+            raise MuseumError(f"There is a tensor '{min(tensors):.100}' that its header does not mention.")
+        return TaskMuseum(Fingerprint(text(base["name"], "The base"), text(base["digest"], "The base")), tasks)
+
+
+def is_task_museum(path: Path) -> bool:
+    """Whether the file says that it is a museum of classes."""
+    with errors_about(path), opened(path) as file:
+        return (file.metadata() or {}).get("clora.format") == FORMAT
+
+
+def _header(museum: TaskMuseum) -> dict[str, object]:
+    slots = sorted({projection for task in museum.tasks for projection in task.deltas})
+    return {
+        "base": {"name": museum.base.family, "digest": museum.base.digest},
+        "slots": [[slot.path, slot.role, *slot.shape] for slot in slots],
+        "tasks": [
+            {
+                "classes": list(task.classes),
+                "recipe": task.recipe.to_json(),
+                "facts": dict(task.facts),
+                "ranks": {projection.path: delta.rank for projection, delta in sorted(task.deltas.items())},
+                "layers": {layer: len(moment) for layer, moment in sorted(task.inputs.items())},
+                "drift": task.drift is not None,
+            }
+            for task in museum.tasks
+        ],
+    }
+
+
+def _tensors(place: int, task: Task) -> Iterator[tuple[str, Tensor]]:
+    stem = f"clora.{place}"
+    own = {"rows": task.rows, "means": task.means, "counts": task.counts, "scatter": task.scatter}
+    own |= {} if task.drift is None else {"drift": task.drift}
+    own |= {f"inputs.{layer}": moment for layer, moment in task.inputs.items()}
+    for projection, delta in task.deltas.items():
+        own |= {f"up.{projection.path}": delta.up, f"down.{projection.path}": delta.down}
+    for name, value in sorted(own.items()):
+        yield f"{stem}.{name}", value.detach().cpu().contiguous()
+
+
+def _projection(entry: object) -> Projection:
+    match array(entry, "A projection"):
+        case [path, role, rows, columns] if role in ROLES:
+            shape = integer(rows, "A projection's height", least=1), integer(columns, "A projection's width", least=1)
+            return Projection(text(path, "A projection's path"), cast(Role, role), shape)
+    raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
+
+
+def _task(place: int, entry: object, slots: Mapping[str, Projection], tensors: dict[str, Tensor]) -> Task:
+    """The task from its entry in the header; its tensors are taken out of `tensors`."""
+    what = f"Task {place + 1}"
+    values = fields(entry, TASK_FIELDS, what)
+    classes = tuple(text(name, f"{what}: a class") for name in array(values["classes"], f"{what}: classes"))
+    for name in classes:
+        check_class(name)
+
+    def taken(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        key = f"clora.{place}.{name}"
+        if (value := tensors.pop(key, None)) is None:
+            raise MuseumError(f"The tensor '{key}' is missing.")
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise MuseumError(f"'{key}' is {value.dtype} of shape {tuple(value.shape)}; expected {dtype} of {shape}.")
+        return value
+
+    if (scatter := tensors.get(f"clora.{place}.scatter")) is None or scatter.ndim != 2:
+        raise MuseumError(f"{what} has no scatter matrix.")
+    width, count = len(scatter), len(classes)
+    deltas = {}
+    for path, rank in mapping(values["ranks"], f"{what}: ranks").items():
+        if (slot := slots.get(path)) is None:
+            raise MuseumError(f"{what} has a delta on '{path:.100}', which is not a projection of this museum.")
+        rank = integer(rank, f"{what}: a rank", least=1)
+        deltas[slot] = LowRank(taken(f"up.{path}", slot.shape[0], rank), taken(f"down.{path}", rank, slot.shape[1]))
+    if unknown := [slot.path for slot in deltas if f"{layer_of(slot)}.{slot.role}" != slot.path]:
+        raise MuseumError(f"'{unknown[0]:.100}' is not the name of a query, key or value projection.")
+    inputs = {}
+    for layer, size in mapping(values["layers"], f"{what}: layers").items():
+        size = integer(size, f"{what}: the width of a layer", least=1)
+        inputs[layer] = taken(f"inputs.{layer}", size, size)
+    if not (counts := taken("counts", count, dtype=torch.int64)).ge(1).all():
+        raise MuseumError(f"{what} has a class of no pictures.")
+    return Task(
+        classes,
+        deltas,
+        taken("rows", count, width + 1),
+        taken("means", count, width),
+        counts,
+        taken("scatter", width, width),
+        inputs,
+        TaskRecipe.from_json(mapping(values["recipe"], f"{what}: recipe")),
+        taken("drift", width, width) if values["drift"] is True else None,
+        mapping(values["facts"], f"{what}: facts"),
+    )
