@@ -7,7 +7,7 @@ from typing import TextIO
 
 import torch
 
-from .commands import demo, edit, export, importing, learn, report, show, view
+from .commands import classify, demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
 from .texts import printable
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
-    for command in (demo, learn, view, show, report, edit, importing, export):
+    for command in (demo, learn, view, show, report, edit, importing, export, classify):
         command.add(commands)
     words = sys.argv[1:] if arguments is None else list(arguments)
     bench = commands.add_parser("bench", help="measure speed and forgetting (research)")

@@ -46,7 +46,7 @@ def thumbnail(pixels: Tensor) -> bytes:
 
 def thumbnail_of(path: Path) -> bytes:
     """A small JPEG of a picture file."""
-    return _small_jpeg(_upright(path))
+    return _small_jpeg(upright(path))
 
 
 def check_thumbnail(encoded: bytes) -> None:
@@ -90,7 +90,7 @@ def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str,
     if not paths:
         raise ConceptError(f"There are no pictures in '{folder}'. Supported suffixes: {', '.join(SUFFIXES)}.")
     size = (resolution_px, resolution_px)
-    squares = [ImageOps.fit(_upright(path), size, Image.Resampling.LANCZOS) for path in paths]
+    squares = [ImageOps.fit(upright(path), size, Image.Resampling.LANCZOS) for path in paths]
     pictures = torch.stack([as_floats(to_bytes(square)) for square in squares])
     captions = [path.with_suffix(".txt") for path in paths]
     missing = [path.name for path in captions if not path.is_file()]
@@ -108,7 +108,7 @@ def _small_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _upright(path: Path) -> Image.Image:
+def upright(path: Path) -> Image.Image:
     """The picture in RGB, rotated according to its EXIF orientation."""
     try:
         with Image.open(path, formats=FORMATS) as picture:

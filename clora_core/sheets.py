@@ -54,3 +54,22 @@ def thumbnail_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int
         sheet.paste(ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="white"), (left, top))
         pen.text((left, top + THUMBNAIL_PX + 3), name, fill="black", font=font)
     return sheet
+
+
+def confusion_sheet(shares: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """A cell for each share between 0 and 1, the darker the larger; names beside the rows and above the columns."""
+    cell, label = 18, 150
+    sheet = Image.new("RGB", (label + len(columns) * cell, label + len(rows) * cell), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    above = Image.new("RGB", (label, len(columns) * cell), "white")
+    for place, name in enumerate(columns):
+        ImageDraw.Draw(above).text((4, place * cell + 2), name[:24], fill="black", font=font)
+    sheet.paste(above.transpose(Image.Transpose.ROTATE_90), (label, 0))
+    for line, (name, values) in enumerate(zip(rows, shares, strict=True)):
+        top = label + line * cell
+        pen.text((4, top + 2), name[:24], fill="black", font=font)
+        for place, share in enumerate(values):
+            shade = round(255 * (1 - share))
+            left = label + place * cell
+            pen.rectangle((left, top, left + cell - 2, top + cell - 2), fill=(shade, shade, 255 if share else 245))
+    return sheet

@@ -32,7 +32,7 @@ class Verdict:
 
 @torch.no_grad()
 def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int = 5) -> list[Verdict]:
-    """The likeliest classes of each picture, at most that many, among all classes. pictures: bytes (n, 3, side, side)."""
+    """The likeliest classes of each picture, at most that many. pictures: bytes (n, 3, side, side)."""
     with reading(base, museum):
         values = answers(base, museum, pictures).softmax(1)
     shares, places = values.topk(min(most, values.shape[1]), dim=1)

@@ -49,9 +49,6 @@ def load_task_museum(path: Path | str) -> TaskMuseum:
     """The way back, bit for bit, on the CPU. Raises MuseumError for a damaged file or another kind of museum."""
     path = Path(path)
     with errors_about(path), opened(path) as file, undamaged(path, file):
-        metadata = file.metadata() or {}
-        if metadata.get("clora.format") == "clora-museum":
-            raise MuseumError("It is a museum of concepts for a text-to-image model, not of classes of pictures.")
         metadata = read_metadata(file, FORMAT, VERSION)
         header = fields(
             json_value(metadata.get("clora.museum", ""), "The museum"), ("base", "slots", "tasks"), "The museum"
@@ -66,12 +63,6 @@ def load_task_museum(path: Path | str) -> TaskMuseum:
         if tensors:
             raise MuseumError(f"There is a tensor '{min(tensors):.100}' that its header does not mention.")
         return TaskMuseum(Fingerprint(text(base["name"], "The base"), text(base["digest"], "The base")), tasks)
-
-
-def is_task_museum(path: Path) -> bool:
-    """Whether the file says that it is a museum of classes."""
-    with errors_about(path), opened(path) as file:
-        return (file.metadata() or {}).get("clora.format") == FORMAT
 
 
 def _header(museum: TaskMuseum) -> dict[str, object]:

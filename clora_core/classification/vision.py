@@ -150,12 +150,27 @@ def _network(folder: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
             f"'{folder}' holds a model of type '{config.model_type}'; supported are {', '.join(kinds)}."
         )
     kind, options = kinds[config.model_type]
-    network, loading = kind.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
+    with _without_bar():
+        network, loading = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
     if missing := sorted(loading["missing_keys"]):
         raise BaseModelError(f"The weights in '{folder}' are incomplete: '{missing[0]}' is missing.")
     return network
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """While entered, transformers shows no progress bar."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:

@@ -5,10 +5,13 @@ import dataclasses
 import glob
 import hashlib
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ..errors import Cancelled, CLoRAError, MuseumError, RecipeError
-from ..learning.learn import Learning, Progress
+from ..learning.learn import Learning
+from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
@@ -17,7 +20,7 @@ from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import refused_by_the_system
 from ..museum.file.replacing import set_aside
-from ..museum.museum import Exhibit, Museum
+from ..museum.museum import Museum
 from ..pictures import read_folder
 from .model import add_base, add_kind, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
@@ -96,10 +99,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     learning = Learning(base, museum, concepts, recipe)
-    # The state of this word with these pictures and numbers, beside the museum.
-    name = hashlib.sha256(arguments.word.encode()).hexdigest()[:8]
-    state = arguments.museum.with_name(f"{arguments.museum.stem}.{name}.{learning.key[:8]}.learning.safetensors")
-    exhibits = _learn(learning, state, say)
+    state = state_path(arguments.museum, arguments.word, learning.key)
+    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps)
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
     path = _add_to_file(Museum(museum.base, new), arguments.museum)
     state.unlink(missing_ok=True)
@@ -143,10 +144,19 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
 
 
-def _learn(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
+Learned = TypeVar("Learned")
+
+
+class Run(Protocol[Learned]):
+    """`Learning.run` and its kin."""
+
+    def __call__(self, *, report: Callable[[Progress], None] | None, resume: LearningState | None) -> Learned: ...
+
+
+def run_resumably(run: Run[Learned], path: Path, say: Say, *, title: str, steps: int) -> Learned:
     """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside."""
     resume = _resumable(path, say)
-    with listening_for_ctrl_c() as pressed, Bar(learning.words[-1], learning.recipe.steps) as bar:
+    with listening_for_ctrl_c() as pressed, Bar(title, steps) as bar:
 
         def report(progress: Progress) -> None:
             bar.report(progress)
@@ -161,14 +171,20 @@ def _learn(learning: Learning, path: Path, say: Say) -> tuple[Exhibit, ...]:
                 raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
 
         try:
-            return learning.run(report=report, resume=resume)
+            return run(report=report, resume=resume)
         except StateError as error:
             _set_aside(path, error, say)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)
             raise
-    return _learn(learning, path, say)
+    return run_resumably(run, path, say, title=title, steps=steps)
+
+
+def state_path(museum: Path, name: str, key: str) -> Path:
+    """Where the unfinished training of this name, with these pictures and numbers, is kept: beside the museum."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return museum.with_name(f"{museum.stem}.{digest}.{key[:8]}.learning.safetensors")
 
 
 def _resumable(path: Path, say: Say) -> LearningState | None:

@@ -25,6 +25,12 @@ HEADER_LIMIT = 64 * 1024 * 1024  # bytes
 ENTRIES_LIMIT = 1_000_000  # commas in the header
 OPENINGS = 100  # attempts to open a file that other programs keep replacing
 
+# Kinds of museums, as errors call them.
+KINDS = {
+    "clora-museum": "a museum of concepts, for a text-to-image model",
+    "clora-class-museum": "a museum of classes, for pictures (the command `classify`)",
+}
+
 Identity = tuple[int, ...]
 
 DTYPE_NAMES = {
@@ -83,6 +89,8 @@ def read_metadata(file: safe_open, kind: str, version: str) -> Mapping[str, str]
     metadata = file.metadata() or {}
     actual_kind, actual = metadata.get("clora.format"), metadata.get("clora.version")
     if actual_kind != kind:
+        if actual_kind in KINDS and kind in KINDS:
+            raise MuseumError(f"It is {KINDS[actual_kind]}, not {KINDS[kind]}.")
         raise MuseumError(f"It is not a {kind} file: its 'clora.format' is {actual_kind!r:.60}.")
     if actual != version:
         raise MuseumError(f"It has version {actual!r:.60}; this program reads version {version}. Update the program.")

@@ -1,0 +1,274 @@
+"""Tasks of classes over the starter's vision transformer and over random ones of every supported type."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clora_core import cli
+from clora_core.classification.classify import answers, classified, reading
+from clora_core.classification.file import load_task_museum, save_task_museum
+from clora_core.classification.heads import discriminant_rows, drift_between, head_rows, logits, statistics
+from clora_core.classification.learn import ClassPictures, TaskLearning
+from clora_core.classification.museum import TaskMuseum, renamed_class, without_class
+from clora_core.classification.recipe import METHODS, TaskRecipe
+from clora_core.classification.vision import Vision, open_vision
+from clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError
+from clora_core.model.attach import attached
+from clora_core.museum.file import load_museum
+from clora_core.pictures import as_floats, to_picture
+
+pytest.importorskip("transformers")
+NAMES = ("red", "green", "blue", "dark")
+COLORS = torch.tensor([[220, 40, 40], [40, 220, 40], [40, 40, 220], [30, 30, 30]])
+
+
+@pytest.fixture(scope="module")
+def vision() -> Vision:
+    return open_vision("starter")
+
+
+def pictures(*names: str, count: int = 6, seed: int = 0) -> ClassPictures:
+    """Noise around one color a class, bytes."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(names)).repeat_interleave(count)
+    colors = COLORS[[NAMES.index(name) for name in names]][labels]
+    noise = torch.randint(-30, 31, (len(labels), 3, 48, 48), generator=rng)
+    return ClassPictures(names, (colors[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+
+def recipe(method: str = "c-lora", **changes: object) -> TaskRecipe:
+    whole = METHODS[method]
+    return dataclasses.replace(
+        whole, **{"epochs": 3, "learning": dataclasses.replace(whole.learning, rank=4, batch_size=5), **changes}
+    )
+
+
+def two_tasks(vision: Vision, method: str = "c-lora") -> TaskMuseum:
+    museum = TaskMuseum(vision.fingerprint)
+    for names in (NAMES[:2], NAMES[2:]):
+        museum = museum.with_task(TaskLearning(vision, museum, pictures(*names), recipe(method)).run())
+    return museum
+
+
+def tensors(museum: TaskMuseum) -> list[Tensor]:
+    values = [value for task in museum.tasks for value in (task.rows, task.means, task.scatter, task.counts)]
+    return values + [factor for task in museum.tasks for d in task.deltas.values() for factor in (d.up, d.down)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_two_tasks_and_knows_all_classes(vision: Vision, method: str):
+    museum = two_tasks(vision, method)
+    test = pictures(*NAMES, seed=1)
+    with reading(vision, museum):
+        guesses = answers(vision, museum, test.pictures).argmax(1)
+    assert (guesses == test.labels).float().mean() > 0.9
+    assert [bool(task.deltas) for task in museum.tasks] == {
+        "frozen": [False, False],
+        "first-task": [True, False],
+    }.get(method, [True, True])
+
+
+def test_the_network_is_as_it_was(vision: Vision):
+    before = {name: value.clone() for name, value in vision.network.state_dict().items()}
+    features = vision.all_features(pictures("red").pictures)
+    two_tasks(vision)
+    assert all(torch.equal(before[name], value) for name, value in vision.network.state_dict().items())
+    assert torch.equal(vision.all_features(pictures("red").pictures), features)
+
+
+def test_the_penalty_is_equation_3(vision: Vision):
+    """The reported term, against ‖past ∘ Δ‖² computed with dense matrices."""
+    museum = two_tasks(vision, "sequential")
+    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
+    terms: list[float] = []
+    moved: list[dict] = []
+
+    def report(progress) -> None:
+        terms.append(progress.losses["self_regularization"])
+        moved.append({p: (d.up.detach().clone(), d.down.detach().clone()) for p, d in progress.trained.deltas.items()})
+
+    TaskLearning(vision, first, pictures("blue", "dark"), recipe()).run(report=report)
+    past = first.dense()
+    naive = [float(sum((past[p] * (up @ down)).square().sum() for p, (up, down) in step.items())) for step in moved]
+    # what is reported after an update belongs to the factors before it; the weight is one number for all steps
+    weights = [term / value for term, value in zip(terms[1:], naive, strict=False) if value > 1e-12]
+    assert terms[0] == 0 and len(weights) > 3
+    assert max(weights) == pytest.approx(min(weights), rel=1e-3)
+
+
+def test_only_the_tasks_own_classes_are_in_the_loss(vision: Vision):
+    museum = two_tasks(vision, "frozen")
+    task = pictures("blue", "dark")
+    losses: list[float] = []
+    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
+    whole = dataclasses.replace(recipe("frozen"), head="linear")
+    whole = dataclasses.replace(whole, learning=dataclasses.replace(whole.learning, batch_size=len(task.labels)))
+    rows: list[Tensor] = []
+
+    def report(progress) -> None:
+        losses.append(progress.loss)
+        rows.append(progress.trained.rows.detach().clone())
+
+    TaskLearning(vision, first, task, whole).run(report=report)
+    own = F.cross_entropy(logits(vision.all_features(task.pictures), rows[0]), task.labels)
+    assert losses[1] == pytest.approx(float(own), rel=1e-4)
+
+
+def test_resumed_is_uninterrupted(vision: Vision):
+    task, museum = pictures("red", "green"), TaskMuseum(vision.fingerprint)
+    learning = TaskLearning(vision, museum, task, recipe())
+    states = []
+    whole = learning.run(report=lambda progress: states.append(progress.snapshot()))
+    again = TaskLearning(vision, museum, task, recipe()).run(resume=states[3])
+    first, second = (tensors(TaskMuseum(museum.base, (task,))) for task in (whole, again))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_museum_comes_back_bit_for_bit(vision: Vision, tmp_path: Path):
+    museum = two_tasks(vision)
+    path = save_task_museum(museum, tmp_path / "m.safetensors")
+    back = load_task_museum(path)
+    assert back.classes == museum.classes and back.base == museum.base
+    assert all(torch.equal(one, other) for one, other in zip(tensors(museum), tensors(back), strict=True))
+    assert back.tasks[1].recipe == museum.tasks[1].recipe
+    assert torch.equal(back.tasks[1].drift, museum.tasks[1].drift)
+    test = pictures(*NAMES, seed=2).pictures
+    assert classified(vision, back, test) == classified(vision, museum, test)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_refused(vision: Vision, tmp_path: Path, seed: int, saved: bytes):
+    content = bytearray(saved)
+    place = int(torch.randint(8, len(content), (), generator=torch.Generator().manual_seed(seed)))
+    content[place] ^= 1 << seed % 8
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(MuseumError):
+        load_task_museum(tmp_path / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(vision: Vision, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return save_task_museum(two_tasks(vision), tmp_path_factory.mktemp("m") / "m.safetensors").read_bytes()
+
+
+def test_the_other_kind_of_museum_is_named(vision: Vision, tmp_path: Path, saved: bytes):
+    (tmp_path / "m.safetensors").write_bytes(saved)
+    with pytest.raises(MuseumError, match=r"a museum of classes.*not a museum of concepts"):
+        load_museum(tmp_path / "m.safetensors")
+
+
+def test_classes_are_renamed_and_removed(vision: Vision):
+    museum = two_tasks(vision)
+    fewer = without_class(renamed_class(museum, "red", "rot"), "green")
+    assert fewer.classes == ("rot", "blue", "dark")
+    assert [verdict.classes[0] for verdict in classified(vision, fewer, pictures("red", seed=4).pictures)] == [
+        "rot"
+    ] * 6
+    with pytest.raises(MuseumError, match="twice"):
+        renamed_class(museum, "red", "blue")
+    with pytest.raises(MuseumError, match="no class 'gold'"):
+        without_class(museum, "gold")
+    with pytest.raises(ConceptError, match="already has the class 'red'"):
+        TaskLearning(vision, museum, pictures("red", "green"), recipe())
+
+
+def test_discriminant_analysis_is_the_gaussian_posterior():
+    """Against log-densities with the covariance that torch itself inverts."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(400)
+    features = torch.randn(1200, 5, generator=rng) @ torch.randn(5, 5, generator=rng) + 3.0 * labels[:, None]
+    means, counts, scatter = statistics(features, labels, 3)
+    assert counts.tolist() == [400, 400, 400]
+    rows = discriminant_rows(means, scatter, 1200)
+    covariance = scatter / (1200 - 3)
+    densities = torch.stack(
+        [torch.distributions.MultivariateNormal(mean, covariance).log_prob(features.double()) for mean in means], dim=1
+    )
+    # with so many samples hardly anything is shrunk
+    torch.testing.assert_close(logits(features, rows).softmax(1).double(), densities.softmax(1), atol=0.02, rtol=0)
+
+
+def test_means_follow_a_linear_drift(vision: Vision):
+    rng = torch.Generator().manual_seed(1)
+    before = torch.randn(500, 8, generator=rng)
+    change = torch.eye(8) + 0.1 * torch.randn(8, 8, generator=rng)
+    torch.testing.assert_close(drift_between(before, before @ change, ridge=1e-6), change, atol=1e-4, rtol=1e-4)
+    assert torch.equal(drift_between(before, before), torch.eye(8))
+    museum = two_tasks(vision, "sequential")
+    assert not torch.equal(head_rows(museum, "lda"), head_rows(museum, "lda", corrected=False))
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "clip"])
+def test_folders_of_transformers_open_and_learn(kind: str, tmp_path: Path):
+    import transformers as t
+
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    model = {
+        "vit": lambda: t.ViTModel(t.ViTConfig(**small)),
+        "deit": lambda: t.DeiTModel(t.DeiTConfig(**small)),
+        "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**small)),
+        "clip": lambda: t.CLIPVisionModel(t.CLIPVisionConfig(**small)),
+    }[kind]()
+    model.save_pretrained(tmp_path)
+    base = open_vision(tmp_path)
+    assert (base.width, base.side, len(base.modules)) == (32, 32, 6)
+    task = pictures("red", "green")
+    task = dataclasses.replace(task, pictures=task.pictures[..., :32, :32])
+    museum = TaskMuseum(base.fingerprint).with_task(
+        TaskLearning(base, TaskMuseum(base.fingerprint), task, recipe()).run()
+    )
+    with torch.no_grad(), attached(base, museum.dense()):
+        moved = base.features(as_floats(task.pictures))
+    assert not torch.equal(moved, base.features(as_floats(task.pictures)))
+    again = open_vision(tmp_path)
+    assert again.fingerprint == base.fingerprint and museum.check_over(again.fingerprint) is None
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    with pytest.raises(BaseModelError, match=r"config\.json"):
+        open_vision(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(BaseModelError, match="'bert'"):
+        open_vision(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CLoRAError):
+        open_vision(tmp_path)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for part, names, seed in (("a", NAMES[:2], 0), ("b", NAMES[2:], 0), ("t", NAMES, 5)):
+        task = pictures(*names, count=3, seed=seed)
+        for number, (picture, label) in enumerate(zip(task.pictures, task.labels.tolist(), strict=True)):
+            folder = tmp_path / part / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_picture(as_floats(picture)).save(folder / f"{number}.png")
+    museum = str(tmp_path / "shop.safetensors")
+    (tmp_path / "a" / "red" / "Thumbs.db").write_text("")
+    for part in "ab":
+        assert (
+            cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
+        )
+    assert "not pictures" in capsys.readouterr().out
+    confusion = tmp_path / "confusion.png"
+    assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
+    assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()
+    table = tmp_path / "view.json"
+    assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "blue"), "--json", str(table)]) == 0
+    assert [row["classes"][0] for row in json.loads(table.read_text())] == ["blue"] * 3
+    assert cli.main(["classify", "edit", museum, "--rename", "blue", "azure"]) == 0
+    assert cli.main(["classify", "show", museum]) == 0
+    assert "azure, dark" in capsys.readouterr().out
+    assert cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / "a")]) == 1
+    assert "already has the class" in capsys.readouterr().err
