@@ -79,10 +79,10 @@ def test_a_thumbnail_is_one_of_the_images(nodes: dict[str, Any], museum: Museum)
 @pytest.mark.parametrize(
     ("edits", "rule"),
     [
-        ("rename <one>", "no edit"),
+        ("rename <one>", "not a valid edit"),
         ("remove <four>", "<four>"),
         ("rename <one> <two>", "<two>"),
-        ("strength <one> loud", "no number"),
+        ("strength <one> loud", "not a number"),
         ("thumbnail <one>", "0 images"),
         ("thumbnail <one> -1", "the first is number 1"),
         ("thumbnail <four> 1", "0 images"),

@@ -72,13 +72,13 @@ def test_damage_is_said_with_where_the_version_before_may_be(tmp_path: Path, cap
         with pytest.raises(MuseumError, match=r"^a\.safetensors: The file is damaged.*Use another copy of it"):
             touch(path)
     (tmp_path / "a.bak.safetensors").write_bytes(b"")
-    with pytest.raises(MuseumError, match=r"damaged.*'a\.bak\.safetensors' beside it may hold the version before"):
+    with pytest.raises(MuseumError, match=r"damaged.*Its backup 'a\.bak\.safetensors' may be intact"):
         load_museum(path)
     save_museum(SMALL.only(["<ink>"]), path, overwrite=True)
     with_a_wrong_tensor(path)
     newest = backups_of(path)[-1]
     before = path.read_bytes()
-    with pytest.raises(MuseumError, match=rf"damaged.*'{re.escape(newest.name)}' beside it"):
+    with pytest.raises(MuseumError, match=rf"damaged.*'{re.escape(newest.name)}' may be intact"):
         load_museum(path)
     assert load_museum(newest).words == ("<ink>",)
     assert main(["edit", str(path), "--remove", "<ink>"]) == 1

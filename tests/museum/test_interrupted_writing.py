@@ -242,7 +242,7 @@ def save_without_rights(folder: Path) -> None:
     ):
         with pytest.raises(MuseumError, match=r"[ab]\.safetensors: Permission denied .*your permissions"):
             attempt()
-    with pytest.raises(MuseumError, match="You may not write into"):
+    with pytest.raises(MuseumError, match="You have no permission to write to"):
         check_target(folder / "b.safetensors")
 
 

@@ -19,7 +19,7 @@ from tests.museums import assert_same, exhibit, museum, projections
 def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name already exists.*overwrite"):
+    with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name already exists.*overwriting"):
         save_museum(museum(), path)
     assert path.read_bytes() == b"precious"
     save_museum(museum(), path, overwrite=True)
@@ -134,7 +134,7 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
         (exhibit("<x>", on, seed=1, facts={"loss": float("nan")}), "JSON"),
         (exhibit("<x>", on, seed=1, prompt="\ud800"), "JSON"),
         (exhibit("<x>", on, seed=1, ranks=(0,)), "rank 0"),
-        (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "no key or value projection"),
+        (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "not the diffusers path"),
         (exhibit("<x>", [on[0], Projection(on[0].path, "key", (16, 768))], seed=1), "2 times"),
         (nan, "not finite"),
         (replace(plain, deltas=misfit), "has shape"),
