@@ -7,7 +7,7 @@ import hashlib
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ..errors import Cancelled, CLoRAError, MuseumError, RecipeError
 from ..learning.learn import Learning
@@ -147,14 +147,11 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 Learned = TypeVar("Learned")
 
 
-class Run(Protocol[Learned]):
-    """`Learning.run` and its kin."""
+def run_resumably(run: Callable[..., Learned], path: Path, say: Say, *, title: str, steps: int) -> Learned:
+    """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
 
-    def __call__(self, *, report: Callable[[Progress], None] | None, resume: LearningState | None) -> Learned: ...
-
-
-def run_resumably(run: Run[Learned], path: Path, say: Say, *, title: str, steps: int) -> Learned:
-    """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside."""
+    run: `Learning.run`, or another with its `report` and `resume`.
+    """
     resume = _resumable(path, say)
     with listening_for_ctrl_c() as pressed, Bar(title, steps) as bar:
 
