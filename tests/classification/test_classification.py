@@ -183,11 +183,9 @@ def test_classes_are_renamed_and_removed(vision: Vision):
 def test_discriminant_analysis_is_the_gaussian_posterior():
     """Against log-densities with the covariance that torch itself inverts."""
     rng = torch.Generator().manual_seed(0)
-    labels = torch.arange(3).repeat_interleave(400)
-    features = (
-        torch.randn(1200, 5, generator=rng) @ (torch.eye(5) + 0.2 * torch.randn(5, 5, generator=rng))
-        + 1.0 * labels[:, None]
-    )
+    labels = torch.arange(3).repeat_interleave(8000)
+    mixing = torch.eye(5) + 0.2 * torch.randn(5, 5, generator=rng)
+    features = torch.randn(24_000, 5, generator=rng) @ mixing + labels[:, None]
     means, counts, scatter = statistics(features, labels, 3)
     assert counts.tolist() == [8000, 8000, 8000]
     rows = discriminant_rows(means, scatter, 24_000)
