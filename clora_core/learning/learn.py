@@ -101,7 +101,7 @@ class Learning:
         passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
         longer finite, and StateError for a `resume` that is no state of this learning.
         """
-        base, museum, recipe = self.base, self.museum, self.recipe
+        base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
         earlier = Museum(museum.base) if recipe.over == "base" else museum
         with torch.inference_mode(False), torch.enable_grad():
@@ -148,7 +148,7 @@ class Learning:
                     trained,
                     losses_of,
                     recipe,
-                    key=self.key,
+                    key=key,
                     title=concept.word,
                     device=base.device,
                     computed_in=computed_in,

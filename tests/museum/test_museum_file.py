@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -18,7 +18,7 @@ from clora_core.errors import ConceptError, MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.model.concept import Concept
 from clora_core.model.projections import Projection
-from clora_core.museum.file import load_museum, load_view, museum_file, read_header, save_museum
+from clora_core.museum.file import load_museum, load_view, read_header, save_museum
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections, put_together, taken_apart, unsealed
 
@@ -265,22 +265,12 @@ def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
     assert_same(museum(), loaded)
 
 
-def test_what_is_loaded_together_is_summed_without_a_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(museum_file, "RANKS_AT_ONCE", 1)  # which is for views alone
-    save_museum(museum(), tmp_path / "a.safetensors")
-    loaded = load_museum(tmp_path / "a.safetensors")
-    first = loaded.exhibits[0].deltas
-    for projection, delta in loaded.deltas().items():
-        assert delta.rank > first[projection].rank
-        for whole, part in ((delta.up, first[projection].up), (delta.down, first[projection].down)):
-            assert whole.data_ptr() == part.data_ptr()
-
-
 ODD = st.sampled_from("a1é犬 \0\t\n\r\x1b\x7f\x9b\u2028\u202e\ud800\udfff{word}<>👩‍🚀\ufeff\uffff")
 ANY_TEXT = st.text(ODD | st.characters(codec=None, categories=None), max_size=12)
 
 
-@settings(max_examples=50, deadline=None)
+# most of these words are refused
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(word=ANY_TEXT, before=ANY_TEXT)
 def test_what_can_be_learned_can_be_kept(tmp_path_factory, word, before):
     """A file holds every word and prompt of a Concept, and gives them back."""
