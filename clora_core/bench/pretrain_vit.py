@@ -1,7 +1,7 @@
 """Train the starter's vision transformer: `python -m clora_core.bench.pretrain_vit --pictures known/train --work DIR`.
 
 It learns to tell apart the emoji that `bench classification` does not use, as their designers drew them, turned, moved
-and recolored at random. benchmarks/emoji_pictures.py makes the folder. About 45 minutes on one CPU core.
+and recolored at random. benchmarks/emoji_pictures.py makes the folder. It took 36 minutes on two busy CPU cores.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from .vision import Vision
 @contextmanager
 def reading(base: Vision, museum: TaskMuseum) -> Iterator[None]:
     """While entered, the network's features are those that the museum's classes were learned with."""
-    museum.check_over(base.fingerprint)
+    museum.check_over(base)
     with attached(base, museum.dense()):
         yield
 

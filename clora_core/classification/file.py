@@ -18,12 +18,13 @@ from ..model.base import Fingerprint
 from ..model.low_rank import LowRank
 from ..model.projections import Projection, Role
 from ..museum.file.damage import sealed, undamaged
-from ..museum.file.files import Identity, check_finite, dump, errors_about, opened, read_metadata
+from ..museum.file.files import Identity, check_finite, dump, errors_about, identity, opened, read_metadata
 from ..museum.file.json_values import array, fields, integer, json_text, json_value, mapping, text
-from ..museum.file.replacing import replacing
+from ..museum.file.replacing import ChangedMeanwhileError, replacing
 from .learn import layer_of
 from .museum import Task, TaskMuseum, check_class
 from .recipe import TaskRecipe
+from .vision import Vision
 
 FORMAT = "clora-class-museum"
 VERSION = "1"
@@ -32,17 +33,38 @@ TASK_FIELDS = ("classes", "recipe", "facts", "ranks", "layers", "drift")
 
 
 def save_task_museum(museum: TaskMuseum, path: Path | str, *, read: Identity | None = None) -> Path:
-    """Write the museum and return its path. A file of that name becomes a backup.
+    """Write the museum and return its path.
 
-    read: the `identity` of the file that the museum was read from; a file that has changed since is not replaced.
+    read: the `identity` of the file that the museum was read from, which becomes a backup. A file that has changed
+    since is not replaced, and without `read` no file is.
     """
     path = Path(path)
-    with errors_about(path), replacing(path, "keep beside", read=read) as file:
+    with errors_about(path), replacing(path, "keep beside" if read else "refuse", read=read) as file:
         tensors = {name: value for place, task in enumerate(museum.tasks) for name, value in _tensors(place, task)}
         header = json_text(_header(museum), "The museum")
         metadata = {"clora.format": FORMAT, "clora.version": VERSION, "clora.museum": header}
         dump(file, tensors, lambda content: sealed(metadata, tensors, content))
     return path
+
+
+def append_task(task: Task, path: Path | str, *, base: Vision) -> TaskMuseum:
+    """Add a task to the museum in the file, which is created if needed, and return the museum.
+
+    What another program has added since the task was learned stays. Raises MuseumError if that has the same classes.
+    """
+    path = Path(path)
+    while True:
+        read = identity(path) if path.exists() else None
+        museum = load_task_museum(path) if read else TaskMuseum(base.fingerprint)
+        museum.check_over(base)
+        museum = museum.with_task(task)
+        try:
+            save_task_museum(museum, path, read=read)
+            return museum
+        except MuseumError as error:
+            created = read is None and path.exists()
+            if not created and not isinstance(error.__cause__, ChangedMeanwhileError):
+                raise
 
 
 def load_task_museum(path: Path | str) -> TaskMuseum:

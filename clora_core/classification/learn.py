@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class TaskTrained:
         named: dict[str, Tensor] = {"head.rows": self.rows}
         for projection, delta in self.deltas.items():
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
-        return {name: value for name, value in named.items() if value.requires_grad}
+        return named
 
     def settle(self) -> None:
         """Nothing is projected after an update."""
@@ -66,11 +67,8 @@ class TaskTrained:
 
 @dataclass(frozen=True, eq=False)
 class TaskStep:
-    """One training step: pictures (b, 3, side, side) as the network read them, features and logits of the batch."""
+    """One training step. logits: of the task's own classes, (b, classes). labels: (b,)."""
 
-    number: int
-    pictures: Tensor
-    features: Tensor
     logits: Tensor
     labels: Tensor
     deltas: Deltas
@@ -97,26 +95,17 @@ class TaskSetting:
         return self.measure_moments()
 
 
-Term = Callable[[TaskStep], Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class TaskLearning:
-    """Everything that goes into learning one task. Raises for a museum over another network and for known classes.
-
-    first_down: the first `down` of each projection, and whether it stays fixed, for methods that choose it.
-    more_terms: further terms of the loss by name. Both are how `bench classification` builds its baselines.
-    """
+    """Everything that goes into learning one task. Raises for a museum over another network and for known classes."""
 
     base: Vision
     museum: TaskMuseum
     task: ClassPictures
     recipe: TaskRecipe
-    first_down: Mapping[Projection, Tensor] = field(default_factory=dict)
-    more_terms: Mapping[str, Term] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.museum.check_over(self.base.fingerprint)
+        self.museum.check_over(self.base)
         check_new(self.museum, self.task.classes)
 
     @property
@@ -138,7 +127,7 @@ class TaskLearning:
         texts = [self.base.fingerprint.digest, self.task.classes, self.recipe.to_json()]
         texts += [[task.classes, task.recipe.to_json()] for task in self.museum.tasks]
         digest.update(json.dumps(texts, sort_keys=True).encode())
-        tensors = [self.task.pictures, self.task.labels]
+        tensors = [self.task.pictures, self.task.labels, *self.museum.inputs().values()]
         for delta in self.museum.deltas().values():
             tensors += [delta.up, delta.down]
         for value in tensors:
@@ -164,8 +153,10 @@ class TaskLearning:
                 lambda: float(F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)),
                 lambda: self._moments(past),
             )
-            terms: dict[str, Term] = {r.name: r.begin(setting) for r in loop.regularizers if trained.deltas}  # type: ignore[arg-type, misc]
-            terms |= self.more_terms
+            terms: dict[str, Callable[[Any], Tensor]] = {
+                regularizer.name: regularizer.begin(setting)  # type: ignore[arg-type] # none is `concepts_only`
+                for regularizer in (loop.regularizers if trained.deltas else ())
+            }
             with attached(base, trained.deltas):
 
                 def losses_of(number: int) -> dict[str, Tensor]:
@@ -208,12 +199,9 @@ class TaskLearning:
         task, loop, device = self.task, self.loop, self.base.device
         deltas = {}
         for projection in self.base.modules if self.adapts else ():
-            fixed = self.first_down.get(projection)
-            if loop.down == "identity":
-                fixed = torch.eye(projection.shape[1])
-            down = random_down(loop, task.classes[0], projection) if fixed is None else fixed
+            down = random_down(loop, task.classes[0], projection)
             up = torch.zeros(projection.shape[0], len(down))
-            deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device, learned=fixed is None))
+            deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device))
         if self.recipe.head == "linear":
             rows = random_rows(len(task.classes), features.shape[1], loop.seed, task.classes[0])
         else:
@@ -235,7 +223,7 @@ class TaskLearning:
         moving = bool(trained.deltas) or loop.flip
         features = self.base.features(pictures) if moving else before[chosen].to(device)
         labels = task.labels[chosen].to(device)
-        return TaskStep(number, pictures, features, logits(features, trained.rows), labels, trained.deltas)
+        return TaskStep(logits(features, trained.rows), labels, trained.deltas)
 
     def _moments(self, past: Mapping[Projection, Tensor]) -> Moments:
         """Of what the projections read on the pictures of earlier tasks. Before any, nothing is protected."""
@@ -281,8 +269,8 @@ def layer_of(projection: Projection) -> str:
     return projection.path.rpartition(".")[0]
 
 
-def _parameter(value: Tensor, device: torch.device, *, learned: bool = True) -> nn.Parameter:
-    return nn.Parameter(value.to(device, torch.float32), requires_grad=learned)
+def _parameter(value: Tensor, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(value.to(device, torch.float32))
 
 
 def _copied(delta: LowRank) -> LowRank:

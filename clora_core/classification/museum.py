@@ -13,6 +13,7 @@ from ..model.low_rank import LowRank, concatenated
 from ..model.projections import Projection
 from ..texts import unprintable
 from .recipe import TaskRecipe
+from .vision import Vision
 
 NAME_LIMIT = 200  # characters
 
@@ -56,13 +57,18 @@ class TaskMuseum:
     def classes(self) -> tuple[str, ...]:
         return tuple(name for task in self.tasks for name in task.classes)
 
-    def check_over(self, base: Fingerprint) -> None:
-        """Raise BaseModelError unless this museum was made over that network."""
-        if self.base != base:
+    def check_over(self, base: Vision) -> None:
+        """Raise BaseModelError unless this museum was made over that network, and fits it."""
+        if self.base != base.fingerprint:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', the loaded network is '{base}'. Load the museum's own "
-                "network (--base), or start a new museum."
+                f"This museum was made over '{self.base}', but the loaded network is '{base.fingerprint}'. Load the "
+                "museum's network (--base), or start a new museum."
             )
+        for task in self.tasks:
+            if foreign := [projection.path for projection in task.deltas if projection not in base.modules]:
+                raise BaseModelError(f"The network has no projection '{foreign[0]:.100}' of the shape in this museum.")
+            if (width := len(task.scatter)) != base.width:
+                raise BaseModelError(f"The museum's features have width {width}; the network's have {base.width}.")
 
     @torch.no_grad()
     def dense(self) -> dict[Projection, Tensor]:

@@ -39,6 +39,14 @@ class TaskRecipe:
         for name, kind in (("adapt", Adapt), ("head", Head)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}.")
+        if type(self.corrected) is not bool:
+            raise RecipeError(f"corrected is {self.corrected!r}; it must be true or false.")
+        if needy := [r.name for r in self.learning.regularizers if r.concepts_only]:
+            raise RecipeError(f"{needy[0]} needs a text-to-image model; it cannot protect classes of pictures.")
+        plain = Recipe()
+        for name in ("applied", "over", "layer_wise", "min_snr_gamma", "checkpointing"):
+            if (value := getattr(self.learning, name)) != getattr(plain, name):
+                raise RecipeError(f"{name} is {value!r}, which has no meaning for classes of pictures. Leave it out.")
 
     @property
     def method(self) -> str:

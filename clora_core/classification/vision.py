@@ -23,6 +23,7 @@ from ..pictures import as_floats, to_bytes
 STARTER = "starter"
 STARTER_FOLDER = Path(__file__).parent / "starter"
 AT_ONCE = 64  # pictures in one forward pass without gradients
+SIDE_LIMIT_PX = 4096
 ROLES: Mapping[str, Role] = {
     **{"q_proj": "query", "query": "query"},
     **{"k_proj": "key", "key": "key"},
@@ -51,19 +52,13 @@ class Vision:
         self.fingerprint = Fingerprint("vision", digest_of(self.modules))
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
-        """While entered, gradients flow through the network in that precision."""
+    def learning(self, *, precision: Precision, checkpointing: bool = False) -> Iterator[torch.dtype]:
+        """While entered, gradients flow through the network in that precision. There is no checkpointing yet."""
         before, self._compute = self._compute, AUTOCAST[precision]
-        if checkpointing:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
-            self.network.train()  # transformers checkpoints only then; these networks have no dropout by default
         try:
             yield self._compute or torch.float32
         finally:
             self._compute = before
-            if checkpointing:
-                self.network.gradient_checkpointing_disable()
-                self.network.eval()
 
     def features(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, side, side) in [-1, 1] to features (n, width) float32: the class token after the last norm.
@@ -99,16 +94,11 @@ def open_vision(path_or_name: str | Path, *, device: str = "cpu") -> Vision:
             "folder of a ViT, DeiT, DINOv2 or CLIP model as transformers saves it."
         )
     try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise BaseModelError(f"Vision transformers need transformers: {error}. pip install transformers") from error
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        network = _network(folder, config)
-        side, mean, deviation = _preprocessing(folder, getattr(config, "vision_config", config).image_size)
-        return Vision(network, side=side, mean=mean, deviation=deviation, device=device)
+        return _opened(folder, device)
     except BaseModelError:
         raise
+    except ImportError as error:
+        raise BaseModelError(f"Vision transformers need transformers: {error}. pip install transformers") from error
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise BaseModelError(f"'{path_or_name}' cannot be opened ({type(error).__name__}: {reason:.300}).") from error
@@ -134,8 +124,8 @@ def attention_projections(network: nn.Module) -> dict[Projection, nn.Module]:
     return modules
 
 
-def _network(folder: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
-    """The network of the folder, only from safetensors, with all of its weights."""
+def _opened(folder: Path, device: str) -> Vision:
+    """The network of the folder, only from safetensors and transformers' own code, with all of its weights."""
     import transformers
 
     kinds = {
@@ -145,18 +135,19 @@ def _network(folder: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
         "clip": (transformers.CLIPVisionModel, {}),
         "clip_vision_model": (transformers.CLIPVisionModel, {}),
     }
-    if config.model_type not in kinds:
-        raise BaseModelError(
-            f"'{folder}' holds a model of type '{config.model_type}'; supported are {', '.join(kinds)}."
-        )
-    kind, options = kinds[config.model_type]
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if name not in kinds:
+        raise BaseModelError(f"'{folder}' holds a model of type {name!r:.60}; supported are {', '.join(kinds)}.")
+    if (folder / "adapter_config.json").exists():
+        raise BaseModelError(f"'{folder}' holds an adapter. Give the folder of the model itself.")
+    kind, options = kinds[name]
+    safely = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     with _without_bar():
-        network, loading = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
+        network, loading = kind.from_pretrained(folder, output_loading_info=True, **safely, **options)
     if missing := sorted(loading["missing_keys"]):
         raise BaseModelError(f"The weights in '{folder}' are incomplete: '{missing[0]}' is missing.")
-    return network
+    side, mean, deviation = _preprocessing(folder, network.config.image_size)
+    return Vision(network, side=side, mean=mean, deviation=deviation, device=device)
 
 
 @contextmanager
@@ -174,12 +165,21 @@ def _without_bar() -> Iterator[None]:
 
 
 def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:
-    """The side of the pictures, and the mean and deviation of their values in [0, 1]."""
+    """The side of the pictures, and the mean and deviation of their values in [0, 1].
+
+    image_size: the side where preprocessor_config.json does not give one.
+    """
     path = folder / "preprocessor_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size = values.get("crop_size") or values.get("size") or image_size
+    side = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
     mean, deviation = (
         torch.tensor(np.array(values.get(name, [0.5] * 3), dtype=np.float32)) for name in ("image_mean", "image_std")
     )
-    if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
+    if mean.shape != (3,) or deviation.shape != (3,) or not mean.isfinite().all() or not (deviation > 0).all():
         raise BaseModelError(f"'{path}' must have an image_mean and an image_std of three numbers above 0.")
-    return int(image_size), mean, deviation
+    if type(side) is not int or not 1 <= side <= SIDE_LIMIT_PX:
+        raise BaseModelError(
+            f"The pictures of '{folder}' have a side of {side!r:.60} px; expected 1 to {SIDE_LIMIT_PX}."
+        )
+    return side, mean, deviation

@@ -7,14 +7,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from ..classification.classify import Accuracies, answers, classified, reading, tested
-from ..classification.file import load_task_museum, save_task_museum
+from ..classification.file import append_task, load_task_museum, save_task_museum
 from ..classification.learn import ClassPictures, TaskLearning
 from ..classification.museum import TaskMuseum, renamed_class, without_class
-from ..classification.recipe import DEFAULT, METHODS, method_named
+from ..classification.recipe import DEFAULT, METHODS, Head, method_named
 from ..classification.vision import STARTER, Vision, open_vision
 from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
@@ -24,7 +25,13 @@ from ..sheets import confusion_sheet
 from .learn import run_resumably, state_path
 from .progress import Say
 
-NUMBERS = {"rank": int, "learning_rate": float, "token_learning_rate": float, "batch_size": int, "seed": int}
+NUMBERS = {
+    "rank": "of every delta",
+    "learning_rate": "of the deltas",
+    "token_learning_rate": "of the head",
+    "batch_size": "pictures per step",
+    "seed": "of all randomness in training",
+}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -40,11 +47,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     learn.add_argument("--museum", type=Path, required=True, help="museum file to add to; created if needed")
     learn.add_argument("--classes", type=Path, required=True, help="folder with a subfolder of pictures for each class")
     learn.add_argument("--method", choices=sorted(METHODS), default=DEFAULT, help="how to learn (%(default)s)")
+    learn.add_argument("--head", choices=get_args(Head), help=f"what decides between classes ({METHODS[DEFAULT].head})")
     learn.add_argument("--epochs", type=int, help=f"passes over the pictures ({METHODS[DEFAULT].epochs})")
     learn.add_argument("--flip", action="store_true", help="mirror pictures at random, half of the time")
-    for name, kind in NUMBERS.items():
+    for name, meaning in NUMBERS.items():
         default = getattr(METHODS[DEFAULT].learning, name)
-        learn.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"({default})")
+        learn.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=f"{meaning} ({default})")
     learn.set_defaults(run=run_learn)
 
     view = kinds.add_parser("view", help="the five likeliest classes of each picture")
@@ -81,24 +89,24 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
         recipe,
         learning=dataclasses.replace(recipe.learning, flip=arguments.flip, **numbers),
         epochs=recipe.epochs if arguments.epochs is None else arguments.epochs,
+        head=arguments.head or recipe.head,
     )
     base = open_vision(arguments.base, device=arguments.device)
-    read = identity(arguments.museum) if arguments.museum.exists() else None
-    museum = load_task_museum(arguments.museum) if read else TaskMuseum(base.fingerprint)
+    museum = load_task_museum(arguments.museum) if arguments.museum.exists() else TaskMuseum(base.fingerprint)
     task = read_classes(arguments.classes, base, say)
     say(f"Learning {len(task.classes)} classes from {len(task.labels)} pictures, method {arguments.method}.")
     learning = TaskLearning(base, museum, task, recipe)
     state = state_path(arguments.museum, task.classes[0], learning.key)
     learned = run_resumably(learning.run, state, say, title=task.classes[0], steps=learning.loop.steps)
     learned = dataclasses.replace(learned, facts={**learned.facts, "date": now()})
-    path = save_task_museum(museum.with_task(learned), arguments.museum, read=read)
+    museum = append_task(learned, arguments.museum, base=base)
     state.unlink(missing_ok=True)
-    say(f"{path} now knows {len(museum.classes) + len(task.classes)} classes in {len(museum.tasks) + 1} tasks.")
+    say(f"{arguments.museum} now has {len(museum.classes)} classes. Tasks: {len(museum.tasks)}.")
 
 
 def run_view(arguments: argparse.Namespace, say: Say) -> None:
     museum, base = _opened(arguments)
-    paths = [path for given in arguments.images for path in (_files(given) if given.is_dir() else [given])]
+    paths = [path for given in arguments.images for path in (_files(given, say) if given.is_dir() else [given])]
     if not paths:
         raise ConceptError("There are no pictures in this folder.")
     verdicts = classified(base, museum, torch.stack([base.prepared(upright(path)) for path in paths]))
@@ -144,7 +152,9 @@ def run_show(arguments: argparse.Namespace, say: Say) -> None:
     say(f"{arguments.museum}: {len(museum.classes)} classes in {len(museum.tasks)} tasks over {museum.base}")
     for place, task in enumerate(museum.tasks, start=1):
         rank = max((delta.rank for delta in task.deltas.values()), default=0)
-        facts = [task.recipe.method, f"rank {rank}", *(f"{name} {value}" for name, value in task.facts.items())]
+        facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}"]
+        for name, value in task.facts.items():
+            facts.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
         say(f"{place}. {', '.join(task.classes) or 'no class left'}\n   {', '.join(facts)}")
 
 
@@ -169,12 +179,9 @@ def read_classes(folder: Path, base: Vision, say: Say) -> ClassPictures:
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise ConceptError(f"There are no subfolders in '{folder}'. Put each class into its own folder.")
-    files = [(path, label) for label, place in enumerate(classes) for path in _files(place)]
+    files = [(path, label) for label, place in enumerate(classes) for path in _files(place, say)]
     if not files:
         raise ConceptError(f"There are no pictures in the folders of '{folder}'. Expected {', '.join(SUFFIXES)}.")
-    skipped = sum(len(list(place.iterdir())) for place in classes) - len(files)
-    if skipped:
-        say(f"Left out in '{folder}', since they are not pictures ({', '.join(SUFFIXES)}): {skipped}")
     pictures = torch.stack([base.prepared(upright(path)) for path, _ in files])
     labels = torch.tensor([label for _, label in files])
     return ClassPictures(tuple(place.name for place in classes), pictures, labels)
@@ -190,12 +197,16 @@ def _opened(arguments: argparse.Namespace) -> tuple[TaskMuseum, Vision]:
     if not museum.classes:
         raise MuseumError(f"{arguments.museum} knows no classes.")
     base = open_vision(arguments.base, device=arguments.device)
-    museum.check_over(base.fingerprint)
+    museum.check_over(base)
     return museum, base
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+def _files(folder: Path, say: Say) -> list[Path]:
+    """The pictures of a folder. Says what else is in it."""
+    paths = sorted(folder.iterdir())
+    if others := [path.name for path in paths if path.suffix.lower() not in SUFFIXES]:
+        say(f"{folder}: {', '.join(others[:3])}{', …' if others[3:] else ''} left out, not a picture.")
+    return [path for path in paths if path.name not in others]
 
 
 def _write(path: Path, content: str) -> None:

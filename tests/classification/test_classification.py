@@ -11,14 +11,17 @@ from torch import Tensor
 
 from clora_core import cli
 from clora_core.classification.classify import answers, classified, reading
-from clora_core.classification.file import load_task_museum, save_task_museum
+from clora_core.classification.file import append_task, load_task_museum, save_task_museum
 from clora_core.classification.heads import discriminant_rows, drift_between, head_rows, logits, statistics
 from clora_core.classification.learn import ClassPictures, TaskLearning
 from clora_core.classification.museum import TaskMuseum, renamed_class, without_class
 from clora_core.classification.recipe import METHODS, TaskRecipe
 from clora_core.classification.vision import Vision, open_vision
-from clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError
+from clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError, RecipeError
+from clora_core.method.regularizers import Distillation
 from clora_core.model.attach import attached
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
 from clora_core.museum.file import load_museum
 from clora_core.pictures import as_floats, to_picture
 
@@ -237,7 +240,7 @@ def test_folders_of_transformers_open_and_learn(kind: str, tmp_path: Path):
         moved = base.features(as_floats(task.pictures))
     assert not torch.equal(moved, base.features(as_floats(task.pictures)))
     again = open_vision(tmp_path)
-    assert again.fingerprint == base.fingerprint and museum.check_over(again.fingerprint) is None
+    assert again.fingerprint == base.fingerprint and museum.check_over(again) is None
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
@@ -249,6 +252,36 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CLoRAError):
         open_vision(tmp_path)
+
+
+def test_a_museum_that_lies_about_its_shapes_is_refused_before_anything_is_computed(vision: Vision, tmp_path: Path):
+    """The factors would fit in a file; their product would not fit in memory."""
+    museum = two_tasks(vision, "frozen")
+    huge = Projection("layers.0.query", "query", (10**6, 10**6))
+    liar = dataclasses.replace(museum.tasks[0], deltas={huge: LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
+    path = save_task_museum(dataclasses.replace(museum, tasks=(liar,)), tmp_path / "m.safetensors")
+    with pytest.raises(BaseModelError, match=r"no projection 'layers\.0\.query'"):
+        classified(vision, load_task_museum(path), pictures("red").pictures)
+
+
+def test_what_another_program_adds_meanwhile_stays(vision: Vision, tmp_path: Path):
+    museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
+    append_task(museum.tasks[0], path, base=vision)
+    append_task(museum.tasks[1], path, base=vision)  # learned over a file that did not have the first yet
+    assert load_task_museum(path).classes == museum.classes
+    with pytest.raises(MuseumError, match="twice"):
+        append_task(museum.tasks[1], path, base=vision)
+    with pytest.raises(MuseumError):
+        save_task_museum(museum, path)  # nobody read the file before
+    assert load_task_museum(path).classes == museum.classes
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpointing": True}, {"applied": "word"}, {"regularizers": (Distillation(),)}], ids=str
+)
+def test_what_has_no_meaning_for_classes_is_refused(change: dict[str, object]):
+    with pytest.raises(RecipeError):
+        TaskRecipe(dataclasses.replace(METHODS["sequential"].learning, **change))
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -264,7 +297,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert (
             cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
         )
-    assert "not pictures" in capsys.readouterr().out
+    assert "Thumbs.db left out" in capsys.readouterr().out
     confusion = tmp_path / "confusion.png"
     assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
     assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()

@@ -34,6 +34,7 @@ class ContextPreservation(Regularizer):
 
     weight: float = 5.0
     name: ClassVar[str] = "context_preservation"
+    concepts_only: ClassVar[bool] = False
 
     def begin(self, setting: AnySetting) -> Term:
         moments, sizes = setting.moments

@@ -19,12 +19,14 @@ class Regularizer:
 
     name: in loss reports, saved recipes and the user interface. weight: of the term in the loss; 0 turns it off.
     everywhere_only: not for gated deltas, which change no prompt without the word. one_concept_only: not for concepts
-    that are learned together.
+    that are learned together. concepts_only: reads a `Setting` and a `Step`; without it, `AnySetting` and `AnyStep` are
+    enough, so that it can protect classes of pictures too.
     """
 
     name: ClassVar[str]
     everywhere_only: ClassVar[bool] = False
     one_concept_only: ClassVar[bool] = False
+    concepts_only: ClassVar[bool] = True
 
     weight: float = 1.0
 

@@ -29,6 +29,7 @@ class RowOverlap(Regularizer):
 
     weight: float = 1.0
     name: ClassVar[str] = "row_overlap"
+    concepts_only: ClassVar[bool] = False
 
     def begin(self, setting: AnySetting) -> Term:
         past = setting.past.dense if self.weight else {}

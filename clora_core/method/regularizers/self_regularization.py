@@ -78,6 +78,7 @@ class SelfRegularization(Regularizer):
     relative: bool = True
     squares: bool = False
     name: ClassVar[str] = "self_regularization"
+    concepts_only: ClassVar[bool] = False
 
     def begin(self, setting: AnySetting) -> Term:
         past = root_of_squares(setting.past.deltas, setting.past.dense) if self.squares else setting.past.dense
