@@ -62,7 +62,7 @@ class Accuracies:
 
 
 @torch.no_grad()
-def tested(museum: TaskMuseum, values: Tensor, truth: Sequence[str]) -> Accuracies:
+def accuracies(museum: TaskMuseum, values: Tensor, truth: Sequence[str]) -> Accuracies:
     """values: logits (n, classes) of pictures whose classes are `truth`."""
     order = {name: place for place, name in enumerate(museum.classes)}
     labels = torch.tensor([order[name] for name in truth])

@@ -11,7 +11,7 @@ from typing import get_args
 
 import torch
 
-from ..classification.classify import Accuracies, answers, classified, reading, tested
+from ..classification.classify import Accuracies, accuracies, answers, classified, reading
 from ..classification.file import append_task, load_task_museum, save_task_museum
 from ..classification.learn import ClassPictures, TaskLearning
 from ..classification.museum import TaskMuseum, renamed_class, without_class
@@ -136,7 +136,7 @@ def run_test(arguments: argparse.Namespace, say: Say) -> None:
         raise ConceptError(f"The museum does not know the class '{unknown[0]}' of '{arguments.folder}'.")
     with reading(base, museum):
         values = answers(base, museum, task.pictures)
-    result = tested(museum, values, [task.classes[label] for label in task.labels.tolist()])
+    result = accuracies(museum, values, [task.classes[label] for label in task.labels.tolist()])
     for name, share in result.classes.items():
         say(f"  {name}: {share:.0%}")
     for place, (share, within) in enumerate(zip(result.tasks, result.within, strict=True), start=1):

@@ -1,5 +1,6 @@
 """Tasks of classes over the starter's vision transformer and over random ones of every supported type."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -10,16 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clora_core import cli
-from clora_core.classification.classify import answers, classified, reading
+from clora_core.classification.classify import accuracies, answers, classified, reading
 from clora_core.classification.file import append_task, load_task_museum, save_task_museum
-from clora_core.classification.heads import discriminant_rows, drift_between, head_rows, logits, statistics
+from clora_core.classification.heads import (
+    discriminant_rows,
+    drift_between,
+    head_rows,
+    logits,
+    random_rows,
+    statistics,
+)
 from clora_core.classification.learn import ClassPictures, TaskLearning
 from clora_core.classification.museum import TaskMuseum, renamed_class, without_class
 from clora_core.classification.recipe import METHODS, TaskRecipe
-from clora_core.classification.vision import Vision, open_vision
+from clora_core.classification.vision import Vision, attention_projections, open_vision
 from clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError, RecipeError
 from clora_core.method.regularizers import Distillation
 from clora_core.model.attach import attached
+from clora_core.model.base import Fingerprint
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
 from clora_core.museum.file import load_museum
@@ -44,19 +53,33 @@ def pictures(*names: str, count: int = 6, seed: int = 0) -> ClassPictures:
     return ClassPictures(names, (colors[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels)
 
 
-def recipe(method: str = "c-lora", **changes: object) -> TaskRecipe:
+def recipe(method: str = "c-lora", head: str = "linear", **changes: object) -> TaskRecipe:
+    """Small, with a linear head that starts at random: rows that start at the means leave nothing to learn here."""
     whole = METHODS[method]
-    return dataclasses.replace(
-        whole, **{"epochs": 3, "learning": dataclasses.replace(whole.learning, rank=4, batch_size=5), **changes}
-    )
+    learning = dataclasses.replace(whole.learning, rank=4, batch_size=5, learning_rate=3e-3)
+    return dataclasses.replace(whole, **{"epochs": 3, "learning": learning, "head": head, **changes})
 
 
 def two_tasks(vision: Vision, method: str = "c-lora", head: str = "linear") -> TaskMuseum:
-    """With a linear head that starts at random, so that even these pictures leave something to learn."""
     museum = TaskMuseum(vision.fingerprint)
     for names in (NAMES[:2], NAMES[2:]):
-        museum = museum.with_task(TaskLearning(vision, museum, pictures(*names), recipe(method, head=head)).run())
+        museum = museum.with_task(TaskLearning(vision, museum, pictures(*names), recipe(method, head)).run())
     return museum
+
+
+def merged(vision: Vision, museum: TaskMuseum) -> torch.nn.Module:
+    """A copy of the network with the museum's deltas added to its weights: what the hooks must amount to."""
+    network = copy.deepcopy(vision.network)
+    for projection, module in attention_projections(network).items():
+        for task in museum.tasks:
+            if projection in task.deltas:
+                module.weight += task.deltas[projection].up @ task.deltas[projection].down
+    return network
+
+
+def plain_features(network: torch.nn.Module, values: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(pixel_values=as_floats(values)).last_hidden_state[:, 0]  # this network's mean and deviation: 0.5
 
 
 def tensors(museum: TaskMuseum) -> list[Tensor]:
@@ -88,23 +111,72 @@ def test_the_network_is_as_it_was(vision: Vision):
 
 
 def test_the_penalty_is_equation_3(vision: Vision):
-    """The reported term, against ‖past ∘ Δ‖² computed with dense matrices."""
-    museum = two_tasks(vision, "sequential")
+    """The reported term, against κ · L_ref · Σ‖past ∘ Δ‖² / Σ numel · rms(past)⁴ with dense matrices."""
+    museum, task = two_tasks(vision, "sequential"), pictures("blue", "dark")
     first = dataclasses.replace(museum, tasks=museum.tasks[:1])
-    terms: list[float] = []
-    moved: list[dict] = []
+    terms, deltas, rows = [], [], []
 
     def report(progress) -> None:
         terms.append(progress.losses["self_regularization"])
-        moved.append({p: (d.up.detach().clone(), d.down.detach().clone()) for p, d in progress.trained.deltas.items()})
+        deltas.append({p: (d.up.detach().clone(), d.down.detach().clone()) for p, d in progress.trained.deltas.items()})
+        rows.append(progress.trained.rows.detach().clone())
 
-    TaskLearning(vision, first, pictures("blue", "dark"), recipe(head="linear")).run(report=report)
+    TaskLearning(vision, first, task, recipe()).run(report=report)
     past = first.dense()
-    naive = [float(sum((past[p] * (up @ down)).square().sum() for p, (up, down) in step.items())) for step in moved]
-    # what is reported after an update belongs to the factors before it; the weight is one number for all steps
-    weights = [term / value for term, value in zip(terms[1:], naive, strict=False) if value > 0]
-    assert terms[0] == 0 and len(weights) > 3
-    assert max(weights) == pytest.approx(min(weights), rel=1e-3)
+    before = plain_features(merged(vision, first), task.pictures)
+    start = random_rows(2, vision.width, 0, "blue")
+    reference = float(F.cross_entropy(logits(before, start), task.labels))
+    scale = sum(matrix.numel() * float(matrix.square().mean()) ** 2 for matrix in past.values())
+    kappa = METHODS["c-lora"].learning.regularizers[0].weight
+    assert terms[0] == 0 and len(terms) == 9
+    for term, moved in zip(terms[1:], deltas, strict=False):  # a loss belongs to the factors before its update
+        naive = sum(float((past[p] * (up @ down)).square().sum()) for p, (up, down) in moved.items())
+        assert term > 0 and term == pytest.approx(kappa * reference * naive / scale, rel=1e-3)
+
+
+def test_preservation_is_measured_on_what_the_layers_read(vision: Vision):
+    """The reported term, against the mean over projections of E‖Δ x‖² / E‖W x‖² on the earlier task's pictures."""
+    museum, old = two_tasks(vision, "sequential"), pictures("red", "green")
+    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
+    terms, deltas = [], []
+
+    def report(progress) -> None:
+        terms.append(progress.losses["context_preservation"])
+        deltas.append({p: d.up.detach() @ d.down.detach() for p, d in progress.trained.deltas.items()})
+
+    TaskLearning(vision, first, pictures("blue", "dark"), recipe("preservation")).run(report=report)
+    network, read = merged(vision, first), {}
+    modules = attention_projections(network)
+    for projection, module in modules.items():
+        module.register_forward_pre_hook(lambda _, inputs, place=projection: read.update({place: inputs[0]}))
+    plain_features(network, old.pictures)
+    shares = [
+        (read[place] @ delta.T).square().mean() / (read[place] @ modules[place].weight.T).square().mean()
+        for place, delta in deltas[0].items()
+    ]
+    weight = METHODS["preservation"].learning.regularizers[0].weight
+    assert terms[1] == pytest.approx(weight * float(torch.stack(shares).mean()), rel=1e-3)
+
+
+def test_a_task_keeps_the_statistics_of_the_features_with_all_deltas(vision: Vision):
+    museum, task = two_tasks(vision), pictures("blue", "dark")
+    features = plain_features(merged(vision, museum), task.pictures)
+    for label in range(2):
+        own = features[task.labels == label]
+        torch.testing.assert_close(museum.tasks[1].means[label], own.mean(0), atol=1e-4, rtol=1e-4)
+    apart = features - museum.tasks[1].means[task.labels]
+    torch.testing.assert_close(museum.tasks[1].scatter, apart.T @ apart, atol=1e-2, rtol=1e-2)
+    with reading(vision, museum):
+        torch.testing.assert_close(vision.all_features(task.pictures), features, atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_inputs_give_the_same_task_whatever_ran_before(vision: Vision):
+    museum, task = TaskMuseum(vision.fingerprint), pictures("red", "green")
+    one = TaskLearning(vision, museum, task, recipe()).run()
+    torch.rand(7)
+    other = TaskLearning(vision, museum, task, recipe()).run()
+    first, second = (tensors(dataclasses.replace(museum, tasks=(learned,))) for learned in (one, other))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_only_the_tasks_own_classes_are_in_the_loss(vision: Vision):
@@ -112,7 +184,7 @@ def test_only_the_tasks_own_classes_are_in_the_loss(vision: Vision):
     task = pictures("blue", "dark")
     losses: list[float] = []
     first = dataclasses.replace(museum, tasks=museum.tasks[:1])
-    whole = dataclasses.replace(recipe("frozen"), head="linear")
+    whole = dataclasses.replace(recipe("frozen"))
     whole = dataclasses.replace(whole, learning=dataclasses.replace(whole.learning, batch_size=len(task.labels)))
     rows: list[Tensor] = []
 
@@ -172,6 +244,7 @@ def test_classes_are_renamed_and_removed(vision: Vision):
     museum = two_tasks(vision, head="lda")
     fewer = without_class(renamed_class(museum, "red", "rot"), "green")
     assert fewer.classes == ("rot", "blue", "dark")
+    assert torch.equal(head_rows(fewer, "linear"), head_rows(museum, "linear")[[0, 2, 3]])
     assert [verdict.classes[0] for verdict in classified(vision, fewer, pictures("red", seed=4).pictures)] == [
         "rot"
     ] * 6
@@ -207,7 +280,38 @@ def test_means_follow_a_linear_drift(vision: Vision):
     torch.testing.assert_close(drift_between(before, before @ change, ridge=1e-6), change, atol=1e-4, rtol=1e-4)
     assert torch.equal(drift_between(before, before), torch.eye(8))
     museum = two_tasks(vision, "sequential")
-    assert not torch.equal(head_rows(museum, "lda"), head_rows(museum, "lda", corrected=False))
+    width = vision.width
+    drift = torch.eye(width) + 0.05 * torch.randn(width, width, generator=rng)
+    first, second = museum.tasks[0], dataclasses.replace(museum.tasks[1], drift=drift)
+    rows = head_rows(dataclasses.replace(museum, tasks=(first, second)), "means")
+    means = torch.cat([first.means @ drift, second.means])
+    spread = ((drift.T @ first.scatter @ drift).trace() + second.scatter.trace()) / 24
+    torch.testing.assert_close(rows[:, :-1], 10 * means / spread, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rows[:, -1], -5 * means.square().sum(1) / spread, rtol=1e-3, atol=1e-3)
+
+
+def test_accuracies_are_counted_one_by_one(vision: Vision):
+    museum = two_tasks(vision, "frozen")
+    rng = torch.Generator().manual_seed(2)
+    truth = [NAMES[int(place)] for place in torch.randint(4, (60,), generator=rng)]
+    values = torch.randn(60, 4, generator=rng)
+    result = accuracies(museum, values, truth)
+    for number, own in enumerate((NAMES[:2], NAMES[2:])):
+        hits, local = [], []
+        for row, name in zip(values.tolist(), truth, strict=True):
+            if name in own:
+                hits.append(NAMES[row.index(max(row))] == name)
+                among = {other: row[NAMES.index(other)] for other in own}
+                local.append(max(among, key=lambda other: among[other]) == name)
+        assert result.tasks[number] == pytest.approx(sum(hits) / len(hits))
+        assert result.within[number] == pytest.approx(sum(local) / len(local))
+    assert sum(map(sum, (row.values() for row in result.confusion.values()))) == 60
+
+
+def test_a_museum_over_another_network_is_refused(vision: Vision):
+    museum = dataclasses.replace(two_tasks(vision, "frozen"), base=Fingerprint("vision", "0" * 64))
+    with pytest.raises(BaseModelError, match="was made over 'vision · 00000000'"):
+        classified(vision, museum, pictures("red").pictures)
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "clip"])
