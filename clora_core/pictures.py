@@ -109,7 +109,7 @@ def _small_jpeg(picture: Image.Image) -> bytes:
 
 
 def upright(path: Path) -> Image.Image:
-    """The picture in RGB, rotated according to its EXIF orientation."""
+    """The picture in RGB, rotated according to its EXIF orientation. Transparency becomes white."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > PIXELS_LIMIT:
@@ -118,6 +118,9 @@ def upright(path: Path) -> Image.Image:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
                 upright = Image.fromarray((np.asarray(upright, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            if upright.has_transparency_data:
+                pixels = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
             return upright.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise ConceptError(f"'{path}' cannot be read as a picture: {error}.") from error

@@ -21,6 +21,7 @@ from clora_core.pictures import (
     thumbnail_of,
     to_bytes,
     to_picture,
+    upright,
 )
 
 
@@ -160,3 +161,15 @@ def test_what_is_no_picture_of_a_known_kind_is_refused(content, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(content)
     with pytest.raises(ConceptError, match="cannot be read as a picture"):
         thumbnail_of(tmp_path / "cat.jpg")
+
+
+def test_transparency_becomes_white(tmp_path):
+    """Under transparent pixels a file may hold anything, mostly black."""
+    drawn = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawn.paste((0, 0, 0, 255), (2, 2, 6, 6))
+    drawn.save(tmp_path / "a.png")
+    expected = Image.new("RGB", (8, 8), "white")
+    expected.paste("black", (2, 2, 6, 6))
+    assert upright(tmp_path / "a.png").tobytes() == expected.tobytes()
+    drawn.convert("LA").save(tmp_path / "b.png")
+    assert upright(tmp_path / "b.png").tobytes() == expected.tobytes()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import MuseumError
 from ..model.attach import attached
 from .heads import head_rows, logits
 from .museum import TaskMuseum
@@ -45,7 +46,10 @@ def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int 
 def answers(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
     """The logits of all classes, (n, classes), inside `reading`. head: by default that of the museum's last task."""
     recipe = museum.tasks[-1].recipe
-    return logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
+    values = logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
+    if not values.isfinite().all():
+        raise MuseumError("The classes of this museum give no finite numbers: its statistics are broken.")
+    return values
 
 
 @dataclass(frozen=True)

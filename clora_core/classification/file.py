@@ -6,6 +6,7 @@
 Written as museums of concepts are: whole or not at all, sealed with a hash, the replaced file kept as a backup.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,7 @@ from ..model.low_rank import LowRank
 from ..model.projections import Projection, Role
 from ..museum.file.damage import sealed, undamaged
 from ..museum.file.files import Identity, check_finite, dump, errors_about, identity, opened, read_metadata
+from ..museum.file.header import recipe_from_json
 from ..museum.file.json_values import array, fields, integer, json_text, json_value, mapping, text
 from ..museum.file.replacing import ChangedMeanwhileError, replacing
 from .learn import layer_of
@@ -29,6 +31,7 @@ from .vision import Vision
 FORMAT = "clora-class-museum"
 VERSION = "1"
 ROLES = ("query", "key", "value")
+COUNT_LIMIT = 2**31  # pictures of a class
 TASK_FIELDS = ("classes", "recipe", "facts", "ranks", "layers", "drift")
 
 
@@ -47,15 +50,16 @@ def save_task_museum(museum: TaskMuseum, path: Path | str, *, read: Identity | N
     return path
 
 
-def append_task(task: Task, path: Path | str, *, base: Vision) -> TaskMuseum:
-    """Add a task to the museum in the file, which is created if needed, and return the museum.
+def append_task(before: TaskMuseum, task: Task, path: Path | str, *, base: Vision) -> TaskMuseum:
+    """Add a task, learned after those of `before`, to the museum in the file, and return the museum.
 
-    What another program has added since the task was learned stays. Raises MuseumError if that has the same classes.
+    What another program has added since the task was learned stays. If there is no file, `before` is written too.
+    Raises MuseumError if the file has a class of the task by now.
     """
     path = Path(path)
     while True:
         read = identity(path) if path.exists() else None
-        museum = load_task_museum(path) if read else TaskMuseum(base.fingerprint)
+        museum = load_task_museum(path) if read else before
         museum.check_over(base)
         museum = museum.with_task(task)
         try:
@@ -117,6 +121,11 @@ def _tensors(place: int, task: Task) -> Iterator[tuple[str, Tensor]]:
         yield f"{stem}.{name}", value.detach().cpu().contiguous()
 
 
+def _recipe(value: object, what: str) -> TaskRecipe:
+    values = fields(value, tuple(field.name for field in dataclasses.fields(TaskRecipe)), what)
+    return TaskRecipe(**{**values, "learning": recipe_from_json(values["learning"], what)})  # type: ignore[arg-type]
+
+
 def _projection(entry: object) -> Projection:
     match array(entry, "A projection"):
         case [path, role, rows, columns] if role in ROLES:
@@ -156,8 +165,9 @@ def _task(place: int, entry: object, slots: Mapping[str, Projection], tensors: d
     for layer, size in mapping(values["layers"], f"{what}: layers").items():
         size = integer(size, f"{what}: the width of a layer", least=1)
         inputs[layer] = taken(f"inputs.{layer}", size, size)
-    if not (counts := taken("counts", count, dtype=torch.int64)).ge(1).all():
-        raise MuseumError(f"{what} has a class of no pictures.")
+    counts = taken("counts", count, dtype=torch.int64)
+    if not (counts.ge(1) & counts.lt(COUNT_LIMIT)).all():
+        raise MuseumError(f"{what} has a class with no picture, or with more than {COUNT_LIMIT}.")
     return Task(
         classes,
         deltas,
@@ -166,7 +176,7 @@ def _task(place: int, entry: object, slots: Mapping[str, Projection], tensors: d
         counts,
         taken("scatter", width, width),
         inputs,
-        TaskRecipe.from_json(mapping(values["recipe"], f"{what}: recipe")),
+        _recipe(values["recipe"], f"{what}: recipe"),
         taken("drift", width, width) if values["drift"] is True else None,
         mapping(values["facts"], f"{what}: facts"),
     )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConceptError
+from ..errors import ConceptError, RecipeError
 from ..learning.loop import Progress, train
 from ..learning.start import random_down
 from ..learning.state import LearningState
@@ -107,6 +107,8 @@ class TaskLearning:
     def __post_init__(self) -> None:
         self.museum.check_over(self.base)
         check_new(self.museum, self.task.classes)
+        if (rank := self.recipe.learning.rank) > (widest := max(min(slot.shape) for slot in self.base.modules)):
+            raise RecipeError(f"rank is {rank}; the projections of this network have at most rank {widest}. Lower it.")
 
     @property
     def loop(self) -> Recipe:

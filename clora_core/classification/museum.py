@@ -67,6 +67,9 @@ class TaskMuseum:
         for task in self.tasks:
             if foreign := [projection.path for projection in task.deltas if projection not in base.modules]:
                 raise BaseModelError(f"The network has no projection '{foreign[0]:.100}' of the shape in this museum.")
+            expected = {projection.path.rpartition(".")[0]: projection.shape[1] for projection in base.modules}
+            if {layer: len(moment) for layer, moment in task.inputs.items()} != expected:
+                raise BaseModelError("The second moments in this museum are not those of the network's layers.")
             if (width := len(task.scatter)) != base.width:
                 raise BaseModelError(f"The museum's features have width {width}; the network's have {base.width}.")
 
@@ -107,7 +110,10 @@ def renamed_class(museum: TaskMuseum, old: str, new: str) -> TaskMuseum:
 
 
 def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
-    """The museum without a class. The deltas of its task stay, since later tasks were learned on top of them."""
+    """The museum without a class. The deltas of its task stay, since later tasks were learned on top of them.
+
+    The scatter of the task is of all its classes together; it shrinks by the share of the pictures that go.
+    """
     task = _task_of(museum, name)
     kept = [place for place, other in enumerate(task.classes) if other != name]
     fewer = replace(
@@ -116,6 +122,7 @@ def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
         rows=task.rows[kept],
         means=task.means[kept],
         counts=task.counts[kept],
+        scatter=task.scatter * (task.counts[kept].sum() / task.counts.sum()),
     )
     return replace(museum, tasks=tuple(fewer if other is task else other for other in museum.tasks))
 
@@ -132,8 +139,8 @@ def check_new(museum: TaskMuseum, classes: Sequence[str]) -> None:
         check_class(name)
     if known := sorted(set(classes) & set(museum.classes)):
         raise ConceptError(f"The museum already has the class '{known[0]}'. Rename one of the two, or leave it out.")
-    if len(classes) < 2 and not museum.tasks:
-        raise ConceptError("The first task needs at least two classes, so that there is something to tell apart.")
+    if len(museum.classes) + len(classes) < 2:
+        raise ConceptError("Give at least two classes, so that there is something to tell apart.")
 
 
 def _task_of(museum: TaskMuseum, name: str) -> Task:

@@ -1,7 +1,6 @@
 """How a task is learned, as one frozen value that is kept in the museum."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -57,20 +56,12 @@ class TaskRecipe:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**own, "learning": self.learning.to_json()}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> "TaskRecipe":
-        """The way back. Raises RecipeError for what no recipe can hold."""
-        try:
-            return cls(**{**values, "learning": Recipe.from_json(values["learning"])})  # type: ignore[arg-type]
-        except (KeyError, TypeError) as error:
-            raise RecipeError(f"This recipe of a task cannot be read: {error}.") from error
-
 
 def _loop(method: str, *regularizers) -> Recipe:  # type: ignore[no-untyped-def]
     return Recipe(method, regularizers, learning_rate=1e-3, token_learning_rate=1e-2, batch_size=64, schedule="cosine")
 
 
-# The methods that `classify learn` offers; docs/measurements.md compares them.
+# The methods that `classify learn` offers. They have not been compared yet.
 METHODS: dict[str, TaskRecipe] = {
     "c-lora": TaskRecipe(_loop("c-lora", SelfRegularization(10.0))),
     "preservation": TaskRecipe(_loop("preservation", ContextPreservation(500.0))),

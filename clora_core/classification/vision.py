@@ -1,5 +1,6 @@
 """A frozen vision transformer: any local `transformers` folder of ViT, DeiT, DINOv2 or CLIP's vision tower."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import BaseModelError
 from ..model.attach import Reading
 from ..model.attachment import Attachment
-from ..model.base import Fingerprint, digest_of
+from ..model.base import Fingerprint
 from ..model.precision import AUTOCAST, Precision
 from ..model.projections import Projection, Role
 from ..pictures import as_floats, to_bytes
@@ -48,8 +49,9 @@ class Vision:
         self.side = side
         self._mean, self._deviation = (value.view(3, 1, 1).to(self.device) for value in (mean, deviation))
         self._compute: torch.dtype | None = None
-        self.width = self.features(torch.zeros(1, 3, side, side)).shape[1]
-        self.fingerprint = Fingerprint("vision", digest_of(self.modules))
+        self.width = self.all_features(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
+        kind = f"{self.network.config.model_type} {self.width}"
+        self.fingerprint = Fingerprint(kind, _digest(self.network, side, mean, deviation))
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool = False) -> Iterator[torch.dtype]:
@@ -75,7 +77,12 @@ class Vision:
     def all_features(self, pictures: Tensor) -> Tensor:
         """Bytes (n, 3, side, side) to features (n, width) on the CPU, some at a time."""
         parts = [self.features(as_floats(part)).cpu() for part in pictures.split(AT_ONCE)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.width)
+        features = torch.cat(parts) if parts else torch.zeros(0, self.width)
+        if not features.isfinite().all():
+            raise BaseModelError(
+                "The features are not finite numbers: the weights of the network or the museum are broken."
+            )
+        return features
 
     def prepared(self, picture: Image.Image) -> Tensor:
         """A picture as this network reads it: its middle square, bytes (3, side, side)."""
@@ -135,33 +142,67 @@ def _opened(folder: Path, device: str) -> Vision:
         "clip": (transformers.CLIPVisionModel, {}),
         "clip_vision_model": (transformers.CLIPVisionModel, {}),
     }
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if name not in kinds:
+    name = _json(folder / "config.json").get("model_type")
+    if not isinstance(name, str) or name not in kinds:
         raise BaseModelError(f"'{folder}' holds a model of type {name!r:.60}; supported are {', '.join(kinds)}.")
     if (folder / "adapter_config.json").exists():
         raise BaseModelError(f"'{folder}' holds an adapter. Give the folder of the model itself.")
+    if not list(folder.glob("*.safetensors")):
+        raise BaseModelError(f"'{folder}' has no .safetensors file. Save the model with safe_serialization=True.")
     kind, options = kinds[name]
     safely = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    with _without_bar():
-        network, loading = kind.from_pretrained(folder, output_loading_info=True, **safely, **options)
-    if missing := sorted(loading["missing_keys"]):
-        raise BaseModelError(f"The weights in '{folder}' are incomplete: '{missing[0]}' is missing.")
+    with _quiet():
+        network, loading = kind.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **safely, **options
+        )
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, loading[problem])):
+            raise BaseModelError(f"The weights in '{folder}' do not fit its config.json: {keys[0]} ({problem}).")
+    extra = [key for key in loading["unexpected_keys"] if PLACE.search(key.removesuffix(".weight"))]
+    if extra := [key for key in extra if not key.startswith("text_model.")]:
+        raise BaseModelError(f"The weights in '{folder}' have more layers than its config.json: {min(extra)}.")
     side, mean, deviation = _preprocessing(folder, network.config.image_size)
     return Vision(network, side=side, mean=mean, deviation=deviation, device=device)
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
-    """While entered, transformers shows no progress bar."""
+def _quiet() -> Iterator[None]:
+    """While entered, transformers prints no progress bar and no report of the weights; `_opened` checks them."""
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise BaseModelError(f"'{path}' is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise BaseModelError(f"'{path}' holds a {type(values).__name__}; expected an object.")
+    return values
+
+
+def _digest(network: nn.Module, side: int, mean: Tensor, deviation: Tensor) -> str:
+    """SHA-256 of all weights, whatever a version of transformers calls them, and of how pictures are prepared.
+
+    The same for float16 and float32 copies.
+    """
+    weights = []
+    for value in network.state_dict().values():
+        halves = value.detach().to("cpu", torch.float16).contiguous()
+        weights.append(hashlib.sha256(f"{tuple(value.shape)}".encode() + halves.numpy().tobytes()).hexdigest())
+    preparation = json.dumps([side, mean.tolist(), deviation.tolist()])
+    return hashlib.sha256(("".join(sorted(weights)) + preparation).encode()).hexdigest()
 
 
 def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:
@@ -170,11 +211,12 @@ def _preprocessing(folder: Path, image_size: int) -> tuple[int, Tensor, Tensor]:
     image_size: the side where preprocessor_config.json does not give one.
     """
     path = folder / "preprocessor_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    size = values.get("crop_size") or values.get("size") or image_size
+    values = _json(path)
+    size = (values.get("do_center_crop", True) and values.get("crop_size")) or values.get("size") or image_size
     side = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
+    plain = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} if values.get("do_normalize") is False else values
     mean, deviation = (
-        torch.tensor(np.array(values.get(name, [0.5] * 3), dtype=np.float32)) for name in ("image_mean", "image_std")
+        torch.tensor(np.array(plain.get(name, [0.5] * 3), dtype=np.float32)) for name in ("image_mean", "image_std")
     )
     if mean.shape != (3,) or deviation.shape != (3,) or not mean.isfinite().all() or not (deviation > 0).all():
         raise BaseModelError(f"'{path}' must have an image_mean and an image_std of three numbers above 0.")

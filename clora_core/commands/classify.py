@@ -5,24 +5,29 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 
 from ..classification.classify import Accuracies, accuracies, answers, classified, reading
 from ..classification.file import append_task, load_task_museum, save_task_museum
 from ..classification.learn import ClassPictures, TaskLearning
-from ..classification.museum import TaskMuseum, renamed_class, without_class
-from ..classification.recipe import DEFAULT, METHODS, Head, method_named
+from ..classification.museum import TaskMuseum, check_new, renamed_class, without_class
+from ..classification.recipe import DEFAULT, METHODS, Head, TaskRecipe, method_named
 from ..classification.vision import STARTER, Vision, open_vision
 from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
 from ..museum.file import check_target, identity
 from ..pictures import SUFFIXES, upright
 from ..sheets import confusion_sheet
+from ..texts import printable
+from .edit import InOrder
 from .learn import run_resumably, state_path
+from .model import check_device
 from .progress import Say
 
 NUMBERS = {
@@ -40,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="a picture classifier that learns classes one task after another",
         description="Teach a vision transformer one folder of classes after another. No earlier picture is needed.",
     )
-    kinds = parser.add_subparsers(title="commands", metavar="", required=True)
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
     learn = kinds.add_parser("learn", help="learn new classes from a folder with a subfolder for each class")
     _add_base(learn)
@@ -76,71 +81,91 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     edit = kinds.add_parser("edit", help="rename or remove a class")
     edit.add_argument("museum", type=Path, help="museum file")
-    edit.add_argument("--rename", nargs=2, action="append", default=[], metavar=("OLD", "NEW"), help="rename a class")
-    edit.add_argument("--remove", action="append", default=[], metavar="CLASS", help="remove a class")
+    edits = (("rename", ("OLD", "NEW"), "rename a class"), ("remove", ("CLASS",), "remove a class"))
+    for name, values, meaning in edits:
+        edit.add_argument(
+            f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
+        )
     edit.set_defaults(run=run_edit)
 
 
 def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     check_target(arguments.museum)
-    numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
-    recipe = method_named(arguments.method)
-    recipe = dataclasses.replace(
-        recipe,
-        learning=dataclasses.replace(recipe.learning, flip=arguments.flip, **numbers),
-        epochs=recipe.epochs if arguments.epochs is None else arguments.epochs,
-        head=arguments.head or recipe.head,
-    )
-    base = open_vision(arguments.base, device=arguments.device)
+    folders = class_folders(arguments.classes)
+    base = _open(arguments)
     museum = load_task_museum(arguments.museum) if arguments.museum.exists() else TaskMuseum(base.fingerprint)
-    task = read_classes(arguments.classes, base, say)
-    say(f"Learning {len(task.classes)} classes from {len(task.labels)} pictures, method {arguments.method}.")
+    museum.check_over(base)
+    check_new(museum, [folder.name for folder in folders])
+    recipe = _recipe(arguments, museum, say)
+    task = read_classes(folders, base, say)
+    say(f"Learning {_counted(len(task.classes), 'class')} from {_counted(len(task.labels), 'picture')}.")
     learning = TaskLearning(base, museum, task, recipe)
     state = state_path(arguments.museum, task.classes[0], learning.key)
     learned = run_resumably(learning.run, state, say, title=task.classes[0], steps=learning.loop.steps)
     learned = dataclasses.replace(learned, facts={**learned.facts, "date": now()})
-    museum = append_task(learned, arguments.museum, base=base)
+    after = append_task(museum, learned, arguments.museum, base=base)
     state.unlink(missing_ok=True)
-    say(f"{arguments.museum} now has {len(museum.classes)} classes. Tasks: {len(museum.tasks)}.")
+    if len(after.tasks) > len(museum.tasks) + 1:
+        say("Another program added a task to this museum meanwhile. The two tasks were learned without each other.")
+    say(f"{arguments.museum} now has {_counted(len(after.classes), 'class')} in {_counted(len(after.tasks), 'task')}.")
+
+
+def _recipe(arguments: argparse.Namespace, museum: TaskMuseum, say: Say) -> TaskRecipe:
+    """The method with the numbers from the command line, and the head of the museum if none is given."""
+    numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
+    recipe = method_named(arguments.method)
+    head = museum.tasks[-1].recipe.head if museum.tasks else recipe.head
+    if arguments.head and museum.tasks and arguments.head != head:
+        say(f"Note: this museum has the head {head}. From now on, {arguments.head} decides between all classes.")
+    return dataclasses.replace(
+        recipe,
+        learning=dataclasses.replace(recipe.learning, flip=arguments.flip, **numbers),
+        epochs=recipe.epochs if arguments.epochs is None else arguments.epochs,
+        head=arguments.head or head,
+    )
 
 
 def run_view(arguments: argparse.Namespace, say: Say) -> None:
+    _check_output(arguments.json, ".json")
+    _check_output(arguments.csv, ".csv")
     museum, base = _opened(arguments)
-    paths = [path for given in arguments.images for path in (_files(given, say) if given.is_dir() else [given])]
-    if not paths:
-        raise ConceptError("There are no pictures in this folder.")
-    verdicts = classified(base, museum, torch.stack([base.prepared(upright(path)) for path in paths]))
+    found = [path for given in arguments.images for path in (_files(given, say) if given.is_dir() else [given])]
+    paths, pictures = _readable(found, base, say)
+    verdicts = classified(base, museum, pictures)
     for path, verdict in zip(paths, verdicts, strict=True):
         pairs = zip(verdict.classes, verdict.shares, strict=True)
         say(f"{path}: " + ", ".join(f"{name} {share:.0%}" for name, share in pairs))
-    rows = [
-        {"file": str(path), "classes": list(verdict.classes), "shares": list(verdict.shares)}
-        for path, verdict in zip(paths, verdicts, strict=True)
-    ]
+    names = [printable(str(path)) for path in paths]
     if arguments.json:
+        rows = [
+            {"file": name, "classes": list(verdict.classes), "shares": list(verdict.shares)}
+            for name, verdict in zip(names, verdicts, strict=True)
+        ]
         _write(arguments.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     if arguments.csv:
         table = io.StringIO()
         writer = csv.writer(table)
         writer.writerow(["file", "rank", "class", "share"])
-        for path, verdict in zip(paths, verdicts, strict=True):
-            for rank, (name, share) in enumerate(zip(verdict.classes, verdict.shares, strict=True), start=1):
-                writer.writerow([path, rank, name, share])
+        for name, verdict in zip(names, verdicts, strict=True):
+            for rank, pair in enumerate(zip(verdict.classes, verdict.shares, strict=True), start=1):
+                writer.writerow([name, rank, *pair])
         _write(arguments.csv, table.getvalue())
 
 
 def run_test(arguments: argparse.Namespace, say: Say) -> None:
+    _check_output(arguments.out, ".png")
     museum, base = _opened(arguments)
-    task = read_classes(arguments.folder, base, say)
-    if unknown := sorted(set(task.classes) - set(museum.classes)):
-        raise ConceptError(f"The museum does not know the class '{unknown[0]}' of '{arguments.folder}'.")
+    folders = class_folders(arguments.folder)
+    if unknown := sorted({folder.name for folder in folders} - set(museum.classes)):
+        raise ConceptError(f"The museum has no class '{unknown[0]}', which is a folder of '{arguments.folder}'.")
+    task = read_classes(folders, base, say)
     with reading(base, museum):
         values = answers(base, museum, task.pictures)
     result = accuracies(museum, values, [task.classes[label] for label in task.labels.tolist()])
     for name, share in result.classes.items():
         say(f"  {name}: {share:.0%}")
     for place, (share, within) in enumerate(zip(result.tasks, result.within, strict=True), start=1):
-        if share == share:  # not a number where a task has no pictures here
+        if not math.isnan(share):  # the task has pictures here
             say(f"task {place}: {share:.1%} among all classes, {within:.1%} among its own")
     say(f"mean of the classes: {sum(result.classes.values()) / len(result.classes):.1%}")
     if arguments.out:
@@ -149,42 +174,56 @@ def run_test(arguments: argparse.Namespace, say: Say) -> None:
 
 def run_show(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_task_museum(arguments.museum)
-    say(f"{arguments.museum}: {len(museum.classes)} classes in {len(museum.tasks)} tasks over {museum.base}")
+    say(f"{arguments.museum}: {_counted(len(museum.classes), 'class')} over {museum.base}")
     for place, task in enumerate(museum.tasks, start=1):
         rank = max((delta.rank for delta in task.deltas.values()), default=0)
         facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}"]
         for name, value in task.facts.items():
-            facts.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
+            text = f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            facts.append(" ".join(text.split()))
         say(f"{place}. {', '.join(task.classes) or 'no class left'}\n   {', '.join(facts)}")
 
 
 def run_edit(arguments: argparse.Namespace, say: Say) -> None:
-    if not arguments.rename and not arguments.remove:
+    if not arguments.edits:
         raise MuseumError("There is nothing to do. Add --rename OLD NEW or --remove CLASS.")
     read = identity(arguments.museum) if arguments.museum.exists() else None
     museum = load_task_museum(arguments.museum)
-    for old, new in arguments.rename:
-        museum = renamed_class(museum, old, new)
-        say(f"'{old}' is now '{new}'.")
-    for name in arguments.remove:
-        museum = without_class(museum, name)
-        say(f"'{name}' is removed.")
+    for name, values in arguments.edits:
+        museum = renamed_class(museum, *values) if name == "rename" else without_class(museum, *values)
     save_task_museum(museum, arguments.museum, read=read)
+    say(f"{arguments.museum} now has: {', '.join(museum.classes) or 'no classes'}")
 
 
-def read_classes(folder: Path, base: Vision, say: Say) -> ClassPictures:
-    """The pictures of a folder with a subfolder for each class, in order of their names."""
+def class_folders(folder: Path) -> list[Path]:
+    """The subfolders of a folder, in order of their names, one for each class."""
     if not folder.is_dir():
         raise ConceptError(f"'{folder}' is not a folder. Give the folder that holds a subfolder for each class.")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    if not found:
         raise ConceptError(f"There are no subfolders in '{folder}'. Put each class into its own folder.")
-    files = [(path, label) for label, place in enumerate(classes) for path in _files(place, say)]
-    if not files:
-        raise ConceptError(f"There are no pictures in the folders of '{folder}'. Expected {', '.join(SUFFIXES)}.")
-    pictures = torch.stack([base.prepared(upright(path)) for path, _ in files])
-    labels = torch.tensor([label for _, label in files])
-    return ClassPictures(tuple(place.name for place in classes), pictures, labels)
+    return found
+
+
+def read_classes(folders: Sequence[Path], base: Vision, say: Say) -> ClassPictures:
+    """The pictures of these folders, one for each class. Says which files are left out, and why."""
+    read = [_readable(_files(folder, say), base, say)[1] for folder in folders]
+    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(pictures) for pictures in read]))
+    return ClassPictures(tuple(folder.name for folder in folders), torch.cat(read), labels)
+
+
+def _readable(paths: Sequence[Path], base: Vision, say: Say) -> tuple[list[Path], Tensor]:
+    """The pictures that can be read, and their pixels, bytes (n, 3, side, side)."""
+    read: list[tuple[Path, Tensor]] = []
+    for path in paths:
+        try:
+            read.append((path, base.prepared(upright(path))))
+        except ConceptError as error:
+            say(f"{error} It is left out.")
+    if not read:
+        where = paths[0].parent if paths else "this folder"
+        raise ConceptError(f"There is no picture in '{where}' that can be read. Expected {', '.join(SUFFIXES)}.")
+    return [path for path, _ in read], torch.stack([pixels for _, pixels in read])
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
@@ -192,32 +231,56 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")
 
 
+def _open(arguments: argparse.Namespace) -> Vision:
+    check_device(arguments.device)
+    return open_vision(arguments.base, device=arguments.device)
+
+
 def _opened(arguments: argparse.Namespace) -> tuple[TaskMuseum, Vision]:
     museum = load_task_museum(arguments.museum)
     if not museum.classes:
-        raise MuseumError(f"{arguments.museum} knows no classes.")
-    base = open_vision(arguments.base, device=arguments.device)
+        raise MuseumError(f"{arguments.museum} has no classes.")
+    base = _open(arguments)
     museum.check_over(base)
     return museum, base
 
 
 def _files(folder: Path, say: Say) -> list[Path]:
-    """The pictures of a folder. Says what else is in it."""
-    paths = sorted(folder.iterdir())
+    """The pictures of a folder, in order of their names. Says what else is in it."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
     if others := [path.name for path in paths if path.suffix.lower() not in SUFFIXES]:
-        say(f"{folder}: {', '.join(others[:3])}{', …' if others[3:] else ''} left out, not a picture.")
-    return [path for path in paths if path.name not in others]
+        say(f"Left out of '{folder}', since it is not a picture: {', '.join(others[:3])}{', …' if others[3:] else ''}")
+    return [path for path in paths if path.suffix.lower() in SUFFIXES]
+
+
+def _check_output(path: Path | None, suffix: str) -> None:
+    """Raise ConceptError for a name under which something else could be lost, and for a missing folder."""
+    if path and path.suffix.lower() != suffix:
+        raise ConceptError(f"'{path}' must end in {suffix}.")
+    if path and not path.parent.is_dir():
+        raise ConceptError(f"There is no folder '{path.parent}'. Create it first.")
 
 
 def _write(path: Path, content: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        path.write_text(content, encoding="utf-8", newline="")
+        partial.write_text(content, encoding="utf-8", newline="")
+        partial.replace(path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise ConceptError(f"'{path}' cannot be written: {error.strerror or error}.") from error
 
 
+def _counted(count: int, thing: str) -> str:
+    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{count} {thing if count == 1 else plural}"
+
+
 def _draw_confusion(result: Accuracies, classes: Sequence[str], path: Path) -> None:
-    """Row: the class of the pictures; column: what they were taken for; the number is a share of the row."""
+    """Row: the class of the pictures; column: what they were taken for; the darker, the larger its share of the row."""
     names = [name for name in classes if name in result.confusion]
     columns = [name for name in classes if any(name in row for row in result.confusion.values())]
     shares = [

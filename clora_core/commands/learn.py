@@ -200,7 +200,7 @@ def _resumable(path: Path, say: Say) -> LearningState | None:
         return state
     same_word, *_ = path.name.rsplit(".", 3)
     for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
-        say(f"{other} holds an unfinished training of this word with another museum, pictures or numbers. It is kept.")
+        say(f"{other} holds an unfinished training of this name with other inputs. It is kept.")
     return None
 
 

@@ -38,11 +38,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
     """Open the model that the options name. Raises BaseModelError for a missing device before it reads the model."""
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BaseModelError(f"The device '{arguments.device}' cannot be used: {reason}") from error
+    check_device(arguments.device)
     return open_base(
         arguments.base,
         dtype=DTYPES[arguments.dtype],
@@ -50,3 +46,12 @@ def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
         tokenizer=arguments.tokenizer,
         prediction=arguments.prediction,
     )
+
+
+def check_device(device: str) -> None:
+    """Raise BaseModelError for a device that this computer does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BaseModelError(f"The device '{device}' cannot be used: {reason}") from error

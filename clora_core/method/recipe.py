@@ -69,7 +69,7 @@ class Recipe:
         for name in ("steps", "batch_size", "accumulation"):
             _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
         for name in ("learning_rate", "token_learning_rate", "clip_norm"):
-            _require(_is_number(value := getattr(self, name)) and 0 < value < math.inf, name, value, "above 0")
+            _require(_is_number(value := getattr(self, name)) and 0 < value <= 1e30, name, value, "above 0, up to 1e30")
         for name in ("weight_decay", "min_snr_gamma"):
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
         for name in ("layer_wise", "flip", "checkpointing"):

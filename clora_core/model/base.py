@@ -139,17 +139,12 @@ def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
 
     Only the first row of each projection is hashed, so it is fast at any size.
     """
-    return Fingerprint(family_of(modules).name, digest_of(modules))
-
-
-def digest_of(modules: Mapping[Projection, nn.Module]) -> str:
-    """SHA-256 of the names, the shapes and the first rows of these projections, in hexadecimal."""
     digest = hashlib.sha256()
     for projection, module in modules.items():
         row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
-    return digest.hexdigest()
+    return Fingerprint(family_of(modules).name, digest.hexdigest())
 
 
 def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, makes: int | None) -> None:

@@ -18,8 +18,8 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     run = server.run(saved_chain(3, "three"))
     assert run.succeeded, run.error
     path = server.folder / "models/loras/museums/three.museum.safetensors"
-    (shown,) = run.history["outputs"]["save"]["text"]
-    assert shown.replace("\u2060", "") == f"Saved {path}: <ada>, <bo>, <cleo>"  # without the page's joiners
+    (text,) = run.history["outputs"]["save"]["text"]
+    assert text.replace("\u2060", "") == f"Saved {path}: <ada>, <bo>, <cleo>"  # without the page's joiners
     again = server.run(loaded("three"))
     assert again.succeeded, again.error
     assert np.array_equal(server.pictures(again, "show"), server.pictures(run, "show"))

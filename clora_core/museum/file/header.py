@@ -210,7 +210,7 @@ class _ExhibitReader:
     def recipe(self, value: object, what: str) -> Recipe:
         source = repr(value)  # distinguishes 1, 1.0 and true
         if source not in self.recipes:
-            self.recipes[source] = _recipe(value, what)
+            self.recipes[source] = recipe_from_json(value, what)
         return self.recipes[source]
 
     def ranks(self, value: object, what: str) -> Mapping[Projection, int]:
@@ -237,7 +237,8 @@ def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], wha
     return {p: integer(value[p.path], f"{what} of '{p.path}'", least=1) for p in projections if p.path in value}
 
 
-def _recipe(value: object, what: str) -> Recipe:
+def recipe_from_json(value: object, what: str) -> Recipe:
+    """A recipe that nobody vouches for. Raises MuseumError or RecipeError for anything else."""
     values = mapping(value, what)
     check_types(Recipe, values, what)
     kinds = {kind.name: kind for kind in REGULARIZERS}

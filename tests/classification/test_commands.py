@@ -1,0 +1,46 @@
+"""`clora classify`, from folders of pictures to tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clora_core import cli
+from clora_core.pictures import as_floats, to_picture
+from tests.classification.tasks import NAMES, pictures
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for part, names, seed in (("a", NAMES[:2], 0), ("b", NAMES[2:], 0), ("t", NAMES, 5)):
+        task = pictures(*names, count=3, seed=seed)
+        for number, (picture, label) in enumerate(zip(task.pictures, task.labels.tolist(), strict=True)):
+            folder = tmp_path / part / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_picture(as_floats(picture)).save(folder / f"{number}.png")
+    museum = str(tmp_path / "shop.safetensors")
+    (tmp_path / "a" / "red" / "Thumbs.db").write_text("")
+    for part in "ab":
+        assert (
+            cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
+        )
+    assert "not a picture: Thumbs.db" in capsys.readouterr().out
+    confusion = tmp_path / "confusion.png"
+    assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
+    assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()
+    table = tmp_path / "view.json"
+    assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "blue"), "--json", str(table)]) == 0
+    assert [row["classes"][0] for row in json.loads(table.read_text())] == ["blue"] * 3
+    for target in (museum, str(tmp_path / "t" / "red" / "0.png")):
+        before = Path(target).read_bytes()
+        assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red"), "--csv", target]) == 1
+        assert "must end in .csv" in capsys.readouterr().err and Path(target).read_bytes() == before
+    assert cli.main(["classify", "edit", museum, "--remove", "green", "--rename", "blue", "green"]) == 0  # in order
+    assert cli.main(["classify", "edit", museum, "--rename", "green", "azure", "--remove", "gold"]) == 1
+    assert cli.main(["classify", "edit", museum, "--rename", "green", "azure"]) == 0
+    assert cli.main(["classify", "show", museum]) == 0
+    assert "azure, dark" in capsys.readouterr().out
+    assert cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / "a")]) == 1
+    assert "already has the class" in capsys.readouterr().err
+    (tmp_path / "t" / "red" / "broken.png").write_text("no picture")
+    assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red")]) == 0
+    assert "cannot be read as a picture" in (out := capsys.readouterr().out) and out.count("red 1") == 3

@@ -1,0 +1,69 @@
+"""The heads and the accuracies, against textbook formulas."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from clora_core.classification.classify import accuracies
+from clora_core.classification.heads import (
+    discriminant_rows,
+    drift_between,
+    head_rows,
+    logits,
+    statistics,
+)
+from clora_core.classification.vision import Vision
+from tests.classification.tasks import NAMES, two_tasks
+
+
+def test_discriminant_analysis_is_the_gaussian_posterior():
+    """Against log-densities with the covariance that torch itself inverts."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(8000)
+    mixing = torch.eye(5) + 0.2 * torch.randn(5, 5, generator=rng)
+    features = torch.randn(24_000, 5, generator=rng) @ mixing + labels[:, None]
+    means, counts, scatter = statistics(features, labels, 3)
+    assert counts.tolist() == [8000, 8000, 8000]
+    rows = discriminant_rows(means, scatter, 24_000)
+    covariance = scatter / (24_000 - 3)
+    densities = torch.stack(
+        [torch.distributions.MultivariateNormal(mean, covariance).log_prob(features.double()) for mean in means], dim=1
+    )
+    # with so many samples hardly anything is shrunk
+    torch.testing.assert_close(logits(features, rows).softmax(1).double(), densities.softmax(1), atol=0.02, rtol=0)
+
+
+def test_means_follow_a_linear_drift(vision: Vision):
+    rng = torch.Generator().manual_seed(1)
+    before = torch.randn(500, 8, generator=rng)
+    change = torch.eye(8) + 0.1 * torch.randn(8, 8, generator=rng)
+    torch.testing.assert_close(drift_between(before, before @ change, ridge=1e-6), change, atol=1e-4, rtol=1e-4)
+    assert torch.equal(drift_between(before, before), torch.eye(8))
+    museum = two_tasks(vision, "sequential")
+    width = vision.width
+    drift = torch.eye(width) + 0.05 * torch.randn(width, width, generator=rng)
+    first, second = museum.tasks[0], dataclasses.replace(museum.tasks[1], drift=drift)
+    rows = head_rows(dataclasses.replace(museum, tasks=(first, second)), "means")
+    means = torch.cat([first.means @ drift, second.means])
+    spread = ((drift.T @ first.scatter @ drift).trace() + second.scatter.trace()) / 24
+    torch.testing.assert_close(rows[:, :-1], 10 * means / spread, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rows[:, -1], -5 * means.square().sum(1) / spread, rtol=1e-3, atol=1e-3)
+
+
+def test_accuracies_are_counted_one_by_one(vision: Vision):
+    museum = two_tasks(vision, "frozen")
+    rng = torch.Generator().manual_seed(2)
+    truth = [NAMES[int(place)] for place in torch.randint(4, (60,), generator=rng)]
+    values = torch.randn(60, 4, generator=rng)
+    result = accuracies(museum, values, truth)
+    for number, own in enumerate((NAMES[:2], NAMES[2:])):
+        hits, local = [], []
+        for row, name in zip(values.tolist(), truth, strict=True):
+            if name in own:
+                hits.append(NAMES[row.index(max(row))] == name)
+                among = {other: row[NAMES.index(other)] for other in own}
+                local.append(max(among, key=lambda other: among[other]) == name)
+        assert result.tasks[number] == pytest.approx(sum(hits) / len(hits))
+        assert result.within[number] == pytest.approx(sum(local) / len(local))
+    assert sum(map(sum, (row.values() for row in result.confusion.values()))) == 60

@@ -1,0 +1,112 @@
+"""Files of tasks: what is written comes back, what is damaged or foreign is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from clora_core.classification.classify import classified
+from clora_core.classification.file import append_task, load_task_museum, save_task_museum
+from clora_core.classification.heads import (
+    head_rows,
+)
+from clora_core.classification.learn import TaskLearning
+from clora_core.classification.museum import TaskMuseum, renamed_class, without_class
+from clora_core.classification.vision import Vision
+from clora_core.errors import BaseModelError, ConceptError, MuseumError
+from clora_core.model.base import Fingerprint
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from clora_core.museum.file import load_museum
+from tests.classification.tasks import NAMES, pictures, recipe, tensors, two_tasks
+
+
+@pytest.fixture(scope="module")
+def saved(vision: Vision, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return save_task_museum(two_tasks(vision), tmp_path_factory.mktemp("m") / "m.safetensors").read_bytes()
+
+
+def test_a_museum_comes_back_bit_for_bit(vision: Vision, tmp_path: Path):
+    museum = two_tasks(vision)
+    path = save_task_museum(museum, tmp_path / "m.safetensors")
+    back = load_task_museum(path)
+    assert back.classes == museum.classes and back.base == museum.base
+    assert all(torch.equal(one, other) for one, other in zip(tensors(museum), tensors(back), strict=True))
+    assert back.tasks[1].recipe == museum.tasks[1].recipe
+    assert torch.equal(back.tasks[1].drift, museum.tasks[1].drift)
+    test = pictures(*NAMES, seed=2).pictures
+    assert classified(vision, back, test) == classified(vision, museum, test)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_refused(vision: Vision, tmp_path: Path, seed: int, saved: bytes):
+    content = bytearray(saved)
+    place = int(torch.randint(8, len(content), (), generator=torch.Generator().manual_seed(seed)))
+    content[place] ^= 1 << seed % 8
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(MuseumError):
+        load_task_museum(tmp_path / "m.safetensors")
+
+
+def test_the_other_kind_of_museum_is_named(vision: Vision, tmp_path: Path, saved: bytes):
+    (tmp_path / "m.safetensors").write_bytes(saved)
+    with pytest.raises(MuseumError, match=r"a museum of classes.*not a museum of concepts"):
+        load_museum(tmp_path / "m.safetensors")
+
+
+def test_classes_are_renamed_and_removed(vision: Vision):
+    museum = two_tasks(vision, head="lda")
+    fewer = without_class(renamed_class(museum, "red", "rot"), "green")
+    assert fewer.classes == ("rot", "blue", "dark")
+    assert torch.equal(head_rows(fewer, "linear"), head_rows(museum, "linear")[[0, 2, 3]])
+    assert [verdict.classes[0] for verdict in classified(vision, fewer, pictures("red", seed=4).pictures)] == [
+        "rot"
+    ] * 6
+    with pytest.raises(MuseumError, match="twice"):
+        renamed_class(museum, "red", "blue")
+    with pytest.raises(MuseumError, match="no class 'gold'"):
+        without_class(museum, "gold")
+    with pytest.raises(ConceptError, match="already has the class 'green'"):
+        TaskLearning(vision, museum, pictures("red", "green"), recipe())
+
+
+def test_a_museum_over_another_network_is_refused(vision: Vision):
+    museum = dataclasses.replace(two_tasks(vision, "frozen"), base=Fingerprint("vision", "0" * 64))
+    with pytest.raises(BaseModelError, match="was made over 'vision · 00000000'"):
+        classified(vision, museum, pictures("red").pictures)
+
+
+def test_a_museum_that_lies_about_its_shapes_is_refused_before_anything_is_computed(vision: Vision, tmp_path: Path):
+    """The factors would fit in a file; their product would not fit in memory."""
+    museum = two_tasks(vision, "frozen")
+    huge = Projection("layers.0.query", "query", (10**6, 10**6))
+    liar = dataclasses.replace(museum.tasks[0], deltas={huge: LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
+    path = save_task_museum(dataclasses.replace(museum, tasks=(liar,)), tmp_path / "m.safetensors")
+    with pytest.raises(BaseModelError, match=r"no projection 'layers\.0\.query'"):
+        classified(vision, load_task_museum(path), pictures("red").pictures)
+
+
+def test_what_another_program_adds_meanwhile_stays(vision: Vision, tmp_path: Path):
+    museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
+    empty = TaskMuseum(vision.fingerprint)
+    append_task(empty, museum.tasks[0], path, base=vision)
+    append_task(empty, museum.tasks[1], path, base=vision)  # learned when the file did not have the first yet
+    assert load_task_museum(path).classes == museum.classes
+    with pytest.raises(MuseumError, match="twice"):
+        append_task(empty, museum.tasks[1], path, base=vision)
+    with pytest.raises(MuseumError):
+        save_task_museum(museum, path)  # nobody read the file before
+    assert load_task_museum(path).classes == museum.classes
+
+
+def test_what_a_task_was_learned_on_is_written_again_if_the_file_is_gone(vision: Vision, tmp_path: Path):
+    museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
+    append_task(dataclasses.replace(museum, tasks=museum.tasks[:1]), museum.tasks[1], path, base=vision)
+    assert load_task_museum(path).classes == museum.classes
+
+
+def test_fewer_classes_have_their_share_of_the_scatter(vision: Vision):
+    museum = two_tasks(vision, "frozen")
+    fewer = without_class(museum, "red").tasks[0]
+    torch.testing.assert_close(fewer.scatter, museum.tasks[0].scatter / 2)
