@@ -15,6 +15,7 @@ from .host.routes import register_routes
 from .museum_files import LoadMuseum, SaveMuseum
 from .museum_report import MuseumReport
 from .recipe import LearningRecipe
+from .sort_pictures import SortPictures
 from .starter import StarterModel, StarterPictures
 from .train_step import TrainStep
 
@@ -27,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MuseumReport,
     LearningRecipe,
     CompanionConcept,
+    SortPictures,
     StarterModel,
     StarterPictures,
 )

@@ -30,6 +30,9 @@ class Verdict:
     classes: tuple[str, ...]
     shares: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {share:.0%}" for name, share in zip(self.classes, self.shares, strict=True))
+
 
 @torch.no_grad()
 def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int = 5) -> list[Verdict]:
@@ -45,6 +48,8 @@ def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int 
 
 def answers(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
     """The logits of all classes, (n, classes), inside `reading`. head: by default that of the museum's last task."""
+    if not museum.classes:
+        raise MuseumError("This museum has no classes.")
     recipe = museum.tasks[-1].recipe
     values = logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
     if not values.isfinite().all():

@@ -59,7 +59,7 @@ class TaskTrained:
         named: dict[str, Tensor] = {"head.rows": self.rows}
         for projection, delta in self.deltas.items():
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
-        return named
+        return {name: value for name, value in named.items() if value.requires_grad}
 
     def settle(self) -> None:
         """Nothing is projected after an update."""
@@ -67,8 +67,14 @@ class TaskTrained:
 
 @dataclass(frozen=True, eq=False)
 class TaskStep:
-    """One training step. logits: of the task's own classes, (b, classes). labels: (b,)."""
+    """One training step.
 
+    chosen: places of the batch in the task's pictures, (b,). features: (b, width). logits: of the task's own classes,
+    (b, classes). labels: (b,).
+    """
+
+    chosen: Tensor
+    features: Tensor
     logits: Tensor
     labels: Tensor
     deltas: Deltas
@@ -149,16 +155,13 @@ class TaskLearning:
             attached(base, past),
         ):
             before = base.all_features(task.pictures)
-            trained = self._start(before)
+            trained = self.start(before)
             setting = TaskSetting(
                 Past(dense=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
                 lambda: float(F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)),
                 lambda: self._moments(past),
             )
-            terms: dict[str, Callable[[Any], Tensor]] = {
-                regularizer.name: regularizer.begin(setting)  # type: ignore[arg-type] # none is `concepts_only`
-                for regularizer in (loop.regularizers if trained.deltas else ())
-            }
+            terms = self.terms(setting, before)
             with attached(base, trained.deltas):
 
                 def losses_of(number: int) -> dict[str, Tensor]:
@@ -181,7 +184,7 @@ class TaskLearning:
                     )
             deltas = {place: _copied(delta) for place, delta in trained.deltas.items()}
             with attached(base, deltas):
-                after, inputs = self._read()
+                after, inputs = self.read()
         means, counts, scatter = statistics(after, task.labels, len(task.classes))
         return Task(
             task.classes,
@@ -192,24 +195,35 @@ class TaskLearning:
             scatter.float(),
             inputs,
             self.recipe,
-            drift_between(before, after) if deltas and self.museum.tasks else None,
+            drift_between(before, after) if self.adapts and self.museum.tasks else None,
             {"pictures": len(task.labels), **({"loss": loss} if math.isfinite(loss) else {})},
         )
 
-    def _start(self, features: Tensor) -> TaskTrained:
-        """Deltas that change nothing yet, and the first rows of the head."""
+    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+        """What is added to the classification loss, by name. features: of all pictures, before this task."""
+        if not self.adapts:
+            return {}
+        return {regularizer.name: regularizer.begin(setting) for regularizer in self.loop.regularizers}  # type: ignore[arg-type]
+
+    def start(self, features: Tensor) -> TaskTrained:
+        """Deltas that change nothing yet, and the first rows of the head. features: of all pictures, before it."""
         task, loop, device = self.task, self.loop, self.base.device
         deltas = {}
         for projection in self.base.modules if self.adapts else ():
             down = random_down(loop, task.classes[0], projection)
             up = torch.zeros(projection.shape[0], len(down))
             deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device))
+        return TaskTrained(deltas, self.first_rows(features))
+
+    def first_rows(self, features: Tensor) -> nn.Parameter:
+        """The rows of the head that training starts with, (classes, width + 1)."""
+        count = len(self.task.classes)
         if self.recipe.head == "linear":
-            rows = random_rows(len(task.classes), features.shape[1], loop.seed, task.classes[0])
+            rows = random_rows(count, features.shape[1], self.loop.seed, self.task.classes[0])
         else:
-            means, _, scatter = statistics(features, task.labels, len(task.classes))
+            means, _, scatter = statistics(features, self.task.labels, count)
             rows = mean_rows(means, float(scatter.trace()) / len(features))
-        return TaskTrained(deltas, _parameter(rows, device))
+        return _parameter(rows, self.base.device)
 
     def _step(self, number: int, trained: TaskTrained, before: Tensor) -> TaskStep:
         """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
@@ -222,10 +236,10 @@ class TaskLearning:
         if loop.flip:
             mirrored = torch.rand(len(chosen), 1, 1, 1, generator=seeded("batch", loop.seed, number)) < 0.5
             pictures = torch.where(mirrored, pictures.flip(-1), pictures)
-        moving = bool(trained.deltas) or loop.flip
+        moving = self.adapts or loop.flip
         features = self.base.features(pictures) if moving else before[chosen].to(device)
         labels = task.labels[chosen].to(device)
-        return TaskStep(logits(features, trained.rows), labels, trained.deltas)
+        return TaskStep(chosen, features, logits(features, trained.rows), labels, trained.deltas)
 
     def _moments(self, past: Mapping[Projection, Tensor]) -> Moments:
         """Of what the projections read on the pictures of earlier tasks. Before any, nothing is protected."""
@@ -240,7 +254,7 @@ class TaskLearning:
         return moments, sizes
 
     @torch.no_grad()
-    def _read(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The features of all pictures, (n, width), and the second moment of every layer's inputs."""
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = {}

@@ -133,8 +133,7 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
     paths, pictures = _readable(found, base, say)
     verdicts = classified(base, museum, pictures)
     for path, verdict in zip(paths, verdicts, strict=True):
-        pairs = zip(verdict.classes, verdict.shares, strict=True)
-        say(f"{path}: " + ", ".join(f"{name} {share:.0%}" for name, share in pairs))
+        say(f"{path}: {verdict}")
     names = [printable(str(path)) for path in paths]
     if arguments.json:
         rows = [
@@ -238,8 +237,6 @@ def _open(arguments: argparse.Namespace) -> Vision:
 
 def _opened(arguments: argparse.Namespace) -> tuple[TaskMuseum, Vision]:
     museum = load_task_museum(arguments.museum)
-    if not museum.classes:
-        raise MuseumError(f"{arguments.museum} has no classes.")
     base = _open(arguments)
     museum.check_over(base)
     return museum, base

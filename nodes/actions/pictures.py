@@ -34,6 +34,17 @@ def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) 
     multiples of `multiple`. Every stack gets the size of the first. Alpha is dropped, gray becomes RGB. Raises
     ConceptError if there is no picture.
     """
+    check_images(images)
+    height, width = images[0].shape[1:3]
+    scale = min(1.0, resolution_px / math.sqrt(height * width))
+    nearest = [round(side * scale / multiple) for side in (height, width)]
+    target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
+    with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
+        return torch.cat([_covering(pictures_of(stack), *target).clamp(-1, 1) for stack in images]).contiguous()
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Raise ConceptError unless these are ComfyUI images, at least one."""
     for stack in images:
         if stack.ndim != 4 or 0 in stack.shape or stack.shape[-1] not in (1, 3, 4):
             raise ConceptError(
@@ -42,15 +53,10 @@ def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) 
             )
     if not images:
         raise ConceptError("The list of pictures is empty. Connect at least one picture.")
-    height, width = images[0].shape[1:3]
-    scale = min(1.0, resolution_px / math.sqrt(height * width))
-    nearest = [round(side * scale / multiple) for side in (height, width)]
-    target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
-    with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
-        return torch.cat([_covering(_pictures(stack), *target).clamp(-1, 1) for stack in images]).contiguous()
 
 
-def _pictures(stack: Tensor) -> Tensor:
+def pictures_of(stack: Tensor) -> Tensor:
+    """A ComfyUI image as the engine's pictures of the same size."""
     pictures = stack.detach().to("cpu", torch.float32, copy=True)[..., :3].permute(0, 3, 1, 2)
     return pictures.expand(-1, 3, -1, -1) * 2 - 1
 

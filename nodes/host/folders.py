@@ -6,9 +6,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ...clora_core.errors import CLoRAError, MuseumError
+from ...clora_core.errors import BaseModelError, CLoRAError, MuseumError
 
 KIND = "museums"
+VISION_KIND = "clip_vision"
+STARTER = "starter"
 SUFFIX = ".safetensors"
 
 
@@ -45,6 +47,23 @@ def museum_version(name: str) -> str:
         return f"{path} {version(Path(path))}" if path else ""
     except OSError:
         return ""
+
+
+def vision_names() -> list[str]:
+    """The vision transformers that can be opened: the starter, and folders with a config.json in models/clip_vision."""
+    found = {path.parent.name for folder in _vision_folders() for path in folder.glob("*/config.json")}
+    return [STARTER, *sorted(found - {STARTER})]
+
+
+def vision_path(name: str) -> Path | str:
+    """The folder of a vision transformer, or "starter". Raises BaseModelError if there is none of that name."""
+    if name == STARTER:
+        return name
+    for folder in _vision_folders():
+        if name in (path.parent.name for path in folder.glob("*/config.json")):
+            return folder / name
+    where, names = _vision_folders()[0], ", ".join(vision_names())
+    raise BaseModelError(f"There is no vision transformer '{name}' in '{where}'. Choose one of: {names}.")
 
 
 def new_museum_path(name: str) -> Path:
@@ -91,6 +110,10 @@ def _problem(parts: Sequence[str]) -> str:
     from ...clora_core.museum.file.names import why_unusable
 
     return next((why for part in parts if (why := why_unusable(part))), "")
+
+
+def _vision_folders() -> list[Path]:
+    return [Path(folder) for folder in folder_paths.get_folder_paths(VISION_KIND)]
 
 
 def _folder() -> Path:

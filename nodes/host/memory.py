@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training step needs, shown before it starts."""
+"""The memory that a training step needs, shown before it starts, and room for a small network."""
 
 import comfy.model_management
 import torch
@@ -7,6 +7,15 @@ from torch import nn
 from ...clora_core.method.recipe import Recipe
 from .base import DTYPES, HostBase
 from .model import stored_dtype, unet_of
+
+ROOM_BYTES = 2 * 2**30  # a vision transformer and its activations
+
+
+def device_with_room() -> str:
+    """The device that ComfyUI computes on, after it has made room there for a network that it does not manage."""
+    device = comfy.model_management.get_torch_device()
+    comfy.model_management.free_memory(ROOM_BYTES, device)
+    return str(device)
 
 
 def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:

@@ -11,6 +11,9 @@ import urllib.request
 import pytest
 from PIL import Image
 
+from clora_core.museum.editing import renamed
+from clora_core.museum.file import load_museum, save_museum
+
 from .events import Events
 from .prompts import chain, node, saved_chain
 from .server import Server
@@ -52,7 +55,12 @@ def test_a_museum_is_told_by_its_header(server: Server, saved: str):
     assert again == 304 and not nothing
     path = server.folder / "models/loras/museums" / saved
     path.touch()
-    assert museum(server, saved, **{"If-None-Match": headers["ETag"]})[0] == 200
+    assert museum(server, saved, **{"If-None-Match": headers["ETag"]})[0] == 304
+    content = path.read_bytes()
+    save_museum(renamed(load_museum(path), "<ada>", "<eve>"), path, overwrite=True)
+    status, _, told = museum(server, saved, **{"If-None-Match": headers["ETag"]})
+    path.write_bytes(content)
+    assert status == 200 and told["exhibits"][0]["word"] == "<eve>"
 
 
 @pytest.mark.parametrize(

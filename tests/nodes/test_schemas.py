@@ -20,6 +20,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing",
     "CLoRA_Companion": "concept images captions companions",
+    "CLoRA_SortPictures": "images museum_name network",
     "CLoRA_StarterModel": "",
     "CLoRA_StarterPictures": "subject count picture_seed",
 }
@@ -32,6 +33,7 @@ OUTPUTS = {
     "CLoRA_MuseumReport": "exhibits overlap moved",
     "CLoRA_Recipe": "recipe",
     "CLoRA_Companion": "companions",
+    "CLoRA_SortPictures": "text classes shares",
     "CLoRA_StarterModel": "model clip vae",
     "CLoRA_StarterPictures": "images captions",
 }

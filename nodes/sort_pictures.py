@@ -1,0 +1,69 @@
+"""C-LoRA Sort Pictures: which class of a museum each picture belongs to."""
+
+from comfy_api.latest import io
+
+from .host import folders
+from .host.progress import say
+from .sockets import node_schema
+
+
+class SortPictures(io.ComfyNode):
+    """Classifies pictures with a museum of classes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            "CLoRA_SortPictures",
+            "C-LoRA Sort Pictures",
+            "Classify pictures with a museum of classes, made by the command `classify learn`.",
+            search_aliases=["classify", "image classifier", "tag", "sort images", "vit", "dinov2", "c-lora"],
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures: a batch, or a list of any sizes."),
+                io.Combo.Input(
+                    "museum_name",
+                    options=folders.museum_names() or [""],  # the frontend drops an input without options
+                    tooltip="A museum of classes in models/loras/museums.",
+                ),
+                io.Combo.Input(
+                    "network",
+                    options=folders.vision_names(),
+                    tooltip="The vision transformer that the museum was trained on: starter, or a transformers folder "
+                    "in models/clip_vision.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "text", display_name="text", tooltip="One line per picture: its five likeliest classes."
+                ),
+                io.String.Output(
+                    "classes",
+                    display_name="classes",
+                    is_output_list=True,
+                    tooltip="The likeliest class of each picture.",
+                ),
+                io.Float.Output(
+                    "shares",
+                    display_name="shares",
+                    is_output_list=True,
+                    tooltip="The share of that class, 0 to 1. Shares rank classes; they are no probabilities.",
+                ),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, museum_name: str, network: str) -> bool:
+        """Turns off ComfyUI's own check: `execute` says which files there are."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, museum_name: str, network: str, **others: object) -> str:
+        """Changes whenever the museum's file does."""
+        return folders.museum_version(museum_name)
+
+    @classmethod
+    def execute(cls, images, museum_name: str, network: str) -> io.NodeOutput:
+        from .actions.sorting import sort_pictures
+
+        text, classes, shares = sort_pictures(images, museum_name, network)
+        return io.NodeOutput(say(text), classes, shares)
