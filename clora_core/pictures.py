@@ -1,26 +1,88 @@
-"""Read and convert pictures, thumbnails and captions.
+"""Pictures to train on, and thumbnails. `picture_files.py` reads them from files.
 
 Byte tensors are (3, height, width) uint8; float tensors have the same shape and the range [-1, 1] of all models here.
 """
 
+import functools
+import hashlib
 import io
-from pathlib import Path
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ConceptError, MuseumError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-PIXELS_LIMIT = 64_000_000  # of one picture file; a larger one is probably a decompression bomb
 THUMBNAIL_PX = 128
 THUMBNAIL_LIMIT_PX = 1024  # of a thumbnail's longer side, when it is read
 THUMBNAIL_LIMIT_BYTES = 192 * 1024
 THUMBNAIL_LIMIT_SCANS = 20  # typical progressive JPEGs have 10; decoding time is proportional to the scans
 JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+
+LONGEST = 4  # times as long as wide, of a picture to train on
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that is prepared whenever it is read, so that many of them take no memory.
+
+    read: gives the pixels, (3, *size) in [-1, 1]. size: as it is trained on. original: its size before that. crop: the
+    rows at the top and the columns at the left that were cut off after scaling. digest: SHA-256 of the pixels.
+    """
+
+    read: Callable[[], Tensor]
+    size: Size
+    original: Size
+    crop: tuple[int, int]
+    digest: str
+
+    @classmethod
+    def of(cls, read: Callable[[], Tensor], original: Size, crop: tuple[int, int] = (0, 0)) -> "Picture":
+        """Reads the picture once. Raises ConceptError for values that are not finite."""
+        pixels = read()
+        if not pixels.isfinite().all():
+            raise ConceptError("A picture contains values that are not finite.")
+        content = pixels.contiguous().view(torch.uint8).numpy().tobytes()
+        return cls(read, _size(pixels), original, crop, hashlib.sha256(content).hexdigest())
+
+
+def in_memory(pixels: Tensor) -> tuple[Picture, ...]:
+    """Pictures of pixels that are in memory anyway, (n, 3, height, width) in [-1, 1]."""
+    return tuple(Picture.of(functools.partial(_same, own), _size(own)) for own in pixels)
+
+
+@functools.lru_cache(maxsize=4096)
+def bucket(size: Size, *, area_px: int, multiple: int) -> Size:
+    """The size to train a picture of that size on: nearly the same shape, and sides that are multiples of `multiple`.
+
+    At most `area_px` pixels, if the smallest size has no more, and at most `LONGEST` times as long as wide.
+    """
+
+    def fitness(candidate: Size) -> float:
+        stretch = candidate[0] * size[1] / (candidate[1] * size[0])
+        return min(stretch, 1 / stretch) * math.sqrt(candidate[0] * candidate[1])
+
+    sides = range(multiple, 2 * math.isqrt(area_px) + 1, multiple)
+    candidates = [
+        (height, width)
+        for height in sides
+        for width in sides
+        if height * width <= area_px and max(height, width) <= LONGEST * min(height, width)
+    ]
+    return max(candidates, key=fitness, default=(multiple, multiple))
+
+
+def covering(size: Size, target: Size) -> tuple[Size, tuple[int, int]]:
+    """The size to scale to, so that `target` is just covered, and what is then cut off at the top and on the left."""
+    scale = max(target[0] / size[0], target[1] / size[1])
+    height, width = (max(least, round(side * scale)) for side, least in zip(size, target, strict=True))
+    return (height, width), ((height - target[0]) // 2, (width - target[1]) // 2)
 
 
 def to_bytes(picture: Image.Image) -> Tensor:
@@ -39,14 +101,13 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
-def thumbnail(pixels: Tensor) -> bytes:
-    """A small JPEG of floats (3, height, width)."""
-    return _small_jpeg(to_picture(pixels))
-
-
-def thumbnail_of(path: Path) -> bytes:
-    """A small JPEG of a picture file."""
-    return _small_jpeg(upright(path))
+def thumbnail(picture: Image.Image | Tensor) -> bytes:
+    """A small JPEG of a picture, or of floats (3, height, width)."""
+    small = to_picture(picture) if isinstance(picture, Tensor) else picture.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def check_thumbnail(encoded: bytes) -> None:
@@ -77,60 +138,9 @@ def from_thumbnail(encoded: bytes) -> Image.Image:
         raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
 
 
-def read_folder(folder: Path, *, resolution_px: int) -> tuple[Tensor, tuple[str, ...]]:
-    """The pictures of a folder in order of name, cropped to their center squares, and their captions.
-
-    A caption is a text file with the picture's name (`cat.jpg`, `cat.txt`), as for kohya's trainer and OneTrainer.
-    Returns floats (n, 3, resolution, resolution) and n or no captions. Raises ConceptError for unreadable files, and if
-    only some pictures have captions.
-    """
-    if not folder.is_dir():
-        raise ConceptError(f"'{folder}' is not a folder. Give the folder with the pictures.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ConceptError(f"There are no pictures in '{folder}'. Supported suffixes: {', '.join(SUFFIXES)}.")
-    size = (resolution_px, resolution_px)
-    squares = [ImageOps.fit(upright(path), size, Image.Resampling.LANCZOS) for path in paths]
-    pictures = torch.stack([as_floats(to_bytes(square)) for square in squares])
-    captions = [path.with_suffix(".txt") for path in paths]
-    missing = [path.name for path in captions if not path.is_file()]
-    if len(missing) == len(captions):
-        return pictures, ()
-    if missing:
-        raise ConceptError(f"'{folder}' has captions, but not for every picture: {missing[0]} is missing.")
-    return pictures, tuple(_caption(path) for path in captions)
+def _same(pixels: Tensor) -> Tensor:
+    return pixels
 
 
-def _small_jpeg(picture: Image.Image) -> bytes:
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def upright(path: Path) -> Image.Image:
-    """The picture in RGB, rotated according to its EXIF orientation. Transparency becomes white."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > PIXELS_LIMIT:
-                size = f"{picture.width}×{picture.height}"
-                raise ConceptError(f"'{path}' has {size} pixels; the limit is {PIXELS_LIMIT}. Make it smaller.")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
-                upright = Image.fromarray((np.asarray(upright, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            if upright.has_transparency_data:
-                pixels = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
-            return upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise ConceptError(f"'{path}' cannot be read as a picture: {error}.") from error
-
-
-def _caption(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
-    if not text:
-        raise ConceptError(f"The caption '{path}' is empty. Describe the picture, or remove all captions.")
-    return text
+def _size(pixels: Tensor) -> Size:
+    return int(pixels.shape[-2]), int(pixels.shape[-1])

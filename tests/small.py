@@ -66,6 +66,11 @@ def small_concept(word: str = "<one>", *, count: int = 4, seed: int = 0, **more:
     return Concept(word, pictures, **more)
 
 
+def pixels_of(concept: Concept) -> Tensor:
+    """(n, 3, height, width) of a concept whose pictures have one size."""
+    return torch.stack([picture.read() for picture in concept.pictures])
+
+
 def short(*regularizers: object, **numbers: object) -> Recipe:
     """A recipe of a few small steps with rates that move the deltas visibly."""
     quick = {"rank": 2, "steps": 3, "batch_size": 2, "learning_rate": 1e-2, "token_learning_rate": 1e-2}

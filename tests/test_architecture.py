@@ -21,7 +21,7 @@ ROOMS = (
     *("model", "method", "museum", "learning", "report"),
     *("starter", "over_diffusers", "classification", "commands", "bench"),
 )
-GROUND = {"errors", "texts", "seeds", "measure", "pictures", "sheets"}
+GROUND = {"errors", "texts", "seeds", "measure", "pictures", "picture_files", "sheets"}
 TOP = {"cli", "__main__"}
 LOOSE_MOST = 10
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}

@@ -207,7 +207,7 @@ def listed(path: Path, folder: Path, base: Vision) -> ClassPictures:
     """The pictures of a YAML list as CODA-Prompt has them: `data`, paths …/<class>/<file>, and `targets`, numbers."""
     import yaml
 
-    from ..pictures import upright
+    from ..picture_files import upright
 
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     pictures, labels, names = [], [], {}

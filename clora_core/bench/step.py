@@ -24,6 +24,7 @@ from ..method.recipe import Recipe, recipe_named
 from ..model.concept import Concept
 from ..museum.museum import Museum
 from ..over_diffusers.base import DiffusersBase
+from ..pictures import in_memory
 from ..seeds import seeded
 from .measuring import machine, random_museum
 from .shaped_bases import UNETS, shaped_base
@@ -53,7 +54,7 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
     numbers = {name: getattr(arguments, name) for name in ("rank", "batch_size", "checkpointing")}
     recipe = recipe_named("c-lora", steps=3, **numbers)
     pictures = torch.rand(2, 3, arguments.size, arguments.size, generator=seeded("bench pictures")) * 2 - 1
-    concept = Concept("<bench>", pictures)
+    concept = Concept("<bench>", in_memory(pictures))
     say(f"A UNet of the shape of {arguments.family}, {arguments.size} px, {base.device}.")
     say(", ".join(f"{name} {value}" for name, value in numbers.items()))
     frozen: list[float] = []

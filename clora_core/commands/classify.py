@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +22,7 @@ from ..classification.vision import STARTER, Vision, open_vision
 from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
 from ..museum.file import check_target, identity
-from ..pictures import SUFFIXES, upright
+from ..picture_files import each_picture, files_in, upright
 from ..sheets import confusion_sheet
 from ..texts import printable
 from .edit import InOrder
@@ -129,9 +129,10 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
     _check_output(arguments.json, ".json")
     _check_output(arguments.csv, ".csv")
     museum, base = _opened(arguments)
-    found = [path for given in arguments.images for path in (_files(given, say) if given.is_dir() else [given])]
-    paths, pictures = _readable(found, base, say)
-    verdicts = classified(base, museum, pictures)
+    files = [path for given in arguments.images for path in (files_in(given, say) if given.is_dir() else [given])]
+    found = each_picture(files, _reader(base), say, root=Path())
+    paths = [path for path, _ in found]
+    verdicts = classified(base, museum, torch.stack([pixels for _, pixels in found]))
     for path, verdict in zip(paths, verdicts, strict=True):
         say(f"{path}: {verdict}")
     names = [printable(str(path)) for path in paths]
@@ -206,23 +207,15 @@ def class_folders(folder: Path) -> list[Path]:
 
 def read_classes(folders: Sequence[Path], base: Vision, say: Say) -> ClassPictures:
     """The pictures of these folders, one for each class. Says which files are left out, and why."""
-    read = [_readable(_files(folder, say), base, say)[1] for folder in folders]
-    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(pictures) for pictures in read]))
-    return ClassPictures(tuple(folder.name for folder in folders), torch.cat(read), labels)
+    read = [each_picture(files_in(folder, say), _reader(base), say, root=folder) for folder in folders]
+    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(found) for found in read]))
+    pictures = [pixels for found in read for _, pixels in found]
+    return ClassPictures(tuple(folder.name for folder in folders), torch.stack(pictures), labels)
 
 
-def _readable(paths: Sequence[Path], base: Vision, say: Say) -> tuple[list[Path], Tensor]:
-    """The pictures that can be read, and their pixels, bytes (n, 3, side, side)."""
-    read: list[tuple[Path, Tensor]] = []
-    for path in paths:
-        try:
-            read.append((path, base.prepared(upright(path))))
-        except ConceptError as error:
-            say(f"{error} It is left out.")
-    if not read:
-        where = paths[0].parent if paths else "this folder"
-        raise ConceptError(f"There is no picture in '{where}' that can be read. Expected {', '.join(SUFFIXES)}.")
-    return [path for path, _ in read], torch.stack([pixels for _, pixels in read])
+def _reader(base: Vision) -> Callable[[Path, Say], Tensor]:
+    """Reads a file as the network sees it."""
+    return lambda path, note: base.prepared(upright(path, note))
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
@@ -240,17 +233,6 @@ def _opened(arguments: argparse.Namespace) -> tuple[TaskMuseum, Vision]:
     base = _open(arguments)
     museum.check_over(base)
     return museum, base
-
-
-def _files(folder: Path, say: Say) -> list[Path]:
-    """The pictures of a folder, in order of their names. Says what else is in it."""
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
-    if others := [path.name for path in paths if path.suffix.lower() not in SUFFIXES]:
-        say(f"Left out of '{folder}', since it is not a picture: {', '.join(others[:3])}{', …' if others[3:] else ''}")
-    return [path for path in paths if path.suffix.lower() in SUFFIXES]
 
 
 def _check_output(path: Path | None, suffix: str) -> None:

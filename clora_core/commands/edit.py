@@ -8,7 +8,8 @@ from ..errors import MuseumError
 from ..museum.editing import edited, merged, with_thumbnail
 from ..museum.file import Stored, identity, load_museum, read_header, save_museum
 from ..museum.museum import Museum
-from ..pictures import thumbnail_of
+from ..picture_files import upright
+from ..pictures import thumbnail
 from .progress import Say
 
 
@@ -64,7 +65,7 @@ def _edited(museum: Museum, name: str, values: Sequence[str]) -> tuple[Museum, s
         case "merge", file:
             return merged(museum, load_museum(file)), f"The exhibits of {file} are merged."
         case "thumbnail", word, file:
-            return with_thumbnail(museum, word, thumbnail_of(Path(file))), f"'{word}' has a new thumbnail."
+            return with_thumbnail(museum, word, thumbnail(upright(Path(file)))), f"'{word}' has a new thumbnail."
     return edited(museum, " ".join((name, *values)))
 
 

@@ -37,7 +37,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--word", required=True, help='the new word, such as "<my-cat>"')
     parser.add_argument("--lora", type=Path, help="LoRA file, or a folder written by peft")
     words = parser.add_mutually_exclusive_group()
-    words.add_argument("--embedding", type=Path, help="embedding file of the word")
+    words.add_argument(
+        "--embedding", type=Path, nargs="+", default=[], help="embedding file of the word; for SDXL perhaps two files"
+    )
     words.add_argument("--start", help='the LoRA\'s trigger words, such as "sks cat"; needs --base')
     parser.add_argument("--skip-others", action="store_true", help="skip the layers that a museum cannot hold")
     add_kind(parser)
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         kind=arguments.kind,
         template=arguments.template,
         facts={
-            "imported": [file.name for file in (arguments.lora, arguments.embedding) if file],
+            "imported": [file.name for file in (arguments.lora, *arguments.embedding) if file],
             "date": now(),
         },
     )
@@ -86,13 +88,19 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 def _vectors(arguments: argparse.Namespace, base: Base | None, lora: OrdinaryLora | None) -> Mapping[str, Tensor]:
     """The word's vectors: from --embedding, from --start, or from the one word bundled with the LoRA."""
     if arguments.embedding:
-        return read_embedding(arguments.embedding)
+        return read_embedding(*arguments.embedding)
     if arguments.start:
         if base is None:
             raise MuseumError(f"The vectors of '{arguments.start}' come from the base model. Give it: --base.")
         return {encoder: vectors[None] for encoder, vectors in base.word_vectors(arguments.start).items()}
-    if lora and len(lora.bundled) == 1:
-        return next(iter(lora.bundled.values()))
+    bundled = lora.bundled if lora else {}
+    if own := bundled.get(arguments.word) or bundled.get(arguments.word.strip("<>")):
+        return own
+    if len(bundled) == 1:
+        return next(iter(bundled.values()))
+    if bundled:
+        names = ", ".join(bundled)
+        raise MuseumError(f"The LoRA has vectors for the words {names}, but not for '{arguments.word}'. Choose one.")
     raise MuseumError(
         f"'{arguments.word}' has no vectors. Give the LoRA's --embedding, or its trigger words with --start, such as "
         '"sks cat".'

@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import glob
 import hashlib
+import shutil
+import tempfile
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +18,15 @@ from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.recipe import Recipe, guarding, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
+from ..model.base import Base
 from ..model.concept import Concept, check_word
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import refused_by_the_system
 from ..museum.file.replacing import set_aside
 from ..museum.museum import Museum
-from ..pictures import read_folder
+from ..picture_files import read_folder
+from ..pictures import Picture
 from .model import add_base, add_kind, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 from .recipe import add_recipe, tell_of_baseline
@@ -50,8 +55,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "learn",
         help="learn a concept from a folder of pictures",
         description="Learn a new word from a folder of pictures and add it to a museum, which is created if needed. "
-        "Captions are optional .txt files beside the pictures; write {word} where the new word belongs. "
-        "Ctrl-C saves the progress; the same command resumes.",
+        "Subfolders are read too. Captions are optional .txt files beside the pictures; write {word} where the new "
+        "word belongs. Ctrl-C saves the progress; the same command resumes.",
     )
     add_base(parser)
     parser.add_argument("--museum", type=Path, required=True, help="museum file to add to")
@@ -71,7 +76,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (%(default)s)")
     add_recipe(parser)
-    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (the base's resolution)")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        help="pictures keep their shape, at about the area of a square of this side in pixels (the base's resolution)",
+    )
     parser.add_argument("--forgetting-weight", type=float, help="factor on the recipe's regularizer weights (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
     parser.add_argument("--flip", action="store_true", help="mirror pictures at random, half of the time")
@@ -94,17 +103,46 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
     resolution = arguments.resolution or base.resolution_px
-    concepts = tuple(_concept(word, folder, arguments, resolution) for word, folder in folders)
+    read = partial(read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say)
+    concepts = tuple(_concept(word, *read(folder), arguments) for word, folder in folders)
     names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     learning = Learning(base, museum, concepts, recipe)
+    for note in learning.notes:
+        say(f"Note: {note}")
+    _check_room(arguments.museum, base, recipe)
     state = state_path(arguments.museum, arguments.word, learning.key)
     exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps)
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
-    path = _add_to_file(Museum(museum.base, new), arguments.museum)
+    path = _kept(Museum(museum.base, new), arguments.museum, say)
     state.unlink(missing_ok=True)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
+
+
+def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
+    """Raise MuseumError if the disk has no room for what learning writes: the museum and the state, both twice."""
+    trained = sum(4 * recipe.rank * sum(projection.shape) for projection in base.modules)
+    existing = path.stat().st_size if path.exists() else 0
+    needed, free = 2 * (existing + 4 * trained), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise MuseumError(
+            f"Learning needs up to {needed / 2**20:.0f} MiB in '{path.parent}', but only {free / 2**20:.0f} MiB are "
+            "free. Make room, or choose another folder for the museum."
+        )
+
+
+def _kept(new: Museum, path: Path, say: Say) -> Path:
+    """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, and that is said."""
+    try:
+        return _add_to_file(new, path)
+    except MuseumError as error:
+        if not refused_by_the_system(error):
+            raise
+        rescued = Path(tempfile.mkdtemp(prefix="clora-")) / path.name
+        save_museum(new, rescued)
+        say(f"What was learned is saved as '{rescued}'. To add it later: edit {path} --merge {rescued}")
+        raise
 
 
 def _add_to_file(new: Museum, path: Path) -> Path:
@@ -118,8 +156,9 @@ def _add_to_file(new: Museum, path: Path) -> Path:
     return append_exhibits(new.exhibits, path, base=new.base)
 
 
-def _concept(word: str, folder: Path, arguments: argparse.Namespace, resolution: int) -> Concept:
-    pictures, captions = read_folder(folder, resolution_px=resolution)
+def _concept(
+    word: str, pictures: Sequence[Picture], captions: tuple[str, ...], arguments: argparse.Namespace
+) -> Concept:
     return Concept(
         word,
         pictures,

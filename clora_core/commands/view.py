@@ -4,6 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from ..errors import CLoRAError
 from ..model.concept import mentions
 from ..model.sampling import Sampling, sample
@@ -14,6 +16,7 @@ from .model import add_base, add_sampling, open_chosen
 from .progress import Bar, Say
 
 BRACKETED = re.compile(r"<[^<>\s]+>")
+WEIGHTED = re.compile(r"\([^()]*:\s*[-+.\d]+\s*\)")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -42,6 +45,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         raise CLoRAError(
             f"--strength is {arguments.strength}; it must be between -{STRENGTH_LIMIT} and {STRENGTH_LIMIT}."
         )
+    if arguments.out.suffix.lower() not in Image.registered_extensions():
+        raise CLoRAError(f"'{arguments.out}' must end in the suffix of a picture, such as .png.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     Museum(header.base).check_over(base.fingerprint)
@@ -53,6 +58,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(f"Note: the museum ({', '.join(words)}) does not know {', '.join(unknown)} from the prompt.")
     elif not any(mentions(arguments.prompt, word) for word in words):
         say(f"Note: the prompt contains none of the museum's words ({', '.join(words)}).")
+    if weights := WEIGHTED.findall(arguments.prompt):
+        say(f"Note: weights like {weights[0]} work in ComfyUI; here they are read as plain text.")
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     size = arguments.size or base.resolution_px
     with viewing(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:

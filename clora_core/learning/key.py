@@ -41,5 +41,5 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
         add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
         if concept.captions:
             add(concept.prompt)  # which stands in the exhibit, and is what later concepts leave alone
-        add(concept.pictures)
+        add([[picture.digest, *picture.original, *picture.crop] for picture in concept.pictures])
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from ..museum.museum import Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
-from .start import Trained, start
+from .start import Trained, is_known, start
 from .state import LearningState
 
 
@@ -79,6 +79,20 @@ class Learning:
         return tuple(concept.word for concept in self.concepts)
 
     @cached_property
+    def known_words(self) -> tuple[str, ...]:
+        """Those of the words that the model knew before."""
+        return tuple(word for word in self.words if is_known(self.base, word))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What to say before learning."""
+        return tuple(
+            f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
+            f"keep its meaning, choose a word like <my-{word}>."
+            for word in self.known_words
+        )
+
+    @cached_property
     def key(self) -> str:
         """A fingerprint of everything that decides what is learned."""
         return learning_key(self.base, self.museum, self.concepts, self.recipe)
@@ -131,7 +145,7 @@ class Learning:
                         words=earlier.tokens,
                         beside=earlier.prompts_beside(concept),
                     ),
-                    latents=lessons[-1].latents[0],
+                    latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
                     as_before=as_before,
                     measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
                 )
@@ -158,6 +172,8 @@ class Learning:
             return tuple(self._exhibit(each, trained, loss) for each in self.concepts)
 
     def _exhibit(self, concept: Concept, trained: Trained, loss: float) -> Exhibit:
-        facts = {"pictures": len(concept.pictures), "loss": loss}
+        facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss}
+        if concept.word in self.known_words:
+            facts["known word"] = True
         deltas = trained.increments() if concept is self.concepts[-1] else {}
         return Exhibit(trained.kept_token(concept.word), deltas, self.recipe, concept.kind, concept.prompt, facts)

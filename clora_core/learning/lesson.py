@@ -1,7 +1,7 @@
 """The pictures of one concept, ready for training: cached latents, and prompts that are encoded as needed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,15 +10,40 @@ from ..method.recipe import Recipe
 from ..method.step import Deltas, Step
 from ..model.base import Base, Conditioning
 from ..model.concept import Concept, ConceptToken, mentions
+from ..pictures import Picture, Size
 from ..seeds import seeded
 from .start import Trained
 
 REFERENCE_DRAWS = 8
+ENCODED_AT_ONCE = 4  # pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """The pictures of one size.
+
+    places: their numbers in the concept, (n,). latents: (views, n, c, h, w) on the CPU; the second view, if there is
+    one, holds the mirrored pictures.
+    """
+
+    places: Tensor
+    latents: Tensor
+
+    @classmethod
+    def encoded(cls, base: Base, pictures: Sequence[Picture], size: Size, *, mirrored: bool) -> "Bucket":
+        """Read and encode the pictures of this size, a few at a time."""
+        places = torch.tensor([place for place, picture in enumerate(pictures) if picture.size == size])
+        parts = []
+        for some in places.split(ENCODED_AT_ONCE):
+            pixels = torch.stack([pictures[place].read() for place in some.tolist()])
+            views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
+            parts.append(torch.stack([base.encode_pictures(view) for view in views]))
+        return cls(places, torch.cat(parts, dim=1))
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """latents: (views, n, c, h, w) on the CPU; the second view, if there is one, holds the mirrored pictures.
+    """buckets: the pictures by size; batches are drawn within one.
 
     known, taught: the words that its prompts mention, those of earlier exhibits, and those that are learned.
     """
@@ -26,7 +51,7 @@ class Lesson:
     base: Base
     concept: Concept
     recipe: Recipe
-    latents: Tensor
+    buckets: Sequence[Bucket]
     known: Sequence[ConceptToken] = ()
     taught: Sequence[str] = ()
 
@@ -40,24 +65,27 @@ class Lesson:
         taught: Sequence[str] = (),
     ) -> "Lesson":
         """Encode every picture once. known, taught: what its prompts may mention besides its own word."""
-        views = [concept.pictures, concept.pictures.flip(-1)] if recipe.flip else [concept.pictures]
-        latents = torch.stack([base.encode_pictures(view) for view in views])
+        sizes = dict.fromkeys(picture.size for picture in concept.pictures)
+        buckets = [Bucket.encoded(base, concept.pictures, size, mirrored=recipe.flip) for size in sizes]
         prompts = "\n".join(concept.prompts())
         known = [token for token in known if mentions(prompts, token.word)]
         taught = [word for word in dict.fromkeys((concept.word, *taught)) if mentions(prompts, word)]
-        return cls(base, concept, recipe, latents, known, taught)
+        return cls(base, concept, recipe, buckets, known, taught)
 
     def step(self, number: int, trained: Trained) -> Step:
         """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
         recipe = self.recipe
-        places = range(number * recipe.batch_size, (number + 1) * recipe.batch_size)
-        chosen = torch.tensor([self._picture_at(place) for place in places])
+        bucket, turn = self._bucket_at(number)
+        first = turn * recipe.batch_size
+        chosen = torch.tensor([self._picture_at(bucket, first + place) for place in range(recipe.batch_size)])
         rng = seeded("batch", recipe.seed, number)
-        view = torch.randint(len(self.latents), (len(chosen),), generator=rng)
+        views = self.buckets[bucket].latents
+        view = torch.randint(len(views), (len(chosen),), generator=rng)
         timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
-        latents = self.latents[view, chosen]
+        latents = views[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
-        conditioning = self.conditioning(chosen, *map(trained.token, self.taught))
+        places = self.buckets[bucket].places[chosen]
+        conditioning = self._sized(self.conditioning(places, *map(trained.token, self.taught)), places)
         return self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
 
     def reference_loss(self, *tokens: ConceptToken) -> float:
@@ -69,17 +97,20 @@ class Lesson:
     def reference(self, conditioning_of: Callable[[Tensor], Conditioning]) -> tuple[Tensor, Tensor]:
         """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
 
-        conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both results are (8, c, h, w).
+        All have the most common size. conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both
+        results are (8, c, h, w).
         """
         count = len(self.base.schedule.alphas_cumprod)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
-        chosen = torch.arange(REFERENCE_DRAWS) % self.latents.shape[1]
-        latents = self.latents[0, chosen]
+        bucket = max(self.buckets, key=lambda bucket: len(bucket.places))
+        chosen = torch.arange(REFERENCE_DRAWS) % len(bucket.places)
+        latents, places = bucket.latents[0, chosen], bucket.places[chosen]
         noise = torch.randn(latents.shape, generator=seeded("reference", self.recipe.seed))
         steps = []
         for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
-            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], conditioning_of(chosen[part]), {}))
+            conditioning = self._sized(conditioning_of(places[part]), places[part])
+            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], conditioning, {}))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
     def conditioning(self, chosen: Tensor, *tokens: ConceptToken) -> Conditioning:
@@ -88,7 +119,14 @@ class Lesson:
         wanted = [prompts[index] for index in chosen.tolist()]
         different = list(dict.fromkeys(wanted))
         encoded = self.base.encode_prompts(different, [*tokens, *self.known])
-        return encoded[torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)]
+        rows = torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)
+        return encoded[rows]
+
+    def _sized(self, conditioning: Conditioning, places: Tensor) -> Conditioning:
+        """With the sizes of the pictures with these numbers, (b,)."""
+        pictures = [self.concept.pictures[place] for place in places.tolist()]
+        sizes = torch.tensor([[*picture.original, *picture.crop, *picture.size] for picture in pictures])
+        return replace(conditioning, sizes=sizes)
 
     def _shown(
         self, number: int, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning, deltas: Deltas
@@ -99,9 +137,19 @@ class Lesson:
         target = base.schedule.target(latents, noise, timesteps)
         return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
 
-    def _picture_at(self, place: int) -> int:
-        """Pictures come in rounds: each once, in a new order every time."""
-        count = self.latents.shape[1]
+    def _bucket_at(self, number: int) -> tuple[int, int]:
+        """The bucket of a batch, and how many batches it had before. In as many batches as there are pictures, a bucket
+        has as many as it has pictures."""
+        owners = torch.arange(len(self.buckets)).repeat_interleave(torch.tensor([len(b.places) for b in self.buckets]))
+        cycle, position = divmod(number, len(owners))
+        order = owners[torch.randperm(len(owners), generator=seeded("buckets", self.recipe.seed, cycle))]
+        bucket = int(order[position])
+        return bucket, cycle * len(self.buckets[bucket].places) + int((order[:position] == bucket).sum())
+
+    def _picture_at(self, bucket: int, place: int) -> int:
+        """Pictures of a bucket come in rounds: each once, in a new order every time."""
+        count = len(self.buckets[bucket].places)
         round_number, position = divmod(place, count)
-        order = torch.randperm(count, generator=seeded("order", self.recipe.seed, round_number))
+        name = ("order", self.recipe.seed, round_number, *([bucket] if bucket else []))
+        order = torch.randperm(count, generator=seeded(*name))
         return int(order[position])

@@ -98,6 +98,14 @@ def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museu
     return trained
 
 
+def is_known(base: Base, word: str) -> bool:
+    """Whether the text encoders have a vector of their own for the word, as for "cat"."""
+    try:
+        return all(len(vectors) == 1 for vectors in base.word_vectors(word).values())
+    except ConceptError:
+        return False
+
+
 def _first_down(recipe: Recipe, word: str, projection: Projection, museum: Museum) -> Tensor:
     """(rank, in) float32; the identity is (in, in)."""
     columns = projection.shape[1]

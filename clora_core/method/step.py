@@ -74,13 +74,13 @@ class AnyStep(Protocol):
 class Setting:
     """Fixed while one concept is learned.
 
-    latents: of the concept's pictures, (n, c, h, w). as_before: while entered, the model predicts as it did before this
-    concept. reference_loss: the mean diffusion loss before this concept, measured on first use.
+    latents: of the concept's pictures, (n, c, h, w) for each size. as_before: while entered, the model predicts as it
+    did before this concept. reference_loss: the mean diffusion loss before this concept, measured on first use.
     """
 
     base: Base
     past: Past
-    latents: Tensor
+    latents: Sequence[Tensor]
     as_before: Callable[[], AbstractContextManager[None]]
     measure_reference_loss: Callable[[], float]
 

@@ -71,20 +71,23 @@ class Conditioning:
 
     states: (b, tokens, width), or (b, tokens, layers · width) if a word has a vector per cross-attention
     (`layers.py`). pooled: (b, width), for families that read it. places: each learned word in any of the prompts → its
-    places, (b, tokens) bool; gates read them.
+    places, (b, tokens) bool; gates read them. sizes: what SDXL is told of a picture's size, (b, 6) pixels: original
+    height and width, rows and columns cut off at the top and left, height and width; None for that of the latents.
     """
 
     states: Tensor
     pooled: Tensor | None = None
     places: Mapping[str, Tensor] = field(default_factory=dict)
+    sizes: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
         def chosen(values: Tensor) -> Tensor:
             # not values[rows]: with repeated rows, its backward pass sums in a different order every time
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows.to(values.device))
 
-        pooled = None if self.pooled is None else chosen(self.pooled)
-        return Conditioning(chosen(self.states), pooled, {word: chosen(mask) for word, mask in self.places.items()})
+        pooled, sizes = (None if value is None else chosen(value) for value in (self.pooled, self.sizes))
+        places = {word: chosen(mask) for word, mask in self.places.items()}
+        return Conditioning(chosen(self.states), pooled, places, sizes)
 
 
 class Frozen(Protocol):

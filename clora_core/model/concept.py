@@ -1,13 +1,15 @@
 """A concept to learn, and its trigger word."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from ..errors import ConceptError
+from ..pictures import Picture, Size, in_memory
 from ..texts import unprintable
 
 Kind = Literal["object", "style"]
@@ -52,13 +54,13 @@ class ConceptToken:
 class Concept:
     """What to learn: a new word, its pictures and their captions.
 
-    pictures: (n, 3, height, width), in [-1, 1]. captions: one per picture, each with "{word}" or the word itself;
-    without captions, every picture gets the template. start: an existing word whose vectors the new word starts from;
-    "" for random vectors, as in C-LoRA.
+    pictures: of any sizes; or a tensor (n, 3, height, width) in [-1, 1]. captions: one per picture, each with "{word}"
+    or the word itself; "" for the template, which every picture gets without captions. start: an existing word whose
+    vectors the new word starts from; "" for random vectors, as in C-LoRA.
     """
 
     word: str
-    pictures: Tensor
+    pictures: Sequence[Picture]
     kind: Kind = "object"
     template: str = ""
     captions: tuple[str, ...] = ()
@@ -70,18 +72,20 @@ class Concept:
         check_word(self.word)
         if self.kind not in TEMPLATES:
             raise ConceptError(f"A concept's kind is 'object' or 'style', not '{self.kind}'.")
-        if self.pictures.ndim != 4 or self.pictures.shape[1] != 3 or len(self.pictures) == 0:
-            shape = tuple(self.pictures.shape)
-            raise ConceptError(f"'{self.word}' needs at least one picture, as (n, 3, height, width); got {shape}.")
-        if not self.pictures.isfinite().all():
-            raise ConceptError(f"The pictures of '{self.word}' contain values that are not finite.")
+        if isinstance(self.pictures, Tensor):
+            if self.pictures.ndim != 4 or self.pictures.shape[1] != 3:
+                shape = tuple(self.pictures.shape)
+                raise ConceptError(f"The pictures of '{self.word}' must be (n, 3, height, width), not {shape}.")
+            object.__setattr__(self, "pictures", in_memory(self.pictures))
+        if not self.pictures:
+            raise ConceptError(f"'{self.word}' needs at least one picture.")
         if self.captions and len(self.captions) != len(self.pictures):
             raise ConceptError(
                 f"'{self.word}' has {len(self.pictures)} pictures but {len(self.captions)} captions. "
                 "Give one caption per picture, or none."
             )
         _check_text(self.start)
-        for text in (self.template or TEMPLATES[self.kind], *self.captions):
+        for text in (self.template or TEMPLATES[self.kind], *filter(None, self.captions)):
             _check_text(text)
             check_mentioned(text, self.word)
         if not 1 <= self.vectors <= 16:
@@ -91,7 +95,12 @@ class Concept:
         """One prompt per picture, with the word filled in."""
         if not self.captions:
             return [self.prompt] * len(self.pictures)
-        return [caption.replace("{word}", self.word) for caption in self.captions]
+        return [caption.replace("{word}", self.word) or self.prompt for caption in self.captions]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of most of its pictures, in pixels."""
+        return Counter(picture.size for picture in self.pictures).most_common(1)[0][0]
 
     @property
     def prompt(self) -> str:

@@ -67,7 +67,7 @@ def with_thumbnail(museum: Museum, word: str, jpeg: bytes) -> Museum:
 
 def dated(exhibit: Exhibit, concept: Concept) -> Exhibit:
     """A newly learned exhibit with today's date, and the concept's first picture as its thumbnail."""
-    return replace(exhibit, facts={**exhibit.facts, "date": now()}, thumbnail=thumbnail(concept.pictures[0]))
+    return replace(exhibit, facts={**exhibit.facts, "date": now()}, thumbnail=thumbnail(concept.pictures[0].read()))
 
 
 def now() -> str:

@@ -166,7 +166,7 @@ class DiffusersBase:
         return encode(self.encoders, prompts, tokens, layers=layer_count(self.modules))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction, float32. For SDXL the picture's size is that of the latents, uncropped."""
+        """The UNet's raw prediction, float32."""
         dtype = self.unet.dtype
         states = conditioning.states[..., : self.family.text_width]
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), states.to(self.device, dtype)
@@ -217,5 +217,6 @@ class DiffusersBase:
         if self.unet.config["addition_embed_type"] is None:
             return None
         height, width = (side * self.factor for side in latents.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
+        whole = torch.tensor([[height, width, 0, 0, height, width]])
+        sizes = (whole if conditioning.sizes is None else conditioning.sizes).to(latents)
         return {"text_embeds": pooled_of(conditioning).to(latents), "time_ids": sizes.expand(len(latents), -1)}

@@ -27,6 +27,7 @@ from ..errors import BaseModelError, CLoRAError
 from ..model import families
 from ..model.base import Prediction, Schedule
 from ..model.families.family import Checkpoint, Family, StoredEncoder
+from ..museum.file.files import other_kind
 from . import ldm_layout
 from .prompts import TextEncoder
 
@@ -158,6 +159,8 @@ class _File:
 
 
 def _read(path: Path) -> _File:
+    if other := other_kind(path):
+        raise BaseModelError(f"'{path}' cannot be opened as a model. {other}")
     with safe_open(path, framework="pt") as file:
         return _File(path, file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})
 
@@ -183,6 +186,11 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
         raise BaseModelError(
             f"'{path}' holds a UNet that reads text states of width {widths} and is no model of {_known()}. Refiners "
             "and variants that are conditioned on pictures cannot be used."
+        )
+    if any(name.endswith((".scale_weight", ".weight_scale", "scaled_fp8")) for name in tensors):
+        raise BaseModelError(
+            f"'{path}' is a scaled float8 (fp8) checkpoint, whose scales only its own programs apply. Use the model's "
+            "fp16 or bf16 file."
         )
     if "edm_mean" in tensors or "edm_vpred.sigma_max" in tensors:
         raise BaseModelError(

@@ -14,7 +14,7 @@ from ..model.base import Base
 from ..model.concept import Concept
 from ..model.sampling import Sampling, sample
 from ..museum.museum import Museum, viewing
-from ..pictures import as_floats, to_bytes
+from ..pictures import as_floats, in_memory, to_bytes
 from .draw import draw
 from .judge import Judge, agreement, read, recognised
 from .layout import LATENT_CHANNELS
@@ -54,12 +54,12 @@ def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, wording
     if subject in EVERYBODY:
         kind = EVERYBODY[subject]["kind"] if wording == "noun" else ""
         template = f"a photo of {{word}} {kind}".strip()
-        return Concept(word, shown, template=template, vectors=vectors, start=kind, token_seed=seed)
+        return Concept(word, in_memory(shown), template=template, vectors=vectors, start=kind, token_seed=seed)
     rng = random.Random(f"captions {subject} {seed}")
     contents = imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
     template = "in {word} style a photo" if wording == "first" else "a photo in {word} style"
     captions = tuple(said_in(template, caption(replace(content, style="plain"), rng)) for content in contents)
-    return Concept(word, shown, "style", template, captions, vectors, token_seed=seed)
+    return Concept(word, in_memory(shown), "style", template, captions, vectors, token_seed=seed)
 
 
 def said_in(prompt: str, content: str) -> str:

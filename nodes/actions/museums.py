@@ -8,13 +8,13 @@ from ...clora_core.errors import MuseumError
 from ...clora_core.museum.editing import edited, merged, with_thumbnail
 from ...clora_core.museum.file import load_museum, save_museum
 from ...clora_core.museum.museum import Museum, parse_strengths
-from ...clora_core.pictures import THUMBNAIL_PX, thumbnail
+from ...clora_core.pictures import thumbnail
 from ..host.folders import museum_path, new_museum_path
 from ..host.model import ModelPatcher
 from ..host.progress import waiting
 from ..host.view import same_museum, view
 from ..host.words import CLIP
-from .pictures import from_images
+from .pictures import check_images, pictures_of
 
 
 def load_and_view(
@@ -67,7 +67,8 @@ def _edit(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str
             count = 0 if images is None else len(images)
             if images is None or number not in map(str, range(1, count + 1)):
                 raise MuseumError(f"'{line}': {count} images are connected. Connect images; the first is number 1.")
-            picture = from_images([images[int(number) - 1 : int(number)]], multiple=1, resolution_px=THUMBNAIL_PX)[0]
+            check_images([images])
+            picture = pictures_of(images[int(number) - 1 : int(number)])[0]
             return with_thumbnail(museum, word, thumbnail(picture)), f"'{word}' has a new thumbnail."
     return edited(museum, line)
 

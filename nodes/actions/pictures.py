@@ -1,7 +1,7 @@
 """Pictures between ComfyUI, (n, h, w, c) in 0..1, and the engine, (n, 3, h, w) in [-1, 1]."""
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...clora_core.errors import ConceptError
-from ...clora_core.pictures import to_bytes
+from ...clora_core.pictures import Picture, Size, bucket, covering, to_bytes
 
 
 def from_files(files: Sequence[Image.Image]) -> Tensor:
@@ -27,20 +27,22 @@ def in_8_bits(pictures: Tensor) -> Tensor:
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) -> Tensor:
-    """ComfyUI images as the engine's pictures, ready for training. images: stacks, each of one size.
+def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) -> list[Picture]:
+    """ComfyUI images as pictures to train on. images: stacks, each of one size.
 
-    Pictures with more than about resolution_px² pixels are scaled down; edges are cropped until both sides are
-    multiples of `multiple`. Every stack gets the size of the first. Alpha is dropped, gray becomes RGB. Raises
-    ConceptError if there is no picture.
+    Every picture keeps its shape, as far as multiples of `multiple` allow. All get the area of the largest one, and at
+    most about resolution_px² pixels. Alpha is dropped, gray becomes RGB. Raises ConceptError if there is no picture.
     """
     check_images(images)
-    height, width = images[0].shape[1:3]
-    scale = min(1.0, resolution_px / math.sqrt(height * width))
-    nearest = [round(side * scale / multiple) for side in (height, width)]
-    target = [max(1, min(n, side // multiple)) * multiple for n, side in zip(nearest, (height, width), strict=True)]
-    with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
-        return torch.cat([_covering(pictures_of(stack), *target).clamp(-1, 1) for stack in images]).contiguous()
+    area = min(resolution_px**2, max(stack.shape[1] * stack.shape[2] for stack in images))
+    prepared = []
+    for stack in images:
+        size = int(stack.shape[1]), int(stack.shape[2])
+        target = bucket(size, area_px=area, multiple=multiple)
+        scaled, crop = covering(size, target)
+        for image in stack:
+            prepared.append(Picture.of(partial(_fitted, image, target, scaled, crop), size, crop))
+    return prepared
 
 
 def check_images(images: Sequence[Tensor]) -> None:
@@ -61,12 +63,11 @@ def pictures_of(stack: Tensor) -> Tensor:
     return pictures.expand(-1, 3, -1, -1) * 2 - 1
 
 
-def _covering(pictures: Tensor, height: int, width: int) -> Tensor:
-    """The center of the pictures, scaled to just cover height × width."""
-    old_height, old_width = pictures.shape[-2:]
-    scale = max(height / old_height, width / old_width)
-    size = [max(height, round(old_height * scale)), max(width, round(old_width * scale))]
-    if size != [old_height, old_width]:
-        pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return pictures[..., top : top + height, left : left + width]
+def _fitted(image: Tensor, target: Size, scaled: Size, crop: tuple[int, int]) -> Tensor:
+    """A ComfyUI image (h, w, c), scaled and cropped: (3, *target) in [-1, 1]."""
+    with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
+        picture = pictures_of(image[None])
+        if picture.shape[-2:] != scaled:
+            picture = F.interpolate(picture, scaled, mode="bicubic", antialias=True)
+        (top, left), (height, width) = crop, target
+        return picture[0, :, top : top + height, left : left + width].clamp(-1, 1).contiguous()

@@ -26,7 +26,8 @@ from ...clora_core.museum.file.files import refused_by_the_system
 from ...clora_core.museum.file.json_values import array, mapping, number
 from ...clora_core.museum.file.replacing import set_aside
 from ...clora_core.museum.museum import Exhibit, Museum
-from ...clora_core.pictures import PIXELS_LIMIT, as_floats, to_bytes, to_picture
+from ...clora_core.picture_files import PIXELS_LIMIT
+from ...clora_core.pictures import as_floats, to_bytes, to_picture
 from ..log import log
 
 LIMIT_BYTES = 4 * 2**30

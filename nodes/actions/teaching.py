@@ -37,7 +37,6 @@ SAVE_EVERY = 50  # steps between two autosaves
 PREVIEW_AREA_PX, PREVIEWS_MOST = 512 * 512, 4  # the final pictures fill at most this area
 NOT_KEPT = "another node's change of this model cannot be read, so nothing is stored: running this step again retrains"
 LABELS = {"self_regularization": "forgetting"}  # display names for parts of the loss
-SIDE_PX = 64  # sides of pictures become multiples of this: every VAE and UNet here can halve them often enough
 
 
 def train_step(
@@ -120,10 +119,11 @@ def _learn(
     node = NodeProgress()
     resume = store.state(key)
     losses = list(resume.losses) if resume else []
-    height, width = concepts[-1].pictures.shape[-2:]
+    height, width = concepts[-1].size
     last: Progress | None = None
     count = sum(len(concept.pictures) for concept in concepts)
     note = f"teaching {diary.words} with {count} pictures · {memory_note(base, recipe, height, width)}"
+    note = " · ".join([note, *learning.notes])
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)
     say(note if resume is None else f"resuming from step {resume.step} · {note}")
@@ -159,7 +159,7 @@ def _learn(
 def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -> Tensor:
     """Samples of the new words, the last concept's first, (n, 3, height, width) in [-1, 1]."""
     concepts, museum = learning.concepts, learning.museum.with_exhibits(*exhibits)
-    height, width = concepts[-1].pictures.shape[-2:]
+    height, width = concepts[-1].size
     count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
     prompts = [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
     with viewing(base, museum.dense(), museum.gated):
@@ -187,8 +187,7 @@ def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToke
 
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:
     """The concept with its pictures and captions. Raises an error for pictures that do not fit the model."""
-    pictures = from_images(inputs.images, multiple=SIDE_PX, resolution_px=base.resolution_px)
-    base.latent_shape(*pictures.shape[-2:])
+    pictures = from_images(inputs.images, multiple=base.family.side_px, resolution_px=base.resolution_px)
     lines = inputs.captions[0].splitlines() if len(inputs.captions) == 1 else inputs.captions
     captions = tuple(line.strip() for line in lines if line.strip())
     return dataclasses.replace(inputs.concept, pictures=pictures, captions=captions)

@@ -199,10 +199,20 @@ class HostBase:
             self._changes.close()
 
     def _class_conditioning(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
-        """SDXL's vector of pooled text and picture size, uncropped, (b, channels); None for other families."""
-        height, width = (side * 8 for side in latents.shape[-2:])
+        """SDXL's vector of pooled text and picture size, (b, channels); None for other families."""
+        if conditioning.sizes is None:
+            height, width = (side * 8 for side in latents.shape[-2:])
+            return self._encoded_adm(latents, conditioning, height=height, width=width)
+        names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+        rows = [
+            self._encoded_adm(latents, conditioning[place : place + 1], **dict(zip(names, sizes, strict=True)))
+            for place, sizes in enumerate(conditioning.sizes.tolist())
+        ]
+        return None if rows[0] is None else torch.cat(rows)  # type: ignore[arg-type]
+
+    def _encoded_adm(self, latents: Tensor, conditioning: Conditioning, **sizes: int) -> Tensor | None:
         pooled = pooled_of(conditioning) if self.family.pooled else None
-        vector = self.model.model.encode_adm(pooled_output=pooled, height=height, width=width, device=self.device)
+        vector = self.model.model.encode_adm(pooled_output=pooled, device=self.device, **sizes)
         return None if vector is None else vector.to(latents)
 
     def _vae(self) -> VAE:

@@ -21,7 +21,7 @@ from clora_core.model.concept import Concept
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, parse_strengths
 from clora_core.over_diffusers.base import open_base
-from clora_core.pictures import read_folder
+from clora_core.picture_files import read_folder
 from clora_core.starter.subjects import pictures
 from tests.small import taught
 
@@ -139,7 +139,9 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
     assert [exhibit.rank for exhibit in found.exhibits] == [0, 4, 0, 0, 6]
     assert [exhibit.recipe.steps for exhibit in found.exhibits] == [4, 4, 6, 6, 6]
     assert all(exhibit.thumbnail and exhibit.facts["pictures"] == 3 for exhibit in found.exhibits)
-    one, two = (Concept(word, read_folder(images, resolution_px=64)[0]) for word in ("<one>", "<two>"))
+    one, two = (
+        Concept(word, read_folder(images, resolution_px=64, multiple=8, say=print)[0]) for word in ("<one>", "<two>")
+    )
     alone = taught(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
     assert all(theirs.same_as(ours) for theirs, ours in zip(alone.exhibits, found.exhibits[:2], strict=True))
 

@@ -7,12 +7,14 @@ from clora_core.errors import ConceptError
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start, start_vectors
 from clora_core.method.recipe import Recipe
+from clora_core.method.regularizers import ContextPreservation, Regularizer, SelfRegularization, StyleDistillation
 from clora_core.method.step import Step
 from clora_core.model.attach import attached
 from clora_core.model.base import Base, Conditioning
 from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
-from tests.small import museum_of, same_bits, short, small_concept, taught
+from clora_core.pictures import in_memory
+from tests.small import museum_of, pixels_of, same_bits, short, small_concept, taught
 
 
 def steps(base: Base, concept: Concept, recipe: Recipe, count: int) -> tuple[Lesson, list[Step]]:
@@ -30,7 +32,7 @@ def place_of(latents: torch.Tensor, among: torch.Tensor) -> int:
 
 def test_every_round_shows_every_picture_once(base: Base):
     lesson, shown = steps(base, small_concept(count=3), short(batch_size=2), 6)
-    places = [place_of(latents, lesson.latents[0]) for step in shown for latents in step.latents]
+    places = [place_of(latents, lesson.buckets[0].latents[0]) for step in shown for latents in step.latents]
     rounds = [places[start : start + 3] for start in range(0, 12, 3)]
     assert all(sorted(one) == [0, 1, 2] for one in rounds)
     assert len({tuple(one) for one in rounds}) > 1, "in changing order"
@@ -38,25 +40,77 @@ def test_every_round_shows_every_picture_once(base: Base):
 
 def test_a_batch_may_be_larger_than_the_pictures(base: Base):
     lesson, (step,) = steps(base, small_concept(count=2), short(batch_size=6), 1)
-    places = [place_of(latents, lesson.latents[0]) for latents in step.latents]
+    places = [place_of(latents, lesson.buckets[0].latents[0]) for latents in step.latents]
     assert sorted(places) == [0, 0, 0, 1, 1, 1]
+
+
+def of_sizes(*sizes: tuple[int, int]) -> Concept:
+    """A random picture of each size, each with its number as the caption."""
+    rng = torch.Generator().manual_seed(0)
+    pictures = [in_memory(torch.rand(1, 3, *size, generator=rng) * 2 - 1)[0] for size in sizes]
+    return Concept("<one>", pictures, captions=tuple(f"{{word}} {number}" for number in range(len(sizes))))
+
+
+def test_a_batch_has_pictures_of_one_size_and_every_picture_is_shown_equally_often(base: Base):
+    concept = of_sizes((64, 64), (48, 80), (64, 64), (80, 48), (64, 64))
+    lesson, shown = steps(base, concept, short(batch_size=2), 20)  # four times as many batches as pictures
+    assert [bucket.places.tolist() for bucket in lesson.buckets] == [[0, 2, 4], [1], [3]]
+    latents = [base.encode_pictures(picture.read()[None])[0] for picture in concept.pictures]
+    counts = [0] * 5
+    for step in shown:
+        for one in step.latents:
+            same = [own.shape == one.shape and torch.allclose(own, one, atol=1e-3) for own in latents]
+            assert sum(same) == 1
+            counts[same.index(True)] += 1
+    assert counts == [8] * 5
+
+
+def test_what_is_drawn_depends_on_the_batch_alone(base: Base):
+    concept = of_sizes((64, 64), (48, 80), (64, 64))
+    recipe = short(batch_size=2)
+    lesson, shown = steps(base, concept, recipe, 9)
+    trained = start(base, [concept], recipe, Museum(base.fingerprint))
+    with torch.no_grad():
+        again = lesson.step(7, trained)
+    assert torch.equal(again.latents, shown[7].latents) and torch.equal(again.noise, shown[7].noise)
+    assert len({tuple(step.latents.shape) for step in shown}) == 2
+
+
+@pytest.mark.parametrize("regularizer", [StyleDistillation(), SelfRegularization(), ContextPreservation()], ids=str)
+def test_pictures_of_several_sizes_are_learned(base: Base, regularizer: Regularizer):
+    before = taught(base, Museum(base.fingerprint), small_concept("<old>"), short())
+    losses: list[float] = []
+    concept = of_sizes((64, 64), (48, 80), (64, 64))
+    museum = taught(base, before, concept, short(regularizer, steps=6), report=lambda p: losses.append(p.loss))
+    assert len(losses) == 6 and museum.words == ("<old>", "<one>")
+
+
+def test_a_picture_keeps_its_caption_whatever_its_size(base: Base):
+    concept = of_sizes((64, 64), (48, 80))
+    _, shown = steps(base, concept, short(batch_size=1), 4)
+    token = start(base, [concept], short(), Museum(base.fingerprint)).token("<one>")
+    with torch.no_grad():
+        states = [base.encode_prompts([prompt], [token]).states for prompt in concept.prompts()]
+    for step in shown:
+        torch.testing.assert_close(step.conditioning.states, states[step.latents.shape[-1] != 16], rtol=1e-4, atol=1e-5)
 
 
 def test_latents_are_the_encoded_pictures(base: Base):
     concept = small_concept()
     lesson = Lesson.prepared(base, concept, short())
-    assert torch.equal(lesson.latents, base.encode_pictures(concept.pictures)[None])
+    assert torch.equal(lesson.buckets[0].latents, base.encode_pictures(pixels_of(concept))[None])
 
 
 def test_flip_shows_mirrored_pictures_beside_the_others(base: Base):
     concept = small_concept(count=2)
     lesson, shown = steps(base, concept, short(flip=True, batch_size=4), 4)
-    mirrored = base.encode_pictures(concept.pictures.flip(3))
-    assert torch.equal(lesson.latents, torch.stack([base.encode_pictures(concept.pictures), mirrored]))
-    views = [place_of(latents, lesson.latents.flatten(0, 1)) // 2 for step in shown for latents in step.latents]
+    mirrored = base.encode_pictures(pixels_of(concept).flip(3))
+    assert torch.equal(lesson.buckets[0].latents, torch.stack([base.encode_pictures(pixels_of(concept)), mirrored]))
+    both = lesson.buckets[0].latents.flatten(0, 1)
+    views = [place_of(latents, both) // 2 for step in shown for latents in step.latents]
     assert 3 <= sum(views) <= 13, "about half of sixteen"
     _, unflipped = steps(base, concept, short(batch_size=4), 4)
-    straight = base.encode_pictures(concept.pictures)
+    straight = base.encode_pictures(pixels_of(concept))
     assert all(place_of(latents, straight) >= 0 for step in unflipped for latents in step.latents)
 
 
@@ -80,7 +134,7 @@ def test_every_picture_is_told_by_its_own_caption(base: Base):
     assert len(torch.unique(alone.flatten(1), dim=0)) == 4
     for step in shown:
         for latents, states in zip(step.latents, step.conditioning.states, strict=True):
-            expected = alone[place_of(latents, lesson.latents[0])]
+            expected = alone[place_of(latents, lesson.buckets[0].latents[0])]
             torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 

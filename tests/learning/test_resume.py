@@ -15,8 +15,9 @@ from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Regularizer, Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.base import Base
+from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
-from tests.small import C_LORA, bits, museum_of, same_bits, short, small_base, small_concept, taught
+from tests.small import C_LORA, bits, museum_of, pixels_of, same_bits, short, small_base, small_concept, taught
 
 PLAIN = short(C_LORA, steps=4)
 ALL_AT_ONCE = short(
@@ -181,8 +182,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(base: Base):
 
 
 def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
-    concept = small_concept()
-    concept.pictures.mul_(1e30)
+    concept = Concept("<one>", pixels_of(small_concept()) * 1e30)
     with pytest.raises(LearningError, match=r"stopped at step 1: the loss \(diffusion\)") as stop:
         taught(base, Museum(base.fingerprint), concept, short())
     assert stop.value.state.step == 0 and stop.value.state.losses == ()

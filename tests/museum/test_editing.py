@@ -24,7 +24,8 @@ from clora_core.museum.file import load_museum, read_header, save_museum
 from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Museum
 from clora_core.museum.overlap import overlap_matrix
-from clora_core.pictures import thumbnail_of
+from clora_core.picture_files import upright
+from clora_core.pictures import thumbnail
 from tests.museums import assert_same, exhibit, museum, projections
 from tests.small import bits, tensors_of
 
@@ -214,7 +215,7 @@ def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
     after = load_museum(file)
     assert after.words == ("<ink>", "<tint>", "<bär>", "lonely")
     assert after.exhibits[0].strength == -0.5
-    assert after.exhibit("<tint>").thumbnail == thumbnail_of(tmp_path / "red.png") != b""
+    assert after.exhibit("<tint>").thumbnail == thumbnail(upright(tmp_path / "red.png")) != b""
     assert bits(tensors_of(after.only(["<bär>"]))) == bits(tensors_of(museum().only(["<bär>"])))
     (backup,) = backups_of(file)
     assert_same(load_museum(backup), museum())

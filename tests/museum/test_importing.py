@@ -166,7 +166,7 @@ def test_embeddings_that_diffusers_wrote(family, tmp_path):
 
 def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
     save_file({"<cat>": torch.ones(1, 768)}, tmp_path / "a.safetensors")
-    with pytest.raises(MuseumError, match=r"sdxl needs .*clip_g"):
+    with pytest.raises(MuseumError, match=r"clip_g of sdxl.*both files"):
         imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
 
 

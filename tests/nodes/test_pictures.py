@@ -11,53 +11,58 @@ def images(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
+def prepared(*stacks: torch.Tensor, multiple: int = 64, resolution_px: int = 512) -> list[torch.Tensor]:
+    return [picture.read() for picture in from_images(stacks, multiple=multiple, resolution_px=resolution_px)]
+
+
 def test_pictures_that_fit_are_not_touched():
     given = images(2, 64, 128, 3)
-    pictures = from_images([given], multiple=64, resolution_px=512)
+    pictures = torch.stack(prepared(given))
     assert torch.equal(pictures, given.permute(0, 3, 1, 2) * 2 - 1)
     assert torch.allclose(to_images(pictures), given, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(500, 700, (448, 576)), (64, 64, (64, 64)), (2000, 1000, (704, 384)), (10, 30, (64, 64)), (513, 512, (512, 512))],
+    [(500, 700, (448, 576)), (64, 64, (64, 64)), (2000, 1000, (640, 320)), (10, 30, (64, 64)), (513, 512, (512, 512))],
 )
 def test_sides_become_multiples_and_large_pictures_smaller(height: int, width: int, expected: tuple[int, int]):
-    pictures = from_images([images(1, height, width, 3)], multiple=64, resolution_px=512)
-    assert tuple(pictures.shape) == (1, 3, *expected)
-    assert pictures.min() >= -1 and pictures.max() <= 1
+    (picture,) = prepared(images(1, height, width, 3))
+    assert tuple(picture.shape) == (3, *expected)
+    assert picture.min() >= -1 and picture.max() <= 1
 
 
-def test_the_middle_of_a_picture_stays():
+def test_the_middle_of_a_picture_stays_and_the_crop_is_known():
     given = torch.zeros(1, 100, 64, 3)
     given[:, 18:82] = 1  # what is left when the edges are gone
-    assert (from_images([given], multiple=64, resolution_px=512) == 1).all()
+    (picture,) = from_images([given], multiple=64, resolution_px=512)
+    assert (picture.read() == 1).all()
+    assert (picture.size, picture.original, picture.crop) == ((64, 64), (100, 64), (18, 0))
 
 
 def test_gray_becomes_rgb_and_alpha_is_left_out():
     gray, rgba = images(1, 64, 64, 1), images(1, 64, 64, 4)
-    assert torch.equal(
-        from_images([gray], multiple=64, resolution_px=64), (gray * 2 - 1).permute(0, 3, 1, 2).expand(1, 3, -1, -1)
-    )
-    assert torch.equal(
-        from_images([rgba], multiple=64, resolution_px=64), from_images([rgba[..., :3]], multiple=64, resolution_px=64)
-    )
+    assert torch.equal(prepared(gray)[0], (gray[0] * 2 - 1).permute(2, 0, 1).expand(3, -1, -1))
+    assert torch.equal(prepared(rgba)[0], prepared(rgba[..., :3])[0])
 
 
-def test_stacks_of_several_sizes_get_the_size_of_the_first():
-    given = [images(2, 64, 128, 3), images(1, 300, 300, 4), torch.ones(1, 32, 256, 1)]
-    pictures = from_images(given, multiple=64, resolution_px=512)
-    assert tuple(pictures.shape) == (4, 3, 64, 128)
-    assert torch.equal(pictures[:2], from_images(given[:1], multiple=64, resolution_px=512))
-    assert torch.allclose(pictures[3], torch.ones(3, 64, 128))
+def test_every_picture_keeps_its_shape_and_all_have_the_area_of_the_largest():
+    given = [images(2, 64, 256, 3), images(1, 300, 300, 4), torch.ones(1, 30, 50, 1)]
+    pictures = prepared(*given)
+    assert [tuple(picture.shape[1:]) for picture in pictures] == [(128, 512)] * 2 + [(256, 256), (192, 320)]
+    torch.testing.assert_close(pictures[3], torch.ones(3, 192, 320))
     with pytest.raises(ConceptError, match="list of pictures is empty"):
-        from_images([], multiple=64, resolution_px=512)
+        prepared()
+
+
+def test_a_small_picture_beside_a_large_one_is_enlarged():
+    assert [p.shape for p in prepared(images(1, 100, 100, 3), images(1, 1024, 1024, 3))] == [(3, 512, 512)] * 2
 
 
 def test_pictures_of_a_node_can_be_learned_from():
     with torch.inference_mode():
-        pictures = from_images([images(1, 64, 64, 3)], multiple=64, resolution_px=64)
-    assert not pictures.is_inference()
+        (picture,) = from_images([images(1, 64, 64, 3)], multiple=64, resolution_px=64)
+    assert not picture.read().is_inference()
 
 
 @pytest.mark.parametrize("shape", [(0, 64, 64, 3), (64, 64, 3), (1, 64, 64, 2), (1, 0, 64, 3)])

@@ -20,7 +20,7 @@ from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
 from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
 from clora_core.starter.subjects import SPARE_STYLES, STYLES
-from tests.small import taught
+from tests.small import pixels_of, taught
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
     assert concept.kind == "style" and len(set(concept.captions)) == 6
     assert all(caption.endswith(" in {word} style") for caption in concept.captions)
     assert concept.prompt == "a photo in <neon> style"
-    assert torch.equal(concept.pictures, drawn("neon", 6, seed=0))
+    assert torch.equal(pixels_of(concept), drawn("neon", 6, seed=0))
     assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
 
 
@@ -82,7 +82,7 @@ def test_a_styles_word_may_stand_before_what_is_on_the_pictures():
     usual, first = concept_of("neon", 6, seed=0), concept_of("neon", 6, seed=0, wording="first")
     end = " in {word} style"
     assert first.captions == tuple(f"{end.strip()} {caption.removesuffix(end)}" for caption in usual.captions)
-    assert first.prompt == "in <neon> style a photo" and torch.equal(first.pictures, usual.pictures)
+    assert first.prompt == "in <neon> style a photo" and torch.equal(pixels_of(first), pixels_of(usual))
 
 
 def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch: pytest.MonkeyPatch):

@@ -34,7 +34,7 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
     from ...model.attach import attached
     from ...model.sampling import Sampling, sampled_latents
 
-    base, past, shape = setting.base, setting.past, tuple(setting.latents.shape[1:])
+    base, past, shape = setting.base, setting.past, tuple(setting.latents[0].shape[1:])
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     latents = torch.cat(
         list(sampled_latents(base, prompts, past.words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]

@@ -47,10 +47,11 @@ class StyleDistillation(Regularizer):
             raise RecipeError(f"Style distillation compares 'picture' or 'noise', not '{self.of}'.")
 
     def begin(self, setting: Setting) -> Term:
-        base, mean = setting.base, setting.latents.mean(0).to(setting.base.device)
+        base = setting.base
+        means_by_shape = {latents.shape[1:]: latents.mean(0).to(base.device) for latents in setting.latents}
 
         def term(step: Step) -> Tensor:
-            schedule, means = base.schedule, mean.expand_as(step.latents)
+            schedule, means = base.schedule, means_by_shape[step.latents.shape[1:]].expand_as(step.latents)
             if self.of == "noise":
                 with torch.no_grad():
                     noisy = schedule.noised(means, step.noise, step.timesteps)

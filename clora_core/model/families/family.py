@@ -80,6 +80,7 @@ class Family:
     checkpointed: float  # the share of that memory that is still needed with gradient checkpointing
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
     pooled: bool = False  # it also reads the pooled vector of the last text encoder
+    side_px: int = 64  # sides of training pictures are multiples of this, so that the network can halve them
     guidance: float = 7.5  # the default for sampling
     captions: Sequence[str] = field(default_factory=everyday_captions)  # everyday prompts in its vocabulary
     checkpoint: Checkpoint | None = None  # None: single files open only in ComfyUI

@@ -20,6 +20,7 @@ STARTER = Family(
     published=Published("clora_starter", "clora-starter"),
     kept_bytes=20_000,
     checkpointed=0.25,
+    side_px=8,
     guidance=5.0,
     captions=tuple(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()),
 )

@@ -160,8 +160,23 @@ def _read_header(path: Path) -> bytes:
         return start + file.read(min(int.from_bytes(start, "little"), HEADER_LIMIT))
 
 
+def other_kind(path: Path) -> str:
+    """What a file is if it is clearly no safetensors file, in a sentence; "" if it may be one."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a pointer of git-lfs, not the file itself. Run git lfs pull, or download the file again."
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "It is a web page, not the file itself. Download the file again, perhaps after logging in."
+    if start.startswith((b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+        return "It is a pickle or a zip archive with another suffix. Get it as .safetensors."
+    return "It is empty. Download it again." if not start else ""
+
+
 def _check_size(path: Path) -> None:
     """Raise MuseumError for a header that would take too much time or memory to parse."""
+    if other := other_kind(path):
+        raise MuseumError(other)
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > HEADER_LIMIT:

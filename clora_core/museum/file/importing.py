@@ -8,7 +8,7 @@ peft in adapter_config.json. Without alpha, every loader uses the rank.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,12 @@ from .names import SUFFIX
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_CONFIG_LIMIT = 2**20  # bytes
+LORA_ADVICE = "Get the file as .safetensors, or convert it with a program that you trust."
+EMBEDDING_ADVICE = (
+    'To convert an embedding that you trust: python -c "import torch; from safetensors.torch import save_file; '
+    "t = torch.load('a.pt', weights_only=True); save_file({'emb_params': t['string_to_param']['*'].detach()}, "
+    "'a.safetensors')\""
+)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -81,29 +87,32 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
             deltas = dict(_delta(file, where, parts, scaling) for where, parts in sorted(names.factors.items()))
             families.family_of(deltas)
             bundled = {
-                word: _vectors({key: file.get_tensor(name) for key, name in keys.items()})
+                word: _vectors([(key, file.get_tensor(name)) for key, name in keys.items()])
                 for word, keys in names.bundled.items()
             }
             steps = metadata.get("ss_steps", "")
             return OrdinaryLora(deltas, bundled, left_out, int(steps) if re.fullmatch(r"[1-9]\d{,8}", steps) else 1)
 
 
-def read_embedding(path: Path | str) -> dict[str, Tensor]:
-    """A word's vectors, text encoder → (1, words, width) float32.
+def read_embedding(*paths: Path | str) -> dict[str, Tensor]:
+    """A word's vectors, text encoder → (1, words, width) float32. paths: several where each encoder has its own file.
 
     The file is kohya's or A1111's (`emb_params`), diffusers' (its tensor has the word's name), or one for SDXL's two
     encoders (`clip_l` and `clip_g`).
     """
-    path = Path(path)
-    with errors_about(path):
-        _check_suffix(path)
-        with opened(path) as file:
-            names = list(file.keys())
-            if len(names) > 2:
-                raise MuseumError(
-                    f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has one or two."
-                )
-            return _vectors({name: file.get_tensor(name) for name in names})
+    rows: list[tuple[str, Tensor]] = []
+    for path in map(Path, paths):
+        with errors_about(path):
+            _check_suffix(path, EMBEDDING_ADVICE)
+            with opened(path) as file:
+                names = list(file.keys())
+                if len(names) > 2:
+                    raise MuseumError(
+                        f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has one or two."
+                    )
+                rows += [(name, file.get_tensor(name)) for name in names]
+    with errors_about(Path(paths[0])):
+        return _vectors(rows)
 
 
 def imported(
@@ -129,6 +138,11 @@ def imported(
         raise MuseumError(
             f"The LoRA changes '{projection.path}' of shape {projection.shape}, which is not a known projection of "
             f"'{base}'. Was it made for another model? If not, give the museum's base to look the projection up."
+        )
+    if missing := sorted(families.family_named(base.family).encoders.keys() - vectors.keys()):
+        raise MuseumError(
+            f"'{word}' has no vectors for the text encoder {missing[0]} of {base.family}. If there is a second "
+            "embedding file for it, give both files."
         )
     rank = max((delta.rank for delta in lora.deltas.values()), default=1)
     template = template or TEMPLATES[kind]
@@ -194,20 +208,22 @@ def _delta(file: safe_open, path: str, parts: Mapping[str, str], scaling: _Scali
     return Projection(path, role, (up.shape[0], down.shape[1])), LowRank(up, down).scaled(scale)
 
 
-def _vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An embedding's tensors as text encoder → (1, words, width), matched by name, or a single one by its width."""
-    rows = {name: _numbers(name, tensor) for name, tensor in tensors.items()}
-    rows = {name: tensor[None] if tensor.ndim == 1 else tensor for name, tensor in rows.items()}
-    if any(tensor.ndim != 2 or 0 in tensor.shape for tensor in rows.values()):
-        shapes = ", ".join(f"'{name:.80}' {tuple(tensor.shape)}" for name, tensor in tensors.items())
+def _vectors(tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """An embedding's tensors as text encoder → (1, words, width), matched by name, or else by their widths."""
+    rows = [(name, _numbers(name, tensor)) for name, tensor in tensors]
+    rows = [(name, tensor[None] if tensor.ndim == 1 else tensor) for name, tensor in rows]
+    if any(tensor.ndim != 2 or 0 in tensor.shape for _, tensor in rows):
+        shapes = ", ".join(f"'{name:.80}' {tuple(tensor.shape)}" for name, tensor in tensors)
         raise MuseumError(f"It has {shapes}; the shape of an embedding is (words, width).")
+    known_names = {encoder for family in families.FAMILIES for encoder in family.encoders}
     for family in families.FAMILIES:
-        named = rows
-        if len(rows) == len(family.encoders) == 1:
-            named = dict(zip(family.encoders, rows.values(), strict=True))
+        named = dict(rows)
+        if len(rows) == len(family.encoders) and not known_names & named.keys():
+            encoder_of = {width: encoder for encoder, width in family.encoders.items()}
+            named = {encoder_of.get(tensor.shape[1], name): tensor for name, tensor in rows}
         if {name: tensor.shape[1] for name, tensor in named.items()} == dict(family.encoders):
             return {name: tensor[None].contiguous() for name, tensor in named.items()}
-    widths = ", ".join(f"'{name:.80}' of width {tensor.shape[1]}" for name, tensor in rows.items()) or "no tensors"
+    widths = ", ".join(f"'{name:.80}' of width {tensor.shape[1]}" for name, tensor in rows) or "no tensors"
     known = "; ".join(f"{family.name} {dict(family.encoders)}" for family in families.FAMILIES)
     raise MuseumError(f"It has {widths}, which matches no known family: {known}.")
 
@@ -221,6 +237,6 @@ def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
     return tensor
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix != SUFFIX:
-        raise MuseumError(f"Only {SUFFIX} files are read, since other formats can run code. Convert the file.")
+def _check_suffix(path: Path, advice: str = LORA_ADVICE) -> None:
+    if path.suffix.lower() != SUFFIX:
+        raise MuseumError(f"Only {SUFFIX} files are read, since other formats can run code. {advice}")

@@ -1,0 +1,239 @@
+"""Read pictures and captions from files as people have them, and say what is not used or changed, and why."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from .errors import ConceptError
+from .pictures import Picture, as_floats, bucket, covering, to_bytes
+
+# What Pillow reads without running another program; HEIF if pillow-heif is installed.
+FORMATS = ("PNG JPEG MPO WEBP BMP DIB GIF TIFF AVIF HEIF JPEG2000 PPM TGA ICO PCX SGI QOI").split()
+HEIF = (".heic", ".heif", ".hif")
+PIXELS_LIMIT = 64_000_000  # of one picture file; a larger one is probably a decompression bomb
+TEXT_LIMIT_BYTES = 64 * 2**20  # of the texts in a PNG, such as a workflow; Pillow's own limit is 1 MiB each
+CAPTIONS = (".txt", ".caption")
+BESIDE = (*CAPTIONS, ".json", ".npz", ".safetensors", ".toml", ".yaml")  # what trainers keep beside pictures
+SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")  # like all names that begin with a dot
+REPEATED = re.compile(r"(\d{1,3})_.+")  # kohya's folders: 10_word counts ten times, 1_word once
+SMALL = 2.0  # a picture that is enlarged more than this is mentioned
+CUT = 0.15  # and so is one that loses more than this share
+NAMED = 3  # files that are named for each reason
+TURNED = {  # EXIF orientation → what shows the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Say = Callable[[str], None]
+Made = TypeVar("Made")
+
+
+def read_folder(
+    folder: Path, *, resolution_px: int, multiple: int, say: Say
+) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    """The pictures of a folder and its subfolders, in order of their paths, and their captions.
+
+    Every picture keeps its shape, as far as multiples of `multiple` allow, at about resolution_px² pixels. A caption is
+    a text file with the picture's name: cat.txt, cat.caption or cat.jpg.txt for cat.jpg. "" stands for a missing
+    caption; without any, there are none at all. Pictures in a folder 10_word count ten times. say: hears what was found
+    and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
+    """
+    read = partial(prepared, resolution_px=resolution_px, multiple=multiple)
+    found = each_picture(files_in(folder, say), read, say, root=folder)
+    captions = [caption_of(path) for path, _ in found]
+    if any(captions) and not all(captions):
+        say(f"{captions.count('')} of {len(captions)} pictures have no caption; they use the concept's template.")
+    counts = [_repeats(path, folder) for path, _ in found]
+    places = [place for place, count in enumerate(counts) for _ in range(count // math.gcd(*counts))]
+    sizes = {picture.size for _, picture in found}
+    repeated = f", {len(places)} with repeats" if len(places) > len(found) else ""
+    several = f", in {len(sizes)} sizes" if len(sizes) > 1 else ""
+    say(f"{len(found)} pictures in '{folder}'{repeated}{several}.")
+    pictures = tuple(found[place][1] for place in places)
+    return pictures, tuple(captions[place] for place in places) if any(captions) else ()
+
+
+def files_in(folder: Path, say: Say) -> list[Path]:
+    """All files of a folder and its subfolders that may be pictures, in order of their paths."""
+    if not folder.is_dir():
+        raise ConceptError(f"'{folder}' is not a folder. Give the folder with the pictures.")
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    except OSError as error:
+        raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
+    hidden = [path for path in paths if any(map(_of_the_system, path.relative_to(folder).parts))]
+    _say_of(hidden, folder, "Left out, files of the system", say)
+    return [path for path in paths if path not in set(hidden) and path.suffix.lower() not in BESIDE]
+
+
+def each_picture(
+    paths: Iterable[Path], read: Callable[[Path, Say], Made], say: Say, *, root: Path
+) -> list[tuple[Path, Made]]:
+    """What `read` makes of every picture among these files. Files that cannot be read are said and left out.
+
+    read: gets the file, and a function that hears what is changed in it. root: the folder that the names are given in.
+    Raises ConceptError if no picture is left.
+    """
+    made: list[tuple[Path, Made]] = []
+    reasons: dict[str, list[Path]] = {}
+    for path in paths:
+        try:
+            made.append((path, read(path, lambda reason, path=path: reasons.setdefault(reason, []).append(path))))
+        except UnreadableError as error:
+            reasons.setdefault(f"Left out, {error.reason}", []).append(path)
+    for reason, files in reasons.items():
+        _say_of(files, root, reason, say)
+    if not made:
+        raise ConceptError(f"There are no pictures in '{root}' that can be read. Use PNG, JPEG or WebP, for instance.")
+    return made
+
+
+def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int) -> Picture:
+    """The picture of a file as it is trained on. note: hears what is changed. Raises UnreadableError."""
+    whole = upright(path, note)
+    original = whole.height, whole.width
+    target = bucket(original, area_px=resolution_px**2, multiple=multiple)
+    scaled, crop = covering(original, target)
+    if scaled[0] > SMALL * original[0]:
+        note(f"Enlarged, much smaller than {resolution_px}×{resolution_px} pixels")
+    if target[0] * target[1] < (1 - CUT) * scaled[0] * scaled[1]:
+        note("Cut at the edges, too long or too wide")
+    return Picture.of(partial(_pixels, path, (target[1], target[0])), original, crop)
+
+
+def upright(path: Path, note: Say = lambda reason: None) -> Image.Image:
+    """The picture in sRGB, rotated according to its EXIF orientation, on white where it is transparent.
+
+    note: hears what is changed. Raises UnreadableError.
+    """
+    if path.suffix.lower() in HEIF and not _with_heif():
+        raise UnreadableError(path, "reading HEIC needs pillow-heif (pip install pillow-heif)")
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_LIMIT_BYTES
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with _without_warnings(), Image.open(path, formats=formats) as picture:
+            if picture.width * picture.height > PIXELS_LIMIT:
+                size = f"{picture.width}×{picture.height}"
+                raise UnreadableError(path, f"it has {size} pixels; the limit is {PIXELS_LIMIT}")
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                note("Only the first picture of an animation or of several pages is used")
+            turned = TURNED.get(_orientation(picture, note))
+            profile = picture.info.get("icc_profile")
+            whole = picture.copy() if turned is None else picture.transpose(turned)
+            return _flat(whole, profile, note)
+    except UnreadableError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableError(path, "it is not a picture") from error
+    except Exception as error:  # decoders raise whatever they like on broken files
+        raise UnreadableError(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+class UnreadableError(ConceptError):
+    """A file that cannot be read as a picture, and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"'{path}' cannot be read as a picture: {reason}.")
+        self.reason = reason
+
+
+def caption_of(picture: Path) -> str:
+    """The caption beside a picture, on one line; "" if there is none. Raises ConceptError if it is not UTF-8."""
+    names = [f"{stem}{suffix}" for stem in (picture.stem, picture.name) for suffix in CAPTIONS]
+    beside = {path.name.lower(): path for path in picture.parent.iterdir() if path.suffix.lower() in CAPTIONS}
+    for path in (beside[name.lower()] for name in names if name.lower() in beside):
+        try:
+            if text := " ".join(path.read_text(encoding="utf-8-sig").split()):
+                return text
+        except (UnicodeDecodeError, OSError) as error:
+            raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
+    return ""
+
+
+def _pixels(path: Path, size: tuple[int, int]) -> Tensor:
+    return as_floats(to_bytes(ImageOps.fit(upright(path), size, Image.Resampling.LANCZOS)))
+
+
+def _flat(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Image:
+    """The picture in 8 bits of sRGB, without transparency."""
+    if picture.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
+        picture = Image.fromarray((np.asarray(picture, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    colors = _in_srgb(picture, profile, note)
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return colors
+    note("Laid on white, partly transparent")
+    return Image.composite(colors, Image.new("RGB", colors.size, "white"), alpha)
+
+
+def _in_srgb(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Image:
+    if profile:
+        try:
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" not in ImageCms.getProfileDescription(own).lower():
+                plain = picture if picture.mode in ("CMYK", "L", "RGB") else picture.convert("RGB")
+                converted = ImageCms.profileToProfile(plain, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return converted or plain.convert("RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            note("Its color profile cannot be read and is ignored")
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image, note: Say) -> int:
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # noqa: BLE001 whatever is wrong with it, the picture itself is good
+        note("Its EXIF data is damaged and ignored")
+        return 1
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """While entered, decoders do not warn of files that they read all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _with_heif() -> bool:
+    """Whether HEIF can be read; registers pillow-heif if it is installed."""
+    try:
+        import pillow_heif  # type: ignore[import-not-found]
+    except ImportError:
+        return "HEIF" in Image.OPEN
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _repeats(path: Path, folder: Path) -> int:
+    """How often a picture counts: the number of the folder that it is in, if that is one of kohya's."""
+    match = REPEATED.fullmatch(path.parent.name if path.parent != folder else folder.resolve().name)
+    return max(1, int(match[1])) if match else 1
+
+
+def _of_the_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _say_of(files: list[Path], root: Path, reason: str, say: Say) -> None:
+    """Say why something is done with these files: how many they are, and the names of some."""
+    if files:
+        names = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in files]
+        more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        say(f"{reason} ({len(names)}): {', '.join(names[:NAMED])}{more}")

@@ -1,0 +1,110 @@
+"""Words, files and disks as people have them: what helps is said, and said before the work."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from clora_core.cli import main
+from clora_core.commands import learn as learn_command
+from clora_core.errors import MuseumError
+from clora_core.museum.file import load_museum
+from clora_core.museum.file.importing import read_embedding
+
+FEW = ["--steps", "1", "--rank", "2", "--batch-size", "1"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(folder / "1.png")
+    Image.new("RGB", (64, 96), (200, 30, 30)).save(folder / "2.jpg")
+    return folder
+
+
+def teach(museum: Path, images: Path, word: str = "<a>", base: str | Path = "starter") -> int:
+    return main(["learn", "--base", str(base), "--museum", str(museum), "--word", word, "--images", str(images), *FEW])
+
+
+def test_pictures_of_several_shapes_are_learned_and_counted(tmp_path: Path, images: Path, capsys):
+    assert teach(tmp_path / "m.safetensors", images) == 0
+    assert f"2 pictures in '{images}', in 2 sizes." in capsys.readouterr().out
+
+
+def test_a_word_that_the_model_knows_is_mentioned_and_kept_as_such(tmp_path: Path, images: Path, capsys):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images, "cat") == 0
+    assert "'cat' is already a word of this model" in capsys.readouterr().out
+    assert teach(museum, images, "<my-cat>") == 0
+    assert "already a word" not in capsys.readouterr().out
+    facts = [exhibit.facts for exhibit in load_museum(museum).exhibits]
+    assert facts[0]["known word"] is True and "known word" not in facts[1]
+
+
+def test_view_checks_its_target_first_and_mentions_weights(tmp_path: Path, images: Path, capsys, monkeypatch):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images) == 0
+    monkeypatch.chdir(tmp_path)
+    view = ["view", "--base", "starter", "--museum", str(museum), "--count", "1", "--steps", "1"]
+    capsys.readouterr()
+    assert main([*view, "--prompt", "<a>", "--out", "both"]) == 1
+    captured = capsys.readouterr()
+    assert "must end in the suffix of a picture" in captured.err and "sampling" not in captured.err
+    assert main([*view, "--prompt", "a photo of (<a>:1.2)", "--out", "a.png"]) == 0
+    assert "weights like (<a>:1.2) work in ComfyUI" in capsys.readouterr().out
+    assert main([*view, "--prompt", "a photo of (<a>) at 10:30", "--out", "a.png"]) == 0
+    assert "weights" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"PK\3\4rest", "pickle or a zip"),
+        (b"", "empty"),
+    ],
+)
+def test_what_a_file_really_is_is_said(tmp_path: Path, images: Path, capsys, content: bytes, said: str):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert teach(tmp_path / "m.safetensors", images, base=tmp_path / "model.safetensors") == 1
+    assert said in capsys.readouterr().err
+    with pytest.raises(MuseumError, match=said):
+        load_museum(tmp_path / "model.safetensors")
+
+
+def test_an_embedding_may_come_in_two_files(tmp_path: Path):
+    rng = torch.Generator().manual_seed(0)
+    small, large = torch.randn(2, 768, generator=rng), torch.randn(2, 1280, generator=rng)
+    save_file({"<toy>": small}, tmp_path / "1.safetensors")
+    save_file({"<toy>": large}, tmp_path / "2.SAFETENSORS")
+    for order in (("1.safetensors", "2.SAFETENSORS"), ("2.SAFETENSORS", "1.safetensors")):
+        vectors = read_embedding(*(tmp_path / name for name in order))
+        assert torch.equal(vectors["clip_l"], small[None]) and torch.equal(vectors["clip_g"], large[None])
+    with pytest.raises(MuseumError, match=r"emb_params"):
+        read_embedding(tmp_path / "a.pt")
+
+
+def test_room_is_asked_for_before_the_work(tmp_path: Path, images: Path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(1, 1, 1000))
+    assert teach(tmp_path / "m.safetensors", images) == 1
+    captured = capsys.readouterr()
+    assert "Make room" in captured.err and "<a>" not in captured.err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Path, images: Path, capsys, monkeypatch):
+    def refused(new: object, path: Path) -> Path:
+        raise MuseumError("It is full.") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(learn_command, "_add_to_file", refused)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert teach(tmp_path / "m.safetensors", images) == 1
+    assert "What was learned is saved as" in capsys.readouterr().out
+    (rescued,) = tmp_path.glob("clora-*/m.safetensors")
+    assert load_museum(rescued).words == ("<a>",)
