@@ -30,8 +30,8 @@ class TrainStep(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input(
                     "images",
-                    tooltip="Pictures of the concept, about 4 to 30. Pictures larger than the model's resolution are "
-                    "scaled down, and edges are cropped until both sides are multiples of 64 pixels.",
+                    tooltip="Pictures of the concept, about 4 to 30, of any shape. Each keeps its shape and is scaled "
+                    "to about the area of the largest, at most the model's resolution.",
                 ),
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
                 io.Int.Input(

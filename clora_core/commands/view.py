@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         raise CLoRAError(f"'{arguments.out}' must end in the suffix of a picture, such as .png.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
-    Museum(header.base).check_over(base.fingerprint)
+    if note := Museum(header.base).shown_over(base.fingerprint):
+        say(f"Note: {note}")
     chosen = parse_strengths(arguments.exhibits or []) or dict.fromkeys(header.words, 1.0)
     strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
     museum = load_view(arguments.museum, strengths)

@@ -123,9 +123,24 @@ class Museum:
         """Raise BaseModelError unless this museum was made over that base."""
         if self.base != base:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', but the loaded model is '{base}'. Load the museum's base in "
-                "its original precision (bfloat16 is a different model), or start a new museum."
+                f"This museum was made over '{self.base}', but the loaded model is '{base}'. It can be extended only "
+                "over its own base, in the original precision (bfloat16 is a different model). Load that base, or "
+                "start a new museum. To show it, any checkpoint of the same family will do."
             )
+
+    def shown_over(self, base: Fingerprint) -> str:
+        """A sentence to say where this museum is shown over another checkpoint of its family; "" over its own.
+
+        Raises BaseModelError for a base of another family.
+        """
+        if self.base.family != base.family:
+            self.check_over(base)
+        if self.base == base:
+            return ""
+        return (
+            f"This museum was trained over another checkpoint ({self.base}; this model is {base}), so its concepts may "
+            "look different. Lower or raise their strength if needed."
+        )
 
     @property
     def gated(self) -> tuple[Exhibit, ...]:

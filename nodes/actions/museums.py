@@ -11,8 +11,8 @@ from ...clora_core.museum.museum import Museum, parse_strengths
 from ...clora_core.pictures import thumbnail
 from ..host.folders import museum_path, new_museum_path
 from ..host.model import ModelPatcher
-from ..host.progress import waiting
-from ..host.view import same_museum, view
+from ..host.progress import say, waiting
+from ..host.view import note_about, same_museum, view
 from ..host.words import CLIP
 from .pictures import check_images, pictures_of
 
@@ -30,6 +30,8 @@ def load_and_view(
         museum = load_museum(museum_path(name), words=list(chosen) or None)
     elif chosen:
         museum = museum.only(list(chosen))
+    if note := note_about(model, museum):
+        say(note)
     strengths = {word: chosen.get(word, 1.0) * strength for word in museum.words}
     return *view(model, clip, museum, strengths), museum
 

@@ -37,7 +37,7 @@ def view(
     """Clones that show the museum and know its words. strengths: word → strength, by default 1.
 
     If the model already shows this museum or an earlier state of it, the result shows it once. Raises BaseModelError
-    for a model that shows another museum, or that is not the museum's base.
+    for a model that shows another museum, or of another family than the museum's base.
     """
     strengths = {museum.exhibit(word).word: float(strength) for word, strength in (strengths or {}).items()}
     current = _view_of(model)
@@ -116,12 +116,16 @@ def _view_of(model: ModelPatcher) -> _View | None:
 def _deltas(
     model: ModelPatcher, museum: Museum, strengths: Mapping[str, float], paths: Mapping[Projection, str]
 ) -> dict[Projection, LowRank]:
-    """The stacked deltas. Raises BaseModelError if the model is not the museum's base."""
-    base = fingerprint_of(model)
-    exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
-    if exact or museum.base.family != base.family:
-        museum.check_over(base)
+    """The stacked deltas. Raises BaseModelError if the model is of another family than the museum's base."""
+    museum.shown_over(fingerprint_of(model))
     return _checked(museum.deltas(strengths), paths)
+
+
+def note_about(model: ModelPatcher, museum: Museum) -> str:
+    """What to say if the museum was trained over another checkpoint than this one; "" if that cannot be known."""
+    paths = projection_paths(model)
+    exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
+    return museum.shown_over(fingerprint_of(model)) if exact else ""
 
 
 def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:

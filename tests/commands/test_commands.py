@@ -157,7 +157,7 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
 def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
     """Interrupted by a real signal and resumed, a museum has the tensors of an uninterrupted one."""
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
-    steps = ["--steps", "300"]
+    steps = ["--steps", "60"]
     teach(whole, images, "<ada>", *steps)
 
     options = ["--base", "starter", "--museum", halves, "--word", "<ada>", "--images", images, *FEW, *steps]
@@ -165,7 +165,7 @@ def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr and process.stdout
     heard = ""
-    while not re.search(r"[1-9]\d*/300", heard) and process.poll() is None:
+    while not re.search(r"[1-9]\d*/60", heard) and process.poll() is None:
         heard += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from safetensors.torch import save_file
 
 from clora_core.cli import main
 from clora_core.commands import learn as learn_command
-from clora_core.errors import MuseumError
-from clora_core.museum.file import load_museum
+from clora_core.errors import BaseModelError, MuseumError
+from clora_core.model.base import Fingerprint
+from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.file.importing import read_embedding
 
 FEW = ["--steps", "1", "--rank", "2", "--batch-size", "1"]
@@ -108,3 +110,19 @@ def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Pat
     assert "What was learned is saved as" in capsys.readouterr().out
     (rescued,) = tmp_path.glob("clora-*/m.safetensors")
     assert load_museum(rescued).words == ("<a>",)
+
+
+def test_a_museum_is_shown_over_another_checkpoint_of_its_family(tmp_path: Path, images: Path, capsys):
+    museum, tuned = tmp_path / "m.safetensors", tmp_path / "tuned.safetensors"
+    assert teach(museum, images) == 0
+    whole = load_museum(museum)
+    save_museum(replace(whole, base=Fingerprint("starter", "0" * 64)), tuned)
+    view = ["view", "--base", "starter", "--prompt", "<a>", "--count", "1", "--steps", "1", "--seed", "3"]
+    for path in (museum, tuned):
+        assert main([*view, "--museum", str(path), "--out", str(path.with_suffix(".png"))]) == 0
+    assert "trained over another checkpoint" in capsys.readouterr().out
+    assert museum.with_suffix(".png").read_bytes() == tuned.with_suffix(".png").read_bytes()
+    assert teach(tuned, images, "<b>") == 1
+    assert "extended only over its own base" in capsys.readouterr().err
+    with pytest.raises(BaseModelError, match="made over"):
+        whole.shown_over(Fingerprint("sd15", "0" * 64))

@@ -16,13 +16,13 @@ from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.clora_core.over_diffusers.base import open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
-from clora_pack.nodes.host.view import base_beneath, same_museum, view, viewed
+from clora_pack.nodes.host.view import base_beneath, note_about, same_museum, view, viewed
 from clora_pack.nodes.host.words import known_words
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .models import Models, denoised, learned, noisiest, ordinary, random_museum, small_models
+from .models import Models, denoised, fill, learned, noisiest, ordinary, random_museum, small_models
 
 STORED = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, "scaled"]
 STRENGTHS = {"<one>": 0.5, "<two>": -1.5}
@@ -205,6 +205,20 @@ def test_what_is_paged_in_as_float8_is_not_merged():
     assert not shown.patches and shown.wrappers
 
 
+def test_over_a_fine_tune_a_museum_moves_what_it_moved_over_its_base():
+    """On every projection the fine-tune gets the base's change, and the node says what it is."""
+    base_models, tuned_models = small_models("sd15"), small_models("sd15")
+    fill(tuned_models[0].model.diffusion_model, seed=7)
+    museum = random_museum(HostBase(*base_models), "<one>")
+    assert "another checkpoint" in note_about(tuned_models[0], museum) and note_about(base_models[0], museum) == ""
+    shown, _ = view(tuned_models[0], tuned_models[1], museum)
+    assert known_words(view(*tuned_models[:2], museum)[1]).keys() == {"<one>"}
+    expected, _ = view(base_models[0], base_models[1], museum)
+    assert shown.patches.keys() == expected.patches.keys() != set()
+    for key, ((_, patch, *_),) in expected.patches.items():
+        assert all(map(torch.equal, shown.patches[key][0][1].weights[:2], patch.weights[:2]))
+
+
 def test_a_museum_that_does_not_fit_is_refused_whole():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
@@ -224,7 +238,7 @@ def test_a_museum_that_does_not_fit_is_refused_whole():
         dataclasses.replace(projection, path="down_blocks.9.attentions.0.transformer_blocks.0.attn2.to_k"),
         dataclasses.replace(projection, shape=(1, 2)),
     ):
-        with pytest.raises(BaseModelError, match="has no projection"):
+        with pytest.raises(BaseModelError, match="which the loaded model does not have"):
             view(model, clip, with_delta({**exhibit.deltas, changed: delta}))
     with pytest.raises(MuseumError, match="There is no '<two>'"):
         view(model, clip, museum, {"<two>": 1.0})
