@@ -12,6 +12,7 @@ from .edit_museum import EditMuseum
 from .guard import guard
 from .host.folders import register_museums
 from .host.routes import register_routes
+from .load_pictures import LoadPictures
 from .museum_files import LoadMuseum, SaveMuseum
 from .museum_report import MuseumReport
 from .recipe import LearningRecipe
@@ -21,6 +22,7 @@ from .train_step import TrainStep
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     ConceptTokenNode,
+    LoadPictures,
     TrainStep,
     LoadMuseum,
     SaveMuseum,

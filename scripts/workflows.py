@@ -208,8 +208,8 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
     graph.note(
         f"# Your own pictures, {example}\n\n"
         "1. Choose your checkpoint.\n"
-        "2. Load 4 to 10 pictures of one thing, animal, person or style with *Load Image* nodes. The batch has the "
-        "size and shape of the first.\n"
+        "2. Put 4 to 10 pictures of one thing, animal, person or style into a folder in ComfyUI's *input* folder, "
+        "press R, and choose the folder. Pictures keep their shapes; text files with their names are captions.\n"
         "3. Choose a trigger word and press **Run**.\n"
         "4. To teach another concept, add another *Train Step* after this one, as in *three-concepts*; or load the "
         "saved museum and continue from there, as in *add-a-concept*.\n\n"
@@ -222,13 +222,7 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
     numbers = {"precision": "bf16", "checkpointing": family == "sdxl"}
     recipe = graph.add("CLoRA_Recipe", (320, 330), **numbers)
     graph.group("2 · Your pictures")
-    pictures = [graph.add("LoadImage", (280, 320), image="example.png") for _ in range(2)]
-    graph.column()
-    pictures += [graph.add("LoadImage", (280, 320), image="example.png") for _ in range(2)]
-    graph.column()
-    batch = pictures[0]["IMAGE"]
-    for picture in pictures[1:]:
-        batch = graph.add("ImageBatch", (200, 70), image1=batch, image2=picture["IMAGE"])["IMAGE"]
+    pictures = graph.add("CLoRA_LoadPictures", (320, 320), folder="my-cat")
     graph.group("3 · Teach")
     concept = graph.add("CLoRA_ConceptToken", NODE, word="<my-cat>")
     saved_as = f"my-{family}"
@@ -239,8 +233,9 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
         model=base["MODEL"],
         clip=base["CLIP"],
         vae=base["VAE"],
-        images=batch,
+        images=pictures["images"],
         concept=concept["concept"],
+        captions=pictures["captions"],
         recipe=recipe["recipe"],
         batch_size=1 if family == "sdxl" else 2,
     )

@@ -207,15 +207,15 @@ def _plain(weight: float) -> TaskRecipe:
 
 
 def _whole(weight: float) -> TaskRecipe:
-    return _at_rate("sequential")(1e-4)
+    return _at_rate("sequential")(3e-5)
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 COMPARED: dict[str, Method] = {
-    "frozen": Method(TaskLearning, _at_rate("frozen", "token_learning_rate"), (1e-3, 3e-3, 1e-2, 3e-2), 1e-2),
+    "frozen": Method(TaskLearning, _at_rate("frozen", "token_learning_rate"), (1e-3, 3e-3, 1e-2, 3e-2), 3e-3),
     "first-task": Method(TaskLearning, _at_rate("first-task"), RATES, 1e-3),
     "sequential": Method(TaskLearning, _at_rate("sequential"), RATES, 1e-3),
-    "fine-tuning": Method(WholeNetwork, _at_rate("sequential"), (1e-5, 3e-5, 1e-4, 3e-4), 1e-4),
+    "fine-tuning": Method(WholeNetwork, _at_rate("sequential"), (1e-5, 3e-5, 1e-4, 3e-4), 1e-5),
     "ewc": Method(WholeNetwork, _whole, (1e6, 1e7, 1e8, 1e9), 1e7),
     "ewc-lora": Method(ElasticDeltas, _plain, (1e6, 1e7, 1e8, 1e9), 1e7),
     "lwf": Method(Distilled, _plain, (0.3, 1.0, 3.0, 10.0), 1.0),

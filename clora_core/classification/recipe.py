@@ -58,7 +58,7 @@ class TaskRecipe:
 
 
 def _loop(method: str, *regularizers) -> Recipe:  # type: ignore[no-untyped-def]
-    return Recipe(method, regularizers, learning_rate=1e-3, token_learning_rate=1e-2, batch_size=64, schedule="cosine")
+    return Recipe(method, regularizers, learning_rate=1e-3, token_learning_rate=3e-3, batch_size=64, schedule="cosine")
 
 
 # The methods that `classify learn` offers. They have not been compared yet.

@@ -188,6 +188,8 @@ def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToke
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:
     """The concept with its pictures and captions. Raises an error for pictures that do not fit the model."""
     pictures = from_images(inputs.images, multiple=base.family.side_px, resolution_px=base.resolution_px)
-    lines = inputs.captions[0].splitlines() if len(inputs.captions) == 1 else inputs.captions
-    captions = tuple(line.strip() for line in lines if line.strip())
-    return dataclasses.replace(inputs.concept, pictures=pictures, captions=captions)
+    if len(inputs.captions) == 1 and len(pictures) > 1:  # one text with a line per picture
+        captions = [line.strip() for line in inputs.captions[0].splitlines() if line.strip()]
+    else:
+        captions = [" ".join(caption.split()) for caption in inputs.captions]
+    return dataclasses.replace(inputs.concept, pictures=pictures, captions=tuple(captions) if any(captions) else ())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...clora_core.errors import BaseModelError, CLoRAError, MuseumError
+from ...clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError
 
 KIND = "museums"
 VISION_KIND = "clip_vision"
@@ -47,6 +47,33 @@ def museum_version(name: str) -> str:
         return f"{path} {version(Path(path))}" if path else ""
     except OSError:
         return ""
+
+
+def picture_folders() -> list[str]:
+    """The folders in ComfyUI's input folder, with / between the parts of a name, without hidden ones."""
+    root = Path(folder_paths.get_input_directory())
+    found = [path.relative_to(root) for path in root.glob("**/*") if path.is_dir()] if root.is_dir() else []
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def picture_folder(name: str) -> Path:
+    """A folder in ComfyUI's input folder. Raises ConceptError if there is none of that name."""
+    root = Path(folder_paths.get_input_directory())
+    if name in picture_folders():
+        return root / name
+    names = ", ".join(picture_folders()[:20]) or "no folders yet"
+    raise ConceptError(
+        f"There is no folder '{name}' in ComfyUI's input folder '{root}'. Create it and put the pictures into it, then "
+        f"press R to refresh. It contains: {names}."
+    )
+
+
+def pictures_version(name: str) -> str:
+    """A text that changes with the files of a folder of pictures; empty if there is no such folder."""
+    if name not in picture_folders():
+        return ""
+    files = sorted(path for path in picture_folder(name).rglob("*") if path.is_file())
+    return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def vision_names() -> list[str]:

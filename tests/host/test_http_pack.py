@@ -10,7 +10,7 @@ from .server import Server
 IDS = (
     *("CLoRA_ConceptToken", "CLoRA_TrainStep", "CLoRA_LoadMuseum", "CLoRA_SaveMuseum", "CLoRA_Recipe"),
     *("CLoRA_EditMuseum", "CLoRA_MuseumReport", "CLoRA_Companion", "CLoRA_StarterModel", "CLoRA_StarterPictures"),
-    "CLoRA_SortPictures",
+    *("CLoRA_SortPictures", "CLoRA_LoadPictures"),
 )
 
 

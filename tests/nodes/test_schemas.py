@@ -13,6 +13,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_ConceptToken": "word kind template vectors start token_seed",
     "CLoRA_TrainStep": "model clip vae images concept steps learning_rate rank batch_size forgetting_weight "
     "training_seed preview_every museum recipe captions companions",
+    "CLoRA_LoadPictures": "folder",
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
     "CLoRA_SaveMuseum": "museum name overwrite",
     "CLoRA_EditMuseum": "museum edits other images",
@@ -27,6 +28,7 @@ INPUTS = {  # for ever: saved workflows name them
 OUTPUTS = {
     "CLoRA_ConceptToken": "concept prompt",
     "CLoRA_TrainStep": "model clip museum loss preview",
+    "CLoRA_LoadPictures": "images captions",
     "CLoRA_LoadMuseum": "model clip museum",
     "CLoRA_SaveMuseum": "",
     "CLoRA_EditMuseum": "museum",

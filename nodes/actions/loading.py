@@ -1,0 +1,39 @@
+"""What Load Pictures does."""
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...clora_core.picture_files import Say, caption_of, each_picture, files_in, upright
+from ..host.folders import picture_folder
+from .pictures import from_files
+
+AREA_PX = 1024 * 1024  # larger pictures are scaled down; no supported model is trained on more
+THUMBNAIL_PX = 128
+
+
+def load_pictures(folder: str) -> tuple[list[Tensor], list[str], Tensor, str]:
+    """ComfyUI images of one picture each, their captions ("" for none), thumbnails, and a summary."""
+    root = picture_folder(folder)
+    notes: list[str] = []
+    found = each_picture(files_in(root, notes.append), _read, notes.append, root=root)
+    captions = [caption_of(path) for path, _ in found]
+    thumbnails = [ImageOps.fit(picture, (THUMBNAIL_PX, THUMBNAIL_PX)) for _, picture in found]
+    with_captions = sum(map(bool, captions))
+    summary = f"{len(found)} pictures, {with_captions} with a caption"
+    return (
+        [from_files([picture]) for _, picture in found],
+        captions,
+        from_files(thumbnails),
+        "\n".join([summary, *notes]),
+    )
+
+
+def _read(path: Path, note: Say) -> Image.Image:
+    picture = upright(path, note)
+    scale = (AREA_PX / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,61 @@
+"""C-LoRA Load Pictures: all pictures of a folder, with their captions."""
+
+from comfy_api.latest import io, ui
+
+from .host import folders
+from .host.progress import say
+from .sockets import node_schema
+
+
+class LoadPictures(io.ComfyNode):
+    """Reads the pictures and captions of a folder for a Train Step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            "CLoRA_LoadPictures",
+            "C-LoRA Load Pictures",
+            "Load all pictures of a folder in ComfyUI's input folder, each in its own shape, and the captions beside "
+            "them.",
+            search_aliases=["load images from folder", "load image dataset", "batch", "captions", "train", "c-lora"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=folders.picture_folders() or [""],  # the frontend drops an input without options
+                    tooltip="A folder in ComfyUI's input folder. Its subfolders are read too.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "images",
+                    display_name="images",
+                    is_output_list=True,
+                    tooltip="The pictures, for the images of a Train Step.",
+                ),
+                io.String.Output(
+                    "captions",
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="The caption of each picture; empty texts where there is none.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool:
+        """Turns off ComfyUI's own check: `execute` says which folders there are."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        """Changes with the files of the folder."""
+        return folders.pictures_version(folder)
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        from .actions.loading import load_pictures
+
+        images, captions, sheet, summary = load_pictures(folder)
+        shown = {"images": ui.PreviewImage(sheet, cls=cls).values, "text": (say(summary),)}
+        return io.NodeOutput(images, captions, ui=shown)

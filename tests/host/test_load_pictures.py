@@ -1,0 +1,91 @@
+"""C-LoRA Load Pictures: a folder of the input folder, as a Train Step takes it."""
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+from clora_pack.clora_core.errors import CLoRAError
+from PIL import Image
+
+from .prompts import concept, node
+from .server import Server
+
+SIZES = {"1.png": (96, 64), "2.JPG": (64, 96), "sub/3.webp": (64, 64)}
+
+
+def fill(folder: Path) -> None:
+    for number, (name, size) in enumerate(SIZES.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (40 * number, 200, 90)).save(folder / name)
+    (folder / "1.txt").write_text("a photo of {word}\non grass")
+    (folder / "Thumbs.db").write_bytes(b"")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    fill(tmp_path / "input/my-cat")
+    return tmp_path / "input/my-cat"
+
+
+def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], folder: Path):
+    output = nodes["CLoRA_LoadPictures"].execute("my-cat")
+    images, captions = output.args
+    assert [tuple(image.shape) for image in images] == [(1, h, w, 3) for w, h in SIZES.values()]
+    assert captions == ["a photo of {word} on grass", "", ""]
+    (text,) = output.ui["text"]
+    assert "3 pictures, 1 with a caption" in text and "Thumbs.db" in text and "broken.png" in text
+    assert len(output.ui["images"]) == 3
+
+
+def test_large_pictures_are_scaled_down(nodes: dict[str, Any], folder: Path):
+    Image.new("RGB", (3000, 1500)).save(folder / "0.png")
+    image = nodes["CLoRA_LoadPictures"].execute("my-cat").args[0][0]
+    height, width = image.shape[1:3]
+    assert height * width <= 1.001 * 1024**2 and abs(width - 2 * height) <= 1
+
+
+@pytest.mark.parametrize("name", ["", "..", "../input", "/etc", "no such", "my-cat/../my-cat", "x" * 10_000])
+def test_only_folders_of_the_input_folder_are_read(nodes: dict[str, Any], folder: Path, name: str):
+    with pytest.raises(CLoRAError, match="There is no folder"):
+        nodes["CLoRA_LoadPictures"].execute(name)
+
+
+def test_the_folders_are_listed_and_a_new_file_is_noticed(nodes: dict[str, Any], folder: Path):
+    kind = nodes["CLoRA_LoadPictures"]
+    assert kind.define_schema().inputs[0].options == ["my-cat", "my-cat/sub"]
+    before = kind.fingerprint_inputs("my-cat")
+    Image.new("RGB", (8, 8)).save(folder / "4.png")
+    assert kind.fingerprint_inputs("my-cat") != before
+
+
+def test_a_folder_is_learned_in_a_graph_of_the_host(server: Server):
+    fill(server.folder / "input/of-shapes")
+    prompt = {
+        "base": node("CLoRA_StarterModel"),
+        "pictures": node("CLoRA_LoadPictures", folder="of-shapes"),
+        "token": concept("<shapes>"),
+        "train": node(
+            "CLoRA_TrainStep",
+            model=["base", 0],
+            clip=["base", 1],
+            vae=["base", 2],
+            images=["pictures", 0],
+            captions=["pictures", 1],
+            concept=["token", 0],
+            steps=4,
+            learning_rate=0.006,
+            rank=4,
+            batch_size=2,
+            forgetting_weight=1.0,
+            training_seed=0,
+            preview_every=0,
+        ),
+        "save": node("CLoRA_SaveMuseum", museum=["train", 2], name="shapes", overwrite=True),
+    }
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    assert "shapes>" in run.history["outputs"]["save"]["text"][0]
