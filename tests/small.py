@@ -145,7 +145,7 @@ def setting_with(
     return Setting(
         base=base,  # type: ignore[arg-type]
         past=past,
-        latents=latents,
+        latents=[latents],
         as_before=nullcontext,
         measure_reference_loss=lambda: reference_loss,
     )

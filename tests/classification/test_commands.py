@@ -23,7 +23,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert (
             cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
         )
-    assert "not a picture: Thumbs.db" in capsys.readouterr().out
+    assert "files of the system (1): Thumbs.db" in capsys.readouterr().out
     confusion = tmp_path / "confusion.png"
     assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
     assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()
@@ -43,4 +43,4 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "already has the class" in capsys.readouterr().err
     (tmp_path / "t" / "red" / "broken.png").write_text("no picture")
     assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red")]) == 0
-    assert "cannot be read as a picture" in (out := capsys.readouterr().out) and out.count("red 1") == 3
+    assert "broken.png" in (out := capsys.readouterr().out) and out.count("red 1") == 3

@@ -340,7 +340,7 @@ def test_learning_inside_no_grad_gives_the_same(base: Base, first: Museum):
 
 def test_a_museum_over_another_base_is_refused(first: Museum):
     other = small_base(seed=1)
-    with pytest.raises(BaseModelError, match=f"{first.base}.*{other.fingerprint}.*museum's base"):
+    with pytest.raises(BaseModelError, match=f"{first.base}.*{other.fingerprint}.*its own base"):
         taught(other, first, small_concept("<two>"), short())
 
 

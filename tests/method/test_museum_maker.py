@@ -66,8 +66,8 @@ def test_the_clean_picture_comes_back_from_a_perfect_prediction(prediction: str)
 def test_style_distillation_is_its_equation(of: str, temperature: float, base: Base):
     concept, recipe = small_concept(), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
-    mean = lesson.latents[0].mean(0)
-    setting = setting_with(Past(), base=base, latents=lesson.latents[0])
+    mean = lesson.buckets[0].latents[0].mean(0)
+    setting = setting_with(Past(), base=base, latents=lesson.buckets[0].latents[0])
     with base.learning(precision="fp32", checkpointing=False):
         step = lesson.step(0, trained)
         value = StyleDistillation(2.0, temperature, of).begin(setting)(step)

@@ -227,7 +227,7 @@ def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) ->
         setting = Setting(
             base=base,
             past=past,
-            latents=lesson.latents[0],
+            latents=[bucket.latents[0] for bucket in lesson.buckets],
             as_before=new.left_out,
             measure_reference_loss=lambda: lesson.reference_loss(token),
         )
