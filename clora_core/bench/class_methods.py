@@ -213,17 +213,17 @@ def _whole(weight: float) -> TaskRecipe:
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 COMPARED: dict[str, Method] = {
     "frozen": Method(TaskLearning, _at_rate("frozen", "token_learning_rate"), (1e-3, 3e-3, 1e-2, 3e-2), 3e-3),
-    "first-task": Method(TaskLearning, _at_rate("first-task"), RATES, 1e-3),
-    "sequential": Method(TaskLearning, _at_rate("sequential"), RATES, 1e-3),
+    "first-task": Method(TaskLearning, _at_rate("first-task"), RATES, 3e-4),
+    "sequential": Method(TaskLearning, _at_rate("sequential"), RATES, 3e-4),
     "fine-tuning": Method(WholeNetwork, _at_rate("sequential"), (1e-5, 3e-5, 1e-4, 3e-4), 1e-5),
-    "ewc": Method(WholeNetwork, _whole, (1e6, 1e7, 1e8, 1e9), 1e7),
-    "ewc-lora": Method(ElasticDeltas, _plain, (1e6, 1e7, 1e8, 1e9), 1e7),
-    "lwf": Method(Distilled, _plain, (0.3, 1.0, 3.0, 10.0), 1.0),
+    "ewc": Method(WholeNetwork, _whole, (1e6, 1e7, 1e8, 1e9), 1e9),
+    "ewc-lora": Method(ElasticDeltas, _plain, (1e6, 1e7, 1e8, 1e9), 1e9),
+    "lwf": Method(Distilled, _plain, (0.3, 1.0, 3.0, 10.0), 10.0),
     "inflora": Method(InputSpaces, _plain, (0.9, 0.95, 0.98, 0.99), 0.95),
-    "weight-decay": Method(DecayedDeltas, _plain, (1e-3, 1e-2, 1e-1, 1.0), 1e-2),
+    "weight-decay": Method(DecayedDeltas, _plain, (1e-3, 1e-2, 1e-1, 1.0), 1.0),
     "c-lora": Method(TaskLearning, _regularized("c-lora", SelfRegularization), (1.0, 10.0, 100.0, 1000.0), 10.0),
     "preservation": Method(
-        TaskLearning, _regularized("preservation", ContextPreservation), (5.0, 50.0, 500.0, 5000.0), 500.0
+        TaskLearning, _regularized("preservation", ContextPreservation), (5.0, 50.0, 500.0, 5000.0), 5000.0
     ),
     "joint": Method(TaskLearning, _at_rate("sequential"), RATES, 1e-3, joint=True),
 }
