@@ -16,7 +16,7 @@ const EMPTY_PX = 30
 /** @typedef {{loss_before?: number, loss_after?: number, recognised?: number, moved?: Record<string, number>,
  *   overlap?: Record<string, number>}} Effect */
 /** @typedef {{word: string, steps: number, step: number, where: string, note: string, seconds: number,
- *   seconds_left: number, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
+ *   seconds_left: number | null, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
  *   effect: Effect}} PanelState */
 
 /** @type {Map<string, PanelState>} the states of this workflow's nodes, by their ids in a run ("5", "12:5") */
@@ -145,7 +145,7 @@ class Lane {
 function title({ word, step, steps, where, seconds, seconds_left }) {
   const at = say("training.step", { step, steps })
   const right = {
-    learning: step ? say("training.left", { time: time(seconds_left) }) : say("training.begins"),
+    learning: !step ? say("training.begins") : (seconds_left ?? null) === null ? "" : left(seconds_left),
     measuring: say("training.measuring"),
     learned: say("training.learned", { time: time(seconds ?? 0) }),
     kept: say("training.kept"),
@@ -156,6 +156,11 @@ function title({ word, step, steps, where, seconds, seconds_left }) {
     element("span", {}, where === "learned" || where === "kept" ? say("training.steps", { steps }) : at),
     element("span", { class: "clora-where", title: right ?? "" }, right ?? ""),
   ]
+}
+
+/** @param {number} seconds */
+function left(seconds) {
+  return say("training.left", { time: time(seconds) })
 }
 
 /** The measurements: name, value, and a comment. @param {PanelState} state */

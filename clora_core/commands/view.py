@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import CLoRAError
-from ..model.concept import mentions
+from ..model.concept import mentions, unknown_words
 from ..model.sampling import Sampling, sample
 from ..museum.file import load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
@@ -15,7 +15,6 @@ from ..sheets import grid
 from .model import add_base, add_sampling, open_chosen
 from .progress import Bar, Say
 
-BRACKETED = re.compile(r"<[^<>\s]+>")
 WEIGHTED = re.compile(r"\([^()]*:\s*[-+.\d]+\s*\)")
 
 
@@ -55,8 +54,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     strengths = {word: strength * arguments.strength for word, strength in chosen.items()}
     museum = load_view(arguments.museum, strengths)
     words = [token.word for token in museum.tokens]
-    if unknown := [word for word in BRACKETED.findall(arguments.prompt) if word not in words]:
-        say(f"Note: the museum ({', '.join(words)}) does not know {', '.join(unknown)} from the prompt.")
+    if unknown := unknown_words(arguments.prompt, words):
+        say("Note: " + " ".join(unknown))
     elif not any(mentions(arguments.prompt, word) for word in words):
         say(f"Note: the prompt contains none of the museum's words ({', '.join(words)}).")
     if weights := WEIGHTED.findall(arguments.prompt):

@@ -1,5 +1,6 @@
 """A concept to learn, and its trigger word."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} 
 Tree = dict[str, "Tree"]  # letter → the letters that can follow
 # Characters with a meaning in prompts: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")
+BRACKETED = re.compile(r"<[^<>\s:]+>")  # what looks like a learned word; not A1111's <lora:name:1>
 TEXT_LIMIT = 10_000  # characters of a template or a caption
 
 
@@ -106,6 +108,18 @@ class Concept:
     def prompt(self) -> str:
         """The template, with the word filled in."""
         return (self.template or TEMPLATES[self.kind]).replace("{word}", self.word)
+
+
+def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:
+    """A sentence for every word in angle brackets that is none of these, with the nearest one that is."""
+    sentences = []
+    by_lower = {word.lower(): word for word in known}
+    for word in dict.fromkeys(BRACKETED.findall(prompt)):
+        if word not in known:
+            near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+            advice = f"Did you mean {by_lower[near[0]]}?" if near else f"It has: {', '.join(known) or 'no words'}."
+            sentences.append(f"The museum has no word {word}. {advice}")
+    return sentences
 
 
 def check_word(word: str) -> None:

@@ -14,6 +14,7 @@ from ...clora_core.pictures import thumbnail
 
 SENT_EVERY_S = 0.25
 POINTS = 100  # per curve; each is the mean of several steps if there are more
+STEPS_FOR_AN_ESTIMATE = 5  # the first steps are slow
 FRAMES = 24  # of the film strip, approximately
 
 Status = Literal["learning", "measuring", "learned", "kept", "stopped"]  # kept: loaded from disk
@@ -74,9 +75,12 @@ class Diary:
         self._send(self.state())
 
     @property
-    def seconds_left(self) -> float:
-        """An estimate from the mean time per step so far."""
-        return self.seconds / max(1, self.step - self._first_step) * (self.steps - self.step)
+    def seconds_left(self) -> float | None:
+        """An estimate from the mean time per step so far; None after too few steps for one."""
+        done = self.step - self._first_step
+        if done < min(STEPS_FOR_AN_ESTIMATE, self.steps - self._first_step):
+            return None
+        return self.seconds / max(1, done) * (self.steps - self.step)
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values. curves: part of the loss → [step, mean] points, at the middle of the averaged steps."""
@@ -87,7 +91,7 @@ class Diary:
             "where": self.status,
             "note": self.note,
             "seconds": round(self.seconds, 1),
-            "seconds_left": round(self.seconds_left, 1),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
             "curves": {name: self._points(curve) for name, curve in self._curves.items()},
             "film": list(self.film),
             "effect": _finite(vars(self.effect)) if self.effect else {},

@@ -166,7 +166,7 @@ def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -
         return _sample(base, prompts, museum.tokens, height, width)
 
 
-def progress_line(progress: Progress, seconds_left: float) -> str:
+def progress_line(progress: Progress, seconds_left: float | None) -> str:
     """ "step 120/400 · loss 0.081 · forgetting 0.002 · 41 s left" """
     parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.3f}"]
     parts += [
@@ -174,8 +174,10 @@ def progress_line(progress: Progress, seconds_left: float) -> str:
         for name, value in progress.losses.items()
         if name != "diffusion"
     ]
-    seconds = round(seconds_left)
-    return " · ".join([*parts, f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left"])
+    if seconds_left is not None:
+        seconds = round(seconds_left)
+        parts.append(f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left")
+    return " · ".join(parts)
 
 
 def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:

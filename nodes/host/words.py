@@ -7,7 +7,7 @@ text alone. ComfyUI itself removes weights such as `(<my-cat>:1.2)` before that.
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import nn
 
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
-from ...clora_core.model.concept import ConceptToken, word_pattern
+from ...clora_core.model.concept import ConceptToken, unknown_words, word_pattern
 from .conditioning import Piece, mark_words, pieces_of, unmark_words
+from .progress import say
 
 CLIP = comfy.sd.CLIP
 
@@ -93,7 +94,8 @@ def check_fits(token: ConceptToken, expected: Mapping[str, int]) -> None:
 class WordTokenizer:
     """A tokenizer with learned words. Like the plain one, it returns the start id, the text's ids and the end id.
 
-    begin, end: the number of special ids before and after the text's own.
+    begin, end: the number of special ids before and after the text's own. note: hears of words in angle brackets that
+    are not among the learned ones.
     """
 
     plain: Callable[..., Mapping[str, list[int]]]
@@ -101,6 +103,7 @@ class WordTokenizer:
     begin: int
     end: int
     tokens: Mapping[str, ConceptToken]
+    note: Callable[[str], object] | None = None
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[Piece]]:
         empty = self.plain("", **options)["input_ids"]
@@ -108,6 +111,9 @@ class WordTokenizer:
 
     def pieces(self, text: str, **options: Any) -> list[Piece]:
         """The text's own ids, and the vectors of learned words."""
+        if self.note and self.tokens and "<" in text:
+            for sentence in unknown_words(text, list(self.tokens)):
+                self.note(sentence)
         pieces: list[Piece] = []
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
@@ -156,7 +162,7 @@ def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name, tokenizer in tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        part.tokenizer = part.tokenizer_class = word_tokenizer(name, tokenizer, tokens)
+        part.tokenizer = part.tokenizer_class = replace(word_tokenizer(name, tokenizer, tokens), note=say)
         setattr(clone.tokenizer, name, part)
     if tokens:
         mark_words(clone)

@@ -185,3 +185,15 @@ def test_vectors_that_do_not_fit_are_refused(clip: comfy.sd.CLIP):
     other = ConceptToken(CAT, {"clip_x": torch.zeros(1, 1, 768)})
     with pytest.raises(ConceptError, match="this model's text encoders are"):
         with_words(clip, [other])
+
+
+def test_a_word_that_no_exhibit_has_is_said_where_the_prompt_stands(clip: comfy.sd.CLIP, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(words, "say", told.append)
+    with_word = with_words(clip, [token(clip, "<my-cat>")])
+    with_word.tokenize("a photo of (<my-cat>:1.2), embedding:none")
+    assert not told
+    with_word.tokenize("a photo of <My-Cat> in the snow")
+    assert set(told) == {"The museum has no word <My-Cat>. Did you mean <my-cat>?"}
+    clip.tokenize("a photo of <My-Cat>")
+    assert len(set(told)) == 1

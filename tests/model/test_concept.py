@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clora_core.errors import ConceptError
-from clora_core.model.concept import Concept, ConceptToken, check_word, mentions, word_pattern
+from clora_core.model.concept import Concept, ConceptToken, check_word, mentions, unknown_words, word_pattern
 
 PICTURES = torch.zeros(3, 3, 8, 8)
 
@@ -235,3 +235,17 @@ def test_a_token_takes_as_many_places_as_it_has_vectors():
 def test_vectors_of_other_shapes_are_refused(vectors: dict):
     with pytest.raises(ConceptError, match=re.escape("expected (layers, words, width) each")):
         ConceptToken("<a>", vectors)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("<my-cat> and <my-dog>", []),
+        ("<My-Cat>", ["The museum has no word <My-Cat>. Did you mean <my-cat>?"]),
+        ("a <my-ct>, <my-ct>", ["The museum has no word <my-ct>. Did you mean <my-cat>?"]),
+        ("<zebra>", ["The museum has no word <zebra>. It has: <my-cat>, <my-dog>."]),
+        ("<lora:name:1> 1 < 2 > 0 <a b> <3", []),
+    ],
+)
+def test_unknown_words_are_named_with_the_nearest_known_one(prompt: str, said: list[str]):
+    assert unknown_words(prompt, ["<my-cat>", "<my-dog>"]) == said

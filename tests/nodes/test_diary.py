@@ -47,7 +47,21 @@ def test_a_resumed_run_continues_its_curves():
     run.begin(6)
     run.write(Done(7, {"diffusion": 1.0}))
     assert run.state()["curves"] == {"diffusion": [(7.0, 1.0)]}
-    assert run.seconds_left == pytest.approx(3 * run.seconds)
+
+
+def test_the_time_left_is_told_after_some_steps():
+    run, _ = diary(100)
+    run.begin(6)
+    for step in range(7, 11):
+        run.write(Done(step))
+        assert run.seconds_left is None and run.state()["seconds_left"] is None
+    run.write(Done(11))
+    assert run.seconds_left == pytest.approx(89 / 5 * run.seconds)
+    short, _ = diary(2)
+    short.begin(0)
+    short.write(Done(1))
+    short.write(Done(2))
+    assert short.seconds_left == 0
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
