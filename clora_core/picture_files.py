@@ -28,6 +28,7 @@ SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")  # like all names that begin w
 REPEATED = re.compile(r"(\d{1,3})_.+")  # kohya's folders: 10_word counts ten times, 1_word once
 SMALL = 2.0  # a picture that is enlarged more than this is mentioned
 CUT = 0.15  # and so is one that loses more than this share
+MASK = ".mask"  # the end of the stem of a mask's file: cat.mask.png for cat.png
 NAMED = 3  # files that are named for each reason
 TURNED = {  # EXIF orientation → what shows the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,16 +45,17 @@ Made = TypeVar("Made")
 
 
 def read_folder(
-    folder: Path, *, resolution_px: int, multiple: int, say: Say
+    folder: Path, *, resolution_px: int, multiple: int, say: Say, alpha_mask: bool = False
 ) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
     """The pictures of a folder and its subfolders, in order of their paths, and their captions.
 
     Every picture keeps its shape, as far as multiples of `multiple` allow, at about resolution_px² pixels. A caption is
     a text file with the picture's name: cat.txt, cat.caption or cat.jpg.txt for cat.jpg. "" stands for a missing
-    caption; without any, there are none at all. Pictures in a folder 10_word count ten times. say: hears what was found
-    and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
+    caption; without any, there are none at all. Pictures in a folder 10_word count ten times. A mask is a picture
+    cat.mask.png, white where cat.jpg counts; alpha_mask: without one, what is not transparent counts. say: hears what
+    was found and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
     """
-    read = partial(prepared, resolution_px=resolution_px, multiple=multiple)
+    read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask)
     found = each_picture(files_in(folder, say), read, say, root=folder)
     captions = [caption_of(path) for path, _ in found]
     if any(captions) and not all(captions):
@@ -63,7 +65,9 @@ def read_folder(
     sizes = {picture.size for _, picture in found}
     repeated = f", {len(places)} with repeats" if len(places) > len(found) else ""
     several = f", in {len(sizes)} sizes" if len(sizes) > 1 else ""
-    say(f"{len(found)} pictures in '{folder}'{repeated}{several}.")
+    masks = sum(picture.read_mask is not None for _, picture in found)
+    masked = f", {masks} with a mask" if masks else ""
+    say(f"{len(found)} pictures in '{folder}'{repeated}{several}{masked}.")
     pictures = tuple(found[place][1] for place in places)
     return pictures, tuple(captions[place] for place in places) if any(captions) else ()
 
@@ -78,7 +82,8 @@ def files_in(folder: Path, say: Say) -> list[Path]:
         raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
     hidden = [path for path in paths if any(map(_of_the_system, path.relative_to(folder).parts))]
     _say_of(hidden, folder, "Left out, files of the system", say)
-    return [path for path in paths if path not in set(hidden) and path.suffix.lower() not in BESIDE]
+    left_out = set(hidden) | {path for path in paths if path.suffix.lower() in BESIDE or path.stem.endswith(MASK)}
+    return [path for path in paths if path not in left_out]
 
 
 def each_picture(
@@ -103,8 +108,8 @@ def each_picture(
     return made
 
 
-def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int) -> Picture:
-    """The picture of a file as it is trained on. note: hears what is changed. Raises UnreadableError."""
+def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int, alpha_mask: bool = False) -> Picture:
+    """The picture of a file as it is trained on, with its mask. note: hears what is changed. Raises UnreadableError."""
     whole = upright(path, note)
     original = whole.height, whole.width
     target = bucket(original, area_px=resolution_px**2, multiple=multiple)
@@ -113,7 +118,10 @@ def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int) -> Pic
         note(f"Enlarged, much smaller than {resolution_px}×{resolution_px} pixels")
     if target[0] * target[1] < (1 - CUT) * scaled[0] * scaled[1]:
         note("Cut at the edges, too long or too wide")
-    return Picture.of(partial(_pixels, path, (target[1], target[0])), original, crop)
+    size = target[1], target[0]
+    mask = mask_of(path)
+    read_mask = partial(mask_values, mask, size) if mask else partial(_alpha, path, size) if alpha_mask else None
+    return Picture.of(partial(_pixels, path, size), original, crop, read_mask)
 
 
 def upright(path: Path, note: Say = lambda reason: None) -> Image.Image:
@@ -124,10 +132,8 @@ def upright(path: Path, note: Say = lambda reason: None) -> Image.Image:
     if path.suffix.lower() in HEIF and not _with_heif():
         raise UnreadableError(path, "reading HEIC needs pillow-heif (pip install pillow-heif)")
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_LIMIT_BYTES
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with _without_warnings(), Image.open(path, formats=formats) as picture:
+        with _without_warnings(), Image.open(path, formats=_formats()) as picture:
             if picture.width * picture.height > PIXELS_LIMIT:
                 size = f"{picture.width}×{picture.height}"
                 raise UnreadableError(path, f"it has {size} pixels; the limit is {PIXELS_LIMIT}")
@@ -166,6 +172,27 @@ def caption_of(picture: Path) -> str:
     return ""
 
 
+def mask_of(picture: Path) -> Path | None:
+    """The file of a picture's mask, cat.mask.png for cat.jpg; None if there is none."""
+    stem = f"{picture.stem}{MASK}".lower()
+    return next((path for path in sorted(picture.parent.iterdir()) if path.stem.lower() == stem), None)
+
+
+def mask_values(path: Path, size: tuple[int, int]) -> Tensor:
+    """A mask's file, scaled to (width, height) and cropped like its picture: white 1, black 0; (height, width)."""
+    gray = ImageOps.fit(upright(path).convert("L"), size, Image.Resampling.BILINEAR)
+    return to_bytes(gray)[0].float() / 255
+
+
+def _alpha(path: Path, size: tuple[int, int]) -> Tensor:
+    """1 where the picture is opaque, 0 where it is transparent."""
+    with _without_warnings(), Image.open(path, formats=_formats()) as picture:
+        turned = TURNED.get(_orientation(picture, lambda reason: None))
+        alpha = picture.convert("RGBA").getchannel("A")
+    fitted = ImageOps.fit(alpha if turned is None else alpha.transpose(turned), size, Image.Resampling.BILINEAR)
+    return to_bytes(fitted)[0].float() / 255
+
+
 def _pixels(path: Path, size: tuple[int, int]) -> Tensor:
     return as_floats(to_bytes(ImageOps.fit(upright(path), size, Image.Resampling.LANCZOS)))
 
@@ -201,6 +228,12 @@ def _orientation(picture: Image.Image, note: Say) -> int:
     except Exception:  # noqa: BLE001 whatever is wrong with it, the picture itself is good
         note("Its EXIF data is damaged and ignored")
         return 1
+
+
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

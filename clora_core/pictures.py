@@ -33,7 +33,8 @@ class Picture:
     """A picture that is prepared whenever it is read, so that many of them take no memory.
 
     read: gives the pixels, (3, *size) in [-1, 1]. size: as it is trained on. original: its size before that. crop: the
-    rows at the top and the columns at the left that were cut off after scaling. digest: SHA-256 of the pixels.
+    rows at the top and the columns at the left that were cut off after scaling. digest: SHA-256 of pixels and mask.
+    read_mask: gives how much each pixel counts, `size` in [0, 1]; None if all count the same.
     """
 
     read: Callable[[], Tensor]
@@ -41,15 +42,28 @@ class Picture:
     original: Size
     crop: tuple[int, int]
     digest: str
+    read_mask: Callable[[], Tensor] | None = None
 
     @classmethod
-    def of(cls, read: Callable[[], Tensor], original: Size, crop: tuple[int, int] = (0, 0)) -> "Picture":
-        """Reads the picture once. Raises ConceptError for values that are not finite."""
-        pixels = read()
-        if not pixels.isfinite().all():
-            raise ConceptError("A picture contains values that are not finite.")
-        content = pixels.contiguous().view(torch.uint8).numpy().tobytes()
-        return cls(read, _size(pixels), original, crop, hashlib.sha256(content).hexdigest())
+    def of(
+        cls,
+        read: Callable[[], Tensor],
+        original: Size,
+        crop: tuple[int, int] = (0, 0),
+        read_mask: Callable[[], Tensor] | None = None,
+    ) -> "Picture":
+        """Reads the picture once. A mask that is zero everywhere is none. Raises ConceptError for values that are not
+        finite."""
+        pixels, mask = read(), read_mask() if read_mask else None
+        if mask is not None and not mask.any():
+            read_mask = mask = None
+        digest = hashlib.sha256()
+        for values in (pixels, mask):
+            if values is not None:
+                if not values.isfinite().all():
+                    raise ConceptError("A picture contains values that are not finite.")
+                digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+        return cls(read, _size(pixels), original, crop, digest.hexdigest(), read_mask)
 
 
 def in_memory(pixels: Tensor) -> tuple[Picture, ...]:

@@ -31,6 +31,7 @@ class CompanionConcept(io.ComfyNode):
                     "concept's template.",
                 ),
                 COMPANIONS.Input("companions", optional=True, tooltip="More concepts, from another Companion."),
+                io.Mask.Input("masks", optional=True, tooltip="One mask per picture, as in a Train Step."),
             ],
             outputs=[
                 COMPANIONS.Output(
@@ -44,6 +45,11 @@ class CompanionConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, concept, images, captions: Sequence[str] = (), companions: Sequence[ConceptInputs] = ()
+        cls,
+        concept,
+        images,
+        captions: Sequence[str] = (),
+        companions: Sequence[ConceptInputs] = (),
+        masks: Sequence[object] = (),
     ) -> io.NodeOutput:
-        return io.NodeOutput((*companions, ConceptInputs(concept, images, captions)))
+        return io.NodeOutput((*companions, ConceptInputs(concept, images, captions, masks)))

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..clora_core.errors import CLoRAError
 
 LONGEST = 500_000  # characters of a text
-LISTS = ("images", "captions")  # inputs that may be lists, on nodes with is_input_list
+LISTS = ("images", "captions", "masks")  # inputs that may be lists, on nodes with is_input_list
 
 
 def guard(node: type[io.ComfyNode]) -> None:

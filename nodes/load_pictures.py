@@ -38,6 +38,12 @@ class LoadPictures(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The caption of each picture; empty texts where there is none.",
                 ),
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="The mask beside each picture, cat.mask.png for cat.jpg; empty where there is none.",
+                ),
             ],
             is_output_node=True,
         )
@@ -56,6 +62,6 @@ class LoadPictures(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         from .actions.loading import load_pictures
 
-        images, captions, sheet, summary = load_pictures(folder)
+        images, captions, masks, sheet, summary = load_pictures(folder)
         shown = {"images": ui.PreviewImage(sheet, cls=cls).values, "text": (say(summary),)}
-        return io.NodeOutput(images, captions, ui=shown)
+        return io.NodeOutput(images, captions, masks, ui=shown)

@@ -104,6 +104,11 @@ class TrainStep(io.ComfyNode):
                     tooltip="Concepts to learn at the same time, from a C-LoRA Companion. Steps and rank count per "
                     "concept.",
                 ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask per picture: only what is white counts. Empty masks count as the whole picture.",
+                ),
             ],
             outputs=[
                 io.Model.Output("taught_model", display_name="model", tooltip="The model with the new museum."),
@@ -131,6 +136,7 @@ class TrainStep(io.ComfyNode):
         recipe=None,
         captions: Sequence[str] = (),
         companions: Sequence[ConceptInputs] = (),
+        masks: Sequence[object] = (),
         **settings: float,
     ) -> io.NodeOutput:
         from .actions.teaching import train_step
@@ -139,6 +145,6 @@ class TrainStep(io.ComfyNode):
         if recipe.rank == 0:  # a recipe that trains only the word has no rank to set
             settings["rank"] = 0
         recipe = shared_by(dataclasses.replace(recipe, **settings, seed=training_seed), 1 + len(companions))
-        inputs = [*companions, ConceptInputs(concept, images, captions)]
+        inputs = [*companions, ConceptInputs(concept, images, captions, masks)]
         workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
         return io.NodeOutput(*train_step(model, clip, vae, inputs, recipe, museum, preview_every, workflow))

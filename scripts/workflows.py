@@ -236,6 +236,7 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
         images=pictures["images"],
         concept=concept["concept"],
         captions=pictures["captions"],
+        masks=pictures["masks"],
         recipe=recipe["recipe"],
         batch_size=1 if family == "sdxl" else 2,
     )

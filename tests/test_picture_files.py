@@ -321,3 +321,33 @@ def test_files_come_from_subfolders_in_order(tmp_path: Path):
         plain().save(tmp_path / name)
     found = each_picture(files_in(tmp_path, print), lambda path, note: path.name, print, root=tmp_path)
     assert [name for _, name in found] == ["a.png", "1.png", "2.png"]
+
+
+def test_a_mask_beside_a_picture_is_read_and_is_no_picture(tmp_path: Path):
+    plain((80, 64)).save(tmp_path / "1.jpg")
+    plain((64, 64)).save(tmp_path / "2.png")
+    mask = Image.new("L", (40, 32), 0)
+    mask.paste(255, (0, 0, 20, 32))
+    mask.save(tmp_path / "1.mask.png")
+    said: list[str] = []
+    pictures, _ = read_folder(tmp_path, resolution_px=64, multiple=8, say=said.append)
+    assert len(pictures) == 2 and pictures[1].read_mask is None
+    assert pictures[0].read_mask is not None and "1 with a mask" in said[-1]
+    values = pictures[0].read_mask()
+    assert values.shape == pictures[0].size
+    middle = values.shape[1] // 2
+    assert values[:, : middle - 3].min() > 0.99 and values[:, middle + 3 :].max() < 0.01
+
+
+def test_alpha_is_a_mask_if_asked(tmp_path: Path):
+    drawn = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    drawn.paste((9, 9, 9, 255), (0, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180°
+    drawn.save(tmp_path / "1.png", exif=exif)
+    options = {"resolution_px": 64, "multiple": 8, "say": print}
+    (plain_one,), _ = read_folder(tmp_path, **options)
+    assert plain_one.read_mask is None
+    (masked,), _ = read_folder(tmp_path, **options, alpha_mask=True)
+    assert masked.read_mask is not None and masked.digest != plain_one.digest
+    assert masked.read_mask()[40:].min() == 1 and masked.read_mask()[:24].max() == 0

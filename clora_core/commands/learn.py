@@ -81,6 +81,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=int,
         help="pictures keep their shape, at about the area of a square of this side in pixels (the base's resolution)",
     )
+    parser.add_argument("--alpha-mask", action="store_true", help="only what is not transparent counts in the loss")
     parser.add_argument("--forgetting-weight", type=float, help="factor on the recipe's regularizer weights (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
     parser.add_argument("--flip", action="store_true", help="mirror pictures at random, half of the time")
@@ -103,7 +104,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
     resolution = arguments.resolution or base.resolution_px
-    read = partial(read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say)
+    read = partial(
+        read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
+    )
     concepts = tuple(_concept(word, *read(folder), arguments) for word, folder in folders)
     names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
     tell_of_baseline(recipe.method, say)

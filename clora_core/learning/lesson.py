@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..method.recipe import Recipe
@@ -23,11 +24,12 @@ class Bucket:
     """The pictures of one size.
 
     places: their numbers in the concept, (n,). latents: (views, n, c, h, w) on the CPU; the second view, if there is
-    one, holds the mirrored pictures.
+    one, holds the mirrored pictures. masks: how much each latent pixel counts, (views, n, 1, h, w), if any has a mask.
     """
 
     places: Tensor
     latents: Tensor
+    masks: Tensor | None = None
 
     @classmethod
     def encoded(cls, base: Base, pictures: Sequence[Picture], size: Size, *, mirrored: bool) -> "Bucket":
@@ -38,7 +40,14 @@ class Bucket:
             pixels = torch.stack([pictures[place].read() for place in some.tolist()])
             views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
             parts.append(torch.stack([base.encode_pictures(view) for view in views]))
-        return cls(places, torch.cat(parts, dim=1))
+        latents = torch.cat(parts, dim=1)
+        own = [pictures[place] for place in places.tolist()]
+        if not any(picture.read_mask for picture in own):
+            return cls(places, latents)
+        whole = [picture.read_mask() if picture.read_mask else torch.ones(size) for picture in own]
+        small = [F.adaptive_avg_pool2d(mask[None, None], (latents.shape[-2], latents.shape[-1]))[0] for mask in whole]
+        masks = torch.stack(small)
+        return cls(places, latents, torch.stack([masks, masks.flip(-1)] if mirrored else [masks]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +95,9 @@ class Lesson:
         noise = torch.randn(latents.shape, generator=rng)
         places = self.buckets[bucket].places[chosen]
         conditioning = self._sized(self.conditioning(places, *map(trained.token, self.taught)), places)
-        return self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
+        masks = self.buckets[bucket].masks
+        step = self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
+        return step if masks is None else replace(step, mask=masks[view, chosen].to(self.base.device))
 
     def reference_loss(self, *tokens: ConceptToken) -> float:
         """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""

@@ -8,8 +8,16 @@ from .step import Step
 
 
 def diffusion_loss(step: Step, schedule: Schedule, *, min_snr_gamma: float = 0.0) -> Tensor:
-    """Mean squared error between prediction and target, float32; the first term of equation (1) in arXiv:2304.06027."""
-    error = (step.prediction.float() - step.target.float()).square().flatten(1).mean(1)  # (b,)
+    """Mean squared error between prediction and target, float32; the first term of equation (1) in arXiv:2304.06027.
+
+    With a mask, the mean over each picture is weighted by it.
+    """
+    squares = (step.prediction.float() - step.target.float()).square()
+    if step.mask is None:
+        error = squares.flatten(1).mean(1)  # (b,)
+    else:
+        weights = step.mask.expand_as(squares).flatten(1)
+        error = (squares.flatten(1) * weights).sum(1) / weights.sum(1)
     if min_snr_gamma:
         error = error * min_snr_weight(step.timesteps, schedule, gamma=min_snr_gamma)
     return error.mean()

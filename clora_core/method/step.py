@@ -101,7 +101,7 @@ class Step:
     """One training step.
 
     number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the
-    trained deltas of the new exhibit.
+    trained deltas of the new exhibit. mask: how much each latent pixel counts, (b, 1, h, w) in [0, 1]; None: all alike.
     """
 
     number: int
@@ -112,6 +112,7 @@ class Step:
     prediction: Tensor
     target: Tensor
     deltas: Deltas
+    mask: Tensor | None = None
 
     def zero(self) -> Tensor:
         """A zero on the device of the loss, float32."""

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...clora_core.picture_files import Say, caption_of, each_picture, files_in, upright
+from ...clora_core.picture_files import Say, caption_of, each_picture, files_in, mask_of, mask_values, upright
 from ..host.folders import picture_folder
 from .pictures import from_files
 
@@ -13,8 +14,8 @@ AREA_PX = 1024 * 1024  # larger pictures are scaled down; no supported model is 
 THUMBNAIL_PX = 128
 
 
-def load_pictures(folder: str) -> tuple[list[Tensor], list[str], Tensor, str]:
-    """ComfyUI images of one picture each, their captions ("" for none), thumbnails, and a summary."""
+def load_pictures(folder: str) -> tuple[list[Tensor], list[str], list[Tensor], Tensor, str]:
+    """ComfyUI images and masks of one picture each, captions ("" for none), thumbnails, and a summary."""
     root = picture_folder(folder)
     notes: list[str] = []
     found = each_picture(files_in(root, notes.append), _read, notes.append, root=root)
@@ -22,12 +23,9 @@ def load_pictures(folder: str) -> tuple[list[Tensor], list[str], Tensor, str]:
     thumbnails = [ImageOps.fit(picture, (THUMBNAIL_PX, THUMBNAIL_PX)) for _, picture in found]
     with_captions = sum(map(bool, captions))
     summary = f"{len(found)} pictures, {with_captions} with a caption"
-    return (
-        [from_files([picture]) for _, picture in found],
-        captions,
-        from_files(thumbnails),
-        "\n".join([summary, *notes]),
-    )
+    images = [from_files([picture]) for _, picture in found]
+    masks = [_mask(path, picture) for path, picture in found]
+    return images, captions, masks, from_files(thumbnails), "\n".join([summary, *notes])
 
 
 def _read(path: Path, note: Say) -> Image.Image:
@@ -37,3 +35,9 @@ def _read(path: Path, note: Say) -> Image.Image:
         return picture
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _mask(path: Path, picture: Image.Image) -> Tensor:
+    """The mask beside a picture, (1, height, width) in 0..1; zero everywhere if there is none."""
+    file = mask_of(path)
+    return torch.zeros(1, picture.height, picture.width) if file is None else mask_values(file, picture.size)[None]

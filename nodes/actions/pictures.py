@@ -27,21 +27,27 @@ def in_8_bits(pictures: Tensor) -> Tensor:
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def from_images(images: Sequence[Tensor], *, multiple: int, resolution_px: int) -> list[Picture]:
-    """ComfyUI images as pictures to train on. images: stacks, each of one size.
+def from_images(
+    images: Sequence[Tensor], masks: Sequence[Tensor] = (), *, multiple: int, resolution_px: int
+) -> list[Picture]:
+    """ComfyUI images as pictures to train on. images: stacks, each of one size. masks: one per picture, or none.
 
     Every picture keeps its shape, as far as multiples of `multiple` allow. All get the area of the largest one, and at
     most about resolution_px² pixels. Alpha is dropped, gray becomes RGB. Raises ConceptError if there is no picture.
     """
     check_images(images)
     area = min(resolution_px**2, max(stack.shape[1] * stack.shape[2] for stack in images))
+    each = [mask for stack in masks for mask in stack.reshape(-1, *stack.shape[-2:])]
+    if each and len(each) != (count := sum(map(len, images))):
+        raise ConceptError(f"There are {len(each)} masks for {count} pictures. Connect one mask per picture, or none.")
     prepared = []
     for stack in images:
         size = int(stack.shape[1]), int(stack.shape[2])
         target = bucket(size, area_px=area, multiple=multiple)
         scaled, crop = covering(size, target)
         for image in stack:
-            prepared.append(Picture.of(partial(_fitted, image, target, scaled, crop), size, crop))
+            read_mask = partial(_fitted_mask, each[len(prepared)], size, target, scaled, crop) if each else None
+            prepared.append(Picture.of(partial(_fitted, image, target, scaled, crop), size, crop, read_mask))
     return prepared
 
 
@@ -71,3 +77,14 @@ def _fitted(image: Tensor, target: Size, scaled: Size, crop: tuple[int, int]) ->
             picture = F.interpolate(picture, scaled, mode="bicubic", antialias=True)
         (top, left), (height, width) = crop, target
         return picture[0, :, top : top + height, left : left + width].clamp(-1, 1).contiguous()
+
+
+def _fitted_mask(mask: Tensor, size: Size, target: Size, scaled: Size, crop: tuple[int, int]) -> Tensor:
+    """A ComfyUI mask of any size, stretched to the picture's, then scaled and cropped with it: `target` in [0, 1]."""
+    with torch.inference_mode(False):
+        values = mask.detach().to("cpu", torch.float32, copy=True)[None, None]
+        for wanted in (size, scaled):
+            if values.shape[-2:] != wanted:
+                values = F.interpolate(values, wanted, mode="bilinear", antialias=True)
+        (top, left), (height, width) = crop, target
+        return values[0, 0, top : top + height, left : left + width].clamp(0, 1).contiguous()

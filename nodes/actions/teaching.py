@@ -189,7 +189,7 @@ def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToke
 
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:
     """The concept with its pictures and captions. Raises an error for pictures that do not fit the model."""
-    pictures = from_images(inputs.images, multiple=base.family.side_px, resolution_px=base.resolution_px)
+    pictures = from_images(inputs.images, inputs.masks, multiple=base.family.side_px, resolution_px=base.resolution_px)
     if len(inputs.captions) == 1 and len(pictures) > 1:  # one text with a line per picture
         captions = [line.strip() for line in inputs.captions[0].splitlines() if line.strip()]
     else:

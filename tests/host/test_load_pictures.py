@@ -5,6 +5,7 @@ from typing import Any
 
 import folder_paths
 import pytest
+import torch
 from clora_pack.clora_core.errors import CLoRAError
 from PIL import Image
 
@@ -18,6 +19,9 @@ def fill(folder: Path) -> None:
     for number, (name, size) in enumerate(SIZES.items()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size, (40 * number, 200, 90)).save(folder / name)
+    mask = Image.new("L", (48, 32), 0)
+    mask.paste(255, (0, 0, 24, 32))
+    mask.save(folder / "1.mask.png")
     (folder / "1.txt").write_text("a photo of {word}\non grass")
     (folder / "Thumbs.db").write_bytes(b"")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -33,9 +37,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], folder: Path):
     output = nodes["CLoRA_LoadPictures"].execute("my-cat")
-    images, captions = output.args
+    images, captions, masks = output.args
     assert [tuple(image.shape) for image in images] == [(1, h, w, 3) for w, h in SIZES.values()]
     assert captions == ["a photo of {word} on grass", "", ""]
+    assert [mask.shape[1:] for mask in masks] == [image.shape[1:3] for image in images]
+    assert masks[0][:, :, :40].min() == 1 and not masks[0][:, :, 56:].any() and not any(map(torch.any, masks[1:]))
     (text,) = output.ui["text"]
     assert "3 pictures, 1 with a caption" in text and "Thumbs.db" in text and "broken.png" in text
     assert len(output.ui["images"]) == 3
@@ -75,6 +81,7 @@ def test_a_folder_is_learned_in_a_graph_of_the_host(server: Server):
             vae=["base", 2],
             images=["pictures", 0],
             captions=["pictures", 1],
+            masks=["pictures", 2],
             concept=["token", 0],
             steps=4,
             learning_rate=0.006,

@@ -1,11 +1,14 @@
 """What the model is shown: every picture equally often, with its own words, mirrored if wished."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from clora_core.errors import ConceptError
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.start import start, start_vectors
+from clora_core.method.objective import diffusion_loss
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import ContextPreservation, Regularizer, SelfRegularization, StyleDistillation
 from clora_core.method.step import Step
@@ -13,7 +16,7 @@ from clora_core.model.attach import attached
 from clora_core.model.base import Base, Conditioning
 from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
-from clora_core.pictures import in_memory
+from clora_core.pictures import Picture, in_memory
 from tests.small import museum_of, pixels_of, same_bits, short, small_concept, taught
 
 
@@ -93,6 +96,50 @@ def test_a_picture_keeps_its_caption_whatever_its_size(base: Base):
         states = [base.encode_prompts([prompt], [token]).states for prompt in concept.prompts()]
     for step in shown:
         torch.testing.assert_close(step.conditioning.states, states[step.latents.shape[-1] != 16], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_goes_with_its_picture_mirrored_too(base: Base):
+    rng = torch.Generator().manual_seed(0)
+    half = torch.cat([torch.ones(64, 32), torch.zeros(64, 32)], dim=1)
+    pixels = torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1
+    masked = Picture.of(lambda: pixels[0], (64, 64), read_mask=lambda: half)
+    concept = Concept("<one>", [masked, *in_memory(pixels[1:])])
+    lesson, shown = steps(base, concept, short(flip=True, batch_size=4), 4)
+    sides = lesson.buckets[0].latents.shape[-1]
+    expected = torch.cat([torch.ones(sides, sides // 2), torch.zeros(sides, sides // 2)], dim=1)
+    both = lesson.buckets[0].latents.flatten(0, 1)
+    for step in shown:
+        for latents, mask in zip(step.latents, step.mask, strict=True):
+            view, number = divmod(place_of(latents, both), 2)
+            own = (expected, expected.flip(-1))[view] if number == 0 else torch.ones(sides, sides)
+            assert torch.equal(mask[0], own)
+
+
+def test_a_concept_is_learned_inside_its_masks_only(base: Base):
+    """What lies outside of the masks leaves no trace, as far as it is not seen through the autoencoder."""
+    rng = torch.Generator().manual_seed(0)
+    pixels, mask = torch.rand(3, 64, 64, generator=rng) * 2 - 1, torch.zeros(64, 64)
+    mask[:32] = 1
+    step = steps(base, Concept("<one>", [Picture.of(lambda: pixels, (64, 64), read_mask=lambda: mask)]), short(), 1)[1][
+        0
+    ]
+    outside = replace(step, prediction=step.prediction + 7 * (1 - step.mask))
+    inside = replace(step, prediction=step.prediction + 7 * step.mask)
+    assert diffusion_loss(outside, base.schedule) == diffusion_loss(step, base.schedule)
+    assert diffusion_loss(inside, base.schedule) > diffusion_loss(step, base.schedule)
+    naive = ((step.prediction - step.target).square()[:, :, : step.mask.shape[-2] // 2]).mean()
+    torch.testing.assert_close(diffusion_loss(step, base.schedule), naive)
+
+
+def test_an_empty_mask_is_none(base: Base):
+    pixels = small_concept(count=1).pictures[0]
+    empty = Picture.of(pixels.read, (64, 64), read_mask=lambda: torch.zeros(64, 64))
+    assert empty.read_mask is None and empty.digest == pixels.digest
+    full = Picture.of(pixels.read, (64, 64), read_mask=lambda: torch.ones(64, 64))
+    assert full.digest != pixels.digest
+    one, other = (steps(base, Concept("<one>", [each]), short(), 1)[1][0] for each in (pixels, full))
+    assert one.mask is None
+    torch.testing.assert_close(diffusion_loss(one, base.schedule), diffusion_loss(other, base.schedule))
 
 
 def test_latents_are_the_encoded_pictures(base: Base):

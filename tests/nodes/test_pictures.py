@@ -80,3 +80,15 @@ def test_eight_bits_are_what_a_file_holds():
     values = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
     assert torch.allclose(in_8_bits(values), values, atol=1e-6)
     assert torch.equal(in_8_bits(values + 0.003), in_8_bits(values))
+
+
+def test_masks_are_stretched_and_cropped_with_their_pictures():
+    pictures, masks = [images(2, 64, 64, 3), images(1, 100, 64, 3)], [torch.zeros(2, 64, 64), torch.zeros(1, 50, 32)]
+    masks[0][1, :32] = 1
+    masks[1][0, 9:41] = 1  # the rows that are left when the edges of the picture are gone
+    first, second, third = from_images(pictures, masks, multiple=64, resolution_px=64)
+    assert first.read_mask is None, "an empty mask is none"
+    assert torch.equal(second.read_mask(), masks[0][1])
+    assert third.size == (64, 64) and third.read_mask().mean() > 0.95
+    with pytest.raises(ConceptError, match="2 masks for 3 pictures"):
+        from_images(pictures, masks[:1], multiple=64, resolution_px=64)

@@ -12,7 +12,7 @@ SCHEMAS = schemas()
 INPUTS = {  # for ever: saved workflows name them
     "CLoRA_ConceptToken": "word kind template vectors start token_seed",
     "CLoRA_TrainStep": "model clip vae images concept steps learning_rate rank batch_size forgetting_weight "
-    "training_seed preview_every museum recipe captions companions",
+    "training_seed preview_every museum recipe captions companions masks",
     "CLoRA_LoadPictures": "folder",
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
     "CLoRA_SaveMuseum": "museum name overwrite",
@@ -20,7 +20,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing",
-    "CLoRA_Companion": "concept images captions companions",
+    "CLoRA_Companion": "concept images captions companions masks",
     "CLoRA_SortPictures": "images museum_name network",
     "CLoRA_StarterModel": "",
     "CLoRA_StarterPictures": "subject count picture_seed",
@@ -28,7 +28,7 @@ INPUTS = {  # for ever: saved workflows name them
 OUTPUTS = {
     "CLoRA_ConceptToken": "concept prompt",
     "CLoRA_TrainStep": "model clip museum loss preview",
-    "CLoRA_LoadPictures": "images captions",
+    "CLoRA_LoadPictures": "images captions masks",
     "CLoRA_LoadMuseum": "model clip museum",
     "CLoRA_SaveMuseum": "",
     "CLoRA_EditMuseum": "museum",
