@@ -164,14 +164,8 @@ def test_a_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Model
     stacks = [images(1, 64), images(2, 64), images(1, 128)]
     texts = ["a {word} here", "a {word} there", "{word}", "my {word}"]
     listed = train(nodes, starter, images=stacks, captions=texts, steps=[4], museum=[None])
-    whole = torch.cat(
-        [
-            *stacks[:2],
-            to_images(
-                torch.stack([picture.read() for picture in from_images(stacks[2:], multiple=64, resolution_px=64)])
-            ),
-        ]
-    )
+    large = torch.stack([picture.read() for picture in from_images(stacks[2:], multiple=64, resolution_px=64)])
+    whole = torch.cat([*stacks[:2], to_images(large)])
     together = train(nodes, starter, images=[whole], captions=["\n".join(texts)])
     assert listed[3]["loss"] == pytest.approx(together[3]["loss"], rel=1e-3)
     assert listed[2].exhibits[0].facts["pictures"] == 4

@@ -23,8 +23,8 @@ before, began = set(sys.modules), time.process_time()
 pack()
 extension = asyncio.run(sys.modules[finding.PACK].comfy_entrypoint())
 schemas = [node.GET_SCHEMA().node_id for node in asyncio.run(extension.get_node_list())]
-seconds = time.process_time() - began
-print(json.dumps([seconds, schemas, sorted(set(sys.modules) - before)]))
+share = (time.process_time() - began) / began  # of what the host itself took until then
+print(json.dumps([share, schemas, sorted(set(sys.modules) - before)]))
 """
 
 
@@ -44,13 +44,13 @@ def test_the_hosts_start_is_hardly_longer_and_loads_no_library(
 ):
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # only a first start compiles what it imports
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
-    seconds = []
+    shares = []
     for _ in range(3):
         done = run(host, "-c", START.format(tests=str(Path(__file__).parent)))
         assert done.returncode == 0, done.stderr
-        spent, ids, modules = json.loads(done.stdout.splitlines()[-1])
-        seconds.append(spent)
-    assert min(seconds) < 0.05  # of the processor, whatever else the machine does
+        share, ids, modules = json.loads(done.stdout.splitlines()[-1])
+        shares.append(share)
+    assert min(shares) < 0.02, shares
     assert len(ids) >= 8 and all(id.startswith("CLoRA_") for id in ids)
     assert {name.partition(".")[0] for name in modules} <= {"clora_pack"}
 
