@@ -104,7 +104,8 @@ def each_picture(
     for reason, files in reasons.items():
         _say_of(files, root, reason, say)
     if not made:
-        raise ConceptError(f"There are no pictures in '{root}' that can be read. Use PNG, JPEG or WebP, for instance.")
+        why = next((f" ({reason}: {files[0].name})" for reason, files in reasons.items()), "")
+        raise ConceptError(f"There are no pictures in '{root}' that can be read{why}. Use PNG or JPEG, for instance.")
     return made
 
 

@@ -287,6 +287,9 @@ def test_no_folder_and_no_pictures_are_said(tmp_path: Path):
         read(tmp_path / "nowhere")
     with pytest.raises(ConceptError, match="no pictures"):
         read(tmp_path)
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(ConceptError, match=r"no pictures .*not a picture: page\.jpg"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", b"\xff\xd8\xff"])
