@@ -82,8 +82,13 @@ def files_in(folder: Path, say: Say) -> list[Path]:
         raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
     hidden = [path for path in paths if any(map(_of_the_system, path.relative_to(folder).parts))]
     _say_of(hidden, folder, "Left out, files of the system", say)
-    left_out = set(hidden) | {path for path in paths if path.suffix.lower() in BESIDE or path.stem.endswith(MASK)}
-    return [path for path in paths if path not in left_out]
+    files = [path for path in paths if path not in set(hidden) and path.suffix.lower() not in BESIDE]
+    pictures = [path for path in files if not _is_mask(path)]
+    stems = {(path.parent, path.stem.lower()) for path in pictures}
+    masks = [path for path in files if _is_mask(path)]
+    alone = [path for path in masks if (path.parent, path.stem.lower().removesuffix(MASK)) not in stems]
+    _say_of(alone, folder, "Left out, masks without a picture", say)
+    return pictures
 
 
 def each_picture(
@@ -121,7 +126,9 @@ def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int, alpha_
         note("Cut at the edges, too long or too wide")
     size = target[1], target[0]
     mask = mask_of(path)
-    read_mask = partial(mask_values, mask, size) if mask else partial(_alpha, path, size) if alpha_mask else None
+    read_mask = partial(_alpha, path, size) if alpha_mask else None
+    if mask:
+        read_mask = partial(mask_values, mask, whole.size, size)
     return Picture.of(partial(_pixels, path, size), original, crop, read_mask)
 
 
@@ -176,13 +183,20 @@ def caption_of(picture: Path) -> str:
 def mask_of(picture: Path) -> Path | None:
     """The file of a picture's mask, cat.mask.png for cat.jpg; None if there is none."""
     stem = f"{picture.stem}{MASK}".lower()
-    return next((path for path in sorted(picture.parent.iterdir()) if path.stem.lower() == stem), None)
+    beside = (path for path in sorted(picture.parent.iterdir()) if path.suffix.lower() not in BESIDE)
+    return next((path for path in beside if path.stem.lower() == stem), None)
 
 
-def mask_values(path: Path, size: tuple[int, int]) -> Tensor:
-    """A mask's file, scaled to (width, height) and cropped like its picture: white 1, black 0; (height, width)."""
-    gray = ImageOps.fit(upright(path).convert("L"), size, Image.Resampling.BILINEAR)
-    return to_bytes(gray)[0].float() / 255
+def mask_values(path: Path, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A mask's file, stretched to its picture's (width, height) and then fitted as that is: white 1, black 0.
+
+    Returns (height, width) of `size`. Raises UnreadableError that names the mask.
+    """
+    try:
+        gray = upright(path).convert("L").resize(picture, Image.Resampling.BILINEAR)
+    except UnreadableError as error:
+        raise UnreadableError(path, f"its mask {path.name} cannot be read, {error.reason}") from error
+    return to_bytes(ImageOps.fit(gray, size, Image.Resampling.BILINEAR))[0].float() / 255
 
 
 def _alpha(path: Path, size: tuple[int, int]) -> Tensor:
@@ -259,6 +273,10 @@ def _repeats(path: Path, folder: Path) -> int:
     """How often a picture counts: the number of the folder that it is in, if that is one of kohya's."""
     match = REPEATED.fullmatch(path.parent.name if path.parent != folder else folder.resolve().name)
     return max(1, int(match[1])) if match else 1
+
+
+def _is_mask(path: Path) -> bool:
+    return path.stem.lower().endswith(MASK)
 
 
 def _of_the_system(name: str) -> bool:

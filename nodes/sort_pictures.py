@@ -66,4 +66,5 @@ class SortPictures(io.ComfyNode):
         from .actions.sorting import sort_pictures
 
         text, classes, shares = sort_pictures(images, museum_name, network)
-        return io.NodeOutput(say(text), classes, shares)
+        say(text)
+        return io.NodeOutput(text, classes, shares)

@@ -354,3 +354,25 @@ def test_alpha_is_a_mask_if_asked(tmp_path: Path):
     (masked,), _ = read_folder(tmp_path, **options, alpha_mask=True)
     assert masked.read_mask is not None and masked.digest != plain_one.digest
     assert masked.read_mask()[40:].min() == 1 and masked.read_mask()[:24].max() == 0
+
+
+def test_masks_of_any_shape_and_case_go_with_their_pictures_and_others_are_named(tmp_path: Path):
+    plain((128, 64)).save(tmp_path / "1.jpg")
+    mask = Image.new("L", (40, 40), 0)
+    mask.paste(255, (0, 0, 20, 40))
+    mask.save(tmp_path / "1.MASK.PNG", format="PNG")
+    mask.save(tmp_path / "gone.mask.png")
+    said: list[str] = []
+    (picture,), _ = read_folder(tmp_path, resolution_px=64, multiple=8, say=said.append)
+    assert picture.read_mask is not None
+    values, half = picture.read_mask(), picture.size[1] // 2
+    assert values[:, : half - 4].min() > 0.99 and values[:, half + 4 :].max() < 0.01, "its left half, stretched"
+    assert "Left out, masks without a picture (1): gone.mask.png" in said
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path):
+    plain().save(tmp_path / "1.jpg")
+    plain().save(tmp_path / "2.jpg")
+    (tmp_path / "1.mask.png").write_text("no picture")
+    pictures, _, said = read(tmp_path)
+    assert len(pictures) == 1 and "its mask 1.mask.png cannot be read" in said

@@ -1,7 +1,7 @@
 """The methods of `bench classification`: those of `classify learn`, and published baselines.
 
-A method gives the learning of one task; a few keep something from task to task, in `memory`. The weights of all are
-from `bench classification --search`.
+A method gives the learning of one task; a few keep something from task to task, in `memory`. Their numbers
+are from searches; docs/measurements.md says which.
 """
 
 from collections.abc import Callable
@@ -203,7 +203,7 @@ def _at_rate(name: str, rate: str = "learning_rate") -> Callable[[float], TaskRe
 
 
 def _plain(weight: float) -> TaskRecipe:
-    return METHODS["sequential"]
+    return _at_rate("sequential")(1e-3)
 
 
 def _whole(weight: float) -> TaskRecipe:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import Cancelled, CLoRAError, MuseumError, RecipeError
+from ..errors import Cancelled, CLoRAError, ConceptError, MuseumError, RecipeError
 from ..learning.learn import Learning
 from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
@@ -31,6 +31,7 @@ from .model import add_base, add_kind, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 from .recipe import add_recipe, tell_of_baseline
 
+RESOLUTION_LIMIT_PX = 4096
 SAVE_EVERY = 50  # steps between two autosaves
 
 NUMBERS = {
@@ -103,7 +104,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         check_word(word)
     base = open_chosen(arguments)
     museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
-    resolution = arguments.resolution or base.resolution_px
+    resolution = base.resolution_px if arguments.resolution is None else arguments.resolution
+    if not base.family.side_px <= resolution <= RESOLUTION_LIMIT_PX:
+        limits = f"{base.family.side_px} to {RESOLUTION_LIMIT_PX}"
+        raise ConceptError(f"--resolution is {resolution}; it must be {limits} pixels for this model.")
     read = partial(
         read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
     )
@@ -142,9 +146,12 @@ def _kept(new: Museum, path: Path, say: Say) -> Path:
     except MuseumError as error:
         if not refused_by_the_system(error):
             raise
-        rescued = Path(tempfile.mkdtemp(prefix="clora-")) / path.name
-        save_museum(new, rescued)
-        say(f"What was learned is saved as '{rescued}'. To add it later: edit {path} --merge {rescued}")
+        try:
+            rescued = save_museum(new, Path(tempfile.mkdtemp(prefix="clora-")) / path.name)
+        except (MuseumError, OSError):
+            raise error from None
+        later = f"edit {path} --merge {rescued}" if path.exists() else f"copy it to {path}"
+        say(f"What was learned is saved as '{rescued}'. To add it later: {later}")
         raise
 
 

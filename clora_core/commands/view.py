@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         raise CLoRAError(
             f"--strength is {arguments.strength}; it must be between -{STRENGTH_LIMIT} and {STRENGTH_LIMIT}."
         )
-    if arguments.out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(arguments.out.suffix.lower()) not in Image.SAVE:
         raise CLoRAError(f"'{arguments.out}' must end in the suffix of a picture, such as .png.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)

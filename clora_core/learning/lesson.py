@@ -33,15 +33,19 @@ class Bucket:
 
     @classmethod
     def encoded(cls, base: Base, pictures: Sequence[Picture], size: Size, *, mirrored: bool) -> "Bucket":
-        """Read and encode the pictures of this size, a few at a time."""
+        """Read and encode the pictures of this size, a few at a time, and repeated ones once."""
         places = torch.tensor([place for place, picture in enumerate(pictures) if picture.size == size])
+        own = [pictures[place] for place in places.tolist()]
+        different = list({id(picture): picture for picture in own}.values())
         parts = []
-        for some in places.split(ENCODED_AT_ONCE):
-            pixels = torch.stack([pictures[place].read() for place in some.tolist()])
+        for start in range(0, len(different), ENCODED_AT_ONCE):
+            pixels = torch.stack([picture.read() for picture in different[start : start + ENCODED_AT_ONCE]])
             views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
             parts.append(torch.stack([base.encode_pictures(view) for view in views]))
+        numbers = {id(picture): number for number, picture in enumerate(different)}
         latents = torch.cat(parts, dim=1)
-        own = [pictures[place] for place in places.tolist()]
+        if len(different) < len(own):
+            latents = latents[:, [numbers[id(picture)] for picture in own]]
         if not any(picture.read_mask for picture in own):
             return cls(places, latents)
         whole = [picture.read_mask() if picture.read_mask else torch.ones(size) for picture in own]

@@ -123,9 +123,9 @@ class Museum:
         """Raise BaseModelError unless this museum was made over that base."""
         if self.base != base:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', but the loaded model is '{base}'. It can be extended only "
-                "over its own base, in the original precision (bfloat16 is a different model). Load that base, or "
-                "start a new museum. To show it, any checkpoint of the same family will do."
+                f"This museum was made over '{self.base}', but the loaded model is '{base}'. It can be extended "
+                "or evaluated only over its own base, in the original precision (bfloat16 is a different model). Load "
+                "that base, or start a new museum. To show it, any checkpoint of the same family will do."
             )
 
     def shown_over(self, base: Fingerprint) -> str:

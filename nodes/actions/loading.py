@@ -40,4 +40,8 @@ def _read(path: Path, note: Say) -> Image.Image:
 def _mask(path: Path, picture: Image.Image) -> Tensor:
     """The mask beside a picture, (1, height, width) in 0..1; zero everywhere if there is none."""
     file = mask_of(path)
-    return torch.zeros(1, picture.height, picture.width) if file is None else mask_values(file, picture.size)[None]
+    return (
+        torch.zeros(1, picture.height, picture.width)
+        if file is None
+        else mask_values(file, picture.size, picture.size)[None]
+    )

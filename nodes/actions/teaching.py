@@ -36,6 +36,7 @@ from .results import Result, Store
 SAVE_EVERY = 50  # steps between two autosaves
 PREVIEW_AREA_PX, PREVIEWS_MOST = 512 * 512, 4  # the final pictures fill at most this area
 NOT_KEPT = "another node's change of this model cannot be read, so nothing is stored: running this step again retrains"
+ENLARGED = 2.0  # times its height: a picture that is enlarged more is mentioned
 LABELS = {"self_regularization": "forgetting"}  # display names for parts of the loss
 
 
@@ -123,6 +124,11 @@ def _learn(
     last: Progress | None = None
     count = sum(len(concept.pictures) for concept in concepts)
     note = f"teaching {diary.words} with {count} pictures · {memory_note(base, recipe, height, width)}"
+    pictures = [picture for concept in concepts for picture in concept.pictures]
+    if (sizes := len({picture.size for picture in pictures})) > 1:
+        note += f" · {sizes} sizes"
+    if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
+        note += f" · {enlarged} much smaller than the others, enlarged"
     note = " · ".join([note, *learning.notes])
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)

@@ -52,7 +52,7 @@ def museum_version(name: str) -> str:
 def picture_folders() -> list[str]:
     """The folders in ComfyUI's input folder, with / between the parts of a name, without hidden ones."""
     root = Path(folder_paths.get_input_directory())
-    found = [path.relative_to(root) for path in root.glob("**/*") if path.is_dir()] if root.is_dir() else []
+    found = [Path(folder, name).relative_to(root) for folder, names, _ in os.walk(root) for name in names]
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 

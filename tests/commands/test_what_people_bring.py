@@ -57,6 +57,8 @@ def test_view_checks_its_target_first_and_mentions_weights(tmp_path: Path, image
     assert main([*view, "--prompt", "<a>", "--out", "both"]) == 1
     captured = capsys.readouterr()
     assert "must end in the suffix of a picture" in captured.err and "sampling" not in captured.err
+    assert main([*view, "--prompt", "<a>", "--out", "a.psd"]) == 1, "Pillow reads these, but does not write them"
+    assert "must end in" in capsys.readouterr().err
     assert main([*view, "--prompt", "a photo of (<a>:1.2)", "--out", "a.png"]) == 0
     assert "weights like (<a>:1.2) work in ComfyUI" in capsys.readouterr().out
     assert main([*view, "--prompt", "a photo of (<a>) at 10:30", "--out", "a.png"]) == 0
@@ -123,6 +125,23 @@ def test_a_museum_is_shown_over_another_checkpoint_of_its_family(tmp_path: Path,
     assert "trained over another checkpoint" in capsys.readouterr().out
     assert museum.with_suffix(".png").read_bytes() == tuned.with_suffix(".png").read_bytes()
     assert teach(tuned, images, "<b>") == 1
-    assert "extended only over its own base" in capsys.readouterr().err
+    assert "only over its own base" in capsys.readouterr().err
     with pytest.raises(BaseModelError, match="made over"):
         whole.shown_over(Fingerprint("sd15", "0" * 64))
+
+
+def test_where_nothing_can_be_written_the_first_reason_is_said(tmp_path: Path, images: Path, capsys, monkeypatch):
+    def refused(new: object, path: Path) -> Path:
+        raise MuseumError("It is full.") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(learn_command, "_add_to_file", refused)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert teach(tmp_path / "m.safetensors", images) == 1
+    assert "It is full." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resolution", ["-5", "0", "7", "100000"])
+def test_a_resolution_that_means_nothing_is_refused(tmp_path: Path, images: Path, capsys, resolution: str):
+    command = ["learn", "--base", "starter", "--museum", str(tmp_path / "m.safetensors"), "--word", "<a>"]
+    assert main([*command, "--images", str(images), f"--resolution={resolution}", *FEW]) == 1
+    assert f"--resolution is {resolution}; it must be 8 to 4096 pixels" in capsys.readouterr().err

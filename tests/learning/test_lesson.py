@@ -88,6 +88,23 @@ def test_pictures_of_several_sizes_are_learned(base: Base, regularizer: Regulari
     assert len(losses) == 6 and museum.words == ("<old>", "<one>")
 
 
+def test_a_repeated_picture_is_encoded_once_and_shown_as_often_as_it_is_repeated(base: Base):
+    first, second = of_sizes((64, 64), (64, 64)).pictures
+    reads: list[int] = []
+
+    def counted() -> torch.Tensor:
+        reads.append(1)
+        return first.read()
+
+    concept = Concept("<one>", [replace(first, read=counted), second])
+    repeated = Concept("<one>", [*[concept.pictures[0]] * 3, second])
+    lesson, shown = steps(base, repeated, short(batch_size=4), 3)
+    assert len(reads) == 1 and lesson.buckets[0].latents.shape[1] == 4
+    assert torch.equal(lesson.buckets[0].latents[:, [0, 3]], Lesson.prepared(base, concept, short()).buckets[0].latents)
+    for step in shown:
+        assert sum(torch.equal(one, lesson.buckets[0].latents[0, 0]) for one in step.latents) == 3
+
+
 def test_a_picture_keeps_its_caption_whatever_its_size(base: Base):
     concept = of_sizes((64, 64), (48, 80))
     _, shown = steps(base, concept, short(batch_size=1), 4)
