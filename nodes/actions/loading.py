@@ -20,7 +20,7 @@ def load_pictures(folder: str) -> tuple[list[Tensor], list[str], list[Tensor], T
     notes: list[str] = []
     found = each_picture(files_in(root, notes.append), _read, notes.append, root=root)
     captions = [caption_of(path) for path, _ in found]
-    thumbnails = [ImageOps.fit(picture, (THUMBNAIL_PX, THUMBNAIL_PX)) for _, picture in found]
+    thumbnails = [ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="#222") for _, picture in found]
     with_captions = sum(map(bool, captions))
     summary = f"{len(found)} pictures, {with_captions} with a caption"
     images = [from_files([picture]) for _, picture in found]
