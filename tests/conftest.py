@@ -1,8 +1,21 @@
-"""A small untrained model for every test of the engine that needs one."""
+"""What all tests share: a small untrained model, and how pytest-xdist (`-n2`) runs them side by side."""
 
+import os
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file share its fixtures, so one process runs all of them; files start in their usual order."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,20 @@
 """Small things to learn with: a starter model of few channels with untrained weights, concepts of random pictures."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from clora_core.learning.learn import learn
 from clora_core.method.recipe import Recipe
-from clora_core.method.regularizers import SelfRegularization
+from clora_core.method.regularizers import SelfRegularization, elastic_weights
 from clora_core.method.step import Past, Setting, Step
+from clora_core.model import sampling
 from clora_core.model.base import Base, Conditioning, Prediction
 from clora_core.model.concept import Concept
 from clora_core.model.low_rank import LowRank
@@ -156,3 +159,13 @@ def step_with(deltas: dict[Projection, LowRank]) -> Step:
     latents = torch.zeros(1, 1, 1, 1)
     nothing = Conditioning(torch.zeros(1, 1, 1))
     return Step(0, latents, latents, torch.zeros(1, dtype=torch.long), nothing, latents, latents, deltas)
+
+
+@contextmanager
+def quick_fisher_information() -> Iterator[None]:
+    """Of few pictures and sampling steps: how good it is, tests/method/test_elastic_weights.py asks."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (("pictures", 2), ("draws", 4)):
+            patched.setitem(elastic_weights.fisher_information.__kwdefaults__, name, value)
+        patched.setattr(sampling, "Sampling", partial(sampling.Sampling, 2))
+        yield

@@ -18,7 +18,17 @@ from clora_core.report.review import ReportSettings, make_report
 from tests.families import FAMILIES
 from tests.saved_models import saved_model
 from tests.second_device import MISSING, own_process, second_device
-from tests.small import C_LORA, LATENT_SHAPE, same_bits, short, small_concept, small_starter, taught, tensors_of
+from tests.small import (
+    C_LORA,
+    LATENT_SHAPE,
+    quick_fisher_information,
+    same_bits,
+    short,
+    small_concept,
+    small_starter,
+    taught,
+    tensors_of,
+)
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 Device = str | torch.device
@@ -75,7 +85,7 @@ def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], 
 
 
 def taught_there(make: Callable[[Device], DiffusersBase], recipe: Recipe) -> tuple[list[float], Any]:
-    with second_device() as device:
+    with second_device() as device, quick_fisher_information():
         return learned_and_seen(make(device), recipe)
 
 
