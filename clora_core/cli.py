@@ -9,7 +9,7 @@ import torch
 
 from .commands import classify, demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError
-from .texts import printable
+from .texts import encodable, printable
 
 EXAMPLES = """
 first steps:
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str, to: TextIO | None = None) -> None:
-    """Print a text that may quote files, with its control characters escaped."""
-    print(printable(text), file=to)
+    """Print a text that may quote files: control characters, and those that the terminal lacks, are escaped."""
+    stream: TextIO = to or sys.stdout
+    print(encodable(printable(text), stream.encoding or "utf-8"), file=stream)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

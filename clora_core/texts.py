@@ -1,5 +1,6 @@
 """Make texts from users and files safe to print, log and store."""
 
+import json
 import re
 import unicodedata
 
@@ -19,6 +20,16 @@ def unprintable(text: str, allowed: str = "") -> str:
 def printable(text: str) -> str:
     r"""The text with unsafe characters escaped as in JSON (\u001b). Newlines and tabs are kept."""
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def encodable(text: str, encoding: str) -> str:
+    r"""The text with characters that the encoding does not have escaped as in JSON (\u6728)."""
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError as error:
+        bad = set(text[error.start :]) - set(text[error.start :].encode(encoding, "ignore").decode(encoding))
+        return text.translate({ord(character): json.dumps(character)[1:-1] for character in bad})
 
 
 def shortened(text: str) -> str:

@@ -11,9 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,7 +27,7 @@ from ..model.concept import ConceptToken
 from ..model.families import family_named, find_projections
 from ..model.families.family import Family
 from ..model.projections import Projection
-from ..museum.file import append_exhibits, load_museum, load_view, read_header, save_museum
+from ..museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from ..museum.museum import Exhibit
 from .measuring import machine, random_museum
 
@@ -35,6 +36,7 @@ STATUS = Path("/proc/self/status")
 # Operation → what it is compared with.
 AGAINST = {
     "header": "parsing its JSON unchecked",
+    "load": "loading without comparing the hash",
     "one": "loading all exhibits",
     "view": "loading all exhibits and adding them up",
     "append": "copying the file",
@@ -76,7 +78,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Museums of SD1.5's shape, rank {arguments.rank}; processor time. In brackets: the ratio to the naive way.\n")
-    say("exhibits      MiB        header           one              view            append     peak MiB: view, append")
+    say("exhibits      MiB" + "".join(f"{name:>19}" for name in AGAINST) + "     peak MiB: view, append")
     base, rows = sd15_shape(), []
     with tempfile.TemporaryDirectory() as folder:
         for count in arguments.exhibits:
@@ -106,6 +108,7 @@ def measured(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]
 
     pairs: Mapping[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "header": (lambda: read_header(path), lambda: _unchecked(path)),
+        "load": (lambda: load_museum(path), lambda: _unhashed(path)),
         "one": (lambda: load_museum(path, words=[word]), lambda: load_museum(path)),
         "view": (lambda: load_view(path), lambda: load_museum(path).dense()),
         "append": (append, lambda: shutil.copy(path, copy)),
@@ -148,6 +151,11 @@ def sd15_shape() -> Shape:
 def _unchecked(path: Path) -> object:
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["clora.museum"])
+
+
+def _unhashed(path: Path) -> object:
+    with mock.patch.object(museum_file, "undamaged", lambda path, file: nullcontext()):
+        return load_museum(path)
 
 
 def _peak(work: Callable[[], object]) -> int | None:

@@ -21,7 +21,7 @@ from ..classification.recipe import DEFAULT, METHODS, Head, TaskRecipe, method_n
 from ..classification.vision import STARTER, Vision, open_vision
 from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
-from ..museum.file import check_target, identity
+from ..museum.file import check_names, check_target, identity
 from ..picture_files import each_picture, files_in, upright
 from ..sheets import confusion_sheet
 from ..texts import printable
@@ -237,6 +237,8 @@ def _opened(arguments: argparse.Namespace) -> tuple[TaskMuseum, Vision]:
 
 def _check_output(path: Path | None, suffix: str) -> None:
     """Raise ConceptError for a name under which something else could be lost, and for a missing folder."""
+    if path:
+        check_names(path)
     if path and path.suffix.lower() != suffix:
         raise ConceptError(f"'{path}' must end in {suffix}.")
     if path and not path.parent.is_dir():

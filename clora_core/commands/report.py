@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..errors import CLoRAError
-from ..museum.file import load_museum
+from ..museum.file import check_names, load_museum
 from ..report.figures import figures_of
 from ..report.page import as_page
 from ..report.review import Report, ReportSettings, make_report
@@ -32,6 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    check_names(arguments.out)
     museum = load_museum(arguments.museum)
     base = open_chosen(arguments)
     size = arguments.size or base.resolution_px

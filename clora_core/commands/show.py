@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CLoRAError
-from ..museum.file import ExhibitHeader, Header, load_museum, read_header
+from ..museum.file import ExhibitHeader, Header, check_names, load_museum, read_header
 from ..museum.museum import Museum
 from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
@@ -32,6 +32,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    if arguments.sheet:
+        check_names(arguments.sheet)
     header = read_header(arguments.museum)
     measured = arguments.overlap or len(header.exhibits) <= MEASURED
     museum = load_museum(arguments.museum) if measured else None

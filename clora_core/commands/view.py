@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import CLoRAError
 from ..model.concept import mentions, unknown_words
 from ..model.sampling import Sampling, sample
-from ..museum.file import load_view, read_header
+from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
 from ..sheets import grid
 from .model import add_base, add_sampling, open_chosen
@@ -36,6 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    check_names(arguments.out)
     if not arguments.out.parent.is_dir():
         raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
     if arguments.count < 1:

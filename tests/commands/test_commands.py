@@ -23,6 +23,7 @@ from clora_core.museum.museum import Museum, parse_strengths
 from clora_core.over_diffusers.base import open_base
 from clora_core.picture_files import read_folder
 from clora_core.starter.subjects import pictures
+from tests.museums import museum
 from tests.small import taught
 
 ROOT = Path(__file__).parents[2]
@@ -231,14 +232,23 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
     assert load_museum(museum).words == ("<ada>",)
 
 
-@pytest.mark.parametrize("command", ["export", "demo"])
-def test_a_folder_that_some_system_cannot_hold_is_not_made(tmp_path, images, capsys, monkeypatch, command):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --out out/aux",
+        "export m.safetensors --to aux",
+        "report --base starter --museum m.safetensors --out out/aux",
+        "view --base starter --museum m.safetensors --prompt cat --out con.png",
+        "show m.safetensors --sheet con.png",
+        "classify view --base starter --museum m.safetensors --json aux.json m.safetensors",
+    ],
+)
+def test_what_some_system_cannot_hold_is_refused_first(tmp_path, capsys, monkeypatch, command: str):
     monkeypatch.chdir(tmp_path)
-    assert teach(Path("m.safetensors"), images, "<ada>") == 0
-    options = ["export", "m.safetensors", "--to", "aux"] if command == "export" else ["demo", "--out", "out/aux"]
-    assert main(options) == 1
+    save_museum(museum("starter"), "m.safetensors")
+    assert main(command.split()) == 1
     assert "Windows reserves the name" in capsys.readouterr().err
-    assert not (tmp_path / "aux").exists() and not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):

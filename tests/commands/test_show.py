@@ -20,7 +20,7 @@ from clora_core.museum.file import save_museum
 from clora_core.museum.museum import Museum
 from clora_core.museum.overlap import overlap_matrix, size
 from clora_core.pictures import from_thumbnail
-from tests.museums import exhibit, museum, projections, taken_apart, with_inner
+from tests.museums import exhibit, museum, projections, put_together, taken_apart, unsealed, with_inner
 
 ESCAPE = "<x>\x1b[2J\x9b1m\0"
 
@@ -52,6 +52,22 @@ def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
     assert main(["show", str(path)]) == 0
     printed = capsys.readouterr().out
     assert r"“a\u001b[2J\u009b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_or_file_that_lacks_characters_gets_escapes(path: Path, encoding: str, monkeypatch):
+    """As Windows writes with `show zoo.safetensors > zoo.txt`."""
+    prompt = "“cat” · 木 👩‍🚀"
+    with_inner(path, lambda inner: inner["exhibits"][0].update(prompt=prompt))
+    header, data = taken_apart(path)
+    put_together(path, header | {"__metadata__": unsealed(header["__metadata__"])}, data)
+    for options in ([], ["--json"]):
+        monkeypatch.setattr("sys.stdout", out := io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["show", str(path), *options]) == 0
+        out.flush()
+        printed = out.buffer.getvalue().decode(encoding)
+        assert r"\u6728 \ud83d\udc69" in printed and ("“cat” ·" in printed) == (encoding == "cp1252")
+    assert json.loads(printed)["exhibits"][0]["prompt"] == prompt
 
 
 def places(tree: object) -> Iterator[tuple[Any, Any]]:
