@@ -2,7 +2,7 @@
 
     python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   what the demo learned, by any recipe
 
-Runs the example workflow `two-concepts` in a ComfyUI that is started for it, with every two of a museum's first three
+Runs the example workflow `4-two-concepts` in a ComfyUI that is started for it, with every two of a museum's first three
 words: both in one plain prompt, and each with a place of its own. As a third way, each place also sees its own exhibit
 alone, through ComfyUI's LoRA hooks over the files that `export` writes for single exhibits, where it can.
 Writes `benchmarks/results/two_concepts.json`, and `docs/two-concepts.png` of the first museum's first two words.
@@ -105,7 +105,7 @@ def lora_of(recipe: str, word: str) -> str:
 
 def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictures:
     """All from the same noise."""
-    workflow = json.loads((ROOT / "example_workflows/two-concepts.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "example_workflows/4-two-concepts.json").read_text(encoding="utf-8"))
     prompt = as_prompt(workflow, server.get("/object_info"))
     files = [lora_of(recipe, word) for word in pair]
     if all((server.folder / "models/loras" / file).exists() for file in files):
@@ -116,6 +116,8 @@ def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictu
                 entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, word)
         if entry["class_type"] == "CLoRA_LoadMuseum":
             entry["inputs"]["museum_name"] = f"{recipe}.museum.safetensors"
+        if entry["class_type"] == "ImageScaleBy":
+            entry["inputs"]["scale_by"] = 1.0
         if entry["class_type"] == "EmptyLatentImage":
             entry["inputs"]["batch_size"] = count
     run = server.run(prompt, seconds=1200)

@@ -3,7 +3,6 @@
 from comfy_api.latest import io, ui
 
 from .host import folders
-from .host.progress import say
 from .sockets import MUSEUM, node_schema
 
 
@@ -96,4 +95,4 @@ class SaveMuseum(io.ComfyNode):
     def execute(cls, museum, name: str, overwrite: bool) -> io.NodeOutput:
         from .actions.museums import save
 
-        return io.NodeOutput(ui=ui.PreviewText(say(save(museum, name, overwrite))))
+        return io.NodeOutput(ui=ui.PreviewText(save(museum, name, overwrite)))

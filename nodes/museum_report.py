@@ -2,7 +2,6 @@
 
 from comfy_api.latest import io, ui
 
-from .host.progress import say
 from .sockets import MUSEUM, SEED_MAX, node_schema
 
 
@@ -71,4 +70,4 @@ class MuseumReport(io.ComfyNode):
 
         figures, summary = write_report(model, clip, vae, museum, name, **settings)
         previews = [entry for figure in figures for entry in ui.PreviewImage(figure, cls=cls).values]
-        return io.NodeOutput(*figures, ui={"images": previews, "text": (say(summary),)})
+        return io.NodeOutput(*figures, ui={"images": previews, "text": (summary,)})

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 
 from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, guarding, shared_by
 from .actions.inputs import ConceptInputs
-from .host.progress import workflow_id
 from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema
 
 DEFAULT = RECIPES[DEFAULT_METHOD]
@@ -117,7 +116,6 @@ class TrainStep(io.ComfyNode):
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("preview", display_name="preview", tooltip="Pictures of the new word after training."),
             ],
-            hidden=[io.Hidden.extra_pnginfo],
             is_input_list=True,
         )
 
@@ -146,5 +144,4 @@ class TrainStep(io.ComfyNode):
             settings["rank"] = 0
         recipe = shared_by(dataclasses.replace(recipe, **settings, seed=training_seed), 1 + len(companions))
         inputs = [*companions, ConceptInputs(concept, images, captions, masks)]
-        workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden else None)
-        return io.NodeOutput(*train_step(model, clip, vae, inputs, recipe, museum, preview_every, workflow))
+        return io.NodeOutput(*train_step(model, clip, vae, inputs, recipe, museum, preview_every))

@@ -1,80 +1,86 @@
-"""Take the pictures of example_workflows/, out of real runs: `python -m scripts.screenshots [--steps N]`.
+"""Make the square pictures of example_workflows/, out of real runs: `python -m scripts.screenshots [NAME …]`.
 
-Needs a ComfyUI, Playwright and a Chromium, as tests/browser does. The workflows of the starter model are run one after
-the other, so that later ones find the museum that the first one saves; those for people's own pictures need a
-checkpoint, and are photographed as they are.
+The workflows of the starter model are run one after the other, so that later ones find the museum that the first one
+saves, and their pictures are put together. Those for people's own pictures need a checkpoint: their nodes are
+photographed, which needs Playwright and a Chromium, as tests/browser does.
 """
 
 import argparse
 import io
 import json
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.browser.conftest import CHROMIUM
 from tests.browser.frontend import Frontend, chromium
+from tests.host.server import Server
+from tests.host.workflow import as_prompt
 
 from .workflows import FOLDER, OWN, STARTER, started
 
-WIDTH_PX, MARGIN_PX = 1800, 40
-BARS_PX = 140  # what the page's own bars may cover at each side
+SIDE_PX = 512
 RUN_S = 3600  # that a slow machine may take for one workflow
-SHARP = {  # texts are drawn however small: the setting of older and of newer frontends
-    "LiteGraph_Canvas_LowQualityRenderingZoomThreshold": 0.1,
-    "LiteGraph_Canvas_MinFontSizeForLOD": 0,
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="that each concept is taught (the workflows' own)")
     parser.add_argument("names", nargs="*", help="of the workflows (all)")
-    arguments = parser.parse_args()
-    with started() as server, chromium(CHROMIUM) as browser:
-        for make in (*STARTER, *OWN):
-            name = make.__name__.replace("_", "-")
-            if not arguments.names or name in arguments.names:
-                with Frontend.opened(browser, server.address, size=(WIDTH_PX, 900), **SHARP) as frontend:
-                    photograph(frontend, name, steps=arguments.steps, run=make in STARTER)
+    names = parser.parse_args().names
+    with started() as server:
+        make_pictures(server, names)
 
 
-def photograph(frontend: Frontend, name: str, *, steps: int | None, run: bool) -> None:
-    """Load a workflow, run it to its end if wished, and keep what the page then shows of it."""
-    frontend.load(name, **({"CLoRA_TrainStep": {"steps": steps}} if steps and run else {}))
-    left, top, right, bottom = around(name)
-    scale = (WIDTH_PX - 2 * MARGIN_PX) / (right - left)
-    height = round((bottom - top) * scale) + 2 * MARGIN_PX
-    frontend.page.set_viewport_size({"width": WIDTH_PX + 2 * BARS_PX, "height": height + 2 * BARS_PX})
-    if run:
-        frontend.run()
-        frontend.wait_until_idle(RUN_S)
-    frontend.page.evaluate(
-        """([scale, x, y]) => {
-            const view = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect()
-            view.scale = scale
-            view.offset[0] = (x - canvas.x) / scale
-            view.offset[1] = (y - canvas.y) / scale
-            app.canvas.setDirty(true, true)
-        }""",
-        [scale, BARS_PX + MARGIN_PX - left * scale, BARS_PX + MARGIN_PX - top * scale],
-    )
-    frontend.page.wait_for_timeout(3000)
-    shot = frontend.page.screenshot(clip={"x": BARS_PX, "y": BARS_PX, "width": WIDTH_PX, "height": height})
-    with Image.open(io.BytesIO(shot)) as picture:
-        picture.convert("RGB").save(FOLDER / f"{name}.jpg", quality=85)
+def make_pictures(server: Server, names: list[str]) -> None:
+    definitions = server.get("/object_info")
+    for make in (*STARTER, *OWN):
+        graph = make(definitions)
+        if names and graph.name not in names:
+            continue
+        picture = photographed(server, graph.workflow()) if make in OWN else results(server, graph.workflow())
+        picture.save(FOLDER / f"{graph.name}.jpg", quality=90)
 
 
-def around(name: str) -> tuple[float, float, float, float]:
-    """The box that holds all nodes and frames of a workflow."""
-    graph = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    boxes = [(*node["pos"], *node["size"]) for node in graph["nodes"]]
-    boxes += [group["bounding"] for group in graph["groups"]]
-    return (
-        min(box[0] for box in boxes),
-        min(box[1] for box in boxes),
-        max(box[0] + box[2] for box in boxes),
-        max(box[1] + box[3] for box in boxes),
-    )
+def results(server: Server, workflow: dict[str, Any]) -> Image.Image:
+    """What a workflow of the starter model shows, in a square: all its pictures, or its first figure."""
+    prompt = as_prompt(workflow, server.get("/object_info"))
+    run = server.run(prompt, RUN_S)
+    assert run.succeeded, run.error
+    shown = [server.pictures(run, id) for id, node in prompt.items() if node["class_type"] == "SaveImage"]
+    if not shown:
+        figure = next(id for id, node in prompt.items() if node["class_type"] == "PreviewImage")
+        return ImageOps.pad(Image.fromarray(server.pictures(run, figure)[0]), (SIDE_PX, SIDE_PX), color="white")
+    columns = 2 if len(shown) == 1 else max(2, len(shown))
+    each = max(1, columns**2 // len(shown))
+    pictures = [picture for batch in shown for picture in batch[:each]]
+    sheet = Image.new("RGB", (SIDE_PX, SIDE_PX), "#202020")
+    side = SIDE_PX // columns
+    for place, picture in enumerate(pictures):
+        small = ImageOps.pad(Image.fromarray(picture), (side, side), Image.Resampling.NEAREST, color="#202020")
+        sheet.paste(small, (place % columns * side, place // columns * side))
+    return sheet
+
+
+def photographed(server: Server, workflow: dict[str, Any]) -> Image.Image:
+    """The nodes that teach, as the page draws them."""
+    left, top, *_ = next(group["bounding"] for group in workflow["groups"] if group["title"].startswith("2"))
+    with (
+        chromium(CHROMIUM) as browser,
+        Frontend.opened(browser, server.address, size=(1200, 1100)) as frontend,
+    ):
+        frontend.page.evaluate(
+            """async ([workflow, x, y]) => {
+                await app.loadGraphData(workflow)
+                const view = app.canvas.ds
+                view.scale = 1
+                view.offset = [100 - x, 100 - y]
+                app.canvas.setDirty(true, true)
+            }""",
+            [json.loads(json.dumps(workflow)), left, top],
+        )
+        frontend.page.wait_for_timeout(2000)
+        shot = frontend.page.screenshot(clip={"x": 100, "y": 100, "width": 750, "height": 750})
+    return Image.open(io.BytesIO(shot)).convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

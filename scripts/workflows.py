@@ -23,8 +23,11 @@ FOLDER = Path(__file__).parents[1] / "example_workflows"
 TAUGHT = "three-concepts"  # the museum that one workflow saves and the others load
 SIDE = 64  # pixels, of the starter model's pictures
 
-NODE, SMALL, TEXT, LOADER = (300, 200), (300, 110), (300, 110), (300, 130)
-TRAIN, SAMPLER, SAVE, DECODE = (340, 780), (300, 270), (340, 330), (160, 50)
+ENLARGED = 4  # times, without smoothing: the starter model's pictures as they are shown
+
+NODE, SMALL, TEXT = (220, 200), (220, 110), (290, 100)
+TRAIN, SAMPLER, DECODE, SHOWN, KEPT = (300, 800), (290, 270), (210, 80), (330, 340), (290, 200)
+NOTE = 320  # wide
 
 
 def main() -> None:
@@ -57,136 +60,126 @@ def write(definitions: Mapping[str, Any]) -> None:
 
 
 def three_concepts(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph(TAUGHT, definitions)
+    graph = Graph("1-three-concepts", definitions)
+    base = starter(graph)
+    recipe = starter_numbers(graph)
     graph.note(
         "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
         "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character. Without a GPU, each takes a few "
         "minutes.\n"
         f"2. *Save Museum* writes `models/loras/museums/{TAUGHT}.museum.safetensors`. The other examples load it.\n"
-        "3. Use `<ada>`, `<bo>` and `<cleo>` in any prompt on the right.\n\n"
+        "3. Use `<ada>`, `<bo>` and `<cleo>` in any prompt in the second row.\n\n"
         "You can press **Cancel** at any time; Run resumes from there. Another Run does not train again.\n\n"
-        "For your own model and pictures, see *own-pictures-sd15* and *own-pictures-sdxl*.",
-        size=(420, 430),
+        f"{LIMITS}",
+        size=(NOTE, 560),
     )
-    graph.group("The model, the recipe")
-    base = graph.add("CLoRA_StarterModel", (270, 80))
-    recipe = starter_numbers(graph)
     shown, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
         shown = taught(graph, shown, base["vae"], subject, recipe, museum)
         museum = shown["museum"]
-    graph.group("Save it")
-    graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name=TAUGHT, overwrite=True)
-    use(graph, shown, base["vae"], PROMPTS)
+    use(graph, shown, base["vae"], PROMPTS, save_as=TAUGHT)
     return graph
 
 
 def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph("load-a-museum", definitions)
+    graph = Graph("2-load-a-museum", definitions)
+    base = starter(graph)
     graph.note(
-        f"# Load a saved museum\n\nRun the example *{TAUGHT}* first: it saves the museum that is loaded here.\n\n"
-        "The museum's words work in every prompt. To show only some exhibits, name them in *exhibits*, one per line, "
-        "with an optional strength: `<ada>: 0.8`.",
-        size=(420, 260),
+        f"# Load a saved museum\n\nRun the example *1-{TAUGHT}* first: it saves the museum that is loaded here.\n\n"
+        "The museum's words work in every prompt. To show only some exhibits, switch the others off in the list, or "
+        "name them in *exhibits*, one per line, with an optional strength: `<ada>: 0.8`.\n\n"
+        f"{LIMITS}",
+        size=(NOTE, 420),
     )
-    graph.group("The model, showing a museum")
-    base, shown = loaded(graph)
+    shown = loaded(graph, base)
     use(graph, shown, base["vae"], PROMPTS)
     return graph
 
 
 def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph("add-a-concept", definitions)
+    graph = Graph("3-add-a-concept", definitions)
+    base = starter(graph)
+    recipe = starter_numbers(graph)
     graph.note(
-        f"# One more concept\n\nRun the example *{TAUGHT}* first.\n\n"
+        f"# One more concept\n\nRun the example *1-{TAUGHT}* first.\n\n"
         "This loads a museum, teaches one more concept with a *Train Step*, and saves the larger museum under another "
         "name. It does not need the pictures of the earlier concepts: their deltas are in the museum.\n\n"
         "Load **all** exhibits (leave *exhibits* empty). Any others would be missing from the saved museum.",
-        size=(420, 360),
+        size=(NOTE, 420),
     )
-    graph.group("The model, and the museum so far")
-    base, shown = loaded(graph)
-    recipe = starter_numbers(graph)
+    shown = loaded(graph, base)
     graph.group("Teach <eve>")
     shown = taught(graph, shown, base["vae"], "eve", recipe, shown["museum"])
-    graph.group("Save it under another name")
-    graph.add("CLoRA_SaveMuseum", (300, 130), museum=shown["museum"], name="four-concepts", overwrite=True)
-    use(graph, shown, base["vae"], ("a photo of <eve> in the forest", "a photo of <ada> at the beach"))
+    use(graph, shown, base["vae"], EVE_PROMPTS, save_as="four-concepts")
     return graph
 
 
 def styles(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph("styles", definitions)
+    graph = Graph("6-styles", definitions)
+    base = starter(graph)
+    recipe = starter_numbers(graph)
     graph.note(
         "# Styles\n\nA concept can be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
         "*captions*, describe what is in each picture: “a {word} style picture of a red boat”. Anything you caption is "
         "not absorbed into the style. (Starter Pictures outputs such captions.)\n\n**Put the style's word first**, "
         "before the content: “a <word> style picture of a cat”. Text encoders read from left to right, so the word "
         "affects everything after it, and several styles stay apart.\n\nIf you want the word at the end, use the "
-        "method *word-gated-onwards* in the *C-LoRA Recipe*. Every method works with every kind: try another, press "
-        "Run, and compare.",
-        size=(420, 360),
+        "method *word-gated-onwards* in the *C-LoRA Recipe*.\n\n"
+        f"{STYLE_LIMITS}",
+        size=(NOTE, 600),
     )
-    graph.group("The model, the recipe")
-    base = graph.add("CLoRA_StarterModel", (270, 80))
-    recipe = starter_numbers(graph)
-    shown, museum = base, None
-    for number, subject in enumerate(("duotone", "blueprint"), 1):
-        graph.group(f"{number} · Teach the style <{subject}>")
-        shown = taught(graph, shown, base["vae"], subject, recipe, museum, kind="style")
-        museum = shown["museum"]
-    graph.group("Save it")
-    graph.add("CLoRA_SaveMuseum", (300, 130), museum=museum, name="styles", overwrite=True)
-    prompts = "a <duotone> style picture of a cat", "a <blueprint> style picture of a house"
-    use(graph, shown, base["vae"], prompts, cfg=3.0)  # at the characters' 5 the colors of styles burn out
+    graph.group("Teach the style <duotone>")
+    shown = taught(graph, base, base["vae"], "duotone", recipe, None, kind="style")
+    # At the characters' guidance of 5, the colors of styles burn out.
+    use(graph, shown, base["vae"], STYLE_PROMPTS, save_as="styles", cfg=3.0)
     return graph
 
 
 def two_concepts(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph("two-concepts", definitions)
+    graph = Graph("4-two-concepts", definitions)
+    base = starter(graph)
     graph.note(
-        f"# Two concepts in one picture\n\nRun the example *{TAUGHT}* first.\n\n"
-        "Two learned words in **one** prompt mix their traits, with every method that learns words. The top group uses "
-        "such a prompt.\n\nIn the bottom group, each word has its own prompt **and area**. *Conditioning (Set Area)* "
-        "sets the area of a prompt, and *Conditioning (Combine)* combines both; they are stock nodes. For areas of any "
-        "shape, use *Conditioning (Set Mask)*.\n\nWith other models, let the areas overlap by some pixels, and add a "
-        "third prompt for the whole picture at a low strength, so that both areas form one scene.",
-        size=(420, 440),
+        f"# Two concepts in one picture\n\nRun the example *1-{TAUGHT}* first.\n\n"
+        "Two learned words in **one** prompt mix their traits, with every method that learns words. The left group "
+        "uses such a prompt.\n\nIn the right group, each word has its own prompt **and area**. *Conditioning (Set "
+        "Area)* sets the area of a prompt, and *Conditioning (Combine)* combines both; they are stock nodes. For areas "
+        "of any shape, use *Conditioning (Set Mask)*.\n\nWith other models, let the areas overlap by some pixels, and "
+        "add a third prompt for the whole picture at a low strength, so that both areas form one scene.",
+        size=(NOTE, 480),
     )
-    graph.group("The model, showing a museum")
-    base, shown = loaded(graph)
+    shown = loaded(graph, base)
+    graph.group("The size")
     wide = graph.add("EmptyLatentImage", SMALL, width=2 * SIDE, height=SIDE, batch_size=4)
     nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=shown["clip"])
+    graph.row()
     graph.group("Plain: both words in one prompt")
     plain = graph.add("CLIPTextEncode", TEXT, text="a photo of <ada> and <bo>", clip=shown["clip"])
-    graph.column()
     sampled(graph, shown, base["vae"], plain["CONDITIONING"], nothing, wide, "two-concepts-plain")
     graph.group("Each word in its place")
     places = []
     for word, left in (("<ada>", 0), ("<bo>", SIDE)):
         text = graph.add("CLIPTextEncode", TEXT, text=f"a photo of {word}", clip=shown["clip"])
         area = {"width": SIDE, "height": SIDE, "x": left, "y": 0, "strength": 1.0}
-        places.append(graph.add("ConditioningSetArea", (300, 180), conditioning=text["CONDITIONING"], **area))
+        places.append(graph.add("ConditioningSetArea", (290, 160), conditioning=text["CONDITIONING"], **area))
     graph.column()
     first, second = (place["CONDITIONING"] for place in places)
-    both = graph.add("ConditioningCombine", (240, 70), conditioning_1=first, conditioning_2=second)
-    graph.column()
+    both = graph.add("ConditioningCombine", (240, 50), conditioning_1=first, conditioning_2=second)
     sampled(graph, shown, base["vae"], both["CONDITIONING"], nothing, wide, "two-concepts-placed")
     return graph
 
 
 def report(definitions: Mapping[str, Any]) -> Graph:
-    graph = Graph("report", definitions)
+    graph = Graph("5-report", definitions)
+    base = starter(graph)
     graph.note(
-        f"# Evaluate a museum\n\nRun the example *{TAUGHT}* first.\n\n"
+        f"# Evaluate a museum\n\nRun the example *1-{TAUGHT}* first.\n\n"
         "*Museum Report* samples every exhibit as it was when learned and as it is now, and samples prompts without "
         "trigger words. It measures how far the model's predictions moved, and how much the exhibits overlap.\n\nIt "
-        "writes one self-contained HTML file to `output/`; the node shows the path.",
-        size=(420, 320),
+        "writes one self-contained HTML file to `output/`; the node's *Open report* shows it.",
+        size=(NOTE, 420),
     )
-    graph.group("The model, showing a museum")
-    base, shown = loaded(graph)
+    shown = loaded(graph, base)
     graph.group("Report")
     seen = graph.add(
         "CLoRA_MuseumReport",
@@ -197,36 +190,39 @@ def report(definitions: Mapping[str, Any]) -> Graph:
         museum=shown["museum"],
         name="museum-report",
     )
+    graph.row()
     graph.group("Its figures")
     for name in ("exhibits", "overlap", "moved"):
-        graph.add("PreviewImage", (520, 330), images=seen[name], title=name)
+        graph.add("PreviewImage", (400, 400), images=seen[name], title=name)
+        if name != "moved":
+            graph.column()
     return graph
 
 
-def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str, side: int, example: str) -> Graph:
-    graph = Graph(f"own-pictures-{family}", definitions)
+def own_pictures(
+    definitions: Mapping[str, Any], *, number: int, family: str, checkpoint: str, side: int, example: str
+) -> Graph:
+    graph = Graph(f"{number}-own-pictures-{family}", definitions)
+    graph.group("1 · Your model")
+    base = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=checkpoint)
+    numbers = {"precision": "bf16", "checkpointing": family == "sdxl"}
+    recipe = graph.add("CLoRA_Recipe", (NOTE, 330), small=True, **numbers)
     graph.note(
         f"# Your own pictures, {example}\n\n"
         "1. Choose your checkpoint.\n"
         "2. Put 4 to 10 pictures of one thing, animal, person or style into a folder in ComfyUI's *input* folder, "
         "press R, and choose the folder. Pictures keep their shapes; text files with their names are captions.\n"
         "3. Choose a trigger word and press **Run**.\n"
-        "4. To teach another concept, add another *Train Step* after this one, as in *three-concepts*; or load the "
-        "saved museum and continue from there, as in *add-a-concept*.\n\n"
+        f"4. To teach another concept, add another *Train Step* after this one, as in *1-{TAUGHT}*; or load the "
+        "saved museum and continue from there, as in *3-add-a-concept*.\n\n"
         "The settings are a starting point: watch the previews. They were **not measured** on real checkpoints, which "
         "were not available during development. The node shows how much memory it needs.",
-        size=(460, 470),
+        size=(NOTE, 520),
     )
-    graph.group("1 · Your model")
-    base = graph.add("CheckpointLoaderSimple", (320, 110), ckpt_name=checkpoint)
-    numbers = {"precision": "bf16", "checkpointing": family == "sdxl"}
-    recipe = graph.add("CLoRA_Recipe", (320, 330), **numbers)
-    graph.group("2 · Your pictures")
+    graph.group("2 · Your pictures, your word")
     pictures = graph.add("CLoRA_LoadPictures", (320, 320), folder="my-cat")
+    concept = graph.add("CLoRA_ConceptToken", (320, 200), word="<my-cat>")
     graph.group("3 · Teach")
-    concept = graph.add("CLoRA_ConceptToken", NODE, word="<my-cat>")
-    saved_as = f"my-{family}"
-    graph.column()
     step = graph.add(
         "CLoRA_TrainStep",
         TRAIN,
@@ -241,40 +237,57 @@ def own_pictures(definitions: Mapping[str, Any], *, family: str, checkpoint: str
         batch_size=1 if family == "sdxl" else 2,
     )
     graph.column()
-    graph.add("PreviewImage", SAVE, images=step["preview"])
-    graph.add("CLoRA_SaveMuseum", (300, 130), museum=step["museum"], name=saved_as)
-    use(graph, step, base["VAE"], ("a photo of <my-cat> in the snow",), side=side, cfg=7.0)
+    graph.add("PreviewImage", (400, 440), images=step["preview"])
+    graph.add("CLoRA_SaveMuseum", (400, 230), museum=step["museum"], name=f"my-{family}")
+    use(graph, step, base["VAE"], ("a photo of <my-cat>", "a photo of <my-cat> in the snow"), side=side, cfg=7.0)
     return graph
 
 
 def own_pictures_sd15(definitions: Mapping[str, Any]) -> Graph:
     checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
-    return own_pictures(definitions, family="sd15", checkpoint=checkpoint, side=512, example="SD 1.5")
+    return own_pictures(definitions, number=7, family="sd15", checkpoint=checkpoint, side=512, example="SD 1.5")
 
 
 def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
     checkpoint = "sd_xl_base_1.0.safetensors"
-    return own_pictures(definitions, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
+    return own_pictures(definitions, number=8, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
 
 
 STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, report, styles)
 OWN = (own_pictures_sd15, own_pictures_sdxl)
-PROMPTS = ("a photo of <ada> at the beach", "a photo of <bo> wearing a crown", "a photo of <cleo> in the snow")
+PROMPTS = ("a photo of <ada> wearing glasses", "a photo of <bo> at the beach", "a photo of <cleo> in the forest")
+EVE_PROMPTS = ("a photo of <eve> in the forest", "a photo of <ada> wearing glasses")
+STYLE_PROMPTS = (
+    "a <duotone> style picture of a red house",
+    "a <duotone> style picture of a white boat",
+)
+LIMITS = (
+    "**What does not hold:** `<ada>` at a place (“at the beach”, “in the snow”) loses her long hair and her blue skin. "
+    "`<bo>` and `<cleo>` keep their looks there."
+)
+STYLE_LIMITS = (
+    "**What does not hold:** this small model learns colors better than lines. Faces and trees blur, and of the "
+    "style *blueprint* it draws white blobs."
+)
 
 
-def loaded(graph: Graph) -> tuple[Node, Node]:
-    """The starter model, and what shows the saved museum over it."""
-    base = graph.add("CLoRA_StarterModel", (270, 80))
+def starter(graph: Graph) -> Node:
+    graph.group("The model")
+    return graph.add("CLoRA_StarterModel", (NOTE, 80))
+
+
+def loaded(graph: Graph, base: Node) -> Node:
+    """What shows the saved museum over the starter model."""
+    graph.group("The model, showing a museum")
     museum = f"{TAUGHT}.museum.safetensors"
-    shown = graph.add("CLoRA_LoadMuseum", (340, 420), model=base["model"], clip=base["clip"], museum_name=museum)
-    return base, shown
+    return graph.add("CLoRA_LoadMuseum", (360, 420), model=base["model"], clip=base["clip"], museum_name=museum)
 
 
 def starter_numbers(graph: Graph) -> Out:
     """A Recipe node that learns well on the starter model."""
     recipe = starter_recipe(DEFAULT_METHOD)
     numbers = {"token_learning_rate": recipe.token_learning_rate, "schedule": recipe.schedule}
-    return graph.add("CLoRA_Recipe", (300, 330), method=DEFAULT_METHOD, **numbers)["recipe"]
+    return graph.add("CLoRA_Recipe", (NOTE, 330), small=True, method=DEFAULT_METHOD, **numbers)["recipe"]
 
 
 def taught(
@@ -292,7 +305,7 @@ def taught(
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
     concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
     graph.column()
-    step = graph.add(
+    return graph.add(
         "CLoRA_TrainStep",
         TRAIN,
         title=f"Teach <{subject}>",
@@ -310,33 +323,55 @@ def taught(
         batch_size=numbers.batch_size,
         preview_every=50,
     )
-    graph.add("PreviewImage", SAVE, images=step["preview"])
-    return step
 
 
-def use(graph: Graph, shown: Node, vae: Out, prompts: Sequence[str], *, side: int = SIDE, cfg: float = 5.0) -> None:
-    """Stock nodes that sample a picture for each prompt."""
-    graph.group("Use the words in any prompt")
+def use(
+    graph: Graph,
+    shown: Node,
+    vae: Out,
+    prompts: Sequence[str],
+    *,
+    save_as: str = "",
+    side: int = SIDE,
+    cfg: float = 5.0,
+) -> None:
+    """A row of stock nodes that sample pictures, a group for each prompt. save_as: first, the museum is saved so."""
+    graph.row()
     clip = shown["clip"]
-    nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=clip)
-    latent = graph.add("EmptyLatentImage", SMALL, width=side, height=side, batch_size=4 if side == SIDE else 1)
-    asked = [graph.add("CLIPTextEncode", TEXT, text=prompt, clip=clip) for prompt in prompts]
-    graph.column()
-    samplers = [sampler(shown, text["CONDITIONING"], nothing, latent) | {"cfg": cfg} for text in asked]
-    sampling = [graph.add("KSampler", SAMPLER, **inputs) for inputs in samplers]
-    graph.column()
-    decoded = [graph.add("VAEDecode", DECODE, samples=samples["LATENT"], vae=vae) for samples in sampling]
-    graph.column()
-    for picture in decoded:
-        graph.add("SaveImage", SAVE, images=picture["IMAGE"], filename_prefix="c-lora")
+    if save_as:
+        graph.group("Save it")
+        graph.add("CLoRA_SaveMuseum", KEPT, museum=shown["museum"], name=save_as, overwrite=True)
+        graph.below("For all prompts")
+    else:
+        graph.group("For all prompts")
+    latent = graph.add("EmptyLatentImage", TEXT, width=side, height=side, batch_size=4 if side == SIDE else 1)
+    nothing = graph.add("CLIPTextEncode", TEXT, small=True, title="empty prompt", text="", clip=clip)
+    for prompt in prompts:
+        graph.group(f"“{prompt}”")
+        text = graph.add("CLIPTextEncode", TEXT, text=prompt, clip=clip)
+        sampled(graph, shown, vae, text["CONDITIONING"], nothing, latent, "c-lora", cfg=cfg, enlarged=side == SIDE)
 
 
-def sampled(graph: Graph, shown: Node, vae: Out, asked: Out, nothing: Node, latent: Node, prefix: str) -> None:
-    """Stock nodes that sample what is asked for, below one another."""
-    samples = graph.add("KSampler", SAMPLER, **sampler(shown, asked, nothing, latent), cfg=5.0)
-    picture = graph.add("VAEDecode", DECODE, samples=samples["LATENT"], vae=vae)
+def sampled(
+    graph: Graph,
+    shown: Node,
+    vae: Out,
+    asked: Out,
+    nothing: Node,
+    latent: Node,
+    prefix: str,
+    *,
+    cfg: float = 5.0,
+    enlarged: bool = True,
+) -> None:
+    """Stock nodes that sample what is asked for, and show it large."""
+    samples = graph.add("KSampler", SAMPLER, **sampler(shown, asked, nothing, latent), cfg=cfg)
     graph.column()
-    graph.add("SaveImage", (420, 420), images=picture["IMAGE"], filename_prefix=prefix)
+    picture = graph.add("VAEDecode", DECODE, small=True, samples=samples["LATENT"], vae=vae)
+    if enlarged:
+        large = {"upscale_method": "nearest-exact", "scale_by": ENLARGED}
+        picture = graph.add("ImageScaleBy", DECODE, small=True, image=picture["IMAGE"], **large)
+    graph.add("SaveImage", SHOWN, images=picture["IMAGE"], filename_prefix=prefix)
 
 
 def sampler(shown: Node, asked: Out, nothing: Node, latent: Node) -> Json:

@@ -1,28 +1,22 @@
-/**
- * The panel of Train Step: loss curves, previews of the word, and measurements at the end.
- *
- * The server sends changes and stores the whole state, so a page that loads during a run asks for it once.
- */
+/** The panel of Train Step: loss curves, previews of the word, and measurements at the end. */
 
-import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { addCard, addPanel, element, fit, follow, hideCard, keepSmall, place } from "./panel.js"
+import { isConnected, onState } from "./panels.js"
 import { loadWords, say } from "./words.js"
 
 const KIND = "CLoRA_TrainStep"
-const NATIVE_TEXT = "$$node-text-preview" // ComfyUI's widget for progress texts
 const EMPTY_PX = 30
+const RUNNING = ["learning", "measuring", "drawing"]
 
-/** @typedef {{loss_before?: number, loss_after?: number, recognised?: number, moved?: Record<string, number>,
+/** @typedef {{loss_before?: number, loss_after?: number, moved?: Record<string, number>,
  *   overlap?: Record<string, number>}} Effect */
-/** @typedef {{word: string, steps: number, step: number, where: string, note: string, seconds: number,
- *   seconds_left: number | null, curves: Record<string, [number, number][]>, film: {step: number, picture: string}[],
- *   effect: Effect}} PanelState */
+/** @typedef {{word: string, steps: number, step: number, resumed: number, resumable: boolean, where: string,
+ *   part: [number, number], note: string, seconds: number, seconds_left: number | null,
+ *   curves: Record<string, [number, number][]>, film: {step: number, picture: string}[], effect: Effect}} PanelState */
 
-/** @type {Map<string, PanelState>} the states of this workflow's nodes, by their ids in a run ("5", "12:5") */
-const states = new Map()
-/** @type {Set<TrainingPanel>} */
-const panels = new Set()
+/** @type {WeakMap<object, TrainingPanel>} */
+const panels = new WeakMap()
 
 class TrainingPanel {
   constructor(node) {
@@ -42,8 +36,8 @@ class TrainingPanel {
     addPanel(node, "clora_training", this.body, () => (this.height = this.content.offsetHeight || this.height) + 20)
     this.lanes.addEventListener("pointermove", (event) => this.point(event))
     this.lanes.addEventListener("pointerleave", () => this.point())
-    follow(node, "onAdded", () => panels.add(this))
-    follow(node, "onRemoved", () => { panels.delete(this); hideCard() })
+    panels.set(node, this)
+    follow(node, "onRemoved", hideCard)
     node.hideOutputImages = true // the film strip shows them
     node.onDrawBackground = undefined
     new ResizeObserver(() => fit(node)).observe(this.content)
@@ -52,24 +46,20 @@ class TrainingPanel {
 
   /** @param {PanelState} [state] */
   draw(state) {
-    this.state = state
     this.body.classList.toggle("clora-empty", !state)
     this.title.replaceChildren(...(state ? title(state) : [element("span", {}, say("training.empty"))]))
-    if (!state) return
-    this.hideNativeText()
+    if (!state) return this.clear()
     this.body.dataset.where = state.where
-    this.note.textContent = state.note ?? ""
+    this.note.textContent = note(state)
     this.drawCurves(state)
     this.drawFilm(state.film ?? [])
     this.numbers.replaceChildren(...numbers(state))
   }
 
-  /** The panel shows the same information. */
-  hideNativeText() {
-    const native = this.node.widgets.find((widget) => widget.name === NATIVE_TEXT && !widget.hidden)
-    if (!native) return
-    native.hidden = native.options.hidden = true
-    native.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
+  clear() {
+    this.note.textContent = this.filmKey = ""
+    this.curves.clear()
+    for (const part of [this.lanes, this.film, this.numbers]) part.replaceChildren()
   }
 
   /** @param {PanelState} state */
@@ -142,20 +132,33 @@ class Lane {
 }
 
 /** @param {PanelState} state */
-function title({ word, step, steps, where, seconds, seconds_left }) {
-  const at = say("training.step", { step, steps })
+function title({ word, step, steps, resumed, where, part: [done, of] = [0, 0], seconds, seconds_left }) {
+  const begins = resumed ? say("training.resumes", { step: resumed }) : step ? "" : say("training.begins")
   const right = {
-    learning: !step ? say("training.begins") : (seconds_left ?? null) === null ? "" : left(seconds_left),
-    measuring: say("training.measuring"),
+    learning: (seconds_left ?? null) === null ? begins : left(seconds_left),
+    measuring: say("training.measuring", { done, of }),
+    drawing: say("training.drawing", { done, of }),
     learned: say("training.learned", { time: time(seconds ?? 0) }),
     kept: say("training.kept"),
     stopped: say("training.stopped"),
-  }[where]
+  }[where] ?? ""
+  const said = RUNNING.includes(where) && !isConnected() ? say("training.disconnected") : right
   return [
     element("b", {}, word),
-    element("span", {}, where === "learned" || where === "kept" ? say("training.steps", { steps }) : at),
-    element("span", { class: "clora-where", title: right ?? "" }, right ?? ""),
+    element("span", {}, ended(where) ? say("training.steps", { steps }) : say("training.step", { step, steps })),
+    element("span", { class: "clora-where", title: said }, said),
   ]
+}
+
+function ended(where) {
+  return where === "learned" || where === "kept"
+}
+
+/** @param {PanelState} state */
+function note({ where, step, resumable, note = "" }) {
+  if (where !== "stopped" || !step) return note
+  const stopped = resumable ? say("training.stopped_resumable", { step }) : say("training.stopped_at", { step })
+  return [stopped, note].filter(Boolean).join(" · ")
 }
 
 /** @param {number} seconds */
@@ -165,9 +168,8 @@ function left(seconds) {
 
 /** The measurements: name, value, and a comment. @param {PanelState} state */
 function numbers({ effect = {} }) {
-  const { loss_before, loss_after, recognised, moved = {}, overlap = {} } = effect
+  const { loss_before, loss_after, moved = {}, overlap = {} } = effect
   const lines = []
-  if (recognised !== undefined) lines.push(["recognised", percent(recognised), ""])
   if (loss_before !== undefined && loss_after !== undefined) {
     lines.push(["own", `${rounded(loss_before)} → ${rounded(loss_after)}`, ""])
   }
@@ -200,65 +202,27 @@ function time(seconds) {
   return say("time.hours", { hours: Math.floor(minutes / 60), minutes: String(minutes % 60).padStart(2, "0") })
 }
 
-function rootGraph() {
-  return app.rootGraph ?? app.graph?.rootGraph ?? app.graph
-}
-
-/** ComfyUI's id of the open workflow; every run includes it. */
-function workflow() {
-  return String(rootGraph()?.id ?? "")
-}
-
-/** The node with this id in a run: "12:5" is node 5 in the subgraph of node 12. @param {string} id */
-function nodeOf(id) {
-  const parts = id.split(":")
-  const last = parts.pop()
-  const graph = parts.reduce((outer, part) => outer?.getNodeById(part)?.subgraph, rootGraph())
-  return graph?.getNodeById(last)
-}
-
-function drawNode(id) {
-  const node = nodeOf(id)
-  for (const panel of panels) if (panel.node === node) panel.draw(states.get(id))
-}
-
-/** @type {Promise<void> | undefined} */
-let loading
-
-/** Load the states of this workflow's nodes. */
-function load() {
-  loading = fetchStates().catch((error) => console.warn("C-LoRA: cannot load the state of the panels.", error))
-}
-
-async function fetchStates() {
-  states.clear()
-  const id = workflow()
-  const response = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
-  const nodes = await response.json()
-  if (id !== workflow()) return // another workflow was opened meanwhile
-  for (const [node, state] of Object.entries(nodes)) {
-    states.set(node, state)
-    drawNode(node)
-  }
-}
-
-/** Merge changes into a node's state, if the rest of the state is known. */
-async function update({ detail: { workflow: id, node, first, state: changes } }) {
-  await loading
-  if (id !== workflow() || !(first || states.has(node))) return
-  states.set(node, { ...(first ? {} : states.get(node)), ...changes })
-  drawNode(node)
+/**
+ * Whether the state is of this node's concept, as far as the graph says it: another workflow that was saved under the
+ * same mark may have other concepts. @param {any} node @param {PanelState} state
+ */
+function isOf(node, { word }) {
+  const link = node.inputs?.find((input) => input.name === "concept")?.link
+  const links = node.graph?.links
+  const origin = links?.get?.(link)?.origin_id ?? links?.[link]?.origin_id
+  const source = node.graph?.getNodeById(origin)
+  const known = source?.widgets?.find((widget) => widget.name === "word")?.value
+  const linked = source?.inputs?.find((input) => input.name === "word")?.link != null
+  return typeof known !== "string" || linked || known.trim() === word.split(", ").at(-1)
 }
 
 app.registerExtension({
   name: "clora.train_step",
   async init() {
     await loadWords()
-    api.addEventListener("clora.learning", update)
-    api.addEventListener("reconnected", load)
+    onState((node, state) => panels.get(node)?.draw(state?.word && isOf(node, state) ? state : undefined))
   },
   nodeCreated(node) {
     if (node.comfyClass === KIND) new TrainingPanel(node)
   },
-  afterConfigureGraph: load,
 })

@@ -103,17 +103,19 @@ class Lesson:
         step = self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
         return step if masks is None else replace(step, mask=masks[view, chosen].to(self.base.device))
 
-    def reference_loss(self, *tokens: ConceptToken) -> float:
+    def reference_loss(self, *tokens: ConceptToken, report: Callable[[int], None] = lambda count: None) -> float:
         """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
-        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens))
+        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens), report)
         return (predictions - targets).square().flatten(1).mean(1).mean().item()
 
     @torch.no_grad()
-    def reference(self, conditioning_of: Callable[[Tensor], Conditioning]) -> tuple[Tensor, Tensor]:
+    def reference(
+        self, conditioning_of: Callable[[Tensor], Conditioning], report: Callable[[int], None] = lambda count: None
+    ) -> tuple[Tensor, Tensor]:
         """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
 
         All have the most common size. conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both
-        results are (8, c, h, w).
+        results are (8, c, h, w). report: hears after every batch how many pictures it had, and may raise to stop.
         """
         count = len(self.base.schedule.alphas_cumprod)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
@@ -126,6 +128,7 @@ class Lesson:
             part = slice(start, start + self.recipe.batch_size)
             conditioning = self._sized(conditioning_of(places[part]), places[part])
             steps.append(self._shown(0, latents[part], noise[part], timesteps[part], conditioning, {}))
+            report(len(latents[part]))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
     def conditioning(self, chosen: Tensor, *tokens: ConceptToken) -> Conditioning:

@@ -4,6 +4,7 @@ import base64
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,91 +12,150 @@ from torch import Tensor
 from ...clora_core.learning.effect import Effect
 from ...clora_core.learning.learn import Progress
 from ...clora_core.pictures import thumbnail
+from .clock import Clock
 
 SENT_EVERY_S = 0.25
 POINTS = 100  # per curve; each is the mean of several steps if there are more
-STEPS_FOR_AN_ESTIMATE = 5  # the first steps are slow
 FRAMES = 24  # of the film strip, approximately
 
-Status = Literal["learning", "measuring", "learned", "kept", "stopped"]  # kept: loaded from disk
+Status = Literal["learning", "measuring", "drawing", "learned", "kept", "stopped"]  # kept: loaded from disk
 
 
 class Diary:
     """The state of a training run, sent as plain JSON values whenever it changes.
 
-    words: the trigger words, for display. steps: the total.
+    words: the trigger words, for display. steps: the total. keep: stores the last state that was sent. key: of all
+    inputs of the run. resumable: whether another run goes on where this one stops. preview_every, pictures: the steps
+    between previews, and the number of pictures at the end.
     """
 
-    def __init__(self, words: str, steps: int, send: Callable[[Mapping[str, Any]], None]) -> None:
-        self.words, self.steps, self.step = words, steps, 0
+    def __init__(
+        self,
+        words: str,
+        steps: int,
+        send: Callable[[Mapping[str, Any]], None],
+        *,
+        keep: Callable[[], None] = lambda: None,
+        key: str = "",
+        resumable: bool = True,
+        preview_every: int = 0,
+        pictures: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.words, self.steps, self.step, self.key, self.resumable = words, steps, 0, key, resumable
         self.status: Status = "learning"
         self.note = ""
-        self.seconds = 0.0
         self.film: list[dict[str, Any]] = []
         self.effect: Effect | None = None
+        self.clock = clock or Clock()
         self._curves: dict[str, dict[int, list[float]]] = {}
-        self._send = send
+        self._send, self._keep = send, keep
         self._sent_at = self._started_at = time.monotonic()
+        self._seconds_before = 0.0
         self._first_step = 0
+        self._preview_every, self._pictures = preview_every, pictures
+        self._part = (0, 0)  # done, of: of measuring or drawing
 
-    def begin(self, step: int, note: str = "") -> None:
-        """Start or resume the run after this many steps."""
+    def begin(self, step: int, note: str = "", earlier: Mapping[str, Any] | None = None) -> None:
+        """Start or resume the run after this many steps. earlier: the state of the run that is resumed."""
         self._started_at, self._first_step, self.step, self.note = time.monotonic(), step, step, note
+        if step and earlier:
+            with suppress(KeyError, TypeError, ValueError):  # of a file that somebody changed
+                self._restore(earlier)
         self.send()
 
     def write(self, progress: Progress) -> None:
         """Record one step. The panel gets it a few times a second."""
-        self.step, self.seconds = progress.step, time.monotonic() - self._started_at
+        self.step = progress.step
+        self.clock.lap("step")
         point = (progress.step - 1) // self._width
         for name, value in progress.losses.items():
             self._curves.setdefault(name, {}).setdefault(point, []).append(value)
-        if time.monotonic() - self._sent_at > SENT_EVERY_S:
-            self.send()
+        self._send_sometimes()
 
     def paste(self, picture: Tensor) -> None:
         """Add a preview, (3, height, width) in [-1, 1]. If there are many, evenly spaced ones stay."""
+        if self.status == "learning":
+            self.clock.lap("picture")
         distance = self.film[-1]["step"] - self.film[-2]["step"] if len(self.film) > 1 else self.steps
         if self.film and (distance < self.steps / FRAMES or self.film[-1]["step"] == self.step):
             self.film.pop()
-        encoded = base64.b64encode(thumbnail(picture)).decode()
-        self.film.append({"step": self.step, "picture": f"data:image/jpeg;base64,{encoded}"})
+        self.film.append({"step": self.step, "picture": as_uri(picture)})
         self.send()
+
+    def advance(self, status: Status, done: int, of: int) -> None:
+        """Record how far the work after the last step is."""
+        begins = status != self.status
+        self.status, self._part = status, (done, of)
+        self.send() if begins else self._send_sometimes()
 
     def close(self, status: Status, effect: Effect | None = None, note: str = "") -> None:
         """Record how the run ended."""
         self.status, self.effect, self.note = status, effect, note
         self.send()
+        self._keep()
 
     def replay(self, state: Mapping[str, Any]) -> None:
         """Send the stored state of an earlier run with the same result."""
         self._send({"word": self.words, "steps": self.steps, "step": self.steps, **state, "where": "kept"})
+        self._keep()
 
     def send(self) -> None:
         self._sent_at = time.monotonic()
         self._send(self.state())
 
+    def keep(self) -> None:
+        """Store the state as it is now: the run can be resumed from here."""
+        self.send()
+        self._keep()
+
+    @property
+    def seconds(self) -> float:
+        """What the steps so far took, those before an interruption included."""
+        return self._seconds_before + time.monotonic() - self._started_at
+
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the mean time per step so far; None after too few steps for one."""
-        done = self.step - self._first_step
-        if done < min(STEPS_FOR_AN_ESTIMATE, self.steps - self._first_step):
-            return None
-        return self.seconds / max(1, done) * (self.steps - self.step)
+        """An estimate with previews and what comes after the last step; None before it is worth one."""
+        every = self._preview_every
+        previews = self.steps // every - self.step // every if every else 0
+        left = {"step": self.steps - self.step, "picture": previews + self._pictures, "measuring": 1}
+        return self.clock.seconds(left, self.steps - self._first_step)
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values. curves: part of the loss → [step, mean] points, at the middle of the averaged steps."""
+        left = self.seconds_left if self.status == "learning" else None
         return {
+            "key": self.key,
             "word": self.words,
             "steps": self.steps,
             "step": self.step,
+            "resumed": self._first_step,
+            "resumable": self.resumable,
             "where": self.status,
+            "part": list(self._part),
             "note": self.note,
             "seconds": round(self.seconds, 1),
-            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+            "seconds_left": None if left is None else round(left, 1),
             "curves": {name: self._points(curve) for name, curve in self._curves.items()},
             "film": list(self.film),
             "effect": _finite(vars(self.effect)) if self.effect else {},
         }
+
+    def _send_sometimes(self) -> None:
+        if time.monotonic() - self._sent_at > SENT_EVERY_S:
+            self.send()
+
+    def _restore(self, earlier: Mapping[str, Any]) -> None:
+        """Take over what an earlier run drew up to the step that this one begins with."""
+        self._seconds_before = float(earlier["seconds"])
+        self.film = [frame for frame in earlier["film"] if frame["step"] <= self.step]
+        for name, points in earlier["curves"].items():
+            for middle, mean in points:
+                point = math.ceil(middle / self._width) - 1
+                end = min((point + 1) * self._width, self.step)
+                if end >= middle:
+                    self._curves.setdefault(name, {})[point] = [mean] * round(2 * (end - middle) + 1)
 
     @property
     def _width(self) -> int:
@@ -108,6 +168,11 @@ class Diary:
             (end - (len(values) - 1) / 2, float(f"{sum(values) / len(values):.4g}"))
             for end, values in zip(ends, curve.values(), strict=True)
         ]
+
+
+def as_uri(picture: Tensor) -> str:
+    """A small JPEG of a picture, (3, height, width) in [-1, 1], as a page shows it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture)).decode()}"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from ...clora_core.museum.editing import edited, merged, with_thumbnail
 from ...clora_core.museum.file import load_museum, save_museum
 from ...clora_core.museum.museum import Museum, parse_strengths
 from ...clora_core.pictures import thumbnail
-from ..host.folders import museum_path, new_museum_path
+from ..host.folders import museum_path, new_museum_path, short
 from ..host.model import ModelPatcher
 from ..host.progress import say, waiting
 from ..host.view import note_about, same_museum, view
 from ..host.words import CLIP
 from .pictures import check_images, pictures_of
+
+WORDS_SAID = 8  # of a saved museum, at most
 
 
 def load_and_view(
@@ -37,13 +39,17 @@ def load_and_view(
 
 
 def save(museum: Museum, name: str, overwrite: bool) -> str:
-    """Write the museum and return a message with its path. A file with the same museum is left alone."""
+    """Write the museum, and say so with its path. A file with the same museum is left alone."""
     path = new_museum_path(name)
-    words = ", ".join(museum.words) or "no exhibits"
     if path.exists() and _holds(path, museum):
-        return f"{path} already contains this museum: {words}"
-    save_museum(museum, path, overwrite=overwrite, waiting=waiting)
-    return f"Saved {path}: {words}"
+        message = "{} already contains this museum: {}"
+    else:
+        save_museum(museum, path, overwrite=overwrite, waiting=waiting)
+        message = "Saved {}: {}"
+    first, more = ", ".join(museum.words[:WORDS_SAID]), len(museum.words) - WORDS_SAID
+    some = f"{first} and {more} more" if more > 0 else first or "no exhibits"
+    whole = ", ".join(museum.words) or "no exhibits"
+    return say(message.format(path, whole), short=message.format(short(path), some))
 
 
 def edit(museum: Museum, edits: str, other: Museum | None, images: Tensor | None) -> tuple[Museum, str]:

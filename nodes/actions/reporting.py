@@ -10,9 +10,9 @@ from ...clora_core.report.page import as_page
 from ...clora_core.report.review import ReportSettings, make_report
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
-from ..host.folders import new_output_path
+from ..host.folders import new_output_path, output_folder, short
 from ..host.model import ModelPatcher
-from ..host.progress import NodeProgress
+from ..host.progress import NodeProgress, say
 from ..host.view import base_beneath
 from ..host.words import CLIP
 from .pictures import from_files
@@ -30,7 +30,7 @@ def write_report(
     sampling_steps: int,
     report_seed: int,
 ) -> tuple[list[Tensor], str]:
-    """The figures as ComfyUI images, and a summary with the path of the page.
+    """The figures as ComfyUI images, and a summary with the path of the page, which is also said on the node.
 
     model: the base, or a model that shows this museum or an earlier state of it.
     """
@@ -42,5 +42,6 @@ def write_report(
         review = make_report(base, museum, settings, latent_shape=shape, report=NodeProgress().update)
     path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")
     figures = [from_files([figure]) for figure in figures_of(review).values()]
-    count = len(museum.exhibits)
-    return figures, f"{path}: {count} exhibits · everyday prompts moved {review.damage:.2f} from the base model"
+    summary = f"{len(museum.exhibits)} exhibits · everyday prompts moved {review.damage:.2f} from the base model"
+    page = path.relative_to(output_folder()).as_posix()
+    return figures, say(f"{path}: {summary}", short=f"{short(path)}: {summary}", page=page)

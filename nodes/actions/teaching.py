@@ -2,14 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from ...clora_core.learning.effect import effect
+from ...clora_core.learning.effect import effect, passes
 from ...clora_core.learning.learn import Learning, Progress
 from ...clora_core.learning.state import StateError
 from ...clora_core.method.recipe import Recipe
@@ -24,11 +24,13 @@ from ..host.folders import results_folder
 from ..host.identity import models_digest
 from ..host.memory import memory_note
 from ..host.model import ModelPatcher
-from ..host.progress import NodeProgress, check_interrupted, panel, say
+from ..host.panels import Panel, state_under
+from ..host.progress import NodeProgress, check_interrupted, say_without_panel
 from ..host.view import base_beneath, view, viewed
 from ..host.words import CLIP
 from ..log import log
-from .diary import Diary
+from .clock import Clock, costs
+from .diary import Diary, Status
 from .inputs import ConceptInputs
 from .pictures import from_images, in_8_bits, to_images
 from .results import Result, Store
@@ -48,12 +50,11 @@ def train_step(
     recipe: Recipe,
     museum: Museum | None = None,
     preview_every: int = 0,
-    workflow: str = "",
 ) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
     """The outputs of a Train Step: model and CLIP with the new museum, the museum, its losses, pictures.
 
     inputs: the companions, then the step's own concept. museum: the earlier concepts; None uses the museum that the
-    model shows, or a new one. workflow: ComfyUI's id of the node's workflow, for the panel.
+    model shows, or a new one.
     """
     with ordinary_tensors():
         earlier = museum or viewed(model)
@@ -63,11 +64,11 @@ def train_step(
         learning = Learning(base, earlier, tuple(_concept(entry, base) for entry in inputs), recipe)
         models = models_digest(bare_model, bare_clip, vae)
         with _store(NOT_KEPT if models is None else "") as store:
-            diary = Diary(", ".join(learning.words), recipe.steps, panel(workflow))
             key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
+            diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
             result = stored_or_learned(base, learning, store, key, diary, preview_every)
         if store.not_kept:
-            say(store.not_kept)
+            say_without_panel(store.not_kept)
             diary.close("learned", diary.effect, store.not_kept)
     new = earlier.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
@@ -83,22 +84,48 @@ def stored_or_learned(
     """
     if result := store.result(key):
         NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
-        say(f"{diary.words} was learned before with the same pictures and settings")
+        say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
         diary.replay(result.diary)
         return result
     try:
         unlabelled, losses = _learn(base, learning, store, key, diary, preview_every)
-        diary.close("measuring")
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
-        pictures = _pictures(base, learning, exhibits)
+        pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
-        diary.close("learned", effect(learning, exhibits[-1]))
+        diary.close("learned", effect(learning, exhibits[-1], _advance(diary, "measuring")))
     except BaseException as error:
         diary.close("stopped", note=str(error))
         raise
     result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
     store.keep(key, learning.museum.base, result)
     return result
+
+
+def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool) -> Diary:
+    panel, recipe = Panel(), learning.recipe
+    height, width = learning.concepts[-1].size
+    return Diary(
+        ", ".join(learning.words),
+        recipe.steps,
+        panel.send,
+        keep=panel.keep,
+        key=key,
+        resumable=resumable,
+        preview_every=preview_every,
+        pictures=len(_prompts(learning, height, width)),
+        clock=Clock(costs(recipe.batch_size * recipe.accumulation, passes(learning.museum))),
+    )
+
+
+def _advance(diary: Diary, status: Status) -> Callable[[int, int], None]:
+    """The callback of the work after the last step. Raises ComfyUI's interrupt after Cancel."""
+    node = NodeProgress()
+
+    def report(done: int, of: int) -> None:
+        diary.advance(status, done, of)
+        node.update(done, of)
+
+    return report
 
 
 @contextmanager
@@ -132,8 +159,8 @@ def _learn(
     note = " · ".join([note, *learning.notes])
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)
-    say(note if resume is None else f"resuming from step {resume.step} · {note}")
-    diary.begin(len(losses), note)
+    say_without_panel(note if resume is None else f"resuming from step {resume.step} · {note}")
+    diary.begin(len(losses), note, state_under(key))
 
     def report(progress: Progress) -> None:
         nonlocal last
@@ -142,7 +169,9 @@ def _learn(
         if progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
             store.keep_state(key, progress.snapshot())
         diary.write(progress)
-        say(progress_line(progress, diary.seconds_left))
+        if progress.step % SAVE_EVERY == 0:
+            diary.keep()
+        say_without_panel(progress_line(progress, diary.seconds_left))
         picture = None
         if preview_every and progress.step % preview_every == 0:
             tokens = [*learning.museum.tokens, progress.trained.token(concepts[-1].word)]
@@ -162,14 +191,21 @@ def _learn(
     return _learn(base, learning, store, key, diary, preview_every)
 
 
-def _pictures(base: HostBase, learning: Learning, exhibits: Sequence[Exhibit]) -> Tensor:
+def _pictures(
+    base: HostBase, learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]
+) -> Tensor:
     """Samples of the new words, the last concept's first, (n, 3, height, width) in [-1, 1]."""
-    concepts, museum = learning.concepts, learning.museum.with_exhibits(*exhibits)
-    height, width = concepts[-1].size
-    count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
-    prompts = [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
+    museum = learning.museum.with_exhibits(*exhibits)
+    height, width = learning.concepts[-1].size
     with viewing(base, museum.dense(), museum.gated):
-        return _sample(base, prompts, museum.tokens, height, width)
+        return _sample(base, _prompts(learning, height, width), museum.tokens, height, width, report)
+
+
+def _prompts(learning: Learning, height: int, width: int) -> list[str]:
+    """Those of the final pictures."""
+    concepts = learning.concepts
+    count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
+    return [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
 
 
 def progress_line(progress: Progress, seconds_left: float | None) -> str:
@@ -186,11 +222,18 @@ def progress_line(progress: Progress, seconds_left: float | None) -> str:
     return " · ".join(parts)
 
 
-def _sample(base: HostBase, prompts: Sequence[str], tokens: Sequence[ConceptToken], height: int, width: int) -> Tensor:
+def _sample(
+    base: HostBase,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken],
+    height: int,
+    width: int,
+    report: Callable[[int, int], None] = lambda done, of: check_interrupted(),
+) -> Tensor:
     """Pictures (n, 3, height, width) in [-1, 1]."""
     sampling = Sampling(guidance=base.family.guidance)
     shape = base.latent_shape(height, width)
-    return sample(base, prompts, tokens, sampling, latent_shape=shape, report=lambda done, of: check_interrupted())
+    return sample(base, prompts, tokens, sampling, latent_shape=shape, report=report)
 
 
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:

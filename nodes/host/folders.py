@@ -120,11 +120,32 @@ def new_output_path(name: str, suffix: str) -> Path:
 
     Raises CLoRAError for a name that leads out of the folder.
     """
-    root = Path(folder_paths.get_output_directory()).resolve()
+    root = output_folder()
     if _problem(name.replace("\\", "/").split("/")) or not (root / name).resolve().is_relative_to(root):
         raise CLoRAError(f"'{name}' is not a valid file name in '{root}'. Use letters and digits, and / for a folder.")
     folder, stem, number, _, _ = folder_paths.get_save_image_path(name, str(root))
     return Path(folder, f"{stem}_{number:05}_{suffix}")
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory()).resolve()
+
+
+def report_path(name: str) -> Path | None:
+    """An HTML file in the output folder by its name there; None if there is none, or if it leads out of the folder."""
+    root = output_folder()
+    try:
+        path = (root / name).resolve()
+        return path if path.suffix == ".html" and path.is_relative_to(root) and path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def short(path: Path) -> str:
+    """A path as people know it: from ComfyUI's own folder on."""
+    root = Path(folder_paths.base_path).resolve()
+    resolved = path.resolve()
+    return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else str(path)
 
 
 def results_folder() -> Path:

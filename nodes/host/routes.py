@@ -1,7 +1,8 @@
-"""Two read-only routes for the panels in the browser.
+"""Read-only routes for the panels in the browser.
 
 GET /clora/museum?name=my.museum.safetensors     the content of the file, from its header
-GET /clora/learning?workflow=ID                  the panel states of a workflow's Train Steps
+GET /clora/learning?workflow=ID                  the panel states of a workflow's nodes
+GET /clora/report?name=my_00001_.html            a report in the output folder, which may run no scripts
 """
 
 import asyncio
@@ -12,10 +13,11 @@ from typing import Any
 from aiohttp import web
 
 from ...clora_core.errors import MuseumError
-from .folders import museum_names, museum_path, museum_version
-from .progress import panel_states
+from .folders import museum_names, museum_path, museum_version, report_path
+from .panels import states
 
 NAME_LIMIT = 200  # characters of a name that an error repeats
+ONLY_ITSELF = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # whatever the file holds
 THUMBNAILS_LIMIT = 16 * 2**20  # bytes of all thumbnails together; later exhibits are sent without theirs
 
 
@@ -26,6 +28,7 @@ def register_routes() -> None:
     if server := getattr(PromptServer, "instance", None):
         server.routes.get("/clora/museum")(museum)
         server.routes.get("/clora/learning")(learning)
+        server.routes.get("/clora/report")(report)
 
 
 async def museum(request: web.Request) -> web.Response:
@@ -45,7 +48,16 @@ async def museum(request: web.Request) -> web.Response:
 
 async def learning(request: web.Request) -> web.Response:
     """Node → state of its panel; empty for an unknown workflow."""
-    return web.json_response(panel_states(request.query.get("workflow", "")))
+    return web.json_response(states(request.query.get("workflow", "")))
+
+
+async def report(request: web.Request) -> web.StreamResponse:
+    """A page that Museum Report wrote. ComfyUI's own /view would offer it as a download."""
+    name = request.query.get("name", "")
+    path = report_path(name)
+    if path is None:
+        return _error(404, f"There is no report '{name[:NAME_LIMIT]}' in the output folder.")
+    return web.FileResponse(path, headers={"Content-Security-Policy": ONLY_ITSELF, "Content-Type": "text/html"})
 
 
 def _content(name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, unknown_words, word_pattern
 from .conditioning import Piece, mark_words, pieces_of, unmark_words
-from .progress import say
+from .progress import warn
 
 CLIP = comfy.sd.CLIP
 
@@ -162,7 +162,7 @@ def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name, tokenizer in tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        part.tokenizer = part.tokenizer_class = replace(word_tokenizer(name, tokenizer, tokens), note=say)
+        part.tokenizer = part.tokenizer_class = replace(word_tokenizer(name, tokenizer, tokens), note=warn)
         setattr(clone.tokenizer, name, part)
     if tokens:
         mark_words(clone)

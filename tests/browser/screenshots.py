@@ -37,7 +37,7 @@ def main() -> None:
 
 def training(frontend: Frontend, steps: int) -> None:
     """The last Train Step when it is done."""
-    frontend.load("three-concepts", CLoRA_TrainStep={"steps": steps, "preview_every": steps // 5})
+    frontend.load("1-three-concepts", CLoRA_TrainStep={"steps": steps, "preview_every": steps // 5})
     last = frontend.nodes("CLoRA_TrainStep")[-1]
     frontend.page.set_viewport_size({"width": 1280, "height": 1000})
     frontend.look_at(last, x=480, y=100)
@@ -50,7 +50,7 @@ def training(frontend: Frontend, steps: int) -> None:
 
 def museum(frontend: Frontend) -> None:
     """Load Museum with one exhibit off, one weaker, and one pointed at."""
-    frontend.load("load-a-museum")
+    frontend.load("2-load-a-museum")
     (node,) = frontend.nodes("CLoRA_LoadMuseum")
     frontend.set(node, "exhibits", "<ada>\n<cleo>: 0.7")
     frontend.look_at(node, x=80, y=160)

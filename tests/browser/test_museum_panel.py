@@ -15,7 +15,7 @@ KIND = "CLoRA_LoadMuseum"
 @pytest.fixture
 def museum(frontend: Frontend) -> int:
     """The Load Museum node of the example, with the small museum."""
-    frontend.load("load-a-museum")
+    frontend.load("2-load-a-museum")
     (node,) = frontend.nodes(KIND)
     frontend.set(node, "museum_name", SMALL)
     frontend.look_at(node)

@@ -58,7 +58,7 @@ def look_at_all(frontend: Frontend) -> None:
 
 def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request: pytest.FixtureRequest):
     seed = {"training_seed": int(request.node.callspec.params["frontend"])}  # or the second way finds it learned
-    frontend.load("three-concepts", **{**QUICK, KIND: QUICK[KIND] | seed})
+    frontend.load("1-three-concepts", **{**QUICK, KIND: QUICK[KIND] | seed})
     look_at_all(frontend)
     frontend.page.wait_for_selector(".clora-empty >> nth=2")
     frontend.run()
@@ -69,7 +69,7 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     first = wait_until_drawn(frontend, "<ada>", "learned in")
     assert first["parts"] == ["diffusion", "context preservation"] and first["points"] == [12, 12]
     assert first["film"] == [4, 8, 12] and first["loaded"]
-    assert first["numbers"] == ["Own pictures recognised", "Loss on its own pictures"]
+    assert first["numbers"] == ["Loss on its own pictures"]
 
     last = wait_until_drawn(frontend, "<cleo>", "learned in")
     assert last["parts"] == first["parts"] and last["points"] == [12, 12]

@@ -12,8 +12,8 @@ from .server import Run, Server
 from .workflow import as_prompt
 
 FOLDER = ROOT / "example_workflows"
-STARTER = ("three-concepts", "load-a-museum", "add-a-concept", "two-concepts", "report", "styles")
-OWN = ("own-pictures-sd15", "own-pictures-sdxl")
+STARTER = ("1-three-concepts", "2-load-a-museum", "3-add-a-concept", "4-two-concepts", "5-report", "6-styles")
+OWN = ("7-own-pictures-sd15", "8-own-pictures-sdxl")
 SHORT = {  # what is changed, so that they take seconds
     "CLoRA_TrainStep": {"steps": 3, "batch_size": 4, "preview_every": 0},
     "KSampler": {"steps": 2},
@@ -74,8 +74,8 @@ def test_a_loaded_museum_shows_what_was_taught(runs: Mapping[str, Any], server: 
         prompt, run = runs[name]
         return np.stack([server.pictures(run, id) for id, node in prompt.items() if node["class_type"] == "SaveImage"])
 
-    taught, loaded = saved("three-concepts"), saved("load-a-museum")
-    assert taught.shape == (3, 4, 64, 64, 3) and np.array_equal(taught, loaded)
+    taught, loaded = saved("1-three-concepts"), saved("2-load-a-museum")
+    assert taught.shape == (3, 4, 256, 256, 3) and np.array_equal(taught, loaded)
 
 
 def test_the_report_lies_in_the_output_folder(runs: Mapping[str, Any], server: Server):

@@ -109,7 +109,7 @@ def learnings(events: Events) -> list[dict]:
     return [message["data"] for message in events.messages if message["type"] == "clora.learning"]
 
 
-def test_the_same_learning_again_is_told_as_kept_also_after_a_restart(server: Server):
+def test_the_same_learning_again_is_told_as_kept_and_panels_survive_a_restart(server: Server):
     prompt = chain(1, preview_every=2, training_seed=32)
     prompt["out"] = node("PreviewImage", images=["train1", 4])
     extra = {"extra_pnginfo": {"workflow": {"id": WORKFLOW}}}
@@ -121,6 +121,60 @@ def test_the_same_learning_again_is_told_as_kept_also_after_a_restart(server: Se
 
     learned = run()
     server.restart()
-    assert server.get(f"/clora/learning?workflow={WORKFLOW}") == {}
+    assert server.get(f"/clora/learning?workflow={WORKFLOW}")["train1"] == learned
     assert run() == learned | {"where": "kept"}
     shutil.rmtree(server.results_folder)
+
+
+def test_a_killed_server_is_seen_and_the_run_goes_on_with_its_curve_and_its_film(server: Server):
+    prompt = chain(1, steps=5000, batch_size=1, preview_every=25, training_seed=33)
+    prompt["out"] = node("PreviewImage", images=["train1", 4])
+    extra = {"extra_pnginfo": {"workflow": {"id": "same", "extra": {"clora": "a mark"}}}}
+    request = {"prompt": prompt, "client_id": "tests", "extra_data": extra}
+
+    def state(workflow: str = "a%20mark") -> dict:
+        return server.get(f"/clora/learning?workflow={workflow}").get("train1", {"step": 0, "film": []})
+
+    server.post("/prompt", request)
+    server.wait_for(lambda: state()["step"] > 60, 240, "no progress")
+    assert server.process
+    server.process.kill()
+    server.process.wait()
+    server.start()
+    stopped = state()
+    assert stopped["where"] == "stopped" and stopped["step"] % 50 == 0 < stopped["step"] and stopped["resumable"]
+    assert stopped["film"] and stopped["curves"]["diffusion"][0][0] < 50
+    assert state("same") == {"step": 0, "film": []}  # another copy of the workflow
+
+    server.post("/prompt", request)
+    server.wait_for(lambda: state()["step"] > stopped["step"], 240, "no progress")
+    server.post("/interrupt")
+    server.wait_for(lambda: state()["where"] == "stopped", 60, "it does not stop")
+    further = state()
+    assert further["resumed"] == stopped["step"] < further["step"] and further["film"][0] == stopped["film"][0]
+    assert further["curves"]["diffusion"][0] == stopped["curves"]["diffusion"][0]
+    shutil.rmtree(server.results_folder)
+
+
+def test_a_page_gets_texts_for_its_own_workflow_alone_and_they_stay(server: Server):
+    prompt = chain(1, steps=2, training_seed=34)
+    prompt["save"] = node("CLoRA_SaveMuseum", museum=["train1", 2], name="said", overwrite=True)
+    prompt["report"] = node(
+        "CLoRA_MuseumReport",
+        **{"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "museum": ["train1", 2], "name": "said"},
+        **{"pictures": 1, "everyday": 1, "sampling_steps": 1, "report_seed": 0},
+    )
+    extra = {"extra_pnginfo": {"workflow": {"id": "texts"}}}
+    with Events(server.address) as events:
+        queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
+        assert server.finished(queued["prompt_id"]).succeeded
+        assert not events.texts  # ComfyUI shows them on any node with the same id
+    told = server.get("/clora/learning?workflow=texts")
+    assert told["save"]["text"] == "Saved models/loras/museums/said.museum.safetensors: <ada>"
+    page = told["report"]["page"]
+    assert told["report"]["text"].startswith(f"output/{page}: 1 exhibits · ")
+    with urllib.request.urlopen(f"http://{server.address}/clora/report?name={page}", timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "text/html" and b"&lt;ada&gt;" in answer.read()
+        assert answer.headers["Content-Security-Policy"].startswith("sandbox;")
+    for name in ("../user/x.html", "none.html", "%00.html", "/etc/passwd", "..%2Fcustom_nodes%2FC-LoRA%2FREADME.md"):
+        assert asked(server, f"/clora/report?name={name}")[0] == 404, name

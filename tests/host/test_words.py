@@ -189,7 +189,7 @@ def test_vectors_that_do_not_fit_are_refused(clip: comfy.sd.CLIP):
 
 def test_a_word_that_no_exhibit_has_is_said_where_the_prompt_stands(clip: comfy.sd.CLIP, monkeypatch):
     told: list[str] = []
-    monkeypatch.setattr(words, "say", told.append)
+    monkeypatch.setattr(words, "warn", told.append)
     with_word = with_words(clip, [token(clip, "<my-cat>")])
     with_word.tokenize("a photo of (<my-cat>:1.2), embedding:none")
     assert not told

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clora_core.learning.effect import ASKED, effect
+from clora_core.learning.effect import ASKED, effect, passes
 from clora_core.learning.learn import Learning
 from clora_core.learning.start import start_vectors
 from clora_core.model.base import Conditioning
@@ -88,16 +88,24 @@ def test_the_numbers_are_those_of_the_predictions():
     new = dataclasses.replace(untaught(base), deltas=random_deltas(base))
     found = effect(Learning(Answering(base), museum_of(base, "<one>", "<two>"), (NEW,), RECIPE), new)
     assert found.moved == pytest.approx({"<one>": 1 / 4, "<two>": 5 / 10})
-    assert found.recognised == 0.5
     assert (found.loss_before, found.loss_after) == pytest.approx((50**2, (50**2 + 3**2) / 2))
 
 
-def test_a_word_that_says_no_more_than_no_word_is_not_recognised():
+def test_every_pass_is_reported_and_a_report_may_stop_it():
     base = small_base()
-    museum = museum_of(base, "<one>")
-    same = dataclasses.replace(museum.exhibits[0], token=dataclasses.replace(museum.tokens[0], word="<new>"))
-    new = dataclasses.replace(same, deltas={}, prompt=NEW.prompts()[0])
-    assert effect(Learning(base, museum, (NEW,), RECIPE), new).recognised == 0
+    museum = museum_of(base, "<one>", "<two>")
+    learning = Learning(base, museum, (NEW,), RECIPE)
+    told: list[tuple[int, int]] = []
+    effect(learning, untaught(base), lambda done, of: told.append((done, of)))
+    done = [count for count, _ in told]
+    assert done == sorted(set(done)) and {of for _, of in told} == {passes(museum)} == {done[-1]}
+
+    def stop(done: int, of: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        effect(learning, untaught(base), stop)
+    assert not any(module._forward_hooks for module in base.modules.values())
 
 
 def test_overlaps_are_those_of_the_matrix():

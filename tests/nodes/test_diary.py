@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from clora_bare.clora_core.learning.effect import Effect
+from clora_bare.nodes.actions import clock
+from clora_bare.nodes.actions.clock import Clock
 from clora_bare.nodes.actions.diary import FRAMES, POINTS, Diary
 
 
@@ -42,26 +44,70 @@ def test_points_are_the_means_of_the_steps_that_they_stand_for(steps: int):
     )
 
 
-def test_a_resumed_run_continues_its_curves():
+@pytest.mark.parametrize(("steps", "stopped"), [(10, 6), (250, 100), (250, 101), (1234, 555)])
+def test_a_resumed_run_goes_on_with_its_curves_its_film_and_its_time(steps: int, stopped: int):
+    whole, _ = diary(steps)
+    first, _ = diary(steps)
+    for step in range(1, stopped + 1):
+        for run in (whole, first):
+            run.write(Done(step, {"diffusion": 1 / step}))
+    first.paste(torch.zeros(3, 8, 8))
+    first.close("stopped")
+    second, _ = diary(steps)
+    second.begin(stopped, earlier=json.loads(json.dumps(first.state())) | {"seconds": 100.0})
+    assert second.seconds >= 100 and second.film == first.film and second.state()["resumed"] == stopped
+    for step in range(stopped + 1, steps + 1):
+        for run in (whole, second):
+            run.write(Done(step, {"diffusion": 1 / step}))
+    expected, found = whole.state()["curves"]["diffusion"], second.state()["curves"]["diffusion"]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [mean for _, mean in found] == pytest.approx([mean for _, mean in expected], rel=1e-3)
+
+
+@pytest.mark.parametrize("broken", [{}, {"seconds": 1, "film": 3, "curves": {}}, {"seconds": "x"}])
+def test_a_file_that_somebody_changed_costs_only_the_curves(broken: dict):
     run, _ = diary(10)
-    run.begin(6)
+    run.begin(6, earlier=broken)
     run.write(Done(7, {"diffusion": 1.0}))
     assert run.state()["curves"] == {"diffusion": [(7.0, 1.0)]}
 
 
-def test_the_time_left_is_told_after_some_steps():
-    run, _ = diary(100)
-    run.begin(6)
-    for step in range(7, 11):
+@dataclass
+class Now:
+    """A time that passes when it is told to."""
+
+    seconds: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_the_time_left_is_told_when_it_is_worth_something(monkeypatch: pytest.MonkeyPatch):
+    """The first step took a minute, all later ones a second; then come pictures."""
+    now = Now()
+    monkeypatch.setattr(clock, "time", now)
+    timer = Clock({"picture": 2.0, "measuring": 3.0})
+    run = Diary("<cat>", 100, lambda state: None, preview_every=10, pictures=4, clock=timer)
+    run.begin(0)
+    for step in range(1, 10):
+        now.seconds += 60 if step == 1 else 1
         run.write(Done(step))
-        assert run.seconds_left is None and run.state()["seconds_left"] is None
-    run.write(Done(11))
-    assert run.seconds_left == pytest.approx(89 / 5 * run.seconds)
-    short, _ = diary(2)
-    short.begin(0)
-    short.write(Done(1))
-    short.write(Done(2))
-    assert short.seconds_left == 0
+        if step < 6:
+            assert run.seconds_left is None and run.state()["seconds_left"] is None
+    assert run.seconds_left == pytest.approx(91 + (10 + 4) * 2 + 3)  # a picture's cost is still a guess
+    now.seconds += 1
+    run.write(Done(10))
+    now.seconds += 5
+    run.paste(torch.zeros(3, 8, 8))
+    assert run.seconds_left == pytest.approx(90 + (9 + 4) * 5 + 3)
+
+
+def test_work_after_the_last_step_is_told_as_it_goes_on():
+    run, states = diary(3)
+    run.advance("drawing", 1, 20)
+    run.advance("measuring", 8, 24)
+    assert [(state["where"], state["part"]) for state in states] == [("drawing", [1, 20]), ("measuring", [8, 24])]
+    assert states[-1]["seconds_left"] is None
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
@@ -85,11 +131,11 @@ def test_its_state_is_valid_json_at_every_moment():
     run.begin(0)
     run.write(Done(1, {"diffusion": 0.123456789}))
     run.paste(torch.zeros(3, 8, 8))
-    run.close("learned", Effect(0.5, float("nan"), 0.75, {"<dog>": float("inf"), "<cow>": 0.25}, {}))
+    run.close("learned", Effect(0.5, float("nan"), {"<dog>": float("inf"), "<cow>": 0.25}, {}))
     assert [entry["where"] for entry in states] == ["learning", "learning", "learned"]
     for entry in states:
         json.dumps(entry, allow_nan=False)
-    assert states[-1]["effect"] == {"loss_before": 0.5, "recognised": 0.75, "moved": {"<cow>": 0.25}, "overlap": {}}
+    assert states[-1]["effect"] == {"loss_before": 0.5, "moved": {"<cow>": 0.25}, "overlap": {}}
     assert states[-1]["curves"]["diffusion"] == [(1.0, 0.1235)]
     assert states[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
 

@@ -10,7 +10,7 @@ from .bare import ROOT
 NEEDED = (
     *("__init__.py", "install.py", "requirements.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"),
     *("nodes/__init__.py", "clora_core/learning/learn.py", "clora_core/starter/weights/unet.safetensors"),
-    *("web/docs/CLoRA_TrainStep.md", "locales/ja/nodeDefs.json", "example_workflows/three-concepts.json"),
+    *("web/docs/CLoRA_TrainStep.md", "locales/ja/nodeDefs.json", "example_workflows/1-three-concepts.json"),
 )
 LIMIT_MIB = 24  # more than half of which are the starter model's weights
 

@@ -27,7 +27,8 @@ def boxes(graph: dict[str, Any]) -> list[Box]:
 
 
 def test_there_are_workflows():
-    assert {"three-concepts", "load-a-museum"} <= set(NAMES)
+    assert {"1-three-concepts", "2-load-a-museum"} <= set(NAMES)
+    assert [int(name.partition("-")[0]) for name in NAMES] == list(range(1, len(NAMES) + 1))  # the order to try
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +76,36 @@ def test_notes_and_frames_explain_them_and_nothing_lies_upon_another(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_has_a_picture_of_its_own(name: str):
     with Image.open(FOLDER / f"{name}.jpg") as picture:
-        assert picture.format == "JPEG" and picture.width >= 400
+        assert picture.format == "JPEG" and picture.width == picture.height >= 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_in_at_most_two_rows_that_can_be_read(name: str):
+    graph = workflow(name)
+    view = graph["extra"]["ds"]
+    assert 0.75 <= view["scale"] <= 1
+    frames = sorted(group["bounding"] for group in graph["groups"])
+    rows: list[float] = []  # the bottom of each
+    for _, top, _, height in sorted(frames, key=lambda box: box[1]):
+        if rows and top < rows[-1]:
+            rows[-1] = max(rows[-1], top + height)
+        else:
+            rows.append(top + height)
+    assert len(rows) <= 2
+    left, top = frames[0][0] + view["offset"][0], frames[0][1] + view["offset"][1]
+    assert 0 <= left < 100 and 0 <= top < 100  # it begins where people begin to read
+    (note,) = (node for node in graph["nodes"] if node["type"] == NOTE)
+    assert (note["pos"][0] + note["size"][0] + view["offset"][0]) * view["scale"] < 1500
+    assert (note["pos"][1] + note["size"][1] + view["offset"][1]) * view["scale"] < 800
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "own" not in name])
+def test_small_pictures_are_shown_large(name: str):
+    graph = workflow(name)
+    by_id = {node["id"]: node for node in graph["nodes"]}
+    for _, source, _, target, _, _ in graph["links"]:
+        if by_id[target]["type"] == "SaveImage":
+            assert by_id[source]["widgets_values"] == ["nearest-exact", 4]
 
 
 def test_no_picture_is_left_over():

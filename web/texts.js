@@ -1,0 +1,45 @@
+/** What a node says when it runs, below its widgets: the whole text, until the node runs again. */
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { addPanel, element, fit } from "./panel.js"
+import { onState } from "./panels.js"
+import { loadWords, say } from "./words.js"
+
+const HAS_A_PANEL = "CLoRA_TrainStep"
+const NAME = "clora_text"
+const LATER_MS = 1000 // the pictures of a node come after its text, and need room too
+const LEAST_PX = 80, LINE_PX = 16 // narrower, it is not laid out yet
+
+/** @type {WeakMap<object, HTMLElement>} node → where its text stands */
+const places = new WeakMap()
+
+/** @param {any} node @param {{text?: string, page?: string} | undefined} state */
+function draw(node, state) {
+  if (node.comfyClass === HAS_A_PANEL || (state?.text === undefined && !places.has(node))) return
+  const content = places.get(node) ?? place(node)
+  const open = () => window.open(api.apiURL(`/clora/report?name=${encodeURIComponent(state?.page ?? "")}`), "_blank")
+  content.replaceChildren(state?.text ?? "",
+    ...(state?.page ? [element("button", { type: "button", class: "clora-open", onclick: open }, say("text.open"))] : []))
+  fit(node)
+  setTimeout(() => fit(node), LATER_MS)
+}
+
+function place(node) {
+  const content = element("div", { class: "clora-text" })
+  const body = element("div", { class: "clora-panel" }, content)
+  const height = () => (content.offsetWidth > LEAST_PX ? content.offsetHeight : 0) + LINE_PX
+  addPanel(node, NAME, body, height)
+  node.widgets.find((widget) => widget.name === NAME).options.getMaxHeight = height
+  new ResizeObserver(() => fit(node)).observe(content)
+  places.set(node, content)
+  return content
+}
+
+app.registerExtension({
+  name: "clora.texts",
+  async init() {
+    await loadWords()
+    onState(draw)
+  },
+})
