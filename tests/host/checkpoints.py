@@ -2,7 +2,7 @@
 
 ComfyUI recognises a model by the shapes of its tensors: 320 channels at the highest resolution, the width of the text
 states, and SDXL's numbers of transformer blocks. All of that is as published; only the deeper resolutions, with 320
-channels instead of up to 1280, are not, unless asked for.
+channels instead of up to 1280, and the text encoders, of few layers, are not, unless asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
-from .models import UNET, Models, fill
+from .models import SMALL_CLIPS, UNET, Models, fill
 
 SD: Mapping[str, Any] = {
     **UNET,
@@ -57,13 +57,13 @@ AUTOENCODER = {
 def write_checkpoint(family: str, path: Path, widths: Sequence[int] | None = None) -> None:
     """A checkpoint of random float16 weights, by the names that ComfyUI itself saves it under.
 
-    widths: the channels at each resolution, in multiples of 320.
+    widths: the channels at each resolution, in multiples of 320. Without them, also the text encoders have few layers.
     """
     kind, unet = LAYOUTS[family]
     config = kind({**unet, "channel_mult": list(widths or [1] * len(unet["num_res_blocks"]))})
     config.set_inference_dtype(torch.float16, torch.float32)
     model = config.get_model({}, "", device=torch.device("cpu"))
-    clip = comfy.sd.CLIP(config.clip_target())
+    clip = comfy.sd.CLIP(config.clip_target(), model_options={} if widths else SMALL_CLIPS)
     vae = AutoencoderKL(ddconfig=AUTOENCODER, embed_dim=4).half()
     for seed, module in enumerate((model.diffusion_model, clip.cond_stage_model, vae)):
         fill(module, seed=seed)

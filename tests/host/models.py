@@ -52,6 +52,7 @@ UNET: Mapping[str, Any] = {
     "legacy": False,
 }
 CLIP: Mapping[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL_CLIPS: Mapping[str, Any] = {f"clip_{name}_model_config": CLIP for name in ("l", "g", "h")}
 HEADS: Mapping[str, Any] = {"num_heads": 4, "num_head_channels": -1}
 
 
@@ -128,8 +129,7 @@ def _model(
 
 def _clip(family: str, **options: bool) -> comfy.sd.CLIP:
     kind, changes = FAMILIES[family]
-    sizes = {f"clip_{name}_model_config": dict(CLIP) for name in ("l", "g", "h")}
-    clip = comfy.sd.CLIP(kind({**UNET, **changes}).clip_target(), model_options=sizes, **options)
+    clip = comfy.sd.CLIP(kind({**UNET, **changes}).clip_target(), model_options=dict(SMALL_CLIPS), **options)
     fill(clip.cond_stage_model, seed=2)
     clip.patcher.cached_patcher_init = (made_at_once()(_text), (family,))
     return clip
