@@ -26,9 +26,9 @@ from clora_core.bench.measuring import machine
 from clora_core.commands.progress import watched_bar
 from clora_core.learning.learn import learn
 from clora_core.learning.start import start_vectors
-from clora_core.method.regularizers.context_preservation import moved
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import mean_square
 from clora_core.model.text_states import moment_of, text_states
 from clora_core.museum.museum import Exhibit, Museum
 from clora_core.over_diffusers.base import open_base
@@ -86,7 +86,7 @@ def share(base: Base, exhibit: Exhibit, prompts: Sequence[str], tokens: Sequence
     states = text_states(base, prompts, tokens)
     moment = moment_of([states])
     return statistics.fmean(
-        float(moved(delta.up, delta.down, moment) / base.modules[place](states[None])[0].square().sum(1).mean())
+        float(mean_square(delta, moment) / base.slots[place].module(states[None])[0].square().sum(1).mean())
         for place, delta in exhibit.deltas.items()
     )
 

@@ -106,7 +106,7 @@ def random_deltas(base: Base, *, rank: int = 2, size: float = 0.1, seed: int = 0
             size * torch.randn(projection.shape[0], rank, generator=rng),
             torch.randn(rank, projection.shape[1], generator=rng),
         )
-        for projection in base.modules
+        for projection in base.slots
     }
 
 

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from ..method.recipe import Recipe
 from ..model.base import Fingerprint
 from ..model.concept import ConceptToken
 from ..model.families.family import Family
 from ..model.low_rank import LowRank
-from ..model.projections import Projection
+from ..model.projections import Projection, Slot
 from ..museum.museum import Exhibit, Museum
 from ..seeds import seeded
 
@@ -27,7 +26,7 @@ class Shaped(Protocol):
     def family(self) -> Family: ...
 
     @property
-    def modules(self) -> Mapping[Projection, nn.Module]: ...
+    def slots(self) -> Mapping[Projection, Slot]: ...
 
 
 def random_museum(base: Shaped, count: int, rank: int) -> Museum:
@@ -40,7 +39,7 @@ def random_museum(base: Shaped, count: int, rank: int) -> Museum:
                 torch.randn(projection.shape[0], rank, generator=rng) * 0.01,
                 torch.randn(rank, projection.shape[1], generator=rng) * 0.01,
             )
-            for projection in base.modules
+            for projection in base.slots
         }
         vectors = {encoder: torch.zeros(1, 1, width) for encoder, width in base.family.encoders.items()}
         exhibits.append(Exhibit(ConceptToken(f"<past-{number}>", vectors), deltas, Recipe(rank=rank)))

@@ -19,14 +19,13 @@ from unittest import mock
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
-from torch import nn
 
 from ..commands.progress import Say
 from ..model.base import Fingerprint
 from ..model.concept import ConceptToken
 from ..model.families import family_named, find_projections
 from ..model.families.family import Family
-from ..model.projections import Projection
+from ..model.projections import Projection, Slot
 from ..museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from ..museum.museum import Exhibit
 from .measuring import machine, random_museum
@@ -49,7 +48,7 @@ class Shape:
 
     fingerprint: Fingerprint
     family: Family
-    modules: Mapping[Projection, nn.Module]
+    slots: Mapping[Projection, Slot]
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,8 @@ def cost_of(work: Callable[[], object], rounds: int, before: Callable[[], object
 def sd15_shape() -> Shape:
     """Stable Diffusion 1.5's UNet without its weights."""
     with torch.device("meta"):
-        modules = find_projections(UNet2DConditionModel(cross_attention_dim=768))
-    return Shape(Fingerprint("sd15", "0" * 64), family_named("sd15"), modules)
+        slots = find_projections(UNet2DConditionModel(cross_attention_dim=768))
+    return Shape(Fingerprint("sd15", "0" * 64), family_named("sd15"), slots)
 
 
 def _unchecked(path: Path) -> object:

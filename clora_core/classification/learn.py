@@ -113,7 +113,7 @@ class TaskLearning:
     def __post_init__(self) -> None:
         self.museum.check_over(self.base)
         check_new(self.museum, self.task.classes)
-        if (rank := self.recipe.learning.rank) > (widest := max(min(slot.shape) for slot in self.base.modules)):
+        if (rank := self.recipe.learning.rank) > (widest := max(min(slot.shape) for slot in self.base.slots)):
             raise RecipeError(f"rank is {rank}; the projections of this network have at most rank {widest}. Lower it.")
 
     @property
@@ -209,7 +209,7 @@ class TaskLearning:
         """Deltas that change nothing yet, and the first rows of the head. features: of all pictures, before it."""
         task, loop, device = self.task, self.loop, self.base.device
         deltas = {}
-        for projection in self.base.modules if self.adapts else ():
+        for projection in self.base.slots if self.adapts else ():
             down = random_down(loop, task.classes[0], projection)
             up = torch.zeros(projection.shape[0], len(down))
             deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device))
@@ -245,8 +245,8 @@ class TaskLearning:
         """Of what the projections read on the pictures of earlier tasks. Before any, nothing is protected."""
         known = self.museum.inputs()
         moments, sizes = {}, {}
-        for projection, module in self.base.modules.items():
-            weight = module.get_parameter("weight").detach().float()
+        for projection, slot in self.base.slots.items():
+            weight = slot.weight.float()
             moment = known.get(layer_of(projection), torch.zeros(projection.shape[1], projection.shape[1]))
             moments[projection] = moment = moment.to(weight.device)
             weight = weight + past.get(projection, 0)
@@ -268,8 +268,8 @@ class TaskLearning:
             return hook
 
         handles = [
-            module.register_forward_pre_hook(gather(layer_of(projection)))
-            for projection, module in self.base.modules.items()
+            slot.module.register_forward_pre_hook(gather(layer_of(projection)))
+            for projection, slot in self.base.slots.items()
             if projection.role == "key"  # queries, keys and values of a layer read the same
         ]
         try:

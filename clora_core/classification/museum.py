@@ -65,9 +65,9 @@ class TaskMuseum:
                 "museum's network (--base), or start a new museum."
             )
         for task in self.tasks:
-            if foreign := [projection.path for projection in task.deltas if projection not in base.modules]:
+            if foreign := [projection.path for projection in task.deltas if projection not in base.slots]:
                 raise BaseModelError(f"The network has no projection '{foreign[0]:.100}' of the shape in this museum.")
-            expected = {projection.path.rpartition(".")[0]: projection.shape[1] for projection in base.modules}
+            expected = {projection.path.rpartition(".")[0]: projection.shape[1] for projection in base.slots}
             if {layer: len(moment) for layer, moment in task.inputs.items()} != expected:
                 raise BaseModelError("The second moments in this museum are not those of the network's layers.")
             if (width := len(task.scatter)) != base.width:

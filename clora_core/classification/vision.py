@@ -18,7 +18,7 @@ from ..model.attach import Reading
 from ..model.attachment import Attachment
 from ..model.base import Fingerprint
 from ..model.precision import AUTOCAST, Precision
-from ..model.projections import Projection, Role
+from ..model.projections import Projection, Role, Slot
 from ..pictures import as_floats, to_bytes
 
 STARTER = "starter"
@@ -44,7 +44,10 @@ class Vision:
         self.device = torch.device(device)
         self.network: Any = network.to(self.device, torch.float32).eval().requires_grad_(False)
         self._pooled = type(network).__name__.startswith("CLIP")  # whose last states are not normalized
-        self.modules: Mapping[Projection, nn.Module] = attention_projections(network)
+        modules = attention_projections(network).items()
+        self.slots: Mapping[Projection, Slot] = {
+            projection: Slot(module, 0, projection.shape[0]) for projection, module in modules
+        }
         self.attachments: list[Attachment] = []
         self.side = side
         self._mean, self._deviation = (value.view(3, 1, 1).to(self.device) for value in (mean, deviation))

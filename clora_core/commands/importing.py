@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     lora = read_lora(arguments.lora, skip_others=arguments.skip_others) if arguments.lora else None
     if arguments.base:
         base = open_chosen(arguments)
-        fingerprint, known = base.fingerprint, base.modules
+        fingerprint, known = base.fingerprint, base.slots
         if header:
             Museum(header.base).check_over(fingerprint)
     elif header:

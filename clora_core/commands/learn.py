@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
 def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
     """Raise MuseumError if the disk has no room for what learning writes: the museum and the state, both twice."""
-    trained = sum(4 * recipe.rank * sum(projection.shape) for projection in base.modules)
+    trained = sum(4 * recipe.rank * sum(projection.shape) for projection in base.slots)
     existing = path.stat().st_size if path.exists() else 0
     needed, free = 2 * (existing + 4 * trained), shutil.disk_usage(path.parent).free
     if free < needed:

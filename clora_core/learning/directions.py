@@ -43,6 +43,11 @@ def quiet_directions(base: Base, museum: Museum, *, share: float = QUIET_SHARE) 
     quiet. For P that projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
     (arXiv:2103.09762), AlphaEdit (arXiv:2410.02355).
     """
+    if base.family.reads != "states":
+        raise RecipeError(
+            f"Quiet directions are those of text states, but the projections of {base.family.title} do not read text "
+            "states directly. Choose another recipe."
+        )
     moment = second_moment(preserved_states(base, museum.prompts, museum.tokens)).cpu()
     values, vectors = torch.linalg.eigh(moment.double())
     quiet = vectors[:, : round(len(values) * share)]

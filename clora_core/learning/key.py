@@ -28,7 +28,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
             digest.update(json.dumps(value, sort_keys=True).encode())
 
     add([museum.base.family, museum.base.digest, base.schedule.prediction, recipe.to_json()])
-    add(base.schedule.alphas_cumprod)
+    add(base.schedule.levels)
     for exhibit in museum.exhibits:
         add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json()])
         for vectors in exhibit.token.vectors.values():

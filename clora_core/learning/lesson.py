@@ -23,8 +23,9 @@ ENCODED_AT_ONCE = 4  # pictures
 class Bucket:
     """The pictures of one size.
 
-    places: their numbers in the concept, (n,). latents: (views, n, c, h, w) on the CPU; the second view, if there is
-    one, holds the mirrored pictures. masks: how much each latent pixel counts, (views, n, 1, h, w), if any has a mask.
+    places: their numbers in the concept, (n,). latents: (views, n, c, h, w) or (views, n, c, 1, h, w) on the CPU;
+    the second view, if there is one, holds the mirrored pictures. masks: how much each latent pixel counts, as one
+    channel of the latents, if any has a mask.
     """
 
     places: Tensor
@@ -50,7 +51,7 @@ class Bucket:
             return cls(places, latents)
         whole = [picture.read_mask() if picture.read_mask else torch.ones(size) for picture in own]
         small = [F.adaptive_avg_pool2d(mask[None, None], (latents.shape[-2], latents.shape[-1]))[0] for mask in whole]
-        masks = torch.stack(small)
+        masks = torch.stack(small).view(-1, 1, *latents.shape[3:])
         return cls(places, latents, torch.stack([masks, masks.flip(-1)] if mirrored else [masks]))
 
 
@@ -94,7 +95,7 @@ class Lesson:
         rng = seeded("batch", recipe.seed, number)
         views = self.buckets[bucket].latents
         view = torch.randint(len(views), (len(chosen),), generator=rng)
-        timesteps = torch.randint(len(self.base.schedule.alphas_cumprod), (len(chosen),), generator=rng)
+        timesteps = torch.randint(len(self.base.schedule.levels), (len(chosen),), generator=rng)
         latents = views[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
         places = self.buckets[bucket].places[chosen]
@@ -115,9 +116,10 @@ class Lesson:
         """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
 
         All have the most common size. conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both
-        results are (8, c, h, w). report: hears after every batch how many pictures it had, and may raise to stop.
+        results have the shape of the latents, (8, …). report: hears after every batch how many pictures it had, and
+        may raise to stop.
         """
-        count = len(self.base.schedule.alphas_cumprod)
+        count = len(self.base.schedule.levels)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
         bucket = max(self.buckets, key=lambda bucket: len(bucket.places))
         chosen = torch.arange(REFERENCE_DRAWS) % len(bucket.places)

@@ -80,7 +80,7 @@ def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museu
     continued = _continued(base, recipe, museum)
     allowed = quiet_directions(base, museum).to(base.device) if recipe.rank and recipe.down == "quiet" else None
     deltas = {}
-    for projection in base.modules if recipe.rank else ():
+    for projection in base.slots if recipe.rank else ():
         if projection in continued:
             up, down = continued[projection].up.clone(), continued[projection].down.clone()
         else:
@@ -153,7 +153,7 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
     Random by default, as in C-LoRA (arXiv:2304.06027, section 4). The paper does not give the scale; here each
     dimension is normal with the mean and deviation that the encoder's own vocabulary has in it.
     """
-    layers = layer_count(base.modules) if layer_wise else 1
+    layers = layer_count(base.slots) if layer_wise else 1
     if concept.start:
         known = base.word_vectors(concept.start)
         vectors = {encoder: _fitted(vectors.float(), concept)[None] for encoder, vectors in known.items()}

@@ -26,9 +26,9 @@ def diffusion_loss(step: Step, schedule: Schedule, *, min_snr_gamma: float = 0.0
 def min_snr_weight(timesteps: Tensor, schedule: Schedule, *, gamma: float) -> Tensor:
     """min(SNR, γ)/SNR for noise predictions, min(SNR, γ)/(SNR + 1) for velocities (Hang et al. 2023, arXiv:2303.09556).
 
-    Returns (b,), float32; SNR = ᾱ/(1 - ᾱ).
+    Returns (b,), float32. For flow matching the divisor is (1 + √SNR)², which follows in the same way: the error of the
+    clean latents is σ² = 1/(1 + √SNR)² times the error of the prediction.
     """
-    alpha = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alpha / (1 - alpha)
-    divisor = snr if schedule.prediction == "epsilon" else snr + 1
-    return torch.minimum(snr, torch.full_like(snr, gamma)) / divisor
+    snr = schedule.snr(timesteps)
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "flow": (1 + snr.sqrt()).square()}
+    return torch.minimum(snr, torch.full_like(snr, gamma)) / divisors[schedule.prediction]

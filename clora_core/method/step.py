@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..model.low_rank import LowRank
+from ..model.low_rank import LowRank, Moment
 from ..model.projections import Projection
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..model.concept import ConceptToken
 
 Deltas = Mapping[Projection, LowRank]
-Moments = tuple[Mapping[Projection, Tensor], Mapping[Projection, float]]
+Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,8 +90,8 @@ class Setting:
 
     @cached_property
     def moments(self) -> Moments:
-        """Of the text states of everyday and earlier prompts, which count half each; C is the same for all."""
-        from ..model.text_states import preserved_moments
+        """Of what the projections read for everyday and earlier prompts, which count half each."""
+        from ..model.moments import preserved_moments
 
         return preserved_moments(self.base, self.past.prompts, self.past.words)
 
@@ -100,8 +100,9 @@ class Setting:
 class Step:
     """One training step.
 
-    number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) float32. timesteps: (b,). deltas: the
-    trained deltas of the new exhibit. mask: how much each latent pixel counts, (b, 1, h, w) in [0, 1]; None: all alike.
+    number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) or (b, c, 1, h, w) float32.
+    timesteps: (b,). deltas: the trained deltas of the new exhibit. mask: how much each latent pixel counts, as one
+    channel of the latents, in [0, 1]; None: all alike.
     """
 
     number: int

@@ -2,10 +2,10 @@
 
     output = W·x + past·x + up·(down·x)          W is neither copied nor changed
 
-x are the text states. A word may have separate vectors for every cross-attention (`layers.py`); then each projection
-reads its own layer of the states. A gated delta changes the keys and values only where its word is, so a prompt
-without the word gets the base model's output, bit for bit. Gates are not in the papers and cannot be merged into the
-weights.
+x are the text states, or what the model makes of them. A word may have separate vectors for every cross-attention
+(`layers.py`); then each projection reads its own layer of the states. A gated delta changes the keys and values only
+where its word is, so a prompt without the word gets the base model's output, bit for bit. Gates are not in the papers
+and cannot be merged into the weights.
 
 `attached` registers deltas. `Reading` applies them while the model reads one batch of text states, and again when
 gradient checkpointing repeats part of that pass.
@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BaseModelError
@@ -23,7 +24,7 @@ from .attachment import Attachment, Gate
 from .base import Base, Conditioning, Frozen
 from .layers import layer_numbers
 from .low_rank import LowRank
-from .projections import Projection
+from .projections import Projection, Slot
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def attached(
     Raises BaseModelError for a projection that is not in the base.
     """
     for projection in deltas:
-        if projection not in base.modules:
+        if projection not in base.slots:
             raise BaseModelError(
                 f"{base.fingerprint} has no projection '{projection.path}' of shape {projection.shape}."
             )
@@ -56,7 +57,7 @@ class Reading:
     Only hooks are added to the modules, and they are always removed.
     """
 
-    modules: Mapping[Projection, nn.Module]
+    slots: Mapping[Projection, Slot]
     attachments: Sequence[Attachment]
     masks: Mapping[Gate, Tensor] = field(default_factory=dict)
     layers: Tensor | None = None
@@ -65,31 +66,32 @@ class Reading:
     @classmethod
     def of(cls, base: Frozen) -> "Reading":
         """The reading with the base's current attachments and all gates closed."""
-        return cls(base.modules, [attachment for attachment in base.attachments if attachment.on])
+        return cls(base.slots, [attachment for attachment in base.attachments if attachment.on])
 
     @classmethod
     def of_prompts(cls, base: Base, conditioning: Conditioning) -> "Reading":
         """The reading of encoded prompts with the base's current attachments."""
         plain = cls.of(base)
-        tokens, width = conditioning.states.shape[1], base.family.text_width
+        tokens = conditioning.states.shape[1]
         gates = {attachment.gate for attachment in plain.attachments if attachment.gate}
         opened = {gate: gate.opened(conditioning.places, tokens) for gate in gates}
         masks = {gate: mask for gate, mask in opened.items() if mask is not None}
-        layers = conditioning.states if conditioning.states.shape[-1] > width else None
-        return cls(base.modules, plain.attachments, masks, layers)
+        wide = base.family.reads == "states" and conditioning.states.shape[-1] > base.family.text_width
+        layers = conditioning.states if wide else None
+        return cls(base.slots, plain.attachments, masks, layers)
 
     def __enter__(self) -> None:
         handles = ExitStack()
-        numbers = {} if self.layers is None else layer_numbers(self.modules)
-        for projection, module in self.modules.items():
+        numbers = {} if self.layers is None else layer_numbers(self.slots)
+        for projection, slot in self.slots.items():
             if self.layers is not None:
                 width = projection.shape[1]
                 states = self.layers[..., numbers[projection] * width : (numbers[projection] + 1) * width]
-                handles.callback(module.register_forward_pre_hook(_replacing_input(states)).remove)
+                handles.callback(slot.module.register_forward_pre_hook(_replacing_input(states)).remove)
             open_ones = [a for a in self.attachments if projection in a.deltas and (not a.gate or a.gate in self.masks)]
             if open_ones:
                 # before other hooks, which then see the output with the deltas
-                hook = module.register_forward_hook(self._adding(projection, open_ones), prepend=True)
+                hook = slot.module.register_forward_hook(self._adding(projection, slot, open_ones), prepend=True)
                 handles.callback(hook.remove)
         self._entered.append(handles)
 
@@ -98,16 +100,25 @@ class Reading:
     ) -> None:
         self._entered.pop().close()
 
-    def _adding(self, projection: Projection, attachments: Sequence[Attachment]):
+    def _adding(self, projection: Projection, slot: Slot, attachments: Sequence[Attachment]):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             for attachment in attachments:
                 x = inputs[0]
                 if attachment.gate:
-                    x = x * self.masks[attachment.gate][..., None].to(x)
-                output = output + attachment.moved(projection, x).to(output.dtype)
+                    x = x * _over(x, self.masks[attachment.gate])
+                output = slot.added(output, attachment.moved(projection, x).to(output.dtype))
             return output
 
         return hook
+
+
+def _over(x: Tensor, mask: Tensor) -> Tensor:
+    """The mask (b, tokens) as (b, rows, 1), for x (b, rows, width). Rows after the tokens, a picture's, are closed.
+
+    PixArt joins the rows of all prompts: x (1, b · rows, width).
+    """
+    rows = x.shape[0] * x.shape[1] // len(mask)
+    return F.pad(mask, (0, rows - mask.shape[1])).view(*x.shape[:2], 1).to(x)
 
 
 def _replacing_input(states: Tensor):

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BaseModelError
 from .attachment import Attachment
 from .concept import ConceptToken
-from .families import family_of
 from .families.family import Family, Prediction
 from .precision import Precision
-from .projections import Projection
+from .projections import Projection, Slot
 
 
 @dataclass(frozen=True)
@@ -35,33 +34,62 @@ class Fingerprint:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise schedule that the model was trained with: ᾱ per timestep, (T,) float32, and what the model predicts."""
+    """The noise schedule that the model was trained with, and what the model predicts.
 
-    alphas_cumprod: Tensor
+    levels: (T,) float32, how noisy each timestep is: ᾱ, or σ of flow matching. A noisy latent is
+
+        √ᾱ·latents + √(1 - ᾱ)·noise        or        (1 - σ)·latents + σ·noise
+    """
+
+    levels: Tensor
     prediction: Prediction
 
-    def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ and √(1 - ᾱ) at the timesteps, (b, 1, 1, 1) each, float32."""
-        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt(), (1 - alpha).sqrt()
+    def coefficients(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of the latents and of the noise there is at the timesteps, float32. They broadcast over `like`."""
+        level = self.levels.to(timesteps.device)[timesteps].view(-1, *[1] * (like.ndim - 1))
+        return (1 - level, level) if self.prediction == "flow" else (level.sqrt(), (1 - level).sqrt())
+
+    def signal(self, timesteps: Tensor) -> Tensor:
+        """ᾱ or 1 - σ at the timesteps, (b,)."""
+        level = self.levels.to(timesteps.device)[timesteps]
+        return 1 - level if self.prediction == "flow" else level
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at the timesteps, (b,): ᾱ/(1 - ᾱ), or ((1 - σ)/σ)²."""
+        signal = self.signal(timesteps)
+        ratio = signal / (1 - signal)
+        return ratio.square() if self.prediction == "flow" else ratio
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ·latents + √(1 - ᾱ)·noise."""
-        signal, noisy = self.coefficients(timesteps)
+        """The noisy latents."""
+        signal, noisy = self.coefficients(timesteps, latents)
         return signal * latents + noisy * noise
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents that a prediction implies: the inverse of `noised`."""
-        signal, noise = self.coefficients(timesteps)
+        signal, noise = self.coefficients(timesteps, noisy)
         if self.prediction == "epsilon":
             return (noisy - noise * prediction) / signal
+        if self.prediction == "flow":
+            return noisy - noise * prediction
         return signal * noisy - noise * prediction
 
+    def noise(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise that a prediction implies."""
+        signal, noise = self.coefficients(timesteps, noisy)
+        if self.prediction == "epsilon":
+            return prediction
+        if self.prediction == "flow":
+            return noisy + signal * prediction
+        return signal * prediction + noise * noisy
+
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the model should predict: the noise, or the velocity √ᾱ·noise - √(1 - ᾱ)·latents."""
+        """What the model should predict: the noise, the velocity √ᾱ·noise - √(1 - ᾱ)·latents, or noise - latents."""
         if self.prediction == "epsilon":
             return noise
-        signal, noisy = self.coefficients(timesteps)
+        if self.prediction == "flow":
+            return noise - latents
+        signal, noisy = self.coefficients(timesteps, latents)
         return signal * noise - noisy * latents
 
 
@@ -73,28 +101,35 @@ class Conditioning:
     (`layers.py`). pooled: (b, width), for families that read it. places: each learned word in any of the prompts → its
     places, (b, tokens) bool; gates read them. sizes: what SDXL is told of a picture's size, (b, 6) pixels: original
     height and width, rows and columns cut off at the top and left, height and width; None for that of the latents.
+    real: which tokens are no padding, (b, tokens) bool; None if the model pads none. extras: for each prompt, other
+    inputs of the network, which only the base reads.
     """
 
     states: Tensor
     pooled: Tensor | None = None
     places: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: Tensor | None = None
+    real: Tensor | None = None
+    extras: Sequence[Mapping[str, object]] = ()
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
         def chosen(values: Tensor) -> Tensor:
             # not values[rows]: with repeated rows, its backward pass sums in a different order every time
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows.to(values.device))
 
-        pooled, sizes = (None if value is None else chosen(value) for value in (self.pooled, self.sizes))
+        pooled, sizes, real = (None if v is None else chosen(v) for v in (self.pooled, self.sizes, self.real))
         places = {word: chosen(mask) for word, mask in self.places.items()}
-        return Conditioning(chosen(self.states), pooled, places, sizes)
+        extras = self.extras
+        if extras:
+            extras = extras[rows] if isinstance(rows, slice) else [extras[row] for row in rows.tolist()]
+        return Conditioning(chosen(self.states), pooled, places, sizes, real, extras)
 
 
 class Frozen(Protocol):
     """A frozen network that deltas can be added to, whatever it is for."""
 
     fingerprint: Fingerprint
-    modules: Mapping[Projection, nn.Module]  # the modules whose output a delta is added to
+    slots: Mapping[Projection, Slot]  # the projections, to whose output a delta is added
     device: torch.device
     attachments: list[Attachment]  # the deltas that are added; `attach.attached` adds and removes them
 
@@ -113,7 +148,8 @@ class Base(Frozen, Protocol):
     schedule: Schedule
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w') for the UNet, float32 on the CPU."""
+        """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w'), or (n, c, 1, h', w') where the model's
+        have a frame, float32 on the CPU."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -133,21 +169,21 @@ class Base(Frozen, Protocol):
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction for latents noised by `schedule`, float32. Gradients flow through it."""
+        """The network's raw prediction for latents noised by `schedule`, float32. Gradients flow through it."""
         ...
 
 
-def fingerprint(modules: Mapping[Projection, nn.Module]) -> Fingerprint:
+def fingerprint(family: Family, slots: Mapping[Projection, Slot]) -> Fingerprint:
     """The fingerprint of a base, the same for float16 and float32 copies.
 
     Only the first row of each projection is hashed, so it is fast at any size.
     """
     digest = hashlib.sha256()
-    for projection, module in modules.items():
-        row = module.get_parameter("weight").detach()[0].to("cpu", torch.float16)
+    for projection, slot in slots.items():
+        row = slot.weight[0].to("cpu", torch.float16)
         digest.update(f"{projection.path} {projection.shape}".encode())
         digest.update(row.numpy().tobytes())
-    return Fingerprint(family_of(modules).name, digest.hexdigest())
+    return Fingerprint(family.name, digest.hexdigest())
 
 
 def check_parts(family: Family, encoders: Mapping[str, int], *, reads: int, makes: int | None) -> None:

@@ -50,6 +50,24 @@ class LowRank:
         return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """A random sketch of a second moment E[x xᵀ] ≈ columns @ columnsᵀ. columns: (in, any number)."""
+
+    columns: Tensor
+
+
+Moment = Tensor | Sketch  # E[x xᵀ], (in, in) float32, whole or as a sketch
+
+
+def mean_square(delta: LowRank, moment: Moment) -> Tensor:
+    """E‖up·down·x‖² for x of that second moment: tr((upᵀup)(down C downᵀ)). No (out, in) matrix is formed."""
+    if isinstance(moment, Sketch):
+        read = delta.down @ moment.columns
+        return ((delta.up.T @ delta.up) * (read @ read.T)).sum()
+    return ((delta.up.T @ delta.up) * (delta.down @ moment @ delta.down.T)).sum()
+
+
 def inner(a: LowRank, b: LowRank) -> Tensor:
     """⟨a, b⟩ = tr((up_aᵀ up_b)(down_b down_aᵀ)), without forming either matrix."""
     return ((a.up.T @ b.up) * (a.down @ b.down.T)).sum()

@@ -2,6 +2,8 @@
 
     x_prev = √ᾱ_prev · x̂₀ + √(1 - ᾱ_prev) · ε̂        Song et al. 2021 (DDIM), arXiv:2010.02502, equation (12), σ = 0
 
+With flow matching the same step is Euler's: (1 - σ_prev)·x̂₀ + σ_prev·ε̂ = x + (σ_prev - σ)·v.
+
 The timesteps trail (the first is the schedule's noisiest), as in Lin et al. 2024, arXiv:2305.08891, section 3.3.
 """
 
@@ -40,10 +42,11 @@ def sample(
     tokens: Sequence[ConceptToken] = (),
     sampling: Sampling = Sampling(),
     *,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     report: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One picture per prompt, (n, 3, h, w) in [-1, 1], float32 on the CPU. latent_shape: (channels, h', w').
+    """One picture per prompt, (n, 3, h, w) in [-1, 1], float32 on the CPU. latent_shape: of a
+    picture, as `Family.latent_shape` gives it.
 
     `report(done, total)` is called after every step of a batch and may raise to stop.
     """
@@ -58,7 +61,7 @@ def sampled_latents(
     tokens: Sequence[ConceptToken] = (),
     sampling: Sampling = Sampling(),
     *,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     report: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """The latents that `sample` decodes, batch by batch: (b, c, h', w') on the base's device."""
@@ -73,7 +76,7 @@ def sampled_latents(
         count = len(part)
         rows = torch.tensor([*range(count), *[count] * count], device=conditioning.states.device)
         latents = torch.stack(noise).to(base.device)
-        times = timesteps(len(base.schedule.alphas_cumprod), sampling.steps)
+        times = timesteps(len(base.schedule.levels), sampling.steps)
         for index, time in enumerate(times):
             before = times[index + 1] if index + 1 < len(times) else None
             prediction = guided(base, latents, time, conditioning[rows], sampling.guidance)
@@ -95,17 +98,14 @@ def guided(base: Base, latents: Tensor, time: int, conditioning: Conditioning, g
         times = torch.full((count,), time, device=latents.device)
         return base.predict(latents, times, conditioning[slice(count)])
     times = torch.full((2 * count,), time, device=latents.device)
-    conditional, unconditional = base.predict(latents.repeat(2, 1, 1, 1), times, conditioning).chunk(2)
+    conditional, unconditional = base.predict(torch.cat([latents, latents]), times, conditioning).chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 
 
 def ddim_step(latents: Tensor, prediction: Tensor, time: int, before: int | None, schedule: Schedule) -> Tensor:
     """One step from timestep `time` to `before`; `None` is the clean picture."""
     times = torch.full((len(latents),), time, device=latents.device)
-    signal, noise = schedule.coefficients(times)
     clean = schedule.clean(latents, prediction, times)
     if before is None:
         return clean
-    next_alpha = schedule.alphas_cumprod[before].to(latents.device)
-    epsilon = prediction if schedule.prediction == "epsilon" else signal * prediction + noise * latents
-    return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * epsilon
+    return schedule.noised(clean, schedule.noise(latents, prediction, times), torch.full_like(times, before))

@@ -1,17 +1,14 @@
 """The text states of prompts that a new concept should not change, and their second moment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .attach import Reading
 from .base import Base
 from .concept import ConceptToken
-from .projections import Projection
 
 AT_ONCE = 16
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -38,19 +35,3 @@ def preserved_states(base: Base, old_prompts: Sequence[str], old_words: Sequence
 def second_moment(groups: Sequence[Tensor]) -> Tensor:
     """C = E[s sᵀ], (width, width) float32; every group of states has the same weight."""
     return torch.stack([states.T @ states / len(states) for states in groups]).mean(0)
-
-
-@torch.no_grad()
-def preserved_moments(
-    base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]
-) -> tuple[Mapping[Projection, Tensor], Mapping[Projection, float]]:
-    """projection → C of the preserved states, one tensor for all; and projection → E‖W s‖² with what is attached."""
-    groups = preserved_states(base, old_prompts, old_words)
-    sizes = {}
-    with Reading.of(base):
-        for projection, module in base.modules.items():
-            stored = module.get_parameter("weight").dtype
-            dtype = stored if stored in HALVES else torch.float32  # float8 weights are cast to the input's dtype
-            outputs = [module(states[None].to(dtype))[0].float() for states in groups]
-            sizes[projection] = float(torch.stack([output.square().sum(1).mean() for output in outputs]).mean())
-    return dict.fromkeys(base.modules, second_moment(groups)), sizes

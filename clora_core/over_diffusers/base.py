@@ -23,10 +23,10 @@ from ..model.base import (
     pooled_of,
 )
 from ..model.concept import ConceptToken
-from ..model.families import family_of, find_projections
+from ..model.families import recognized
 from ..model.layers import layer_count
 from ..model.precision import AUTOCAST, Precision
-from ..model.projections import Projection
+from ..model.projections import Projection, Slot
 from ..starter.layout import NAME
 from ..starter.model import Starter, load_starter
 from .checkpoints import Parts, errors_about, open_parts
@@ -67,12 +67,12 @@ class DiffusersBase:
     """The parts of a model as one frozen `Base`. It takes the parts over: they are moved, cast and frozen in place."""
 
     def __init__(self, parts: Parts, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
-        self.modules: Mapping[Projection, nn.Module] = find_projections(parts.unet)
-        self.family = family_of(self.modules)
+        self.family, slots = recognized(parts.unet)
+        self.slots: Mapping[Projection, Slot] = slots
         widths = {encoder.name: encoder.width for encoder in parts.encoders}
         reads, makes = parts.unet.config["in_channels"], parts.vae.config["latent_channels"]
         check_parts(self.family, widths, reads=reads, makes=makes)
-        self.fingerprint = fingerprint(self.modules)
+        self.fingerprint = fingerprint(self.family, self.slots)
         self.schedule: Schedule = parts.schedule
         self.device = torch.device(device)
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
@@ -102,7 +102,7 @@ class DiffusersBase:
         """
         side = 8 * self.factor
         picture, latents = torch.zeros(1, 3, side, side), torch.zeros(1, *self.latent_shape(side, side))
-        last = torch.tensor([len(self.schedule.alphas_cumprod) - 1])
+        last = torch.tensor([len(self.schedule.levels) - 1])
         for name, answer, expected in (
             ("UNet", self.predict(latents, last, self.encode_prompts([""], ())), latents),
             ("autoencoder", self.encode_pictures(picture), latents),
@@ -163,7 +163,7 @@ class DiffusersBase:
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32."""
-        return encode(self.encoders, prompts, tokens, layers=layer_count(self.modules))
+        return encode(self.encoders, prompts, tokens, layers=layer_count(self.slots))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32."""

@@ -105,7 +105,7 @@ def _open_folder(folder: Path, dtype: torch.dtype, tokenizer: Path | None, predi
     unet = _pretrained(UNet2DConditionModel, folder / "unet", dtype)
     tiny = _json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
     vae = _pretrained(AutoencoderTiny if tiny else AutoencoderKL, folder / "vae", torch.float32)
-    family = families.family_of(families.find_projections(unet))
+    family, _ = families.recognized(unet)
     encoders = []
     for name, suffix in zip(family.encoders, ("", "_2"), strict=False):
         kind = CLIPTextModelWithProjection if _pooled(family, name) else CLIPTextModel

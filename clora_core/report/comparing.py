@@ -102,7 +102,7 @@ def predictions(state: State, prompts: Sequence[str], latents: Tensor, noise: Te
     at_levels = []
     with state.viewing():
         conditioning = base.encode_prompts(prompts, state.museum.tokens)
-        for time in levels(len(base.schedule.alphas_cumprod)):
+        for time in levels(len(base.schedule.levels)):
             times = torch.full((len(prompts),), time, device=base.device)
             at_levels.append(base.predict(base.schedule.noised(latents, noise, times), times, conditioning).cpu())
     return torch.stack(at_levels, dim=1)

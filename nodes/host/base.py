@@ -8,20 +8,19 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.base import Conditioning, Schedule, check_parts, latent_sides, pooled_of
 from ...clora_core.model.concept import ConceptToken
-from ...clora_core.model.families import family_of
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.precision import Precision
-from ...clora_core.model.projections import Projection
+from ...clora_core.model.projections import Projection, Slot
 from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
-from .model import ModelPatcher, fingerprint_of, projections_of, schedule_of, take_off_others, unet_of
+from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
 from .progress import check_interrupted
 from .resident import resident_clip, resident_model
 from .text import encode_with_clip, vectors_of_word
@@ -43,7 +42,7 @@ class HostBase:
 
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE | None = None) -> None:
         model, clip = base_beneath(model, clip)
-        self.family: Family = family_of(projections_of(model))
+        self.family: Family = family_of(model)
         self.schedule: Schedule = schedule_of(model)
         self.fingerprint = fingerprint_of(model)
         self.device: torch.device = model.load_device
@@ -69,9 +68,9 @@ class HostBase:
         return resident_clip(self._sources[1])
 
     @cached_property
-    def modules(self) -> Mapping[Projection, nn.Module]:
-        """The trainable projections of `model`."""
-        return projections_of(self.model)
+    def slots(self) -> Mapping[Projection, Slot]:
+        """The projections of `model`."""
+        return slots_of(self.model)
 
     @property
     def factor(self) -> int:
@@ -122,7 +121,7 @@ class HostBase:
         """Encode prompts that may contain the tokens' words. Gradients reach their vectors. float32, on `device`."""
         self._ready()
         for token in tokens:
-            check_layers(token, layer_count(self.modules))
+            check_layers(token, layer_count(self.slots))
         encoded = encode_with_clip(self.clip, prompts, tokens)
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
         places = {word: mask.to(self.device) for word, mask in encoded.places.items()}

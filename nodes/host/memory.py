@@ -22,8 +22,8 @@ def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     """Approximate memory of a step with pictures of that size in pixels, without the models themselves."""
     _, rows, columns = base.latent_shape(height, width)
     activations = base.family.kept_bytes * rows * columns * recipe.batch_size
-    trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.modules)
-    dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.modules)
+    trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.slots)
+    dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.slots)
     wide = 2 if recipe.precision == "fp32" else 1
     share = base.family.checkpointed if recipe.checkpointing else 1
     copies = share * _copied_bytes(unet_of(base.model), DTYPES[recipe.precision])

@@ -1,6 +1,7 @@
 """The parts of a loaded ComfyUI model, regardless of the patches on it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.base import Fingerprint, Prediction, Schedule, fingerprint
-from ...clora_core.model.families import find_projections
-from ...clora_core.model.projections import Projection
+from ...clora_core.model.families import recognized
+from ...clora_core.model.families.family import Family
+from ...clora_core.model.projections import Place, Projection, Slot
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."
@@ -24,24 +26,38 @@ def unet_of(model: ModelPatcher) -> nn.Module:
     return model.model.diffusion_model
 
 
-def projections_of(model: ModelPatcher) -> dict[Projection, nn.Module]:
-    """The trainable projections. Raises BaseModelError, with the model's class and the reason, if there are none."""
+def slots_of(model: ModelPatcher) -> dict[Projection, Slot]:
+    """The projections. Raises BaseModelError, with the model's class and the reason, for an unsupported model."""
+    return _recognized(model)[1]
+
+
+def family_of(model: ModelPatcher) -> Family:
+    """The model's family. Raises BaseModelError like `slots_of`."""
+    return _recognized(model)[0]
+
+
+def _recognized(model: ModelPatcher) -> tuple[Family, dict[Projection, Slot]]:
     try:
-        return find_projections(unet_of(model))
+        return recognized(unet_of(model))
     except BaseModelError as error:
         raise BaseModelError(f"{type(model.model).__name__} does not support C-LoRA. {error}") from error
 
 
-def projection_paths(model: ModelPatcher) -> dict[Projection, str]:
-    """projection → its module's path inside the UNet, as ComfyUI names it."""
+def places_of(model: ModelPatcher) -> dict[Projection, Place]:
+    """projection → where it is in the diffusion model, by ComfyUI's names."""
     paths = {module: path for path, module in unet_of(model).named_modules()}
-    return {projection: paths[module] for projection, module in projections_of(model).items()}
+    return {projection: Place(paths[slot.module], slot.first_row) for projection, slot in slots_of(model).items()}
 
 
 def fingerprint_of(model: ModelPatcher) -> Fingerprint:
     """The fingerprint of the model's own weights; LoRAs that are merged at the moment do not change it."""
-    paths = projection_paths(model).items()
-    return fingerprint({projection: _Weight(own_weight(model, path)) for projection, path in paths})
+    family, slots = _recognized(model)
+    paths = {module: path for path, module in unet_of(model).named_modules()}
+    own = {
+        projection: replace(slot, module=_Weight(own_weight(model, paths[slot.module])))
+        for projection, slot in slots.items()
+    }
+    return fingerprint(family, own)
 
 
 def own_weight(model: ModelPatcher, path: str) -> Tensor:

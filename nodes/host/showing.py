@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment, Gate
-from ...clora_core.model.projections import Projection
+from ...clora_core.model.projections import Place, Projection, Slot
 from .conditioning import LAYERS, PLACES, restore_method
 from .model import ModelPatcher
 
@@ -23,17 +23,17 @@ KEY = "clora.showing"
 
 
 def put_on(
-    model: ModelPatcher, paths: Mapping[Projection, str], attachments: Sequence[Attachment], layers: int = 1
+    model: ModelPatcher, places: Mapping[Projection, Place], attachments: Sequence[Attachment], layers: int = 1
 ) -> None:
     """Patch a clone of a model so that it adds these deltas.
 
-    paths: projection → its module's path in the UNet. layers: the number of cross-attentions if the museum has
+    places: where each projection is in the diffusion model. layers: the number of cross-attentions if the museum has
     layer-wise words, else 1.
     """
     gates = [attachment.gate for attachment in attachments if attachment.gate]
     if gates or layers > 1:
         model.add_object_patch("extra_conds", _ExtraConds(model.get_model_object("extra_conds"), gates, layers))
-    wrapper = _DeltaWrapper(paths, attachments, gates)
+    wrapper = _DeltaWrapper(places, attachments, gates)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, wrapper.forget)
 
@@ -75,19 +75,21 @@ class _DeltaWrapper:
     """A wrapper around the UNet's forward: the projections only have hooks while it runs."""
 
     def __init__(
-        self, paths: Mapping[Projection, str], attachments: Sequence[Attachment], gates: Sequence[Gate]
+        self, places: Mapping[Projection, Place], attachments: Sequence[Attachment], gates: Sequence[Gate]
     ) -> None:
-        self.paths, self.attachments, self.gates = paths, attachments, gates
+        self.places, self.attachments, self.gates = places, attachments, gates
 
     def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
         opened, layers = options.pop(PLACES, None), options.pop(LAYERS, None)
         masks = {} if opened is None else dict(zip(self.gates, opened.unbind(-1), strict=True))
         masks = {gate: mask for gate, mask in masks.items() if mask.any()}
         active = [attachment for attachment in self.attachments if attachment.gate is None or attachment.gate in masks]
-        unet = unet_forward.class_obj
-        paths = self.paths if active or layers is not None else {}
-        modules = {projection: unet.get_submodule(path) for projection, path in paths.items()}
-        with Reading(modules, active, masks, layers):
+        network = unet_forward.class_obj
+        slots = {
+            projection: Slot(network.get_submodule(place.module), place.first_row, projection.shape[0])
+            for projection, place in (self.places if active or layers is not None else {}).items()
+        }
+        with Reading(slots, active, masks, layers):
             return unet_forward(*inputs, **options)
 
     def forget(self, *ignored: Any) -> None:

@@ -9,8 +9,9 @@ word-gated exhibits, which are never merged.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from comfy.weight_adapter import LoRAAdapter
@@ -20,9 +21,9 @@ from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.low_rank import LowRank
-from ...clora_core.model.projections import Projection
+from ...clora_core.model.projections import Place, Projection
 from ...clora_core.museum.museum import Exhibit, Museum
-from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, projection_paths, run_dtype, stored_dtype, unet_of
+from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, places_of, run_dtype, stored_dtype, unet_of
 from .showing import put_on, take_off
 from .words import CLIP, with_words, without_words
 
@@ -44,23 +45,25 @@ def view(
     if current is not None and current.strengths == strengths and same_museum(current.museum, museum):
         return model, with_words(clip, museum.tokens)
     model, clip = base_beneath(model, clip, museum)
-    paths = projection_paths(model)
-    deltas = _deltas(model, museum, strengths, paths)
+    places = places_of(model)
+    deltas = _deltas(model, museum, strengths, places)
     model = model.clone()
-    merged = {key: delta for key, delta in deltas.items() if _run_dtype(model, paths[key]) in MERGED}
+    merged = {key: delta for key, delta in deltas.items() if _run_dtype(model, places[key].module) in MERGED}
     patches = {
-        f"{PREFIX}{paths[key]}.weight": LoRAAdapter(set(), (delta.up, delta.down, None, None, None, None))
-        for key, delta in merged.items()
+        _patch_key(model, projection, places[projection]): LoRAAdapter(
+            set(), (delta.up, delta.down, None, None, None, None)
+        )
+        for projection, delta in merged.items()
     }
     if missing := set(patches) - set(model.add_patches(patches)):
-        raise BaseModelError(f"ComfyUI rejected the patch of '{min(missing)}', so the museum would be incomplete.")
+        raise BaseModelError(f"ComfyUI rejected the patch of {min(missing, key=str)}; the museum would be incomplete.")
     unmerged = {projection: delta for projection, delta in deltas.items() if projection not in merged}
     attachments = [Attachment(_cheap(unmerged))] if unmerged else []
-    attachments += [_gated(exhibit, strengths.get(exhibit.word, 1.0), paths) for exhibit in museum.gated]
-    layers = _layers(museum, paths)
+    attachments += [_gated(exhibit, strengths.get(exhibit.word, 1.0), places) for exhibit in museum.gated]
+    layers = _layers(museum, places)
     if attachments or layers > 1:
-        put_on(model, paths, attachments, layers)
-    model.set_attachments(KEY, _View(museum, strengths, patches))
+        put_on(model, places, attachments, layers)
+    model.set_attachments(KEY, _View(museum, strengths, tuple(patches.values())))
     return model, with_words(clip, museum.tokens)
 
 
@@ -85,7 +88,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
         )
     base = model.clone()
     others = {
-        key: [entry for entry in entries if entry[1] is not current.patches.get(key)]
+        key: [entry for entry in entries if not any(entry[1] is patch for patch in current.patches)]
         for key, entries in model.patches.items()
     }
     base.patches = {key: entries for key, entries in others.items() if entries}
@@ -102,11 +105,11 @@ def same_museum(a: Museum, b: Museum) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What `view` applied to a model. patches: weight key → the patch that ComfyUI merges."""
+    """What `view` applied to a model. patches: those that ComfyUI merges."""
 
     museum: Museum
     strengths: Mapping[str, float]
-    patches: Mapping[str, LoRAAdapter]
+    patches: Sequence[LoRAAdapter]
 
 
 def _view_of(model: ModelPatcher) -> _View | None:
@@ -114,28 +117,34 @@ def _view_of(model: ModelPatcher) -> _View | None:
 
 
 def _deltas(
-    model: ModelPatcher, museum: Museum, strengths: Mapping[str, float], paths: Mapping[Projection, str]
+    model: ModelPatcher, museum: Museum, strengths: Mapping[str, float], places: Mapping[Projection, Place]
 ) -> dict[Projection, LowRank]:
     """The stacked deltas. Raises BaseModelError if the model is of another family than the museum's base."""
     museum.shown_over(fingerprint_of(model))
-    return _checked(museum.deltas(strengths), paths)
+    return _checked(museum.deltas(strengths), places)
 
 
 def note_about(model: ModelPatcher, museum: Museum) -> str:
     """What to say if the museum was trained over another checkpoint than this one; "" if that cannot be known."""
-    paths = projection_paths(model)
-    exact = all(stored_dtype(own_weight(model, path)) in EXACT for path in paths.values())
+    exact = all(stored_dtype(own_weight(model, place.module)) in EXACT for place in places_of(model).values())
     return museum.shown_over(fingerprint_of(model)) if exact else ""
+
+
+def _patch_key(model: ModelPatcher, projection: Projection, place: Place) -> Any:
+    """ComfyUI's key of a weight, or of the projection's rows in it."""
+    key = f"{PREFIX}{place.module}.weight"
+    whole = len(own_weight(model, place.module)) == projection.shape[0]
+    return key if whole else (key, (0, place.first_row, projection.shape[0]))
 
 
 def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
     return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
-def _gated(exhibit: Exhibit, strength: float, paths: Mapping[Projection, str]) -> Attachment:
+def _gated(exhibit: Exhibit, strength: float, places: Mapping[Projection, Place]) -> Attachment:
     strength = exhibit.strength * strength
     deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
-    return Attachment(_cheap(_checked(deltas, paths)), exhibit.gate)
+    return Attachment(_cheap(_checked(deltas, places)), exhibit.gate)
 
 
 def _cheap(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank | Tensor]:
@@ -148,19 +157,19 @@ def _cheap(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank | T
     }
 
 
-def _layers(museum: Museum, paths: Mapping[Projection, str]) -> int:
+def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:
     """The number of cross-attentions if any word of the museum is layer-wise; else 1."""
-    count = layer_count(paths)
+    count = layer_count(places)
     for token in museum.tokens:
         check_layers(token, count)
     deep = any(len(vectors) > 1 for token in museum.tokens for vectors in token.vectors.values())
     return count if deep else 1
 
 
-def _checked(deltas: Mapping[Projection, LowRank], paths: Mapping[Projection, str]) -> dict[Projection, LowRank]:
+def _checked(deltas: Mapping[Projection, LowRank], places: Mapping[Projection, Place]) -> dict[Projection, LowRank]:
     """The deltas. Raises an error if the model has no projection of the same shape for one of them."""
     for projection, delta in deltas.items():
-        if projection not in paths:
+        if projection not in places:
             raise BaseModelError(
                 f"The museum changes the projection '{projection.path}' of shape {projection.shape}, which the loaded "
                 "model does not have. Load the museum's own base."

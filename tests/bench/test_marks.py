@@ -47,7 +47,7 @@ def course(examiner: Examiner) -> Course:
         ]
         for after in range(len(SUBJECTS))
     ]
-    place = next(iter(examiner.base.modules))
+    place = next(iter(examiner.base.slots))
     out, width = place.shape
     exhibits = tuple(
         Exhibit(
@@ -131,7 +131,7 @@ def test_what_judges_said_is_counted_at_the_end(found: dict):
 
 
 def test_what_it_cost(examiner: Examiner, course: Course, found: dict):
-    out, width = next(iter(examiner.base.modules)).shape
+    out, width = next(iter(examiner.base.slots)).shape
     first = 4.0 * (out * width) ** 0.5
     assert found["norms"] == pytest.approx([first, first / 2, first / 4])
     assert found["late_norm"] == pytest.approx(1 / 4)

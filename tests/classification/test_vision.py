@@ -38,7 +38,7 @@ def test_folders_of_transformers_open_and_learn(kind: str, tmp_path: Path):
     }[kind]()
     model.save_pretrained(tmp_path)
     base = open_vision(tmp_path)
-    assert (base.width, base.side, len(base.modules)) == (32, 32, 6)
+    assert (base.width, base.side, len(base.slots)) == (32, 32, 6)
     task = pictures("red", "green")
     task = dataclasses.replace(task, pictures=task.pictures[..., :32, :32])
     museum = TaskMuseum(base.fingerprint).with_task(

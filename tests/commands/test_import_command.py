@@ -22,7 +22,7 @@ def starter() -> DiffusersBase:
 def lora(starter, tmp_path):
     """A LoRA as kohya's trainer names it, with a text encoder's part, and nothing of ours."""
     rng, tensors = torch.Generator().manual_seed(0), {}
-    for projection in starter.modules:
+    for projection in starter.slots:
         stem, (rows, columns) = "lora_unet_" + projection.path.replace(".", "_"), projection.shape
         tensors[f"{stem}.lora_up.weight"] = 1e-2 * torch.randn(rows, 4, generator=rng)
         tensors[f"{stem}.lora_down.weight"] = torch.randn(4, columns, generator=rng)

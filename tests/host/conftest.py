@@ -77,12 +77,12 @@ def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clones_stay_apart() -> None:
     """Skips where ComfyUI itself leaves one clone's patches on the weights that all clones share."""
     import comfy.model_management
-    from clora_pack.nodes.host.model import PREFIX, projection_paths, unet_of
+    from clora_pack.nodes.host.model import PREFIX, places_of, unet_of
 
     from .models import small_models
 
     model = small_models("sd15")[0]
-    path = next(iter(projection_paths(model).values()))
+    path = next(iter(places_of(model).values())).module
     module = unet_of(model).get_submodule(path)
     states, patched = torch.ones(1, module.in_features, device=model.load_device), model.clone()
     patched.add_patches({f"{PREFIX}{path}.weight": ("diff", (torch.ones_like(module.weight),))})

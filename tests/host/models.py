@@ -294,7 +294,7 @@ def random_museum(base: Base, *words: str, size: float = 0.05, rank: int = 2) ->
                 size * torch.randn(projection.shape[0], rank, generator=rng) / math.sqrt(rank),
                 torch.randn(rank, projection.shape[1], generator=rng) / math.sqrt(projection.shape[1]),
             )
-            for projection in base.modules
+            for projection in base.slots
         }
         with ordinary():
             vectors = start_vectors(base, concept(word))

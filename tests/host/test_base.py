@@ -110,8 +110,8 @@ def gradients(base: HostBase, *, checkpointing: bool = False) -> dict[str, Tenso
 def test_everything_is_trained_in_every_family(models):
     base = HostBase(*models)
     moved = gradients(base)
-    assert len(base.modules) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.family.name]
-    assert len(moved) == 2 * len(base.modules) + len(base.family.encoders)
+    assert len(base.slots) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.family.name]
+    assert len(moved) == 2 * len(base.slots) + len(base.family.encoders)
     for name, value in moved.items():
         assert value.isfinite().all() and value.abs().max() > 0, name
     for name, value in gradients(base, checkpointing=True).items():  # Adam turns rounding of the least into steps
@@ -230,7 +230,7 @@ def test_a_users_choice_of_sampling_is_the_schedule():
     chosen.add_object_patch("model_sampling", Epsilon(model.model.model_config, zsnr=True))
     schedule = HostBase(chosen, clip, vae).schedule
     assert schedule.prediction == "epsilon"
-    assert schedule.alphas_cumprod[-1] < 1e-6 < HostBase(model, clip, vae).schedule.alphas_cumprod[-1]
+    assert schedule.levels[-1] < 1e-6 < HostBase(model, clip, vae).schedule.levels[-1]
 
     class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass

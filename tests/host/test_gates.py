@@ -11,7 +11,7 @@ from clora_pack.clora_core.model.attachment import Gate
 from clora_pack.clora_core.museum.museum import Museum, viewing
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.conditioning import PLACES
-from clora_pack.nodes.host.model import projections_of
+from clora_pack.nodes.host.model import slots_of
 from clora_pack.nodes.host.view import base_beneath, view
 from torch import Tensor, nn
 
@@ -55,7 +55,7 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
     states, mask = positive[0][0][0], positive[0][1][PLACES]["<one>"][0]
     if applied == "onwards":
         mask = mask.cumsum(0) > 0
-    mask, modules = mask.to(model.load_device), projections_of(model)
+    mask, modules = mask.to(model.load_device), slots_of(model)
 
     def adding(delta):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
 
     plain = sampled(model, positive, negative)
     deltas = museum.exhibit("<one>").deltas
-    handles = [modules[projection].register_forward_hook(adding(delta)) for projection, delta in deltas.items()]
+    handles = [modules[projection].module.register_forward_hook(adding(delta)) for projection, delta in deltas.items()]
     expected = sampled(model, positive, negative)
     for handle in handles:
         handle.remove()

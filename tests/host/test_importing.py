@@ -59,12 +59,12 @@ def test_an_imported_lora_shows_as_comfyui_shows_its_file(models: Models, tmp_pa
     vectors = random_museum(base, "<word>").exhibits[0].token.vectors
     for naming in NAMES:
         write_lora(
-            list(base.modules), tmp_path / "a.safetensors", naming, alpha=2.0 if "diffusers" not in naming else None
+            list(base.slots), tmp_path / "a.safetensors", naming, alpha=2.0 if "diffusers" not in naming else None
         )
         lora = read_lora(tmp_path / "a.safetensors")
-        exhibit = imported(base.fingerprint, "<tom>", vectors, lora, known=base.modules)
+        exhibit = imported(base.fingerprint, "<tom>", vectors, lora, known=base.slots)
         shown, _ = view(model, clip, Museum(base.fingerprint, (exhibit,)))
-        assert len(shown.patches) == len(base.modules)
+        assert len(shown.patches) == len(base.slots)
         assert_same_move(shown, stock_view(model, tmp_path / "a.safetensors"))
 
 
@@ -73,7 +73,7 @@ def test_an_exported_lora_of_lower_rank_is_what_comfyui_shows(models: Models, tm
     base = HostBase(*models)
     whole = random_museum(base, "<one>", "<two>", "<three>")
     lora, *_ = export(whole, tmp_path, rank=3).files
-    exhibit = imported(base.fingerprint, "<all>", whole.tokens[0].vectors, read_lora(lora), known=base.modules)
+    exhibit = imported(base.fingerprint, "<all>", whole.tokens[0].vectors, read_lora(lora), known=base.slots)
     assert exhibit.rank == 3
     assert_same_move(stock_view(model, lora), view(model, clip, Museum(base.fingerprint, (exhibit,)))[0])
 

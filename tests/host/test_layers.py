@@ -11,7 +11,7 @@ from clora_pack.clora_core.museum.museum import Museum, viewing
 from clora_pack.nodes.host import text
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.conditioning import LAYERS
-from clora_pack.nodes.host.model import projections_of
+from clora_pack.nodes.host.model import slots_of
 from clora_pack.nodes.host.view import base_beneath, view
 from clora_pack.nodes.host.words import with_words
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def models(request: pytest.FixtureRequest) -> Models:
 
 def deepened(museum: Museum, base: HostBase) -> Museum:
     """The museum with vectors of its own for each cross-attention in its first word."""
-    layers = len(set(layer_numbers(base.modules).values()))
+    layers = len(set(layer_numbers(base.slots).values()))
     first, *others = museum.exhibits
     rng = torch.Generator().manual_seed(4)
     vectors = {
@@ -57,8 +57,8 @@ def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
     model, clip, _ = models
     museum = museum_over(models)
     showing, speaking = view(model, clip, museum)
-    modules = projections_of(model)
-    numbers = layer_numbers(modules)
+    slots = slots_of(model)
+    numbers = layer_numbers(slots)
     positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
     first = positive[0][0]
     alone = [encoded(with_words(clip, flattened(museum, n)), PROMPT)[0][0] for n in range(max(numbers.values()) + 1)]
@@ -80,7 +80,7 @@ def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
         return hook
 
     without = sampled(plain, encoded(plain_speaking, PROMPT), negative)
-    handles = [modules[projection].register_forward_pre_hook(own(layer)) for projection, layer in numbers.items()]
+    handles = [slots[projection].module.register_forward_pre_hook(own(layer)) for projection, layer in numbers.items()]
     expected = sampled(plain, encoded(plain_speaking, PROMPT), encoded(plain_speaking, ""))
     for handle in handles:
         handle.remove()
@@ -124,12 +124,12 @@ def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
     told = encoded(speaking, "a photo of <one> at night")[0][1][LAYERS]
     torch.testing.assert_close(conditioning.states[0].cpu(), told[0].float().cpu(), rtol=1e-4, atol=1e-4)
     narrow = base.encode_prompts(["a cat"], museum.tokens).states
-    layers = len(set(layer_numbers(base.modules).values()))
+    layers = len(set(layer_numbers(base.slots).values()))
     torch.testing.assert_close(conditioning.states[1], narrow[0].repeat(1, layers), rtol=1e-4, atol=1e-4)
     with viewing(base, museum.dense()):
         noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         assert base.predict(noisy, torch.tensor([500, 500]), conditioning).isfinite().all()
-    assert not any(module._forward_pre_hooks for module in base.modules.values())
+    assert not any(slot.module._forward_pre_hooks for slot in base.slots.values())
 
 
 def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: pytest.MonkeyPatch):
@@ -146,7 +146,7 @@ def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: 
 
 def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
     base = HostBase(*models)
-    layers = len(set(layer_numbers(base.modules).values()))
+    layers = len(set(layer_numbers(base.slots).values()))
     museum = taught(base, Museum(base.fingerprint), concept("<one>"), dataclasses.replace(recipe(), layer_wise=True))
     for vectors in museum.exhibits[0].token.vectors.values():
         assert vectors.shape[0] == layers and len(torch.unique(vectors[:, 0], dim=0)) == layers

@@ -18,7 +18,7 @@ from clora_pack.clora_core.model.projections import Projection
 from clora_pack.clora_core.museum.file import export, load_museum, save_museum
 from clora_pack.clora_core.museum.museum import Exhibit, Museum
 from clora_pack.nodes.host.base import HostBase
-from clora_pack.nodes.host.model import projection_paths
+from clora_pack.nodes.host.model import places_of
 from clora_pack.nodes.host.view import view
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -94,7 +94,7 @@ def random_museum(base: HostBase) -> Museum:
                 0.3 * torch.randn(projection.shape[0], rank, generator=rng),
                 torch.randn(rank, projection.shape[1], generator=rng) / math.sqrt(projection.shape[1]),
             )
-            for projection in (list(base.modules)[::every] if every else ())
+            for projection in (list(base.slots)[::every] if every else ())
         }
         vectors = {
             name: 0.05 * torch.randn(1, words, width, generator=rng) for name, width in base.family.encoders.items()
@@ -107,7 +107,7 @@ def weights(model: ModelPatcher) -> dict[Projection, Tensor]:
     """Every key and value projection as it is when the model runs, float32."""
     comfy.model_management.load_models_gpu([model])
     unet = model.model.diffusion_model
-    return {p: unet.get_submodule(path).weight.float().clone().cpu() for p, path in projection_paths(model).items()}
+    return {p: unet.get_submodule(at.module).weight.float().clone().cpu() for p, at in places_of(model).items()}
 
 
 def with_files(clip: comfy.sd.CLIP, folder: Path) -> comfy.sd.CLIP:

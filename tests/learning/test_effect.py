@@ -22,7 +22,7 @@ NEW = small_concept("<new>", seed=9)
 
 def untaught(base) -> Exhibit:
     """The new word as it starts, with deltas of zero."""
-    nothing = {p: LowRank(torch.zeros(p.shape[0], 1), torch.ones(1, p.shape[1])) for p in base.modules}
+    nothing = {p: LowRank(torch.zeros(p.shape[0], 1), torch.ones(1, p.shape[1])) for p in base.slots}
     return Exhibit(ConceptToken("<new>", start_vectors(base, NEW)), nothing, RECIPE)
 
 
@@ -64,9 +64,9 @@ class Answering:
         self.base = base
         self.before = {"": 10.0, "<one>": 14.0, "<two>": 20.0, "<new>": 50.0}
         self.after = {"": 11.0, "<one>": 13.0, "<two>": 25.0, "<new>": 3.0}
-        alphas = base.schedule.alphas_cumprod
+        alphas = base.schedule.levels
         clean, nothing = (lambda latents, *_: latents), (lambda latents, *_: torch.zeros_like(latents))
-        self.schedule = SimpleNamespace(alphas_cumprod=alphas, noised=clean, target=nothing)
+        self.schedule = SimpleNamespace(levels=alphas, noised=clean, target=nothing)
 
     def __getattr__(self, name: str):
         return getattr(self.base, name)
@@ -126,4 +126,4 @@ def test_of_many_exhibits_some_are_asked_and_no_hook_is_left_behind():
     )
     found = effect(Learning(base, Museum(base.fingerprint, many), (NEW,), RECIPE), untaught(base))
     assert len(found.moved) == ASKED and [*found.moved][:: ASKED - 1] == ["<w0>", "<w19>"]
-    assert not any(module._forward_hooks for module in base.modules.values())
+    assert not any(module._forward_hooks for module in base.slots.values())

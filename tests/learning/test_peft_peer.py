@@ -27,7 +27,7 @@ def peft_learns(starter: Starter, base: Base, recipe: Recipe) -> list[dict[str, 
     trained = start(base, [concept], recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     unet = starter.unet
-    paths = [projection.path for projection in base.modules]
+    paths = [projection.path for projection in base.slots]
     unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=paths, lora_dropout=0.0))
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
     assert set(layers) == set(paths)

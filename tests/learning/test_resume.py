@@ -161,7 +161,7 @@ def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, f
 def test_the_schedule_is_part_of_the_learning(base: Base):
     """A model's fingerprint does not know what it predicts, which a wrong option of a command may have said."""
     bases = [base, small_base("epsilon"), small_base()]
-    bases[2].schedule = replace(base.schedule, alphas_cumprod=base.schedule.alphas_cumprod**2)
+    bases[2].schedule = replace(base.schedule, levels=base.schedule.levels**2)
     assert len({each.fingerprint for each in bases}) == 1
     keys = {learning_key(each, Museum(base.fingerprint), [small_concept()], PLAIN) for each in bases}
     assert len(keys) == 3

@@ -72,7 +72,7 @@ def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base)
 def test_orthogonal_deltas_read_nothing_of_one_another(base: Base):
     recipe = short(over="base", down="orthogonal", rank=3)
     museum = museum_of(base, "<one>", "<two>", "<three>", recipe=recipe)
-    for projection in base.modules:
+    for projection in base.slots:
         moved = [exhibit.deltas[projection].dense() for exhibit in museum.exhibits]
         for one in range(3):
             rows = museum.exhibits[one].deltas[projection].down
@@ -80,7 +80,7 @@ def test_orthogonal_deltas_read_nothing_of_one_another(base: Base):
             for other in range(one):
                 assert (moved[one] @ moved[other].T).norm() < 1e-5 * moved[one].norm() * moved[other].norm()
     kept, _ = ended(base, museum.only(["<one>", "<three>"]), "<four>", recipe)
-    for projection in base.modules:  # the rows that were given back are free again
+    for projection in base.slots:  # the rows that were given back are free again
         assert torch.equal(kept.exhibits[-1].deltas[projection].down, museum.exhibits[1].deltas[projection].down)
 
 
@@ -116,7 +116,7 @@ def test_a_quiet_delta_moves_old_prompts_no_further_than_the_bound(base: Base):
 def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
     recipe, concept = short(down="identity", rank=1, steps=4, weight_decay=0.01), small_concept()
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", recipe)
-    dense = {p: torch.zeros(p.shape, requires_grad=True) for p in base.modules}
+    dense = {p: torch.zeros(p.shape, requires_grad=True) for p in base.slots}
     word = start(base, [concept], recipe, Museum(base.fingerprint))
     vectors = word.token(concept.word).vectors
     groups = [
@@ -145,7 +145,7 @@ def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, bas
     assert bits(tensors_of(again[0])) == bits(tensors_of(again[1]))
     assert torch.equal(predictions(base), answers)
     sums = again[0].dense()
-    for projection in base.modules:
+    for projection in base.slots:
         parts = [LowRank(e.deltas[projection].up, e.deltas[projection].down) for e in again[0].exhibits]
         torch.testing.assert_close(sums[projection], concatenated(parts).dense())
 

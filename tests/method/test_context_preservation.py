@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from clora_core.method.regularizers import ContextPreservation
-from clora_core.method.regularizers.context_preservation import moved
 from clora_core.method.step import Past, Setting
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
+from clora_core.model.low_rank import LowRank, mean_square
+from clora_core.model.moments import preserved_moments
 from clora_core.model.projections import Projection
-from clora_core.model.text_states import AT_ONCE, preserved_moments, second_moment, text_states
+from clora_core.model.text_states import AT_ONCE, second_moment, text_states
 from clora_core.museum.museum import Museum
 from tests.small import museum_of, random_deltas, setting_with, short, small_concept, step_with, taught
 
@@ -31,7 +32,7 @@ def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
 
 def naive_share(base: Base, projection: Projection, delta: Tensor, groups: list[list[Tensor]]) -> float:
     """E‖Δ s‖² / E‖W s‖² by a loop, each group counting the same."""
-    weight = base.modules[projection].weight.detach()
+    weight = base.slots[projection].weight.detach()
     moved_by = sum(sum((delta @ s).square().sum().item() for s in group) / len(group) for group in groups)
     size = sum(sum((weight @ s).square().sum().item() for s in group) / len(group) for group in groups)
     return moved_by / size
@@ -41,7 +42,7 @@ def test_the_small_matrices_give_the_squared_length_of_the_dense_delta():
     rng = torch.Generator().manual_seed(0)
     up, down, states = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((7, 2), (2, 5), (40, 5)))
     up.requires_grad_(), down.requires_grad_()
-    ours = moved(up, down, states.T @ states / len(states))
+    ours = mean_square(LowRank(up, down), states.T @ states / len(states))
     naive = torch.stack([(up @ down @ s).square().sum() for s in states]).mean()
     torch.testing.assert_close(ours, naive)
     for one, other in zip(torch.autograd.grad(ours, (up, down)), torch.autograd.grad(naive, (up, down)), strict=True):
@@ -74,7 +75,7 @@ def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Ba
 
 def test_sizes_are_those_of_the_model_as_it_stands(base: Base):
     _, plain = preserved_moments(base, (), ())
-    with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.modules.items()}):
+    with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.slots.items()}):
         _, thrice = preserved_moments(base, (), ())
     for projection, size in plain.items():
         assert thrice[projection] == pytest.approx(9 * size, rel=1e-3)

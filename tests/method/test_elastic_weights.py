@@ -25,7 +25,7 @@ def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weight
         prompts = list(museum.prompts)
         shown = sampled_latents(base, prompts, museum.tokens, Sampling(seed=0), latent_shape=LATENT_SHAPE)
         latents = torch.cat(list(shown))
-        weights = {p: module.get_parameter("weight") for p, module in base.modules.items()}
+        weights = {p: slot.module.get_parameter("weight") for p, slot in base.slots.items()}
         expected = {p: torch.zeros_like(weight) for p, weight in weights.items()}
         rng = seeded("fisher information", 5)
         for weight in weights.values():
@@ -60,9 +60,9 @@ def test_the_weight_means_what_it_says():
 
 def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest.MonkeyPatch):
     rng = torch.Generator().manual_seed(0)
-    omega = {p: torch.rand(p.shape, generator=rng) for p in base.modules}
-    past = {p: torch.randn(p.shape, generator=rng) for p in base.modules}
-    new = {p: LowRank(torch.randn(p.shape[0], 2, generator=rng), torch.randn(2, p.shape[1])) for p in base.modules}
+    omega = {p: torch.rand(p.shape, generator=rng) for p in base.slots}
+    past = {p: torch.randn(p.shape, generator=rng) for p in base.slots}
+    new = {p: LowRank(torch.randn(p.shape[0], 2, generator=rng), torch.randn(2, p.shape[1])) for p in base.slots}
     monkeypatch.setattr("clora_core.method.regularizers.elastic_weights.fisher_information", lambda setting: omega)
     setting = setting_with(Past(dense=past, prompts=["a photo of <old>"]), base=base, reference_loss=0.5)
     squares = sum(float((omega[p].double() * new[p].dense().double() ** 2).sum()) for p in new)

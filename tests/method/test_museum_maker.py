@@ -73,7 +73,7 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
         value = StyleDistillation(2.0, temperature, of).begin(setting)(step)
         expected = []
         for row, time in enumerate(step.timesteps.tolist()):
-            alpha = base.schedule.alphas_cumprod[time].item()
+            alpha = base.schedule.levels[time].item()
             picture, noise = step.latents[row], step.noise[row]
             said = step.prediction[row].detach()
             if of == "picture":
@@ -93,7 +93,7 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
 def test_weight_direction_is_one_minus_the_cosine_of_the_dense_matrices(base: Base):
     before, now = random_deltas(base, seed=1), random_deltas(base, seed=2)
     setting = setting_with(Past(shared=before))
-    flat = [(before[p].dense().flatten(), now[p].dense().flatten()) for p in base.modules]
+    flat = [(before[p].dense().flatten(), now[p].dense().flatten()) for p in base.slots]
     expected = sum(1 - torch.dot(a, b) / (a.norm() * b.norm()) for a, b in flat) / len(flat)
     term = WeightDirection(3.0).begin(setting)
     assert term(step_with(now)).item() == pytest.approx(3 * expected.item(), rel=1e-4)

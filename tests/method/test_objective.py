@@ -42,7 +42,7 @@ def test_the_target_is_the_noise_or_the_velocity_of_diffusers():
 
 def test_velocity_and_noise_determine_each_other():
     schedule = ours("v_prediction")
-    signal, noisy = schedule.coefficients(TIMESTEPS)
+    signal, noisy = schedule.coefficients(TIMESTEPS, random(0))
     latents, noise = random(0), random(1)
     velocity = schedule.target(latents, noise, TIMESTEPS)
     seen = schedule.noised(latents, noise, TIMESTEPS)

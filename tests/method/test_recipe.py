@@ -205,7 +205,7 @@ def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_
     assert all(vectors.grad is None or vectors.grad.isfinite().all() for vectors in words)
     assert not begun or any(delta.up.grad.abs().max() > 0 for delta in trained.deltas.values())
     assert all(matrix.grad is None and not matrix.requires_grad for matrix in past.values())
-    assert all(parameter.grad is None for module in base.modules.values() for parameter in module.parameters())
+    assert all(parameter.grad is None for slot in base.slots.values() for parameter in slot.module.parameters())
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)

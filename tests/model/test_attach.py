@@ -20,12 +20,12 @@ def folded(base: Base, *all_deltas: dict[Projection, LowRank]) -> Base:
     with torch.no_grad():
         for deltas in all_deltas:
             for projection, delta in deltas.items():
-                copy.modules[projection].weight += delta.dense()
+                copy.slots[projection].weight.add_(delta.dense())
     return copy
 
 
 def hooks(base: Base) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in base.modules.values())
+    return sum(len(slot.module._forward_hooks) + len(slot.module._forward_pre_hooks) for slot in base.slots.values())
 
 
 def test_zero_deltas_change_no_bit(base: Base):
@@ -79,7 +79,7 @@ def test_leaving_restores_every_bit_and_leaves_no_hook(base: Base):
     plain, before = predictions(base), hooks(base)
     with attached(base, random_deltas(base)):
         with Reading.of(base):
-            assert hooks(base) == before + len(base.modules)
+            assert hooks(base) == before + len(base.slots)
         assert not torch.equal(predictions(base), plain)
         assert hooks(base) == before
     assert torch.equal(predictions(base), plain)
@@ -88,7 +88,7 @@ def test_leaving_restores_every_bit_and_leaves_no_hook(base: Base):
 
 def test_others_hooks_see_the_projection_as_moved(base: Base):
     projection, delta = next(iter(random_deltas(base, size=1).items()))
-    module, seen = base.modules[projection], []
+    module, seen = base.slots[projection].module, []
     handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     with attached(base, {projection: delta}):
         predictions(base)
@@ -141,7 +141,7 @@ def test_an_unknown_projection_is_refused_and_nothing_stays_attached(base: Base)
 
 
 def test_a_projection_of_another_shape_is_unknown(base: Base):
-    projection = next(iter(base.modules))
+    projection = next(iter(base.slots))
     wrong = Projection(projection.path, projection.role, (projection.shape[0] + 1, projection.shape[1]))
     with pytest.raises(BaseModelError, match="no projection"), attached(base, {wrong: torch.zeros(wrong.shape)}):
         pass

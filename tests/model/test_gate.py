@@ -46,11 +46,11 @@ def test_keys_and_values_move_at_the_gates_places_only(base: Base, onwards: bool
     projection = next(iter(deltas))
     heard: list[tuple[Tensor, Tensor]] = []
     with attached(base, deltas, Gate("<one>", onwards=onwards)):
-        listener = base.modules[projection].register_forward_hook(lambda _, x, y: heard.append((x[0], y)))
+        listener = base.slots[projection].module.register_forward_hook(lambda _, x, y: heard.append((x[0], y)))
         answers(base, PROMPTS, [token()])
         listener.remove()
     states, moved = heard[0]
-    by = moved - base.modules[projection](states)
+    by = moved - base.slots[projection].module(states)
     expected = states @ deltas[projection].dense().T
     first, places = [4, 1, None], [[4, 5], [1, 2, 7, 8], []]
     for row in range(3):

@@ -36,19 +36,19 @@ def at_layer(token: ConceptToken, layer: int) -> ConceptToken:
 @pytest.mark.parametrize("family", ["starter", "sd15", "sdxl"])
 def test_layers_are_numbered_as_the_model_runs_them(family: str, base: Base):
     unet = base.unet if family == "starter" else build_unet(family, SMALL[family])
-    modules, ran = find_projections(unet), []
-    numbers = layer_numbers(modules)
+    slots, ran = find_projections(unet), []
+    numbers = layer_numbers(slots)
     handles = [
-        module.register_forward_hook(lambda *_, number=numbers[projection]: ran.append(number))
-        for projection, module in modules.items()
+        slot.module.register_forward_hook(lambda *_, number=numbers[projection]: ran.append(number))
+        for projection, slot in slots.items()
     ]
-    states = torch.randn(1, 4, next(iter(modules)).shape[1])
+    states = torch.randn(1, 4, next(iter(slots)).shape[1])
     added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
     with torch.no_grad():
         unet(torch.randn(1, unet.config["in_channels"], 8, 8), torch.tensor([1]), states, added_cond_kwargs=added)
     for handle in handles:
         handle.remove()
-    assert ran == sorted(ran) and set(ran) == set(range(len(modules) // 2))
+    assert ran == sorted(ran) and set(ran) == set(range(len(slots) // 2))
 
 
 def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: tuple[ConceptToken, ...]):
@@ -90,15 +90,15 @@ def test_each_cross_attention_reads_its_own_layer(base: Base, words: tuple[Conce
     conditioning = base.encode_prompts(PROMPTS, words)
     latents = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([10, 400, 900])
-    numbers = layer_numbers(base.modules)
+    numbers = layer_numbers(base.slots)
     handles = []
-    for projection, module in base.modules.items():
+    for projection, slot in base.slots.items():
         alone = base.encode_prompts(PROMPTS, [at_layer(word, numbers[projection]) for word in words]).states
 
         def instead(module, inputs, output: Tensor, states=alone) -> Tensor:
             return torch.nn.functional.linear(states, module.weight, module.bias)
 
-        handles.append(module.register_forward_hook(instead))
+        handles.append(slot.module.register_forward_hook(instead))
     with torch.no_grad():
         expected = base.predict(latents, times, base.encode_prompts(PROMPTS, [at_layer(word, 0) for word in words]))
         for handle in handles:

@@ -36,7 +36,7 @@ def random_museum(base: Base) -> Museum:
                 0.3 * torch.randn(projection.shape[0], rank, generator=rng),
                 torch.randn(rank, projection.shape[1], generator=rng) / math.sqrt(projection.shape[1]),
             )
-            for projection in list(base.modules)[::every]
+            for projection in list(base.slots)[::every]
         }
         vectors = {
             name: 0.05 * torch.randn(1, words, width, generator=rng) for name, width in base.family.encoders.items()
@@ -78,7 +78,7 @@ def test_a_pipeline_shows_an_exported_museum(family, tmp_path):
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     after = {p: module.weight.detach() for p, module in find_projections(pipeline.unet).items()}
-    assert set(after) == set(view.deltas) == set(base.modules)
+    assert set(after) == set(view.deltas) == set(base.slots)
     for projection, weight in after.items():
         torch.testing.assert_close(weight, before[projection] + view.deltas[projection], atol=1e-6, rtol=1e-5)
         assert not torch.equal(weight, before[projection])

@@ -252,13 +252,13 @@ def test_a_template_without_the_word_is_refused():
 
 def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):
     """The imported numbers stay bit for bit, and the penalty keeps the new concept off the weights that they move."""
-    made = exhibit("<old>", list(base.modules), seed=4, ranks=(3,), architecture="starter")
+    made = exhibit("<old>", list(base.slots), seed=4, ranks=(3,), architecture="starter")
     export(Museum(base.fingerprint, (made,)), tmp_path)
     lora = read_lora(tmp_path / "loras" / "museum.safetensors")
     small = {p: delta.scaled(1e-3) for p, delta in lora.deltas.items()}
     lora = type(lora)(small)
     vectors = read_embedding(tmp_path / "embeddings" / "old.safetensors")
-    brought = imported(base.fingerprint, "<old>", vectors, lora, known=base.modules)
+    brought = imported(base.fingerprint, "<old>", vectors, lora, known=base.slots)
     whole = Museum(base.fingerprint, (brought,))
     kept = bits(tensors_of(whole))
     penalties = []

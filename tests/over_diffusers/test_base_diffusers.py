@@ -106,9 +106,9 @@ def test_checkpointing_computes_the_same_gradients_with_deltas_attached(base: Di
                 random(projection.shape[0], rank).mul(0.01).requires_grad_(),
                 random(rank, projection.shape[1]).mul(0.1).requires_grad_(),
             )
-            for projection in base.modules
+            for projection in base.slots
         }
-        past = {projection: random(*projection.shape, seed=3) * 1e-3 for projection in base.modules}
+        past = {projection: random(*projection.shape, seed=3) * 1e-3 for projection in base.slots}
         with base.learning(precision="fp32", checkpointing=checkpointing), attached(base, past), attached(base, deltas):
             prediction_of(base, base.encode_prompts(["a <x>"], [token])).square().mean().backward()
         factors = [factor for delta in deltas.values() for factor in (delta.up, delta.down)]

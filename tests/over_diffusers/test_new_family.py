@@ -59,10 +59,10 @@ def test_it_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, mon
 
     lora, *embeddings = export(museum, tmp_path / "plain").files
     read = read_lora(lora)
-    assert set(read.bundled) == {"<one>", "<two>"} and set(read.deltas) == set(base.modules)
+    assert set(read.bundled) == {"<one>", "<two>"} and set(read.deltas) == set(base.slots)
     vectors = read_embedding(embeddings[0])
     assert torch.equal(vectors[ENCODER], museum.exhibits[0].token.vectors[ENCODER])
-    again = Museum(base.fingerprint, (imported(base.fingerprint, "<all>", vectors, read, known=base.modules),))
+    again = Museum(base.fingerprint, (imported(base.fingerprint, "<all>", vectors, read, known=base.slots),))
     for projection, delta in again.dense().items():
         torch.testing.assert_close(delta, museum.dense()[projection])
 

@@ -50,7 +50,7 @@ def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
     assert base.resolution_px == RESOLUTIONS[saved.family]
     assert base.latent_shape(64, 128) == (4, 8, 16)
     assert base.schedule.prediction == "epsilon"
-    assert base.schedule.alphas_cumprod.equal(saved.pipeline.scheduler.alphas_cumprod)
+    assert base.schedule.levels.equal(saved.pipeline.scheduler.alphas_cumprod)
     assert {name: table.shape[1] for name, table in base.vocabulary().items()} == dict(base.family.encoders)
 
 
@@ -58,9 +58,9 @@ def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
 def test_a_single_file_answers_as_the_folder_does(saved: Saved, base: DiffusersBase) -> None:
     other = saved.open_file()
     assert other.fingerprint == base.fingerprint
-    assert list(other.modules) == list(base.modules)
+    assert list(other.slots) == list(base.slots)
     assert (other.resolution_px, other.schedule.prediction) == (base.resolution_px, base.schedule.prediction)
-    assert other.schedule.alphas_cumprod.equal(base.schedule.alphas_cumprod)
+    assert other.schedule.levels.equal(base.schedule.levels)
     conditioning, expected = other.encode_prompts(PROMPTS, []), base.encode_prompts(PROMPTS, [])
     same(conditioning.states, expected.states)
     same(prediction_of(other, conditioning), prediction_of(base, expected))
@@ -313,7 +313,7 @@ def test_a_model_of_real_size_opens_and_predicts(tmp_path: Path) -> None:
     del tensors
     base = open_base(tmp_path / "model.safetensors", tokenizer=tokenizer_folder(tmp_path / "words"))
     (tmp_path / "model.safetensors").unlink()  # nothing of the file is needed any more
-    assert len(base.modules) == 32
+    assert len(base.slots) == 32
     assert sum(parameter.numel() for parameter in base.unet.parameters()) == 859_520_964
     with torch.no_grad():
         prediction = prediction_of(base, base.encode_prompts(["a photo"], []))

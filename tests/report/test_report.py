@@ -83,7 +83,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
         change = effect = 0.0
         for level in range(LEVELS):
             time = int((level + 0.5) * 1000 / LEVELS)
-            alpha = base.schedule.alphas_cumprod[time]
+            alpha = base.schedule.levels[time]
             noisy = (alpha.sqrt() * latents[row] + (1 - alpha).sqrt() * noise[row])[None]
 
             def predicted(state: Museum, text: str, noisy=noisy, time=time) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_a_report_can_be_stopped(base: Base):
 
     with pytest.raises(KeyboardInterrupt):
         make_report(base, museum(base, exhibit(base, "<a>")), QUICK, latent_shape=LATENT_SHAPE, report=stop)
-    assert all(not module._forward_hooks for module in base.modules.values())
+    assert all(not slot.module._forward_hooks for slot in base.slots.values())
 
 
 class Page(HTMLParser):

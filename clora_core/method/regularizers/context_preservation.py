@@ -2,11 +2,11 @@
 
     L = w · mean over projections of  tr(Δ C Δᵀ) / tr(W C Wᵀ)        Δ = up·down,  C = E[s sᵀ]
 
-s: the text states, at all places, of everyday captions and of the prompts of earlier exhibits; C their second moment.
-Keys and values are linear in the text states, so tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them. The
-divisor E‖W s‖², W with the earlier deltas, makes this relative, so that it means the same in every model. With
-Δ = up·down it is tr((upᵀup)(down C downᵀ)): rank × rank matrices, one C for all projections, and a cost that does not
-grow with the museum.
+s: what a projection reads, at all places, for everyday captions and the prompts of earlier exhibits; C its second
+moment. In a UNet these are the text states, with one C for all projections. Keys and values are linear in them, so
+tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them. The divisor E‖W s‖², W with the earlier deltas, makes this
+relative, so that it means the same in every model. With Δ = up·down it is tr((upᵀup)(down C downᵀ)): rank × rank
+matrices, and a cost that does not grow with the museum.
 
 This regularizer is ours. Related methods edit or bound weights by the same moment: UCE (arXiv:2308.14761), Custom
 Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), gradient projection memory
@@ -19,13 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...model.low_rank import mean_square
 from ..step import AnySetting, AnyStep
 from .protocol import Regularizer, Term
-
-
-def moved(up: Tensor, down: Tensor, second_moment: Tensor) -> Tensor:
-    """E‖up·down·s‖² for states s of that second moment. up (out, rank), down (rank, in), second_moment (in, in)."""
-    return ((up.T @ up) * (down @ second_moment @ down.T)).sum()
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class ContextPreservation(Regularizer):
         def term(step: AnyStep) -> Tensor:
             if not step.deltas:
                 return step.zero()
-            shares = [moved(d.up, d.down, moments[place]) / sizes[place] for place, d in step.deltas.items()]
+            shares = [mean_square(d, moments[place]) / sizes[place] for place, d in step.deltas.items()]
             return self.weight * torch.stack(shares).mean()
 
         return term

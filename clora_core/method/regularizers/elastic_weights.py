@@ -44,7 +44,7 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
     rng = seeded("fisher information", draws)
     with torch.enable_grad(), attached(base, zeros):
         for number in range(draws):
-            times = torch.randint(len(base.schedule.alphas_cumprod), (1,), generator=rng).to(base.device)
+            times = torch.randint(len(base.schedule.levels), (1,), generator=rng).to(base.device)
             noise = torch.randn(1, *shape, generator=rng).to(base.device)
             clean = latents[number % pictures, None]
             with torch.no_grad():

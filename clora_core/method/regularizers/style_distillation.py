@@ -59,7 +59,7 @@ class StyleDistillation(Regularizer):
                 return self.weight * divergence(step.prediction, reference, temperature=self.temperature).mean()
             noisy = schedule.noised(step.latents, step.noise, step.timesteps)
             clean = schedule.clean(noisy, step.prediction, step.timesteps)
-            signal = schedule.alphas_cumprod.to(step.timesteps.device)[step.timesteps]
+            signal = schedule.signal(step.timesteps)
             return self.weight * (signal * divergence(clean, means, temperature=self.temperature)).mean()
 
         return term

@@ -5,49 +5,68 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from torch import nn
 
 from ...errors import BaseModelError
-from ..projections import Projection
+from ..projections import Place, Projection, Slot
+from .cosmos import ANIMA, COSMOS
 from .family import Family
+from .flux import CHROMA, FLUX
+from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
 from .sd2 import SD2
+from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
 from .starter import STARTER
+from .wan import WAN
 
-FAMILIES: tuple[Family, ...] = (STARTER, SD15, SD2, SDXL)
+FAMILIES: tuple[Family, ...] = (
+    *(STARTER, SD15, SD2, SDXL),
+    *(ANIMA, COSMOS, PIXART, WAN),
+    *(FLUX, CHROMA, SD3, QWEN_IMAGE),
+)
 
 
-def projections_in(modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, str]:
-    """The projections among a network's modules → the names of their modules, sorted. Empty if there are none.
+def projections_in(modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, Place]:
+    """The projections among a network's modules → where they are, sorted. Empty if there are none.
 
     modules: their names, in any layout that a family knows. shape: module name → the shape of its weight.
     """
-    modules, projections = list(modules), {}
-    slots = next((slots for family in FAMILIES if (slots := family.structure.find(modules))), {})
-    for name, (path, role) in slots.items():
-        rows, columns = shape(name)
-        projections[Projection(path, role, (rows, columns))] = name
-    return dict(sorted(projections.items()))
+    modules = list(modules)
+    places = next((places for family in FAMILIES if (places := family.structure.find(modules, shape))), {})
+    return dict(sorted(places.items()))
 
 
-def find_projections(network: nn.Module) -> dict[Projection, nn.Module]:
-    """The projections of a network → their modules.
+def find_projections(network: nn.Module) -> dict[Projection, Slot]:
+    """The projections of a network → their slots.
 
     Raises BaseModelError if there are none, as in models with joint attention (Flux, SD3).
     """
     modules = dict(network.named_modules())
-    names = projections_in(modules, lambda name: modules[name].get_parameter("weight").shape)
-    if not names:
+    places = projections_in(modules, lambda name: modules[name].get_parameter("weight").shape)
+    if not places:
         raise BaseModelError(
             f"No cross-attention key/value projections found in {type(network).__name__}. C-LoRA needs a UNet whose "
             "text enters through cross-attention; models with joint attention, such as Flux and SD3, have none. "
             f"Known model families: {', '.join(family.name for family in FAMILIES)}."
         )
-    return {projection: modules[name] for projection, name in names.items()}
+    return {
+        projection: Slot(modules[place.module], place.first_row, projection.shape[0])
+        for projection, place in places.items()
+    }
 
 
-def family_of(projections: Collection[Projection]) -> Family:
-    """The family of all these projections. Raises BaseModelError if there is none."""
+def recognized(network: nn.Module) -> tuple[Family, dict[Projection, Slot]]:
+    """The family of a network, and its projections → their slots. Raises BaseModelError for other networks."""
+    slots = find_projections(network)
+    return family_of(slots, {name for name, _ in network.named_modules()}), slots
+
+
+def family_of(projections: Collection[Projection], modules: Collection[str] = ()) -> Family:
+    """The family of all these projections. Raises BaseModelError if there is none.
+
+    modules: the names of the network's modules, which tell families with equal projections apart.
+    """
     for family in FAMILIES:
-        if family.has(projections):
+        if family.has(projections) and family.marked(modules):
             return family
     widths = sorted({projection.shape[1] for projection in projections})
     supported = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)

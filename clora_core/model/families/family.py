@@ -1,33 +1,33 @@
-"""A model family: everything that this project needs to know about it, in one value.
+"""A model family: everything that this project needs to know about it, in one value."""
 
-How to extend it for later families: projections that do not read text states need another width beside `text_width`;
-flow matching needs another `Prediction` (and another `Schedule` in `model/base.py`); latents with five dimensions need
-a field beside `latent_channels`. For parts of fused weights, see `Projection`.
-"""
-
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ..captions import everyday_captions
-from ..projections import Projection, Role
+from ..projections import Place, Projection, Role
 
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "flow"]
+# what projections read: the text states, a function of the prompt, or a stream of text that the picture flows into
+Reads = Literal["states", "function", "stream"]
 
 
 class Structure(Protocol):
     """Where networks of one architecture have their projections, and what other programs call them."""
 
-    def find(self, modules: Iterable[str]) -> Mapping[str, tuple[str, Role]]:
-        """Of the module names of a network, in any layout: the names of projections → their path and role."""
+    def find(self, modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> Mapping[Projection, Place]:
+        """The projections among a network's modules, in any layout; none if it is another architecture.
+
+        modules: their names. shape: module name → the shape of its weight.
+        """
         ...
 
     def role(self, path: str) -> Role | None:
         """The role of the projection with that path; None if a projection cannot have it."""
         ...
 
-    def lora_path(self, path: str) -> str:
-        """The path that kohya's trainer writes, before it replaces dots by underscores."""
+    def lora_key(self, path: str) -> str:
+        """The key stem of the projection with that path in ordinary LoRA files."""
         ...
 
     def spelled(self, name: str) -> tuple[str, str] | None:
@@ -66,36 +66,50 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Family:
-    """A model belongs to the family whose structure and text width fit all of its projections."""
+    """A model belongs to the family whose structure fits all of its projections, and in a UNet the text width."""
 
     name: str  # in museum files, so it never changes
     title: str  # for people
     structure: Structure
-    text_width: int  # of the text states, which all projections read
+    text_width: int  # of the text states
     encoders: Mapping[str, int]  # ComfyUI's name of each text encoder → its width
     latent_channels: int
     resolutions: Mapping[Prediction, int]  # prediction, the default first → side of the training pictures, px
     published: Published
     kept_bytes: int  # activations per latent pixel and picture that 16-bit training keeps for the backward pass
     checkpointed: float  # the share of that memory that is still needed with gradient checkpointing
+    reads: Reads = "states"  # what the projections read: see `Reads`
+    frames: bool = False  # latents have an axis for frames, (c, 1, h, w)
+    states_of: Sequence[Sequence[str]] = ()  # whose tokens the states are: encoders side by side, one after another
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
     pooled: bool = False  # it also reads the pooled vector of the last text encoder
     side_px: int = 64  # sides of training pictures are multiples of this, so that the network can halve them
     guidance: float = 7.5  # the default for sampling
     captions: Sequence[str] = field(default_factory=everyday_captions)  # everyday prompts in its vocabulary
+    needs: Sequence[str] = ()  # modules that tell it apart from families with the same projections
+    lacks: Sequence[str] = ()  # modules that only those have
     checkpoint: Checkpoint | None = None  # None: single files open only in ComfyUI
 
     def has(self, projections: Collection[Projection]) -> bool:
         """Whether all of these can be its projections."""
         return bool(projections) and all(
-            self.structure.role(projection.path) == projection.role and projection.shape[1] == self.text_width
+            self.structure.role(projection.path) == projection.role
+            and (self.reads != "states" or projection.shape[1] == self.text_width)
             for projection in projections
         )
+
+    def marked(self, modules: Collection[str]) -> bool:
+        """Whether a network with these modules has those that the family needs, and none that it lacks."""
+        return set(self.needs) <= set(modules) and not set(self.lacks) & set(modules)
+
+    def latent_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """The shape of a picture's latents: (c, rows, columns), with a frame (c, 1, rows, columns)."""
+        return self.latent_channels, *((1,) if self.frames else ()), rows, columns
 
     def resolution_px(self, prediction: Prediction) -> int:
         """The side of the training pictures of models with that prediction."""
         return self.resolutions.get(prediction, next(iter(self.resolutions.values())))
 
     def lora_key(self, projection: Projection) -> str:
-        """The key stem of this projection in ordinary LoRA files, as kohya's trainer writes it."""
-        return "lora_unet_" + self.structure.lora_path(projection.path).replace(".", "_")
+        """The key stem of this projection in ordinary LoRA files."""
+        return self.structure.lora_key(projection.path)

@@ -4,10 +4,10 @@ A projection's path is its diffusers name. The original names of ComfyUI and sin
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..projections import Role
+from ..projections import Place, Projection, Role
 
 DIFFUSERS_PATH = re.compile(
     r"(?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_(?P<role>[kv])"
@@ -28,24 +28,26 @@ class UNet:
 
     ldm_keys: bool = False
 
-    def find(self, modules: Iterable[str]) -> dict[str, tuple[str, Role]]:
+    def find(self, modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, Place]:
         """See `Structure`. The network can be the `diffusion_model` of another one."""
         names = {name.removeprefix("diffusion_model."): name for name in modules}
         translate = _ldm_blocks(names)
-        slots: dict[str, tuple[str, Role]] = {}
+        places: dict[Projection, Place] = {}
         for path, name in names.items():
             if (ldm := LDM_PATH.fullmatch(path)) and ldm["block"] in translate:
                 path = f"{translate[ldm['block']]}.{ldm['rest']}"
             if role := self.role(path):
-                slots[name] = path, role
-        return slots
+                rows, columns = shape(name)
+                places[Projection(path, role, (rows, columns))] = Place(name)
+        return places
 
     def role(self, path: str) -> Role | None:
         match = DIFFUSERS_PATH.fullmatch(path)
         return match and ("key" if match["role"] == "k" else "value")
 
-    def lora_path(self, path: str) -> str:
-        return ldm_path(path) if self.ldm_keys else path
+    def lora_key(self, path: str) -> str:
+        """As kohya's trainer writes it."""
+        return "lora_unet_" + (ldm_path(path) if self.ldm_keys else path).replace(".", "_")
 
     def spelled(self, name: str) -> tuple[str, str] | None:
         match = SPELLED.match(name)

@@ -263,10 +263,10 @@ def _thumbnail(encoded: str, what: str) -> bytes:
 def _check_projection(projection: Projection, family: Family) -> None:
     if projection.role != family.structure.role(projection.path):
         raise MuseumError(
-            f"'{projection.path:.100}' ({projection.role:.20}) is not the diffusers path of a key or value projection "
-            "in a UNet's cross-attention."
+            f"'{projection.path:.100}' ({projection.role:.20}) is not the path of a key or value projection in a "
+            f"{family.title} model."
         )
-    if projection.shape[1] != family.text_width:
+    if not family.has([projection]):
         raise MuseumError(
             f"'{projection.path}' has an input width of {projection.shape[1]}; {family.name} has {family.text_width}."
         )

@@ -1,0 +1,71 @@
+"""Transformers: numbered blocks of the same modules, where the maps of an attention may be stored in one weight."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..projections import Place, Projection, Role
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout of the weights. modules: the module's name, with {} for the number of its block → what its rows hold.
+
+    The roles of a weight have the same number of rows each, one after another.
+    """
+
+    modules: dict[str, tuple[Role, ...]]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """key, value: the paths of a block's projections, with {} for its number. layouts: where they can be.
+
+    lora: the key stem of a projection in ordinary LoRA files, with {} for its path.
+    """
+
+    key: str
+    value: str
+    layouts: tuple[Layout, ...]
+    lora: str = "diffusion_model.{}"
+
+    def find(self, modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, Place]:
+        """See `Structure`."""
+        modules = list(modules)
+        for layout in self.layouts:
+            places: dict[Projection, Place] = {}
+            for template, roles in layout.modules.items():
+                pattern = _numbered(template)
+                for name in modules:
+                    if match := pattern.fullmatch(name):
+                        rows, columns = shape(name)
+                        part = rows // len(roles)
+                        for index, role in enumerate(roles):
+                            if role in self._paths:
+                                path = self._paths[role].format(match[1])
+                                places[Projection(path, role, (part, columns))] = Place(name, index * part)
+            if places:
+                return places
+        return {}
+
+    def role(self, path: str) -> Role | None:
+        return next((role for role, template in self._paths.items() if _numbered(template).fullmatch(path)), None)
+
+    def lora_key(self, path: str) -> str:
+        return self.lora.format(path)
+
+    def spelled(self, name: str) -> tuple[str, str] | None:
+        for template in self._paths.values():
+            pattern = re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\.", "[._]").replace("_", "[._]")
+            if match := re.match(pattern, name):
+                return template.format(match[1]), name[match.end() :]
+        return None
+
+    @cached_property
+    def _paths(self) -> dict[Role, str]:
+        return {"key": self.key, "value": self.value}
+
+
+def _numbered(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))

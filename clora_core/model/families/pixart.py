@@ -1,0 +1,29 @@
+"""PixArt-α and PixArt-Σ: a transformer with separate cross-attention that reads a small network's view of T5's states.
+
+Structure and encoders: ComfyUI's comfy/ldm/pixart/pixartms.py and text_encoders/pixart_t5.py; keys and values are one
+weight there. LoRA names: diffusers', which ComfyUI reads too. Memory: calculated; no model of real size was run.
+"""
+
+from .blocks import Blocks, Layout
+from .family import Family, Published
+
+PIXART = Family(
+    name="pixart",
+    title="PixArt",
+    structure=Blocks(
+        key="transformer_blocks.{}.attn2.to_k",
+        value="transformer_blocks.{}.attn2.to_v",
+        layouts=(Layout({"blocks.{}.cross_attn.kv_linear": ("key", "value")}),),
+        lora="transformer.{}",
+    ),
+    text_width=4096,
+    encoders={"t5xxl": 4096},
+    latent_channels=4,
+    resolutions={"epsilon": 1024},
+    published=Published("pixart", "pixart-sigma"),
+    kept_bytes=230_000,
+    checkpointed=0.1,
+    reads="function",
+    side_px=16,
+    guidance=4.5,
+)

@@ -1,0 +1,40 @@
+"""Qwen-Image: text and picture attend together, each with projections of its own in every block.
+
+Deltas go on the text's keys and values. The edit model has the same network and is told apart by nothing; it learns as
+the text-to-image model does. Structure, encoder and latents: ComfyUI's comfy/ldm/qwen_image/model.py and
+text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
+Memory: calculated; no model of real size was run.
+"""
+
+from .blocks import Blocks, Layout
+from .family import Family, Published
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    title="Qwen-Image",
+    structure=Blocks(
+        key="transformer_blocks.{}.attn.add_k_proj",
+        value="transformer_blocks.{}.attn.add_v_proj",
+        layouts=(
+            Layout(
+                {
+                    "transformer_blocks.{}.attn.add_k_proj": ("key",),
+                    "transformer_blocks.{}.attn.add_v_proj": ("value",),
+                }
+            ),
+        ),
+        lora="transformer.{}",
+    ),
+    text_width=3584,
+    encoders={"qwen25_7b": 3584},
+    latent_channels=16,
+    resolutions={"flow": 1328},
+    published=Published("qwen_image", "Qwen-Image"),
+    kept_bytes=2_500_000,
+    checkpointed=0.08,
+    reads="stream",
+    frames=True,
+    side_px=16,
+    guidance=4.0,
+    needs=("txt_norm", "txt_in"),
+)
