@@ -23,7 +23,6 @@ from .text_states import preserved_states, second_moment
 HALVES = (torch.float16, torch.bfloat16)
 COLUMNS = 256  # of a sketch; at width 3072 a second moment takes 36 MiB, its sketch 3
 WHOLE = 1024  # second moments up to this width are kept whole
-SIDE = 16  # of the latents that a network runs on, in latent pixels
 LEVELS = (0.9, 0.5, 0.1)  # of the timesteps: prompts take turns at them
 REAL, PADDING, PICTURE = range(3)  # kinds of rows in a stream
 
@@ -67,7 +66,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
     stream, count = base.family.reads == "stream", len(base.schedule.levels)
     inputs: dict[str, dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
     outputs: dict[Projection, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    kinds = torch.zeros(0)
+    kinds, side = torch.zeros(0), base.family.least_side
 
     def listening(projection: Projection, slot: Slot, reader: str | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -83,7 +82,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
 
     readers = {projection: projection.path.rpartition(".")[0] if stream else "" for projection in base.slots}
     first = {reader: projection for projection, reader in reversed(readers.items())}
-    noise = torch.randn(1, *base.family.latent_shape(SIDE, SIDE), generator=seeded("moments"))
+    noise = torch.randn(1, *base.family.latent_shape(side, side), generator=seeded("moments"))
     with ExitStack() as handles:
         for projection, slot in base.slots.items():
             reader = readers[projection] if first[readers[projection]] is projection else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 
 import comfy.model_management
@@ -19,11 +20,12 @@ from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.precision import Precision
 from ...clora_core.model.projections import Projection, Slot
-from .differentiable import differentiable, harmless, ordinary_tensors, plain_attention
+from .differentiable import differentiable, differentiable_transformer, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
+from .network import call, clock, rows_alike
 from .progress import check_interrupted
 from .resident import resident_clip, resident_model
-from .text import encode_with_clip, vectors_of_word
+from .text import encode_as_the_model, encode_with_clip, vectors_of_word
 from .view import base_beneath
 from .words import CLIP, encoders, table, widths
 
@@ -49,7 +51,9 @@ class HostBase:
         self.vae = vae
         self._sources = model, clip
         self._latents = model.model.latent_format
-        reads = int(model.model.model_config.unet_config["in_channels"])
+        channels = int(self._latents.latent_channels)
+        reads = int(model.model.model_config.unet_config.get("in_channels", channels))
+        reads = reads if self.family.reads == "states" else channels
         check_parts(self.family, widths(clip), reads=reads, makes=None if vae is None else int(vae.latent_channels))
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # entered while `predict` runs
@@ -82,17 +86,17 @@ class HostBase:
         """The side of the square pictures that this model family was trained on."""
         return self.family.resolution_px(self.schedule.prediction)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, h', w') of the latents of pictures of this size in pixels."""
-        return self.family.latent_channels, *latent_sides(height, width, self.factor)
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(channels, h', w') of the latents of pictures of this size in pixels, or (channels, 1, h', w')."""
+        return self.family.latent_shape(*latent_sides(height, width, self.factor))
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) in [-1, 1] to the UNet's latents (n, c, h', w'), float32 on the CPU."""
+        """Pictures (n, 3, h, w) in [-1, 1] to the network's latents, (n, *latent_shape) float32 on the CPU."""
         self.latent_shape(*pictures.shape[-2:])
         latents = []
         with self._resting():
-            for part in pictures.split(PICTURES_AT_ONCE):
+            for part in pictures.split(1 if self.family.frames else PICTURES_AT_ONCE):  # several would be a video
                 check_interrupted()
                 encoded = self._vae().encode((part.float() / 2 + 0.5).movedim(1, -1))
                 latents.append(self._latents.process_in(encoded.float()).cpu())
@@ -103,9 +107,10 @@ class HostBase:
         """The inverse: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
         pictures = []
         with self._resting():
-            for part in latents.split(PICTURES_AT_ONCE):
+            for part in latents.split(1 if self.family.frames else PICTURES_AT_ONCE):
                 check_interrupted()
                 decoded = self._vae().decode(self._latents.process_out(part.float()))
+                decoded = decoded.reshape(-1, *decoded.shape[-3:])  # without the axis of frames
                 pictures.append(decoded.float().cpu().movedim(-1, 1) * 2 - 1)
         return torch.cat(pictures).clamp(-1, 1)
 
@@ -122,40 +127,42 @@ class HostBase:
         self._ready()
         for token in tokens:
             check_layers(token, layer_count(self.slots))
-        encoded = encode_with_clip(self.clip, prompts, tokens)
+        encode = encode_with_clip if self.family.reads == "states" else encode_as_the_model
+        encoded = encode(self.clip, prompts, tokens)
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
         places = {word: mask.to(self.device) for word, mask in encoded.places.items()}
-        return Conditioning(encoded.states.to(self.device), pooled, places)
+        states, extras = encoded.states.to(self.device), encoded.extras
+        return Conditioning(states, pooled, places, real=encoded.real, extras=extras)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction for latents noised by `schedule`, float32; gradients flow while learning."""
+        """The network's raw prediction for latents noised by `schedule`, float32; gradients flow while learning."""
         check_interrupted()
         self._ready(int(self.model.memory_required(noisy.shape)))
         model = self.model.model
         dtype = self._learning[0] if self._learning else model.manual_cast_dtype or model.get_dtype()
         options = copy_nested_dicts(self.model.model_options["transformer_options"])
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
-        sigmas = self.model.get_model_object("model_sampling").sigma(timesteps.float().cpu())
+        sigmas, times = clock(self.model, self.schedule, timesteps)
         options |= {"sigmas": sigmas.to(self.device), "cond_or_uncond": [0]}  # samplers pass these to patches
         if self._learning:
             options["optimized_attention_override"] = plain_attention
             if patches := options.get("patches", {}).get("output_block_patch"):
                 options["patches"]["output_block_patch"] = [harmless(patch) for patch in patches]
-        latents = noisy.to(self.device, dtype)
-        states = conditioning.states[..., : self.family.text_width]
-        self._reading = Reading.of_prompts(self, conditioning)
-        try:
-            with self._reading:
-                return unet_of(self.model)(
-                    latents,
-                    timesteps.to(self.device).float(),
-                    context=states.to(self.device, dtype),
-                    y=self._class_conditioning(latents, conditioning),
-                    control=None,
-                    transformer_options=options,
-                ).float()
-        finally:
-            self._reading = nullcontext()
+        if self.family.pooled:
+            pooled_of(conditioning)
+        latents, times = noisy.to(self.device, dtype), times.to(self.device)
+        parts, order = [], []
+        for rows in rows_alike(conditioning, self.device):
+            chosen = conditioning[rows]
+            self._reading = Reading.of_prompts(self, chosen)
+            try:
+                with self._reading:
+                    plain = replace(chosen, states=chosen.states[..., : self.family.text_width])
+                    parts.append(call(self.model, latents[rows], times[rows], plain, transformer_options=options))
+            finally:
+                self._reading = nullcontext()
+            order.append(rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
@@ -186,7 +193,8 @@ class HostBase:
             self._prepared = True
             unet, text = unet_of(self.model), self.clip.cond_stage_model
             again = (lambda: self._reading) if checkpointing else None
-            self._changes.enter_context(differentiable(unet, text, dtype=dtype, again=again))
+            entered = differentiable if self.family.reads == "states" else differentiable_transformer
+            self._changes.enter_context(entered(unet, text, dtype=dtype, again=again))
 
     @contextmanager
     def _resting(self) -> Iterator[None]:
@@ -196,23 +204,6 @@ class HostBase:
             yield
         finally:
             self._changes.close()
-
-    def _class_conditioning(self, latents: Tensor, conditioning: Conditioning) -> Tensor | None:
-        """SDXL's vector of pooled text and picture size, (b, channels); None for other families."""
-        if conditioning.sizes is None:
-            height, width = (side * 8 for side in latents.shape[-2:])
-            return self._encoded_adm(latents, conditioning, height=height, width=width)
-        names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
-        rows = [
-            self._encoded_adm(latents, conditioning[place : place + 1], **dict(zip(names, sizes, strict=True)))
-            for place, sizes in enumerate(conditioning.sizes.tolist())
-        ]
-        return None if rows[0] is None else torch.cat(rows)  # type: ignore[arg-type]
-
-    def _encoded_adm(self, latents: Tensor, conditioning: Conditioning, **sizes: int) -> Tensor | None:
-        pooled = pooled_of(conditioning) if self.family.pooled else None
-        vector = self.model.model.encode_adm(pooled_output=pooled, device=self.device, **sizes)
-        return None if vector is None else vector.to(latents)
 
     def _vae(self) -> VAE:
         if self.vae is None:

@@ -11,12 +11,14 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...clora_core.model.concept import ConceptToken
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
+CLIPS = ("l", "g", "h")  # what tokenizers call CLIP text encoders
 Piece = int | dict[str, Any]  # an id, or a vector of a learned word
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
 
@@ -60,11 +62,36 @@ def layers_in(pieces: Sequence[Any]) -> int:
     return max((len(piece["clora_layers"]) for piece in pieces if word_at(piece)), default=1)
 
 
+def over_states(masks: Mapping[str, Tensor], length: int) -> Tensor:
+    """A mask over the states of a prompt, (length,) bool, from one over each encoder's tokens, (rows, n) bool.
+
+    The states of CLIPs stand side by side. Those of another encoder follow them (SD3) or stand alone (Flux, which reads
+    nothing but a pooled vector of CLIP). The front of a template may be cut off, and padding added behind.
+    """
+    flat = {name: mask.flatten() for name, mask in masks.items()}
+    clips = [mask for name, mask in flat.items() if name in CLIPS]
+    others = [mask for name, mask in flat.items() if name not in CLIPS]
+    joined = others[0] if others else clips[0]
+    if clips:
+        longest = max(len(mask) for mask in clips)
+        beside = torch.stack([F.pad(mask, (0, longest - len(mask))) for mask in clips]).any(0)
+        if not others:
+            joined = beside
+        elif longest + len(joined) == length:
+            joined = torch.cat([beside, joined])
+    return joined[len(joined) - length :] if len(joined) > length else F.pad(joined, (0, length - len(joined)))
+
+
 def mark_words(clip: Any) -> None:
     """Patch a clone of a CLIP: its conditionings contain the places and layers of learned words."""
     encode = clip.patcher.get_model_object("encode_token_weights")
     if not isinstance(encode, _MarkedEncoding):
-        clip.patcher.add_object_patch("encode_token_weights", _MarkedEncoding(encode))
+        clip.patcher.add_object_patch("encode_token_weights", marked(encode))
+
+
+def marked(encode: Any) -> "_MarkedEncoding":
+    """A text encoder's method that also returns the places and layers of learned words."""
+    return encode if isinstance(encode, _MarkedEncoding) else _MarkedEncoding(encode)
 
 
 def unmark_words(clip: Any) -> None:
@@ -90,9 +117,16 @@ class _MarkedEncoding:
 
     def __call__(self, pairs: Pairs) -> tuple[Any, ...]:
         states, pooled, *extra = self.encode(pairs)
-        rows = next(iter(pairs.values()), ())  # a word has the same places in all encoders of a model
-        masks = places([[pair[0] for pair in row] for row in rows])
-        joined = {word: mask.flatten()[None] for word, mask in masks.items()}  # ComfyUI joins the rows' states too
+        masks = {name: places([[pair[0] for pair in row] for row in rows]) for name, rows in pairs.items()}
+        sizes = {name: (len(rows), len(rows[0])) for name, rows in pairs.items()}
+        words = sorted({word for found in masks.values() for word in found})
+        joined = {
+            word: over_states(
+                {name: found.get(word, torch.zeros(sizes[name], dtype=torch.bool)) for name, found in masks.items()},
+                states.shape[1],
+            )[None]
+            for word in words
+        }
         extras = {**(extra[0] if extra else {}), PLACES: joined}
         if (layers := self._all_layers(pairs, states)) is not None:
             extras[LAYERS] = layers

@@ -42,12 +42,8 @@ def differentiable(
     The text encoders' layers are always checkpointed: otherwise they would keep, above all, their weights in float32.
     """
     with ExitStack() as afterwards:
-        for module in (*unet.modules(), *text.modules()):
-            _freeze(module, afterwards)
+        _prepare(unet, text, dtype, afterwards)
         for module in unet.modules():
-            _check_kernel(module)
-            if _holds_another_dtype(module, dtype):
-                _set(module, "comfy_cast_weights", True, afterwards)
             if again and isinstance(module, (ResBlock, BasicTransformerBlock)):
                 _set(module, "forward", _Checkpointed(module.forward, again), afterwards)
         for module in text.modules():
@@ -55,6 +51,26 @@ def differentiable(
                 for norm in (module.layer_norm1, module.layer_norm2):
                     afterwards.callback(norm.register_forward_pre_hook(_copy_input).remove)
                 _set(module, "forward", _Checkpointed(_on_a_copy(module.forward)), afterwards)
+        yield
+
+
+@contextmanager
+def differentiable_transformer(
+    network: nn.Module, text: nn.Module, *, dtype: torch.dtype, again: Callable[[], AbstractContextManager[None]] | None
+) -> Iterator[None]:
+    """`differentiable` for diffusion transformers, and for T5 and LLM text encoders.
+
+    Their blocks add to a tensor in place after a norm has read it: the norms get a copy. With checkpointing, the
+    members of the network's lists of blocks run again in the backward pass.
+    """
+    with ExitStack() as afterwards:
+        _prepare(network, text, dtype, afterwards)
+        for module in (*network.modules(), *text.modules()):
+            if "Norm" in type(module).__name__:
+                afterwards.callback(module.register_forward_pre_hook(_copy_input).remove)
+        for blocks in network.children() if again else ():
+            for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+                _set(block, "forward", _Checkpointed(_on_a_copy(block.forward), again), afterwards)
         yield
 
 
@@ -71,6 +87,16 @@ def harmless(patch: Any) -> Any:
             return patch(*inputs)
 
     return run
+
+
+def _prepare(network: nn.Module, text: nn.Module, dtype: torch.dtype, afterwards: ExitStack) -> None:
+    """Freeze both; the network computes in this dtype."""
+    for module in (*network.modules(), *text.modules()):
+        _freeze(module, afterwards)
+    for module in network.modules():
+        _check_kernel(module)
+        if _holds_another_dtype(module, dtype):
+            _set(module, "comfy_cast_weights", True, afterwards)
 
 
 def _freeze(module: nn.Module, afterwards: ExitStack) -> None:
@@ -135,10 +161,13 @@ def _copy_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def _on_a_copy(forward: Any) -> Any:
-    """The layer adds to its input in place; recomputing it in the backward pass must not add twice."""
+    """The layer adds to its inputs in place; recomputing it in the backward pass must not add twice."""
 
-    def run(states: Tensor, *inputs: Any, **options: Any) -> Tensor:
-        return forward(states.clone(), *inputs, **options)
+    def run(*inputs: Any, **options: Any) -> Any:
+        def copied(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return forward(*map(copied, inputs), **{name: copied(value) for name, value in options.items()})
 
     return run
 

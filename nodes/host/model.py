@@ -19,6 +19,7 @@ from ...clora_core.model.projections import Place, Projection, Slot
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."
+FLOW_STEPS = 1000
 
 
 def unet_of(model: ModelPatcher) -> nn.Module:
@@ -100,9 +101,11 @@ def run_dtype(module: nn.Module, name: str, weight: Tensor) -> torch.dtype | Non
 def schedule_of(model: ModelPatcher) -> Schedule:
     """The model's noise schedule, or the one from a "ModelSampling…" node.
 
-    Raises BaseModelError unless it has discrete timesteps and predicts epsilon or v.
+    Raises BaseModelError unless it predicts epsilon or v over discrete timesteps, or matches a flow.
     """
     sampling: Any = model.get_model_object("model_sampling")
+    if (levels := _flow_levels(sampling)) is not None:
+        return Schedule(levels, "flow")
     kind, discrete = type(sampling), comfy.model_sampling.ModelSamplingDiscrete
     predictions: Mapping[object, Prediction] = {
         comfy.model_sampling.EPS.calculate_denoised: "epsilon",
@@ -119,10 +122,22 @@ def schedule_of(model: ModelPatcher) -> Schedule:
         bases = ", ".join(base.__name__ for base in kind.__bases__)
         raise BaseModelError(
             f"{type(model.model).__name__} samples with {bases}. C-LoRA needs a model that predicts epsilon or v over "
-            "discrete timesteps. Remove the node that changes its sampling, or use another model."
+            "discrete timesteps, or flow matching. Remove the node that changes its sampling, or use another model."
         )
     variances = sampling.sigmas.detach().cpu().double().square()
     return Schedule((1 / (1 + variances)).float(), prediction)
+
+
+def _flow_levels(sampling: Any) -> Tensor | None:
+    """σ at FLOW_STEPS times, even before the model's shift, (FLOW_STEPS,); None if this is no flow matching."""
+    times = torch.arange(1, FLOW_STEPS + 1) / FLOW_STEPS
+    kinds = comfy.model_sampling
+    if type(sampling).calculate_denoised is kinds.COSMOS_RFLOW.calculate_denoised:
+        return times * float(sampling.sigma_max / (sampling.sigma_max + 1))
+    if type(sampling).calculate_denoised is kinds.CONST.calculate_denoised:
+        multiplier = float(getattr(sampling, "multiplier", 1.0))
+        return torch.stack([torch.as_tensor(sampling.sigma(time * multiplier)).float() for time in times])
+    return None
 
 
 class _Weight(nn.Module):

@@ -17,7 +17,7 @@ from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment, Gate
 from ...clora_core.model.projections import Place, Projection, Slot
 from .conditioning import LAYERS, PLACES, restore_method
-from .model import ModelPatcher
+from .model import ModelPatcher, family_of
 
 KEY = "clora.showing"
 
@@ -34,13 +34,16 @@ def put_on(
     if gates or layers > 1:
         model.add_object_patch("extra_conds", _ExtraConds(model.get_model_object("extra_conds"), gates, layers))
     wrapper = _DeltaWrapper(places, attachments, gates)
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
+    # of the diffusion model itself, which not every transformer lets us wrap
+    level = WrappersMP.DIFFUSION_MODEL if family_of(model).reads == "states" else WrappersMP.APPLY_MODEL
+    model.add_wrapper_with_key(level, KEY, wrapper)
     model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, wrapper.forget)
 
 
 def take_off(model: ModelPatcher) -> None:
     """Undo `put_on` on a clone."""
-    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    for level in (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL):
+        model.remove_wrappers_with_key(level, KEY)
     model.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
     patch = model.object_patches.get("extra_conds")
     if isinstance(patch, _ExtraConds):
@@ -72,25 +75,25 @@ class _ExtraConds:
 
 
 class _DeltaWrapper:
-    """A wrapper around the UNet's forward: the projections only have hooks while it runs."""
+    """A wrapper around the network's forward: the projections only have hooks while it runs."""
 
     def __init__(
         self, places: Mapping[Projection, Place], attachments: Sequence[Attachment], gates: Sequence[Gate]
     ) -> None:
         self.places, self.attachments, self.gates = places, attachments, gates
 
-    def __call__(self, unet_forward: Any, *inputs: Any, **options: Any) -> Tensor:
+    def __call__(self, forward: Any, *inputs: Any, **options: Any) -> Tensor:
         opened, layers = options.pop(PLACES, None), options.pop(LAYERS, None)
         masks = {} if opened is None else dict(zip(self.gates, opened.unbind(-1), strict=True))
         masks = {gate: mask for gate, mask in masks.items() if mask.any()}
         active = [attachment for attachment in self.attachments if attachment.gate is None or attachment.gate in masks]
-        network = unet_forward.class_obj
+        network = getattr(forward.class_obj, "diffusion_model", forward.class_obj)
         slots = {
             projection: Slot(network.get_submodule(place.module), place.first_row, projection.shape[0])
             for projection, place in (self.places if active or layers is not None else {}).items()
         }
         with Reading(slots, active, masks, layers):
-            return unet_forward(*inputs, **options)
+            return forward(*inputs, **options)
 
     def forget(self, *ignored: Any) -> None:
         """Free the memory on the device. ComfyUI calls this when it unloads the model."""

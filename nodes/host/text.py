@@ -4,17 +4,20 @@ One row per prompt, without weights, truncated to the encoder's length, as in `c
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import comfy.sd1_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...clora_core.errors import ConceptError
 from ...clora_core.model.base import Conditioning
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
-from .conditioning import Piece, layer_of, layers_in, places, word_at
-from .words import CLIP, check_fits, encoders, known_words, table, tokenizers, widths, word_tokenizer
+from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places, word_at
+from .network import LENGTH
+from .words import CLIP, check_fits, encoders, known_words, table, tokenizers, widths, with_words, word_tokenizer
 
 
 def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
@@ -44,6 +47,54 @@ def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Concep
     pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
     joined = torch.cat(states, dim=-1).flatten(2)
     return Conditioning(joined, pooled.float() if pools and pooled is not None else None, masks)
+
+
+def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+    """Encode the prompts one by one as the model's own tokenizers and encoders do, templates and padding included.
+
+    states: (prompts, longest, width) float32; a prompt's own length is among its extras.
+    """
+    speaking = with_words(clip, tokens)
+    model = speaking.cond_stage_model
+    model.reset_clip_options()
+    if speaking.layer_idx is not None:
+        model.set_clip_options({"layer": speaking.layer_idx})
+    encode = marked(speaking.patcher.get_model_object("encode_token_weights"))
+    encoded, reals, extras = [], [], []
+    for prompt in prompts:
+        pairs = speaking.tokenize(prompt)
+        states, pooled, more = encode(pairs)
+        length = states.shape[1]
+        encoded.append((states[0].float(), pooled, more.pop(PLACES)))
+        reals.append(over_states({name: _real(clip, name, rows) for name, rows in pairs.items()}, length))
+        extras.append({**more, LENGTH: length})
+    longest = max(len(states) for states, _, _ in encoded)
+
+    def padded(value: Tensor) -> Tensor:
+        return F.pad(value, (0, longest - value.shape[-1]))
+
+    states = torch.stack([F.pad(states, (0, 0, 0, longest - len(states))) for states, _, _ in encoded])
+    pooled = None if encoded[0][1] is None else torch.cat([pooled.float() for _, pooled, _ in encoded])
+    nothing = torch.zeros(1, longest, dtype=torch.bool)
+    words = sorted({word for _, _, places in encoded for word in places})
+    masks = {
+        word: torch.cat([padded(places[word]) if word in places else nothing for _, _, places in encoded])
+        for word in words
+    }
+    return Conditioning(states, pooled, masks, real=torch.stack([padded(real) for real in reals]), extras=extras)
+
+
+def _real(clip: CLIP, name: str, rows: Sequence[Sequence[tuple[Any, ...]]]) -> Tensor:
+    """Which tokens of an encoder's rows are no padding, (rows, n) bool. name: as the tokenizer calls the encoder."""
+    known = tokenizers(clip)
+    padding = known[name if name in known else f"clip_{name}"].pad_token
+    real = torch.zeros(len(rows), len(rows[0]), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        end = len(row)
+        while end and isinstance(row[end - 1][0], int) and row[end - 1][0] == padding:
+            end -= 1
+        real[number, :end] = True
+    return real
 
 
 def vectors_of_word(clip: CLIP, word: str) -> dict[str, Tensor]:

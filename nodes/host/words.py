@@ -18,7 +18,7 @@ from torch import nn
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, unknown_words, word_pattern
-from .conditioning import Piece, mark_words, pieces_of, unmark_words
+from .conditioning import CLIPS, Piece, mark_words, pieces_of, unmark_words
 from .progress import warn
 
 CLIP = comfy.sd.CLIP
@@ -50,9 +50,19 @@ def known_words(clip: CLIP) -> dict[str, ConceptToken]:
 
 
 def tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
-    """The tokenizer of each text encoder by the encoder's name ("clip_l")."""
+    """The tokenizer of each text encoder by the encoder's name ("clip_l", "t5xxl")."""
+    return {_encoder_name(attribute): part for attribute, part in _tokenizers(clip).items()}
+
+
+def _tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
     parts = vars(clip.tokenizer).items()
-    return {name: part for name, part in parts if isinstance(part, comfy.sd1_clip.SDTokenizer)}
+    return {attribute: part for attribute, part in parts if isinstance(part, comfy.sd1_clip.SDTokenizer)}
+
+
+def _encoder_name(attribute: str) -> str:
+    """ComfyUI calls the tokenizer of a model with one T5 "clip_t5xxl", and its encoder "t5xxl"."""
+    name = attribute.removeprefix("clip_")
+    return attribute if name in CLIPS else name
 
 
 def encoders(clip: CLIP) -> dict[str, comfy.sd1_clip.SDClipModel]:
@@ -117,7 +127,7 @@ class WordTokenizer:
         pieces: list[Piece] = []
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
-            pieces += self._ids(text[position : match.start()], **options)
+            pieces += self._ids(self._before(text[position : match.start()]), **options)
             pieces += pieces_of(self.tokens[match[0]], self.name)
             position = match.end()
         return pieces + self._ids(text[position:], **options)
@@ -126,6 +136,10 @@ class WordTokenizer:
     def pattern(self) -> re.Pattern[str]:
         """Cached, because ComfyUI tokenizes a prompt word by word."""
         return word_pattern(list(self.tokens))
+
+    def _before(self, text: str) -> str:
+        """The text before a word. In the vocabularies of LLMs a space belongs to the word after it."""
+        return text if self.name.startswith("clip_") else text.rstrip(" ")
 
     def _ids(self, text: str, **options: Any) -> list[int]:
         ids = self.plain(text, **options)["input_ids"]
@@ -160,10 +174,11 @@ def word_tokenizer(
 def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone = clip.clone()
     clone.tokenizer = copy.copy(clip.tokenizer)
-    for name, tokenizer in tokenizers(clip).items():
+    for attribute, tokenizer in _tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        part.tokenizer = part.tokenizer_class = replace(word_tokenizer(name, tokenizer, tokens), note=warn)
-        setattr(clone.tokenizer, name, part)
+        own = word_tokenizer(_encoder_name(attribute), tokenizer, tokens)
+        part.tokenizer = part.tokenizer_class = replace(own, note=warn)
+        setattr(clone.tokenizer, attribute, part)
     if tokens:
         mark_words(clone)
     else:

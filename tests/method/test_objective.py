@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
 from clora_core.method.objective import diffusion_loss, min_snr_weight
 from clora_core.method.step import Step
 from clora_core.model.base import Conditioning, Prediction, Schedule
+from clora_core.model.sampling import ddim_step
 
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction")
 THEIRS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -85,3 +86,28 @@ def test_the_weighted_loss_weighs_each_picture_by_its_own_timestep(prediction: P
 def test_halves_are_compared_in_single_precision():
     prediction, target = torch.full((6, 4, 5, 5), 300.0).half(), torch.full((6, 4, 5, 5), -300.0).half()
     assert diffusion_loss(step(prediction, target), ours("epsilon")).item() == 360_000.0
+
+
+def test_flow_matching_is_noised_and_sampled_as_diffusers_does_it():
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    schedule = Schedule(theirs.sigmas.flip(0), "flow")
+    latents, noise, times = random(0), random(1), TIMESTEPS
+    noisy = schedule.noised(latents, noise, times)
+    torch.testing.assert_close(noisy, theirs.scale_noise(latents, theirs.timesteps.flip(0)[times], noise))
+    velocity = schedule.target(latents, noise, times)
+    torch.testing.assert_close(schedule.clean(noisy, velocity, times), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(schedule.noise(noisy, velocity, times), noise, atol=1e-5, rtol=1e-5)
+    theirs.set_timesteps(sigmas=[float(schedule.levels[800]), float(schedule.levels[300])])
+    theirs.set_begin_index(0)
+    first, second = (int((schedule.levels - sigma).abs().argmin()) for sigma in theirs.sigmas[:2])
+    velocity = random(2)
+    (stepped,) = theirs.step(velocity, theirs.timesteps[0], noisy, return_dict=False)
+    torch.testing.assert_close(ddim_step(noisy, velocity, first, second, schedule), stepped, atol=1e-3, rtol=1e-3)
+
+
+def test_min_snr_of_flow_matching_weighs_the_error_of_the_clean_latents():
+    schedule = Schedule(torch.linspace(0.01, 0.99, 1000), "flow")
+    sigma = schedule.levels[TIMESTEPS]
+    snr = ((1 - sigma) / sigma).square()
+    expected = snr.clamp(max=5.0) * sigma.square()
+    torch.testing.assert_close(min_snr_weight(TIMESTEPS, schedule, gamma=5.0), expected)

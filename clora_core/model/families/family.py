@@ -79,8 +79,8 @@ class Family:
     kept_bytes: int  # activations per latent pixel and picture that 16-bit training keeps for the backward pass
     checkpointed: float  # the share of that memory that is still needed with gradient checkpointing
     reads: Reads = "states"  # what the projections read: see `Reads`
+    least_side: int = 16  # of latents that the network runs on, in latent pixels
     frames: bool = False  # latents have an axis for frames, (c, 1, h, w)
-    states_of: Sequence[Sequence[str]] = ()  # whose tokens the states are: encoders side by side, one after another
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
     pooled: bool = False  # it also reads the pooled vector of the last text encoder
     side_px: int = 64  # sides of training pictures are multiples of this, so that the network can halve them

@@ -22,7 +22,6 @@ FLUX = Family(
     ),
     text_width=4096,
     encoders={"clip_l": 768, "t5xxl": 4096},
-    states_of=(("t5xxl",),),
     latent_channels=16,
     resolutions={"flow": 1024},
     published=Published("flux1", "Flux.1-dev", implementation="https://github.com/black-forest-labs/flux"),

@@ -24,6 +24,7 @@ PIXART = Family(
     kept_bytes=230_000,
     checkpointed=0.1,
     reads="function",
+    least_side=64,  # its position embedding divides by the side over 64, rounded
     side_px=16,
     guidance=4.5,
 )

@@ -19,7 +19,6 @@ SD3 = Family(
     ),
     text_width=4096,
     encoders={"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},
-    states_of=(("clip_l", "clip_g"), ("t5xxl",)),
     latent_channels=16,
     resolutions={"flow": 1024},
     published=Published("sd3", "stable-diffusion-v3-medium", implementation="https://github.com/Stability-AI/sd3.5"),
@@ -28,4 +27,5 @@ SD3 = Family(
     reads="stream",
     side_px=16,
     guidance=4.5,
+    needs=("context_embedder",),
 )

@@ -1,0 +1,77 @@
+"""Call a diffusion model as ComfyUI's samplers do: with the model's own conditions, some rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import comfy.model_base
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ...clora_core.model.base import Conditioning, Schedule
+from .model import ModelPatcher
+
+SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+LENGTH = "clora_length"  # among a prompt's extras: how many of its tokens are its own
+
+
+def clock(model: ModelPatcher, schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise levels in ComfyUI's terms, and what the network reads as the time; (b,) each.
+
+    Models of flow matching read a noise level σ. Cosmos' sampler counts noise in proportion to the signal instead.
+    """
+    sampling: Any = model.get_model_object("model_sampling")
+    if schedule.prediction != "flow":
+        return sampling.sigma(timesteps.float().cpu()), timesteps.float()
+    sigmas = schedule.levels[timesteps.cpu()]
+    if type(sampling).calculate_input is comfy.model_sampling.COSMOS_RFLOW.calculate_input:
+        sigmas = sigmas / (1 - sigmas)
+    return sigmas, sampling.timestep(sigmas).float()
+
+
+def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Conditioning, **options: Any) -> Tensor:
+    """The network's raw output, (b, …) float32, for prompts of equal length. options: other inputs of the network."""
+    parts = [_conditions(model, latents[row : row + 1], conditioning, row) for row in range(len(latents))]
+    joined = {name: first.concat([part[name] for part in parts[1:]]) for name, first in parts[0].items()}
+    context = joined.pop("c_crossattn")
+    extras = {name: _cast(value, latents) for name, value in joined.items()}
+    network = model.model.diffusion_model
+    return network(latents, times, context=context.to(latents), control=None, **options, **extras).float()
+
+
+def rows_alike(conditioning: Conditioning, device: torch.device) -> Iterator[Tensor]:
+    """The rows of a batch in groups whose prompts have the same length, since networks read no padding of ours."""
+    lengths = [extras.get(LENGTH, 0) for extras in conditioning.extras] or [0] * len(conditioning.states)
+    for length in dict.fromkeys(lengths):
+        yield torch.tensor([row for row, own in enumerate(lengths) if own == length], device=device)
+
+
+def _conditions(model: ModelPatcher, latents: Tensor, conditioning: Conditioning, row: int) -> dict[str, Any]:
+    """The model's conditions for one prompt and one latent, ready to be joined."""
+    extras = dict(conditioning.extras[row]) if conditioning.extras else {}
+    length = extras.pop(LENGTH, conditioning.states.shape[1])
+    height, width = (side * 8 for side in latents.shape[-2:])
+    sizes: Sequence[int] = (height, width)
+    if conditioning.sizes is not None:
+        sizes = conditioning.sizes[row].tolist()
+    pooled = None if conditioning.pooled is None else conditioning.pooled[row : row + 1]
+    conditions = model.model.extra_conds(
+        cross_attn=conditioning.states[row : row + 1, :length],
+        pooled_output=pooled,
+        noise=latents,
+        device=latents.device,
+        **dict(zip(SIZES, sizes, strict=False)),
+        **extras,
+    )
+    return {
+        name: condition.process_cond(batch_size=1, device=latents.device, area=None)
+        for name, condition in conditions.items()
+    }
+
+
+def _cast(value: Any, like: Tensor) -> Any:
+    if isinstance(value, list):
+        return [_cast(part, like) for part in value]
+    if isinstance(value, Tensor):
+        return comfy.model_base.convert_tensor(value, like.dtype, like.device)
+    return value

@@ -1,0 +1,210 @@
+"""Diffusion transformers in the real host: learning, showing, stock loaders, and what preservation protects."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from clora_pack.clora_core.learning.learn import learn
+from clora_pack.clora_core.method.recipe import Recipe
+from clora_pack.clora_core.method.regularizers import ContextPreservation
+from clora_pack.clora_core.model.attach import attached
+from clora_pack.clora_core.model.concept import Concept
+from clora_pack.clora_core.model.low_rank import LowRank, Sketch, mean_square
+from clora_pack.clora_core.model.moments import preserved_moments
+from clora_pack.clora_core.museum.file import load_museum, save_museum
+from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.nodes.host.base import HostBase
+from clora_pack.nodes.host.model import family_of
+from clora_pack.nodes.host.view import view
+from torch import Tensor
+
+import nodes as stock_nodes
+
+from .models import Models, ordinary, pictures, random_museum
+from .transformers import NETWORKS, small_transformer
+
+WORD = "<one>"
+PROMPT = f"a photo of {WORD} in the snow"
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def models(request: pytest.FixtureRequest) -> Iterator[Models]:
+    with torch.inference_mode():
+        yield small_transformer(request.param)
+
+
+def pictured(base: HostBase) -> Concept:
+    """Pictures of the smallest size that the model takes."""
+    return Concept(WORD, pictures(4, side=8 * base.family.least_side))
+
+
+def recipe(**numbers: object) -> Recipe:
+    quick = {"rank": 2, "steps": 6, "batch_size": 2, "learning_rate": 2e-2, "token_learning_rate": 2e-2}
+    regularizers = (ContextPreservation(1.0),) if numbers.get("applied", "everywhere") == "everywhere" else ()
+    return Recipe("preservation", regularizers, **{**quick, **numbers})
+
+
+def weights(models: Models) -> dict[str, Tensor]:
+    parts = {"model": models[0].model, "text": models[1].cond_stage_model}
+    return {f"{part}.{name}": value.clone() for part, m in parts.items() for name, value in m.state_dict().items()}
+
+
+def side(base: HostBase) -> tuple[int, int]:
+    """Of small latents."""
+    return (base.family.least_side, base.family.least_side)
+
+
+def sampled(model, clip, prompt: str) -> Tensor:
+    """The latent of a stock KSampler in two steps."""
+    cond = stock_nodes.CLIPTextEncode().encode(clip, prompt)[0]
+    empty = stock_nodes.CLIPTextEncode().encode(clip, "blurry")[0]
+    shape = model.model.latent_format
+    least = family_of(model).least_side
+    size = (1, shape.latent_channels, *((1,) if shape.latent_dimensions == 3 else ()), least, least)
+    latent = {"samples": torch.zeros(size)}
+    return stock_nodes.KSampler().sample(model, 3, 2, 2.0, "euler", "simple", cond, empty, latent)[0]["samples"]
+
+
+def test_the_loss_falls_and_only_the_exhibit_moves(models: Models):
+    before, losses = weights(models), []
+    base = HostBase(*models)
+    with ordinary():
+        (exhibit,) = learn(
+            base, Museum(base.fingerprint), [pictured(base)], recipe(steps=12), report=lambda p: losses.append(p.loss)
+        )
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(delta.up.abs().max() > 0 for delta in exhibit.deltas.values())
+    assert all(value.isfinite().all() for value in exhibit.token.vectors.values())
+    after = weights(models)
+    assert all(after[name].equal(value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_finite_differences(models: Models, checkpointing: bool):
+    base = HostBase(*models)
+    projection = next(iter(base.slots))
+    rng = torch.Generator().manual_seed(5)
+    rows, columns = projection.shape
+    with ordinary(), base.learning(precision="fp32", checkpointing=checkpointing):
+        up, down = torch.randn(rows, 1, generator=rng), torch.randn(1, columns, generator=rng) / columns**0.5
+        latents = torch.randn(1, *base.family.latent_shape(*side(base)), generator=rng)
+        times = torch.tensor([600])
+
+        def loss(scale: Tensor) -> Tensor:
+            with attached(base, {projection: LowRank(up * scale, down)}):
+                return base.predict(latents, times, base.encode_prompts(["a cat"], ())).double().square().mean()
+
+        scale = torch.ones((), requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(scale), scale)
+        with torch.no_grad():
+            slope = (loss(torch.tensor(1.05)) - loss(torch.tensor(0.95))) / 0.1
+    assert gradient.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-7)
+
+
+def test_prompts_of_several_lengths_are_predicted_as_one_by_one(models: Models):
+    base = HostBase(*models)
+    latents = torch.randn(3, *base.family.latent_shape(*side(base)), generator=torch.Generator().manual_seed(1))
+    times = torch.tensor([100, 500, 900])
+    together = base.encode_prompts(["a cat", "a much longer prompt about a dog", "a hat"], ())
+    found = base.predict(latents, times, together)
+    for row in range(3):
+        alone = base.predict(latents[row : row + 1], times[row : row + 1], together[slice(row, row + 1)])
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_our_prediction_is_the_stock_samplers(models: Models):
+    """One Euler step of ComfyUI's own sampler from pure noise ends where our prediction says."""
+    model, clip, _ = models
+    base = HostBase(*models)
+    start = torch.randn(1, *base.family.latent_shape(*side(base)), generator=torch.Generator().manual_seed(2))
+    sampling = model.get_model_object("model_sampling")
+    last = torch.tensor([len(base.schedule.levels) - 1])
+    noisy = base.schedule.noised(torch.zeros_like(start), start, last)
+    clean = base.schedule.clean(noisy, base.predict(noisy, last, base.encode_prompts(["a cat"], ())), last)
+    seen: list[Tensor] = []
+    cond = stock_nodes.CLIPTextEncode().encode(clip, "a cat")[0]
+    if base.family.name == "flux":
+        cond = [[cond[0][0], {**cond[0][1], "guidance": 3.5}]]
+    sigmas = torch.tensor([float(sampling.sigma(torch.tensor(999.0))) if base.schedule.prediction != "flow" else 0.0])
+    if base.schedule.prediction == "flow":
+        sigmas = base_sigma(model, base)
+    comfy.sample.sample_custom(
+        model,
+        start,
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        torch.cat([sigmas, torch.zeros(1)]),
+        cond,
+        cond,
+        torch.zeros_like(start),
+        callback=lambda step, x0, x, steps: seen.append(x0.clone()),
+        disable_pbar=True,
+        seed=0,
+    )
+    assert (seen[0] - clean).norm() < 2e-3 * clean.norm()
+
+
+def base_sigma(model, base: HostBase) -> Tensor:
+    from clora_pack.nodes.host.network import clock
+
+    return clock(model, base.schedule, torch.tensor([len(base.schedule.levels) - 1]))[0].float()
+
+
+def test_a_museum_is_an_ordinary_lora_that_the_stock_loader_shows(models: Models, tmp_path: Path, monkeypatch):
+    model, clip, _ = models
+    museum = random_museum(HostBase(*models), WORD, size=0.5)
+    shown, _ = view(model, clip, museum)
+    path = tmp_path / "museum.safetensors"
+    save_museum(museum, path)
+    stock = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), 1.0, 1.0)[0]
+    ours, theirs, plain = (sampled(each, clip, "a cat") for each in (shown, stock, model))
+    assert (ours - plain).norm() > 1e-3 * plain.norm()
+    assert (ours - theirs).norm() < 1e-4 * (ours - plain).norm()
+    again = load_museum(path)
+    assert again.words == museum.words and all(
+        a.same_as(b) for a, b in zip(again.exhibits, museum.exhibits, strict=True)
+    )
+
+
+def test_a_word_changes_a_stock_prompt_and_gated_deltas_nothing_else(models: Models):
+    model, clip, vae = models
+    base = HostBase(model, clip, vae)
+    with ordinary():
+        exhibits = learn(base, Museum(base.fingerprint), [pictured(base)], recipe(applied="word", steps=4))
+    museum = Museum(base.fingerprint, tuple(exhibits))
+    shown, speaking = view(model, clip, museum)
+    assert torch.equal(sampled(shown, speaking, "a cat"), sampled(model, clip, "a cat"))
+    told = sampled(shown, speaking, PROMPT)
+    assert not torch.equal(told, sampled(model, speaking, PROMPT)), "its deltas"
+    assert not torch.equal(told, sampled(model, clip, PROMPT)), "and its vectors"
+
+
+def test_the_moment_is_that_of_what_the_projections_read(models: Models):
+    """tr(Δ C Δᵀ) against the mean square of Δx over the inputs that a listener of this test heard."""
+    base = HostBase(*models)
+    prompts = base.family.captions[1:4]
+    object.__setattr__(base, "family", type(base.family)(**{**vars(base.family), "captions": prompts}))
+    with ordinary(), torch.no_grad():
+        moments, sizes = preserved_moments(base, (), ())
+    for projection, slot in list(base.slots.items())[:4]:
+        heard: list[Tensor] = []
+        handle = slot.module.register_forward_hook(lambda m, x, y, heard=heard: heard.append(x[0].flatten(0, -2)))
+        with ordinary(), torch.no_grad():
+            preserved_moments(base, (), ())
+        handle.remove()
+        x = torch.cat(heard).float()
+        rng = torch.Generator().manual_seed(1)
+        delta = LowRank(torch.randn(projection.shape[0], 2, generator=rng), torch.randn(2, x.shape[1], generator=rng))
+        expected = (x @ delta.down.T @ delta.up.T).square().sum(1).mean()
+        if base.family.reads == "function":
+            assert not isinstance(moments[projection], Sketch)
+            torch.testing.assert_close(mean_square(delta, moments[projection]), expected, rtol=1e-3, atol=0)
+            mine = (x @ slot.weight.float().T).square().sum(1).mean()
+            bias = slot.module.bias is not None
+            assert bias or sizes[projection] == pytest.approx(float(mine), rel=1e-3)
+        else:
+            assert 0.1 < float(mean_square(delta, moments[projection]) / expected) < 10
