@@ -8,7 +8,7 @@ from torch import nn
 
 from clora_core.errors import BaseModelError
 from clora_core.model.base import fingerprint
-from clora_core.model.families import family_named, family_of, find_projections
+from clora_core.model.families import family_named, family_of, find_projections, recognized
 from clora_core.model.families.unet import ldm_path
 from clora_core.starter.model import build_unet as build_starter_unet
 from tests.families import FAMILIES, REAL, SMALL, build_unet, module_tree, unet_layout
@@ -90,15 +90,37 @@ def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
     assert len(short) == len(sd15) and len(long) == len(sdxl)
 
 
-def test_a_model_of_joint_attention_is_refused() -> None:
+def test_a_model_of_one_stream_is_refused() -> None:
+    stream = module_tree({"layers.0.attention.qkv.weight": torch.zeros(12, 4)})
+    with pytest.raises(BaseModelError, match=r"share them, such as Z-Image.*sd15, sd2, sdxl"):
+        find_projections(stream)
+
+
+def test_projections_of_an_unknown_family_are_named() -> None:
     joint = module_tree({"transformer_blocks.0.attn.add_k_proj.weight": torch.zeros(4, 4)})
-    with pytest.raises(BaseModelError, match=r"joint attention, such as Flux.*sd15, sd2, sdxl"):
-        find_projections(joint)
+    with pytest.raises(BaseModelError, match=r"no known family.*1 key and value.*add_k_proj"):
+        recognized(joint)
+
+
+def test_the_rows_of_a_fused_weight_are_found() -> None:
+    """FLUX.1 in ComfyUI's layout: queries, keys and values of the text in one weight."""
+    weight = torch.arange(36.0).view(12, 3)
+    names = {"double_blocks.7.txt_attn.qkv.weight": weight, "txt_in.weight": weight}
+    family, slots = recognized(module_tree({**names, "vector_in.in_layer.weight": weight}))
+    assert family.name == "flux"
+    key, value = slots
+    assert (key.path, key.role, key.shape) == ("transformer_blocks.7.attn.add_k_proj", "key", (4, 3))
+    assert slots[key].weight.equal(weight[4:8]) and slots[value].weight.equal(weight[8:])
+    assert family.lora_key(value) == "transformer.transformer_blocks.7.attn.add_v_proj"
+    output = torch.randn(2, 5, 12)
+    changed = slots[key].added(output, torch.ones(2, 5, 4))
+    assert changed[..., :4].equal(output[..., :4]) and changed[..., 8:].equal(output[..., 8:])
+    assert changed[..., 4:8].equal(output[..., 4:8] + 1)
 
 
 def test_an_unknown_text_width_is_refused_with_the_known_ones() -> None:
     tree = module_tree({"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(4, 1280)})
-    with pytest.raises(BaseModelError, match=r"width \[1280\].*sdxl \(2048\)"):
+    with pytest.raises(BaseModelError, match=r"width of \[1280\].*sdxl \(2048\)"):
         family_of(find_projections(tree))
     with pytest.raises(BaseModelError, match="no model family 'sd9'"):
         family_named("sd9")

@@ -38,15 +38,15 @@ def projections_in(modules: Iterable[str], shape: Callable[[str], Sequence[int]]
 def find_projections(network: nn.Module) -> dict[Projection, Slot]:
     """The projections of a network → their slots.
 
-    Raises BaseModelError if there are none, as in models with joint attention (Flux, SD3).
+    Raises BaseModelError if there are none, as in models where text and picture share all projections.
     """
     modules = dict(network.named_modules())
     places = projections_in(modules, lambda name: modules[name].get_parameter("weight").shape)
     if not places:
         raise BaseModelError(
-            f"No cross-attention key/value projections found in {type(network).__name__}. C-LoRA needs a UNet whose "
-            "text enters through cross-attention; models with joint attention, such as Flux and SD3, have none. "
-            f"Known model families: {', '.join(family.name for family in FAMILIES)}."
+            f"No key and value projections of text found in {type(network).__name__}. C-LoRA needs a model whose text "
+            "has keys and values of its own; models where text and picture share them, such as Z-Image and Lumina 2, "
+            f"are not supported yet. Known model families: {', '.join(family.name for family in FAMILIES)}."
         )
     return {
         projection: Slot(modules[place.module], place.first_row, projection.shape[0])
@@ -71,8 +71,9 @@ def family_of(projections: Collection[Projection], modules: Collection[str] = ()
     widths = sorted({projection.shape[1] for projection in projections})
     supported = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
     raise BaseModelError(
-        f"The cross-attention of this model reads text states of width {widths}. Known model families: {supported}. "
-        "docs/developing.md explains how to add a family."
+        f"This model is of no known family. It has {len(projections)} key and value projections, such as "
+        f"'{next(iter(projections)).path}', which read a width of {widths}. Known model families, with the width of "
+        f"their text: {supported}. docs/developing.md explains how to add a family."
     )
 
 
