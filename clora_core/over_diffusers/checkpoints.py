@@ -96,8 +96,10 @@ def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, predic
 
 def _open_folder(folder: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
     if not (folder / "unet" / "config.json").is_file():
-        joint = (folder / "transformer").is_dir()
-        also = "; it has a 'transformer', so it is a model of joint attention" if joint else ""
+        also = (
+            "; it has a 'transformer'. Diffusion transformers are supported in ComfyUI only"
+            * (folder / "transformer").is_dir()
+        )
         raise BaseModelError(
             f"There is no 'unet/config.json' in '{folder}'{also}. Expected a diffusers pipeline of {_known()}: "
             "a folder with unet, vae, text_encoder, tokenizer and scheduler."
@@ -174,13 +176,16 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
         hint = ""
         if any("lora_" in name or ".lora" in name for name in tensors):
             hint = " It looks like a LoRA: give the model that it belongs to."
-        elif any("double_blocks." in name or "joint_blocks." in name for name in tensors):
-            hint = " It looks like a model of joint attention, such as Flux or SD3; those have no cross-attention."
         raise BaseModelError(
             f"'{path}' holds no UNet with cross-attention in the original layout.{hint} "
             f"Expected a whole checkpoint of {_known()}."
         )
-    family = next((family for family in families.FAMILIES if family.has(projections)), None)
+    family = next((f for f in families.FAMILIES if f.has(projections) and f.marked(weights)), None)
+    if family and family.reads != "states":
+        raise BaseModelError(
+            f"'{path}' is a {family.title} model. Commands open {_known()}; use {family.title} in ComfyUI, with the "
+            "nodes."
+        )
     if family is None or family.checkpoint is None or ("label_emb.0.0.weight" in unet) != family.pooled:
         widths = ", ".join(str(width) for width in sorted({projection.shape[1] for projection in projections}))
         raise BaseModelError(

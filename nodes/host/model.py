@@ -104,7 +104,7 @@ def schedule_of(model: ModelPatcher) -> Schedule:
     Raises BaseModelError unless it predicts epsilon or v over discrete timesteps, or matches a flow.
     """
     sampling: Any = model.get_model_object("model_sampling")
-    if (levels := _flow_levels(sampling)) is not None:
+    if "flow" in family_of(model).resolutions and (levels := _flow_levels(sampling)) is not None:
         return Schedule(levels, "flow")
     kind, discrete = type(sampling), comfy.model_sampling.ModelSamplingDiscrete
     predictions: Mapping[object, Prediction] = {

@@ -18,7 +18,7 @@ from torch import nn
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, unknown_words, word_pattern
-from .conditioning import CLIPS, Piece, mark_words, pieces_of, unmark_words
+from .conditioning import Piece, mark_words, pieces_of, unmark_words
 from .progress import warn
 
 CLIP = comfy.sd.CLIP
@@ -51,7 +51,7 @@ def known_words(clip: CLIP) -> dict[str, ConceptToken]:
 
 def tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
     """The tokenizer of each text encoder by the encoder's name ("clip_l", "t5xxl")."""
-    return {_encoder_name(attribute): part for attribute, part in _tokenizers(clip).items()}
+    return {_encoder_name(clip, attribute): part for attribute, part in _tokenizers(clip).items()}
 
 
 def _tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
@@ -59,10 +59,10 @@ def _tokenizers(clip: CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
     return {attribute: part for attribute, part in parts if isinstance(part, comfy.sd1_clip.SDTokenizer)}
 
 
-def _encoder_name(attribute: str) -> str:
+def _encoder_name(clip: CLIP, attribute: str) -> str:
     """ComfyUI calls the tokenizer of a model with one T5 "clip_t5xxl", and its encoder "t5xxl"."""
     name = attribute.removeprefix("clip_")
-    return attribute if name in CLIPS else name
+    return name if hasattr(clip.cond_stage_model, name) else attribute
 
 
 def encoders(clip: CLIP) -> dict[str, comfy.sd1_clip.SDClipModel]:
@@ -176,7 +176,7 @@ def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     clone.tokenizer = copy.copy(clip.tokenizer)
     for attribute, tokenizer in _tokenizers(clip).items():
         part = copy.copy(tokenizer)
-        own = word_tokenizer(_encoder_name(attribute), tokenizer, tokens)
+        own = word_tokenizer(_encoder_name(clip, attribute), tokenizer, tokens)
         part.tokenizer = part.tokenizer_class = replace(own, note=warn)
         setattr(clone.tokenizer, attribute, part)
     if tokens:

@@ -19,7 +19,6 @@ from clora_pack.clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import view
-from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -260,29 +259,20 @@ def test_the_wrong_text_encoder_and_the_wrong_vae_are_refused(models):
         HostBase(model, clip).encode_pictures(torch.zeros(1, 3, 64, 64))
 
 
-FLUX = {
-    **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 128},
-    **{"mlp_ratio": 4.0, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12]},
-    **{"theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "image_model": "flux"},
-    # newer ComfyUIs ask for it
-    **({"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}),
-}
-SD3 = {
-    **{"in_channels": 16, "patch_size": 2, "depth": 1, "adm_in_channels": 64, "pos_embed_max_size": 8},
-    **{"input_size": None, "num_patches": None, "pos_embed_scaling_factor": None},
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+LUMINA = {
+    **{"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "cap_feat_dim": 64, "dim": 48, "n_layers": 1},
+    **{"n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [8, 8, 8], "axes_lens": [64, 64, 64]},
 }
 
 
-@pytest.mark.parametrize(("name", "numbers"), [("Flux", FLUX), ("SD3", SD3)], ids=["Flux", "SD3"])
-def test_a_model_of_joint_attention_is_refused_by_name(name: str, numbers: dict[str, object]):
-    config = getattr(comfy.supported_models, name)(dict(numbers))
+def test_a_model_of_one_stream_is_refused_by_name():
+    config = comfy.supported_models.Lumina2(dict(LUMINA))
     config.set_inference_dtype(torch.float32, None)
     cpu, clip = torch.device("cpu"), load_starter()[1]
     model = ModelPatcher(config.get_model({}, device=cpu), cpu, cpu)
     museum = Museum(Fingerprint("sd15", "0" * 64))
     for use in (lambda: HostBase(model, clip), lambda: view(model, clip, museum)):
-        with pytest.raises(BaseModelError, match=rf"^{name} does not support C-LoRA\. .* joint attention"):
+        with pytest.raises(BaseModelError, match=r"^Lumina2 does not support C-LoRA\. .* share"):
             use()
 
 

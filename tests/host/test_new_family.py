@@ -71,5 +71,5 @@ def test_it_is_trained_saved_loaded_and_shown(nodes, models, own_results, tmp_pa
 
 
 def test_without_it_the_refusal_says_what_is_known(models):
-    with pytest.raises(BaseModelError, match=r"width \[96\].*sd15 \(768\)"):
+    with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         HostBase(*models)

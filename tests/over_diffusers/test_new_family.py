@@ -94,7 +94,7 @@ def test_the_commands_know_it(folder, tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_without_it_the_refusal_says_what_is_known(folder, tmp_path, monkeypatch) -> None:
-    with pytest.raises(BaseModelError, match=r"width \[96\].*sd15 \(768\)"):
+    with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         open_base(folder)
     with pytest.raises(BaseModelError, match=r"width 96 and is no model of SD1\.5, SD2 or SDXL"):
         open_base(folder.with_suffix(".safetensors"))

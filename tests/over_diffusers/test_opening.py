@@ -210,7 +210,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     refused(tmp_path / "notes.txt", r"is no \.safetensors file")
     (tmp_path / "transformer").mkdir()
-    refused(tmp_path, "joint attention")
+    refused(tmp_path, "Diffusion transformers are supported in ComfyUI only")
 
 
 def test_a_torn_file_is_refused(tmp_path: Path) -> None:
@@ -224,16 +224,21 @@ def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("lora_unet_down_blocks_0_attentions_0.lora_up.weight", "looks like a LoRA"),
-        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "joint attention, such as Flux"),
-        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "joint attention, such as Flux"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "holds no UNet"),
         ("something.weight", "holds no UNet"),
         ("model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", "width 1280 and is no"),
     ],
-    ids=["lora", "flux", "sd3", "anything", "refiner"],
+    ids=["lora", "sd3", "anything", "refiner"],
 )
 def test_files_of_something_else_are_refused(tmp_path: Path, name: str, message: str) -> None:
     save_file({name: torch.zeros(4, 1280)}, tmp_path / "other.safetensors")
     refused(tmp_path / "other.safetensors", message)
+
+
+def test_a_transformer_is_refused_by_its_name(tmp_path: Path) -> None:
+    names = ("double_blocks.0.txt_attn.qkv", "txt_in", "vector_in.in_layer")
+    save_file({f"model.diffusion_model.{n}.weight": torch.zeros(6, 4) for n in names}, tmp_path / "flux.safetensors")
+    refused(tmp_path / "flux.safetensors", r"is a FLUX\.1 model.*use FLUX\.1 in ComfyUI")
 
 
 def test_incomplete_and_other_variants_are_refused(tmp_path: Path) -> None:
