@@ -20,7 +20,7 @@ def device_with_room() -> str:
 
 def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     """Approximate memory of a step with pictures of that size in pixels, without the models themselves."""
-    _, rows, columns = base.latent_shape(height, width)
+    *_, rows, columns = base.latent_shape(height, width)
     activations = base.family.kept_bytes * rows * columns * recipe.batch_size
     trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.slots)
     dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.slots)
