@@ -49,7 +49,7 @@ def test_an_ordinary_lora_is_no_museum(tmp_path):
 
 
 INNER = {
-    "another family": (lambda m: m["base"].update(architecture="flux"), "no model family 'flux'"),
+    "another family": (lambda m: m["base"].update(architecture="sd9"), "no model family 'sd9'"),
     "a family of another width": (lambda m: m["base"].update(architecture="sdxl"), "encoders|clip_g|vectors"),
     "no base": (lambda m: m.pop("base"), "no 'base'"),
     "an unknown entry": (lambda m: m.update(scope=1), "unknown entry 'scope'"),
@@ -95,7 +95,7 @@ INNER = {
     "a short projection": (lambda m: m["projections"][0].pop(), "A projection"),
     "a strange path": (
         lambda m: json.dumps(m).replace("mid_block", "../../mid"),
-        "not the diffusers path of a key or value",
+        "not the path of a key or value",
     ),
     "the other role": (lambda m: m["projections"][0].__setitem__(1, "value"), "value"),
     "another height": (lambda m: m["projections"][0].__setitem__(2, 31), "shape"),
