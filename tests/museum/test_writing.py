@@ -134,7 +134,7 @@ def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
         (exhibit("<x>", on, seed=1, facts={"loss": float("nan")}), "JSON"),
         (exhibit("<x>", on, seed=1, prompt="\ud800"), "JSON"),
         (exhibit("<x>", on, seed=1, ranks=(0,)), "rank 0"),
-        (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "not the diffusers path"),
+        (exhibit("<x>", [Projection("some.linear", "key", (32, 768))], seed=1), "not the path of a key"),
         (exhibit("<x>", [on[0], Projection(on[0].path, "key", (16, 768))], seed=1), "2 times"),
         (nan, "not finite"),
         (replace(plain, deltas=misfit), "has shape"),
