@@ -105,7 +105,7 @@ def test_every_pass_is_reported_and_a_report_may_stop_it():
 
     with pytest.raises(InterruptedError):
         effect(learning, untaught(base), stop)
-    assert not any(module._forward_hooks for module in base.modules.values())
+    assert not any(slot.module._forward_hooks for slot in base.slots.values())
 
 
 def test_overlaps_are_those_of_the_matrix():
@@ -126,4 +126,4 @@ def test_of_many_exhibits_some_are_asked_and_no_hook_is_left_behind():
     )
     found = effect(Learning(base, Museum(base.fingerprint, many), (NEW,), RECIPE), untaught(base))
     assert len(found.moved) == ASKED and [*found.moved][:: ASKED - 1] == ["<w0>", "<w19>"]
-    assert not any(module._forward_hooks for module in base.slots.values())
+    assert not any(slot.module._forward_hooks for slot in base.slots.values())
