@@ -29,7 +29,7 @@ from clora_core.learning.start import start_vectors
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import mean_square
-from clora_core.model.text_states import moment_of, text_states
+from clora_core.model.text_states import second_moment, text_states
 from clora_core.museum.museum import Exhibit, Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
@@ -84,7 +84,7 @@ def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) ->
 @torch.no_grad()
 def share(base: Base, exhibit: Exhibit, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> float:
     states = text_states(base, prompts, tokens)
-    moment = moment_of([states])
+    moment = second_moment([states])
     return statistics.fmean(
         float(mean_square(delta, moment) / base.slots[place].module(states[None])[0].square().sum(1).mean())
         for place, delta in exhibit.deltas.items()

@@ -151,8 +151,13 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
     """The word's first vectors, (1, words, width) per encoder, or the same for each cross-attention, (layers, …).
 
     Random by default, as in C-LoRA (arXiv:2304.06027, section 4). The paper does not give the scale; here each
-    dimension is normal with the mean and deviation that the encoder's own vocabulary has in it.
+    dimension is normal with the mean and deviation that the encoder's own vocabulary has in it. Raises RecipeError for
+    layer-wise words outside of UNets.
     """
+    if layer_wise and base.family.reads != "states":
+        raise RecipeError(
+            f"A word with a vector per cross-attention needs a UNet, not {base.family.title}. Choose another recipe."
+        )
     layers = layer_count(base.slots) if layer_wise else 1
     if concept.start:
         known = base.word_vectors(concept.start)

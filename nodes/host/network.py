@@ -8,6 +8,7 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
+from ...clora_core.errors import BaseModelError
 from ...clora_core.model.base import Conditioning, Schedule
 from .model import ModelPatcher
 
@@ -33,6 +34,11 @@ def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Cond
     """The network's raw output, (b, …) float32, for prompts of equal length. options: other inputs of the network."""
     parts = [_conditions(model, latents[row : row + 1], conditioning, row) for row in range(len(latents))]
     joined = {name: first.concat([part[name] for part in parts[1:]]) for name, first in parts[0].items()}
+    if "c_concat" in joined:
+        raise BaseModelError(
+            f"This {type(model.model).__name__} model is conditioned on a picture (inpainting, control or image to "
+            "video). Use the text-to-image model instead."
+        )
     context = joined.pop("c_crossattn")
     extras = {name: _cast(value, latents) for name, value in joined.items()}
     network = model.model.diffusion_model

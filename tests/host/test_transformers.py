@@ -8,6 +8,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from clora_pack.clora_core.errors import BaseModelError, RecipeError
 from clora_pack.clora_core.learning.learn import learn
 from clora_pack.clora_core.method.recipe import Recipe
 from clora_pack.clora_core.method.regularizers import ContextPreservation
@@ -209,3 +210,18 @@ def test_the_moment_is_that_of_what_the_projections_read(models: Models):
             assert bias or sizes[projection] == pytest.approx(float(mine), rel=1e-3)
         else:
             assert 0.1 < float(mean_square(delta, moments[projection]) / expected) < 10
+
+
+def test_words_for_each_cross_attention_are_refused():
+    base = HostBase(*small_transformer("flux"))
+    with ordinary(), pytest.raises(RecipeError, match=r"needs a UNet, not FLUX\.1"):
+        learn(base, Museum(base.fingerprint), [pictured(base)], recipe(layer_wise=True))
+
+
+def test_a_model_that_is_conditioned_on_a_picture_is_refused(monkeypatch: pytest.MonkeyPatch):
+    name, config = NETWORKS["flux"]
+    monkeypatch.setitem(NETWORKS, "flux", (name, {**config, "in_channels": 32}))
+    base = HostBase(*small_transformer("flux"))
+    latents = torch.zeros(1, *base.family.latent_shape(*side(base)))
+    with pytest.raises(BaseModelError, match="is conditioned on a picture"):
+        base.predict(latents, torch.tensor([500]), base.encode_prompts(["a cat"], ()))

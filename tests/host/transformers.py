@@ -1,5 +1,7 @@
 """Small transformers in ComfyUI's own classes: the real structures, text widths and tokenizers, random weights."""
 
+import functools
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +9,7 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
+import sentencepiece
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
@@ -37,6 +40,14 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {
             **{"image_model": "pixart_sigma", "input_size": 16, "hidden_size": WIDTH, "depth": 2, "num_heads": HEADS},
             **{"micro_condition": False, "model_max_length": 300, "pe_interpolation": 2},
+        },
+    ),
+    "wan": (
+        "WAN21_T2V",
+        {
+            **{"image_model": "wan2.1", "model_type": "t2v", "dim": WIDTH, "out_dim": 16, "num_heads": 1},
+            **{"ffn_dim": 64, "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1)},
+            **{"qk_norm": True, "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16},
         },
     ),
     "flux": (
@@ -103,7 +114,9 @@ def small_transformer(family: str) -> Models:
         return _network(kind), _encoders(kind), (video_vae() if family in FRAMES else small_vae(_channels(kind)))
 
 
-FRAMES = ("cosmos-predict2", "qwen-image")
+SIZED, THINGS = ("small", "large", "red", "blurry"), ("cat", "dog", "hat", "photo of a house")
+PLACED = ("in the snow", "at night", "about a much longer prompt")
+FRAMES = ("cosmos-predict2", "wan", "qwen-image")
 
 
 def _channels(kind: Any) -> int:
@@ -122,13 +135,29 @@ def _encoders(kind: Any) -> comfy.sd.CLIP:
     everything = {f"text_encoders.clip_{name}.transformer.text_model.final_layer_norm.weight": None for name in "lg"}
     t5 = torch.empty(1, dtype=torch.float32)
     everything["text_encoders.t5xxl.transformer.encoder.final_layer_norm.weight"] = t5  # type: ignore[assignment]
-    clip = comfy.sd.CLIP(kind.clip_target(everything), model_options=dict(SIZES))
+    tokens = {"spiece_model": sentence_pieces()}
+    clip = comfy.sd.CLIP(kind.clip_target(everything), tokenizer_data=tokens, model_options=dict(SIZES))
     for encoder in clip.cond_stage_model.children():
         if encoder.special_tokens.get("start") is None:  # no CLIP
             table = encoder.transformer.get_input_embeddings()
             encoder.transformer.set_input_embeddings(FewRows(table.weight.shape[1]))
     fill(clip.cond_stage_model, seed=2)
     return clip
+
+
+@functools.cache
+def sentence_pieces() -> bytes:
+    """A small SentencePiece model; umT5's comes in the file of its weights."""
+    written = io.BytesIO()
+    sentences = [f"a {size} {thing}, {place}" for size in SIZED for thing in THINGS for place in PLACED]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=written,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2},
+    )
+    return written.getvalue()
 
 
 def video_vae() -> comfy.sd.VAE:

@@ -25,7 +25,7 @@ def test_no_other_file_knows_a_family_by_its_name() -> None:
 
 
 PATHS = {
-    **dict.fromkeys(("anima", "cosmos-predict2"), "blocks.0.cross_attn.k_proj"),
+    "cosmos-predict2": "blocks.0.cross_attn.k_proj",
     "pixart": "transformer_blocks.3.attn2.to_k",
     "wan": "blocks.12.cross_attn.k",
     **dict.fromkeys(("flux", "chroma", "sd3", "qwen-image"), "transformer_blocks.1.attn.add_k_proj"),

@@ -2,14 +2,13 @@
 
 Deltas go on the text's keys and values there; the blocks that both share stay as they are. Structure, encoders and
 latents: ComfyUI's comfy/ldm/flux, ldm/chroma and text_encoders/flux.py; queries, keys and values are one weight there.
-LoRA names: diffusers' for FLUX.1, which ComfyUI reads too; ComfyUI's own for Chroma, of which it reads no others.
-Memory: calculated; no model of real size was run.
+LoRA names: diffusers', which ComfyUI reads for both. Memory: a guess; no model of real size was run.
 """
+
+from dataclasses import replace
 
 from .blocks import Blocks, Layout
 from .family import Family, Published
-
-FUSED = Layout({"double_blocks.{}.txt_attn.qkv": ("query", "key", "value")})
 
 FLUX = Family(
     name="flux",
@@ -17,7 +16,7 @@ FLUX = Family(
     structure=Blocks(
         key="transformer_blocks.{}.attn.add_k_proj",
         value="transformer_blocks.{}.attn.add_v_proj",
-        layouts=(FUSED,),
+        layouts=(Layout({"double_blocks.{}.txt_attn.qkv": ("query", "key", "value")}),),
         lora="transformer.{}",
     ),
     text_width=4096,
@@ -34,19 +33,13 @@ FLUX = Family(
     lacks=("txt_in.c_embedder", "distilled_guidance_layer"),
 )
 
-CHROMA = Family(
+CHROMA = replace(
+    FLUX,
     name="chroma",
     title="Chroma",
-    structure=FLUX.structure,
-    text_width=4096,
     encoders={"t5xxl": 4096},
-    latent_channels=16,
-    resolutions={"flow": 1024},
     published=Published("chroma", "chroma"),
-    kept_bytes=1_500_000,
-    checkpointed=0.08,
-    reads="stream",
-    side_px=16,
     guidance=4.0,
     needs=("txt_in", "distilled_guidance_layer"),
+    lacks=(),
 )

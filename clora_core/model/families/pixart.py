@@ -1,7 +1,7 @@
 """PixArt-α and PixArt-Σ: a transformer with separate cross-attention that reads a small network's view of T5's states.
 
 Structure and encoders: ComfyUI's comfy/ldm/pixart/pixartms.py and text_encoders/pixart_t5.py; keys and values are one
-weight there. LoRA names: diffusers', which ComfyUI reads too. Memory: calculated; no model of real size was run.
+weight there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
 """
 
 from .blocks import Blocks, Layout

@@ -3,7 +3,7 @@
 Deltas go on the text's keys and values. The edit model has the same network and is told apart by nothing; it learns as
 the text-to-image model does. Structure, encoder and latents: ComfyUI's comfy/ldm/qwen_image/model.py and
 text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
-Memory: calculated; no model of real size was run.
+Memory: a guess; no model of real size was run.
 """
 
 from .blocks import Blocks, Layout

@@ -2,7 +2,7 @@
 
 Deltas go on the text's keys and values. Structure, encoders and latents: ComfyUI's
 comfy/ldm/modules/diffusionmodules/mmdit.py and text_encoders/sd3_clip.py; queries, keys and values are one weight
-there. LoRA names: diffusers', which ComfyUI reads too. Memory: calculated; no model of real size was run.
+there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
 """
 
 from .blocks import Blocks, Layout

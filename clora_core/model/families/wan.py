@@ -3,7 +3,7 @@
 The projections read a small network's view of umT5's states. Structure, encoder and latents: ComfyUI's
 comfy/ldm/wan/model.py and text_encoders/wan.py. Models that are conditioned on a picture have more projections and are
 refused. LoRA names: those of the modules, which ComfyUI and diffusers read.
-Memory: calculated; no model of real size was run.
+Memory: a guess; no model of real size was run.
 """
 
 from .blocks import Blocks, Layout
@@ -29,5 +29,5 @@ WAN = Family(
     side_px=16,
     guidance=5.0,
     needs=("text_embedding.0",),
-    lacks=("blocks.0.cross_attn.k_img",),
+    lacks=("blocks.0.cross_attn.k_img", "vace_patch_embedding", "control_adapter.conv"),
 )
