@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, RecipeError
@@ -225,3 +227,30 @@ def test_a_model_that_is_conditioned_on_a_picture_is_refused(monkeypatch: pytest
     latents = torch.zeros(1, *base.family.latent_shape(*side(base)))
     with pytest.raises(BaseModelError, match="is conditioned on a picture"):
         base.predict(latents, torch.tensor([500]), base.encode_prompts(["a cat"], ()))
+
+
+@pytest.mark.parametrize("family", ["wan", "flux"])
+def test_the_nodes_teach_save_and_load(family: str, nodes: dict[str, Any], own_results, tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path)], {".safetensors"}))
+    model, clip, vae = small_transformer(family)
+    least = 8 * family_of(model).least_side
+    numbers = {
+        "steps": 3,
+        "rank": 2,
+        "learning_rate": 1e-2,
+        "batch_size": 2,
+        "forgetting_weight": 1.0,
+        "training_seed": 0,
+    }
+    taught = nodes["CLoRA_ConceptToken"].execute(WORD, "object", "a photo of {word}", 1, "", 0).args[0]
+    shown, speaking, museum, loss, preview = (
+        nodes["CLoRA_TrainStep"]
+        .execute(model=model, clip=clip, vae=vae, images=torch.rand(3, least, least, 3), concept=taught, **numbers)
+        .args
+    )
+    assert len(loss["loss"]) == 3 and preview.shape[1:] == (least, least, 3) and preview.isfinite().all()
+    nodes["CLoRA_SaveMuseum"].execute(museum, "mine", False)
+    loaded, words, again = nodes["CLoRA_LoadMuseum"].execute(model, clip, "mine.museum.safetensors", "", 1.0).args
+    assert again.words == (WORD,)
+    ours = sampled(shown, speaking, PROMPT)
+    torch.testing.assert_close(sampled(loaded, words, PROMPT), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
