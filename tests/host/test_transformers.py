@@ -28,7 +28,7 @@ from torch import Tensor
 import nodes as stock_nodes
 
 from .models import Models, ordinary, pictures, random_museum
-from .transformers import NETWORKS, small_transformer
+from .small_transformers import NETWORKS, small_transformer
 
 WORD = "<one>"
 PROMPT = f"a photo of {WORD} in the snow"
