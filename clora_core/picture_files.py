@@ -55,9 +55,10 @@ def read_folder(
     cat.mask.png, white where cat.jpg counts; alpha_mask: without one, what is not transparent counts. say: hears what
     was found and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
     """
-    read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask)
+    listing = Listing()
+    read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask, listing=listing)
     found = each_picture(files_in(folder, say), read, say, root=folder)
-    captions = [caption_of(path) for path, _ in found]
+    captions = [caption_of(path, listing) for path, _ in found]
     if any(captions) and not all(captions):
         say(f"{captions.count('')} of {len(captions)} pictures have no caption; they use the concept's template.")
     counts = [_repeats(path, folder) for path, _ in found]
@@ -114,7 +115,30 @@ def each_picture(
     return made
 
 
-def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int, alpha_mask: bool = False) -> Picture:
+class Listing:
+    """The files beside pictures, by their stems in any case. Every folder is listed once."""
+
+    def __init__(self) -> None:
+        self._stems: dict[Path, dict[str, list[Path]]] = {}
+
+    def named(self, folder: Path, stem: str) -> list[Path]:
+        """The files of the folder with that stem, in order."""
+        if folder not in self._stems:
+            stems = self._stems.setdefault(folder, {})
+            for path in sorted(folder.iterdir()):
+                stems.setdefault(path.stem.lower(), []).append(path)
+        return self._stems[folder].get(stem.lower(), [])
+
+
+def prepared(
+    path: Path,
+    note: Say,
+    *,
+    resolution_px: int,
+    multiple: int,
+    alpha_mask: bool = False,
+    listing: Listing | None = None,
+) -> Picture:
     """The picture of a file as it is trained on, with its mask. note: hears what is changed. Raises UnreadableError."""
     whole = upright(path, note)
     original = whole.height, whole.width
@@ -125,7 +149,7 @@ def prepared(path: Path, note: Say, *, resolution_px: int, multiple: int, alpha_
     if target[0] * target[1] < (1 - CUT) * scaled[0] * scaled[1]:
         note("Cut at the edges, too long or too wide")
     size = target[1], target[0]
-    mask = mask_of(path)
+    mask = mask_of(path, listing or Listing())
     read_mask = partial(_alpha, path, size) if alpha_mask else None
     if mask:
         read_mask = partial(mask_values, mask, whole.size, size)
@@ -167,24 +191,24 @@ class UnreadableError(ConceptError):
         self.reason = reason
 
 
-def caption_of(picture: Path) -> str:
-    """The caption beside a picture, on one line; "" if there is none. Raises ConceptError if it is not UTF-8."""
-    names = [f"{stem}{suffix}" for stem in (picture.stem, picture.name) for suffix in CAPTIONS]
-    beside = {path.name.lower(): path for path in picture.parent.iterdir() if path.suffix.lower() in CAPTIONS}
-    for path in (beside[name.lower()] for name in names if name.lower() in beside):
+def caption_of(picture: Path, listing: Listing) -> str:
+    """The caption beside a picture, without empty lines, or "". Raises ConceptError if it is not UTF-8."""
+    files = [path for stem in (picture.stem, picture.name) for path in listing.named(picture.parent, stem)]
+    places = [(CAPTIONS.index(suffix), path) for path in files if (suffix := path.suffix.lower()) in CAPTIONS]
+    for _, path in sorted(places, key=lambda place: (place[1].stem.lower() != picture.stem.lower(), place[0])):
         try:
-            if text := " ".join(path.read_text(encoding="utf-8-sig").split()):
-                return text
+            lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            if any(lines):
+                return "\n".join(filter(None, lines))
         except (UnicodeDecodeError, OSError) as error:
             raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
     return ""
 
 
-def mask_of(picture: Path) -> Path | None:
+def mask_of(picture: Path, listing: Listing) -> Path | None:
     """The file of a picture's mask, cat.mask.png for cat.jpg; None if there is none."""
-    stem = f"{picture.stem}{MASK}".lower()
-    beside = (path for path in sorted(picture.parent.iterdir()) if path.suffix.lower() not in BESIDE)
-    return next((path for path in beside if path.stem.lower() == stem), None)
+    files = listing.named(picture.parent, f"{picture.stem}{MASK}")
+    return next((path for path in files if path.suffix.lower() not in BESIDE), None)
 
 
 def mask_values(path: Path, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -17,6 +17,13 @@ def unprintable(text: str, allowed: str = "") -> str:
     return next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed), "")
 
 
+def normal(text: str) -> str:
+    """The text in Unicode NFC and without invisible characters (category Cf), as words are compared and kept."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", "".join(c for c in text if unicodedata.category(c) != "Cf"))
+
+
 def printable(text: str) -> str:
     r"""The text with unsafe characters escaped as in JSON (\u001b). Newlines and tabs are kept."""
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

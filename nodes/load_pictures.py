@@ -24,6 +24,13 @@ class LoadPictures(io.ComfyNode):
                     options=folders.picture_folders() or [""],  # the frontend drops an input without options
                     tooltip="A folder in ComfyUI's input folder. Its subfolders are read too.",
                 ),
+                io.String.Input(
+                    "files",
+                    optional=True,
+                    multiline=True,
+                    default="",
+                    tooltip="Only these files of the folder, one per line, such as cat1.png. Empty: all of them.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -49,19 +56,19 @@ class LoadPictures(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool:
+    def validate_inputs(cls, folder: str, files: str = "") -> bool:
         """Turns off ComfyUI's own check: `execute` says which folders there are."""
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
-        """Changes with the files of the folder."""
-        return folders.pictures_version(folder)
+    def fingerprint_inputs(cls, folder: str, files: str = "") -> str:
+        """Changes with the files of the folder, or of the input folder if single ones are chosen."""
+        return folders.pictures_version("" if files.strip() else folder)
 
     @classmethod
-    def execute(cls, folder: str) -> io.NodeOutput:
+    def execute(cls, folder: str, files: str = "") -> io.NodeOutput:
         from .actions.loading import load_pictures
 
-        images, captions, masks, sheet, summary = load_pictures(folder)
+        images, captions, masks, sheet, summary = load_pictures(folder, files)
         shown = {"images": ui.PreviewImage(sheet, cls=cls).values, "text": (say(summary),)}
         return io.NodeOutput(images, captions, masks, ui=shown)

@@ -105,6 +105,40 @@ class LearningRecipe(io.ComfyNode):
                     tooltip="Gradient checkpointing: needs much less memory and about a third more time. The result "
                     "is the same.",
                 ),
+                io.Boolean.Input(
+                    "shuffle_tags",
+                    default=DEFAULT.shuffle_tags,
+                    tooltip="Put the tags of a caption (the parts between commas) in a random order every time.",
+                ),
+                io.Int.Input(
+                    "keep_tokens",
+                    default=DEFAULT.keep_tokens,
+                    min=0,
+                    max=1000,
+                    tooltip="Number of tags at the start of a caption that are neither shuffled nor left out.",
+                ),
+                io.Float.Input(
+                    "tag_dropout",
+                    default=DEFAULT.tag_dropout,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the tags that are left out at random. A tag with the trigger word always stays.",
+                ),
+                io.Float.Input(
+                    "caption_dropout",
+                    default=DEFAULT.caption_dropout,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the captions that are replaced by the concept's template at random.",
+                ),
+                io.Boolean.Input(
+                    "caption_lines",
+                    default=DEFAULT.caption_lines,
+                    tooltip="Every line of a caption file is a caption, drawn at random. Off: its lines are one "
+                    "caption.",
+                ),
             ],
             outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="Connect it to a Train Step.")],
         )

@@ -119,7 +119,7 @@ def test_captions_lie_beside_the_pictures(folder: Path):
 def test_a_caption_may_have_another_suffix(folder: Path, name: str):
     (folder / name).write_text("{word},\nsitting")
     _, captions, said = read(folder)
-    assert captions == ("{word}, sitting", "") and "1 of 2 pictures have no caption" in said
+    assert captions == ("{word},\nsitting", "") and "1 of 2 pictures have no caption" in said
 
 
 def test_an_empty_caption_is_none(folder: Path):
@@ -376,3 +376,20 @@ def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "1.mask.png").write_text("no picture")
     pictures, _, said = read(tmp_path)
     assert len(pictures) == 1 and "its mask 1.mask.png cannot be read" in said
+
+
+def test_folders_are_listed_once_however_many_pictures_they_hold(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(20):
+        Image.new("RGB", (64, 64)).save(folder / f"more{number}.png")
+        (folder / f"more{number}.txt").write_text(f"{{word}} {number}")
+    listed: list[Path] = []
+    plain = Path.iterdir
+
+    def counted(path: Path):
+        listed.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "iterdir", counted)
+    _, captions, _ = read(folder)
+    assert [caption for caption in captions if caption] == sorted(f"{{word}} {number}" for number in range(20))
+    assert listed.count(folder) <= 1

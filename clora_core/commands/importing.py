@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         save_museum(Museum(fingerprint, (exhibit,)), path)
     for left_out in lora.left_out if lora else ():
         say(f"Left out: {left_out}")
+    if lora and (others := [word for word in lora.bundled if word != _bundled_word(arguments, lora)]):
+        say(f"Not imported, other words of this LoRA: {', '.join(others)}. An import takes the one that --word names.")
     say(f"{path} now holds: {', '.join((*(header.words if header else ()), exhibit.word))}")
 
 
@@ -93,15 +95,22 @@ def _vectors(arguments: argparse.Namespace, base: Base | None, lora: OrdinaryLor
         if base is None:
             raise MuseumError(f"The vectors of '{arguments.start}' come from the base model. Give it: --base.")
         return {encoder: vectors[None] for encoder, vectors in base.word_vectors(arguments.start).items()}
-    bundled = lora.bundled if lora else {}
-    if own := bundled.get(arguments.word) or bundled.get(arguments.word.strip("<>")):
-        return own
-    if len(bundled) == 1:
-        return next(iter(bundled.values()))
-    if bundled:
-        names = ", ".join(bundled)
+    if lora and (word := _bundled_word(arguments, lora)):
+        return lora.bundled[word]
+    if lora and lora.bundled:
+        names = ", ".join(lora.bundled)
         raise MuseumError(f"The LoRA has vectors for the words {names}, but not for '{arguments.word}'. Choose one.")
     raise MuseumError(
         f"'{arguments.word}' has no vectors. Give the LoRA's --embedding, or its trigger words with --start, such as "
         '"sks cat".'
     )
+
+
+def _bundled_word(arguments: argparse.Namespace, lora: OrdinaryLora) -> str:
+    """Which of the words that are bundled with the LoRA is imported; "" for none."""
+    if arguments.embedding or arguments.start:
+        return ""
+    own = [word for word in (arguments.word, arguments.word.strip("<>")) if word in lora.bundled]
+    if not own and len(lora.bundled) == 1:
+        own = list(lora.bundled)
+    return own[0] if own else ""

@@ -48,6 +48,15 @@ NUMBERS = {
     "min_snr_gamma": "min-SNR weighting of timesteps; 5 is common, 0 is off",
     "precision": "fp32, bf16 or fp16",
     "seed": "of all randomness in training",
+    "keep_tokens": "tags of a caption that stay first, in their order, for --shuffle-tags and --tag-dropout",
+    "tag_dropout": "share of the tags that are left out at random, never one with the new word",
+    "caption_dropout": "share of the captions that are replaced by the template at random",
+}
+SWITCHES = {
+    "flip": "mirror pictures at random, half of the time",
+    "checkpointing": "less memory, about a third slower",
+    "shuffle_tags": "put the tags of a caption (the parts between commas) in a random order every time",
+    "caption_lines": "every line of a caption file is a caption, drawn at random (otherwise its lines are joined)",
 }
 
 
@@ -85,8 +94,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--alpha-mask", action="store_true", help="only what is not transparent counts in the loss")
     parser.add_argument("--forgetting-weight", type=float, help="factor on the recipe's regularizer weights (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
-    parser.add_argument("--flip", action="store_true", help="mirror pictures at random, half of the time")
-    parser.add_argument("--checkpointing", action="store_true", help="less memory, about a third slower")
+    for name, meaning in SWITCHES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     defaults = Recipe()
     types = typing.get_type_hints(Recipe)
     for name, meaning in NUMBERS.items():
@@ -184,7 +193,7 @@ def _concept(
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """The named recipe with the numbers from the command line."""
     numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
-    numbers |= {"flip": arguments.flip, "checkpointing": arguments.checkpointing}
+    numbers |= {name: getattr(arguments, name) for name in SWITCHES}
     recipe = recipe_named(arguments.recipe, **numbers)
     if arguments.forgetting_lambda is not None:
         if arguments.recipe != "c-lora":

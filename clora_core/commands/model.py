@@ -17,6 +17,7 @@ def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("--base", required=required, help="'starter', a diffusers folder, or a .safetensors checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's tokenizer, to open a checkpoint offline")
     parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], help="of an SD2 checkpoint")
+    parser.add_argument("--clip-skip", type=int, help="layer of the text encoders, counted from the end")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the frozen weights (%(default)s)")
 
@@ -45,6 +46,7 @@ def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
         device=arguments.device,
         tokenizer=arguments.tokenizer,
         prediction=arguments.prediction,
+        clip_skip=arguments.clip_skip,
     )
 
 

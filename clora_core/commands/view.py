@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import CLoRAError
-from ..model.concept import mentions, unknown_words
+from ..model.concept import mentions, skip_note, unknown_words
 from ..model.sampling import Sampling, sample
 from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say("Note: " + " ".join(unknown))
     elif not any(mentions(arguments.prompt, word) for word in words):
         say(f"Note: the prompt contains none of the museum's words ({', '.join(words)}).")
+    if note := skip_note(museum.tokens, base.clip_skip):
+        say(f"Note: {note}")
     if weights := WEIGHTED.findall(arguments.prompt):
         say(f"Note: weights like {weights[0]} work in ComfyUI; here they are read as plain text.")
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance

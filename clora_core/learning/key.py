@@ -29,6 +29,8 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
 
     add([museum.base.family, museum.base.digest, base.schedule.prediction, recipe.to_json()])
     add(base.schedule.levels)
+    if base.clip_skip != base.family.clip_skip:
+        add(["clip skip", base.clip_skip])
     for exhibit in museum.exhibits:
         add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json()])
         for vectors in exhibit.token.vectors.values():
@@ -41,5 +43,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
         add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
         if concept.captions:
             add(concept.prompt)  # which stands in the exhibit, and is what later concepts leave alone
+        if recipe.caption_lines:
+            add([concept.lines(caption) for caption in concept.captions])
         add([[picture.digest, *picture.original, *picture.crop] for picture in concept.pictures])
     return digest.hexdigest()

@@ -6,7 +6,7 @@ resumed learning gives what an uninterrupted one would have given.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,8 +18,9 @@ from ..method.recipe import Recipe
 from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
-from ..model.concept import Concept
-from ..museum.museum import Exhibit, Museum, gate_of
+from ..model.concept import Concept, mentions, skip_note
+from ..museum.museum import CLIP_SKIP, Exhibit, Museum, gate_of
+from ..texts import normal
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
@@ -56,14 +57,21 @@ class Learning:
 
     def __post_init__(self) -> None:
         self.museum.check_over(self.base.fingerprint)
-        for place, word in enumerate(self.words):
-            if word in self.museum.words:
+        taken = [normal(word) for word in self.museum.words]
+        for place, (word, concept) in enumerate(zip(self.words, self.concepts, strict=True)):
+            if word in taken:
                 raise ConceptError(
-                    f"The word '{word}' already names exhibit {self.museum.words.index(word) + 1} of this museum. "
+                    f"The word '{word}' already names exhibit {taken.index(word) + 1} of this museum. "
                     "Choose another word, or remove that exhibit first."
                 )
             if word in self.words[:place]:
                 raise ConceptError(f"Two concepts have the word '{word}'. Give each its own word.")
+            for prompt in dict.fromkeys((concept.prompt, *concept.prompts())):
+                if not mentions(prompt, word, (*taken, *self.words)):
+                    raise ConceptError(
+                        f"In '{prompt:.200}', '{word}' is only a part of another known word, so it would not be "
+                        f"learned. Write {{word}} apart from it, or name it <{word.strip('<>')}>."
+                    )
         if not self.concepts:
             raise ConceptError("There is nothing to learn: no concept was given.")
         several = len(self.concepts) > 1
@@ -86,11 +94,13 @@ class Learning:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What to say before learning."""
-        return tuple(
+        known = tuple(
             f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
             f"keep its meaning, choose a word like <my-{word}>."
             for word in self.known_words
         )
+        other_skip = skip_note(self.museum.tokens, self.base.clip_skip)
+        return (*known, other_skip) if other_skip else known
 
     @cached_property
     def key(self) -> str:
@@ -172,8 +182,10 @@ class Learning:
             return tuple(self._exhibit(each, trained, loss) for each in self.concepts)
 
     def _exhibit(self, concept: Concept, trained: Trained, loss: float) -> Exhibit:
-        facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss}
+        skip = self.base.clip_skip
+        facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss, CLIP_SKIP: skip}
         if concept.word in self.known_words:
             facts["known word"] = True
         deltas = trained.increments() if concept is self.concepts[-1] else {}
-        return Exhibit(trained.kept_token(concept.word), deltas, self.recipe, concept.kind, concept.prompt, facts)
+        token = replace(trained.kept_token(concept.word), clip_skip=skip)
+        return Exhibit(token, deltas, self.recipe, concept.kind, concept.prompt, facts)

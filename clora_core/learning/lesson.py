@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import BaseModelError
 from ..method.recipe import Recipe
 from ..method.step import Deltas, Step
 from ..model.base import Base, Conditioning
-from ..model.concept import Concept, ConceptToken, mentions
+from ..model.concept import Concept, ConceptToken, words_in
 from ..pictures import Picture, Size
 from ..seeds import seeded
+from ..texts import normal
 from .start import Trained
+from .variation import check_lines, varied, varies
 
 REFERENCE_DRAWS = 8
 ENCODED_AT_ONCE = 4  # pictures
@@ -34,7 +37,10 @@ class Bucket:
 
     @classmethod
     def encoded(cls, base: Base, pictures: Sequence[Picture], size: Size, *, mirrored: bool) -> "Bucket":
-        """Read and encode the pictures of this size, a few at a time, and repeated ones once."""
+        """Read and encode the pictures of this size, a few at a time, and repeated ones once.
+
+        Raises BaseModelError for latents that are not finite.
+        """
         places = torch.tensor([place for place, picture in enumerate(pictures) if picture.size == size])
         own = [pictures[place] for place in places.tolist()]
         different = list({id(picture): picture for picture in own}.values())
@@ -43,6 +49,11 @@ class Bucket:
             pixels = torch.stack([picture.read() for picture in different[start : start + ENCODED_AT_ONCE]])
             views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
             parts.append(torch.stack([base.encode_pictures(view) for view in views]))
+            if not parts[-1].isfinite().all():
+                raise BaseModelError(
+                    "The VAE makes latents that are no finite numbers. Use another VAE, or this one in fp32 or bf16 "
+                    "(ComfyUI: --fp32-vae); SDXL's own VAE often fails in fp16."
+                )
         numbers = {id(picture): number for number, picture in enumerate(different)}
         latents = torch.cat(parts, dim=1)
         if len(different) < len(own):
@@ -78,12 +89,18 @@ class Lesson:
         known: Sequence[ConceptToken] = (),
         taught: Sequence[str] = (),
     ) -> "Lesson":
-        """Encode every picture once. known, taught: what its prompts may mention besides its own word."""
+        """Encode every picture once. known, taught: what its prompts may mention besides its own word.
+
+        Raises ConceptError for a line of a caption that is used alone and does not mention the word.
+        """
+        check_lines(concept, recipe)
         sizes = dict.fromkeys(picture.size for picture in concept.pictures)
         buckets = [Bucket.encoded(base, concept.pictures, size, mirrored=recipe.flip) for size in sizes]
         prompts = "\n".join(concept.prompts())
-        known = [token for token in known if mentions(prompts, token.word)]
-        taught = [word for word in dict.fromkeys((concept.word, *taught)) if mentions(prompts, word)]
+        taught = list(dict.fromkeys((concept.word, *taught)))
+        found = set(words_in(prompts, [*taught, *(token.word for token in known)]))
+        known = [token for token in known if normal(token.word) in found]
+        taught = [word for word in taught if word in found]
         return cls(base, concept, recipe, buckets, known, taught)
 
     def step(self, number: int, trained: Trained) -> Step:
@@ -99,7 +116,9 @@ class Lesson:
         latents = views[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
         places = self.buckets[bucket].places[chosen]
-        conditioning = self._sized(self.conditioning(places, *map(trained.token, self.taught)), places)
+        prompts = varied(self.concept, recipe, number, places.tolist(), self.taught) if varies(recipe) else None
+        tokens = map(trained.token, self.taught)
+        conditioning = self._sized(self.conditioning(places, *tokens, prompts=prompts), places)
         masks = self.buckets[bucket].masks
         step = self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
         return step if masks is None else replace(step, mask=masks[view, chosen].to(self.base.device))
@@ -133,10 +152,10 @@ class Lesson:
             report(len(latents[part]))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
-    def conditioning(self, chosen: Tensor, *tokens: ConceptToken) -> Conditioning:
-        """The encoded prompts of the pictures with these numbers, (b,). Every prompt is encoded once."""
-        prompts = self.concept.prompts()
-        wanted = [prompts[index] for index in chosen.tolist()]
+    def conditioning(self, chosen: Tensor, *tokens: ConceptToken, prompts: Sequence[str] | None = None) -> Conditioning:
+        """The encoded prompts of the pictures with these numbers, (b,): their captions, or `prompts`. Each once."""
+        captions = self.concept.prompts()
+        wanted = prompts or [captions[index] for index in chosen.tolist()]
         different = list(dict.fromkeys(wanted))
         encoded = self.base.encode_prompts(different, [*tokens, *self.known])
         rows = torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)

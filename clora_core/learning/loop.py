@@ -117,6 +117,9 @@ def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in:
     broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
     what = f"the loss ({broken})" if broken else "the gradient"
     exact = "" if computed_in == torch.float32 else "precision fp32 over weights in fp32, or "
-    return (
-        f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. Try {exact}a lower learning rate."
-    )
+    if index:
+        advice = f"Try {exact}a lower learning rate."
+    else:
+        use = f"Use {exact}another file of it" if exact else "Get its file again, or use another one"
+        advice = f"Nothing was learned before, so the model itself gives such numbers. {use}."
+    return f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. {advice}"

@@ -40,6 +40,11 @@ class Recipe:
     factor that reads the text is "learned" with `up`; fixed to directions "orthogonal" to those of other exhibits;
     fixed to the "identity" (a full matrix at any rank); or learned within the directions that other prompts hardly use
     ("quiet"). layer_wise: the word has separate vectors for each cross-attention.
+
+    Of captions (`learning/variation.py`): caption_lines: every line is a caption, drawn at random; otherwise the lines
+    are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
+    tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
+    share of draws that use the concept's template instead.
     """
 
     method: str = "c-lora"
@@ -59,6 +64,11 @@ class Recipe:
     schedule: LearningRateSchedule = "constant"
     warmup: float = 0.0
     flip: bool = False
+    caption_lines: bool = False
+    shuffle_tags: bool = False
+    keep_tokens: int = 0
+    tag_dropout: float = 0.0
+    caption_dropout: float = 0.0
     min_snr_gamma: float = 0.0
     precision: Precision = "fp32"
     checkpointing: bool = False
@@ -72,10 +82,13 @@ class Recipe:
             _require(_is_number(value := getattr(self, name)) and 0 < value <= 1e30, name, value, "above 0, up to 1e30")
         for name in ("weight_decay", "min_snr_gamma"):
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
-        for name in ("layer_wise", "flip", "checkpointing"):
+        for name in ("layer_wise", "flip", "caption_lines", "shuffle_tags", "checkpointing"):
             _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
-        share = _is_number(self.warmup) and 0 <= self.warmup <= 1
-        _require(share, "warmup", self.warmup, "a share of the steps, between 0 and 1")
+        for name, whole in (("warmup", "steps"), ("tag_dropout", "tags"), ("caption_dropout", "captions")):
+            share = _is_number(value := getattr(self, name)) and 0 <= value <= 1
+            _require(share, name, value, f"a share of the {whole}, between 0 and 1")
+        kept = _is_whole(self.keep_tokens) and self.keep_tokens >= 0
+        _require(kept, "keep_tokens", self.keep_tokens, "a whole number from 0")
         seed = _is_whole(self.seed) and 0 <= self.seed < 2**63
         _require(seed, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         for name, kind in CHOICES.items():

@@ -101,14 +101,16 @@ class Conditioning:
     (`layers.py`). pooled: (b, width), for families that read it. places: each learned word in any of the prompts → its
     places, (b, tokens) bool; gates read them. sizes: what SDXL is told of a picture's size, (b, 6) pixels: original
     height and width, rows and columns cut off at the top and left, height and width; None for that of the latents.
-    real: which tokens are no padding, (b, tokens) bool; None if the model pads none. extras: for each prompt, other
-    inputs of the network, which only the base reads.
+    lengths: how many tokens each prompt has, (b,) on the CPU; None if all have the same number (`chunks.py`). real:
+    which tokens are no padding, (b, tokens) bool; None if the model pads none. extras: for each prompt, other inputs of
+    the network, which only the base reads.
     """
 
     states: Tensor
     pooled: Tensor | None = None
     places: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: Tensor | None = None
+    lengths: Tensor | None = None
     real: Tensor | None = None
     extras: Sequence[Mapping[str, object]] = ()
 
@@ -117,12 +119,13 @@ class Conditioning:
             # not values[rows]: with repeated rows, its backward pass sums in a different order every time
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows.to(values.device))
 
-        pooled, sizes, real = (None if v is None else chosen(v) for v in (self.pooled, self.sizes, self.real))
+        optional = (self.pooled, self.sizes, self.lengths, self.real)
+        pooled, sizes, lengths, real = (None if value is None else chosen(value) for value in optional)
         places = {word: chosen(mask) for word, mask in self.places.items()}
         extras = self.extras
         if extras:
             extras = extras[rows] if isinstance(rows, slice) else [extras[row] for row in rows.tolist()]
-        return Conditioning(chosen(self.states), pooled, places, sizes, real, extras)
+        return Conditioning(chosen(self.states), pooled, places, sizes, lengths, real, extras)
 
 
 class Frozen(Protocol):
@@ -146,6 +149,11 @@ class Base(Frozen, Protocol):
 
     family: Family
     schedule: Schedule
+
+    @property
+    def clip_skip(self) -> int:
+        """The layer of the text encoders whose states the UNet reads: 1 is the last, 2 the one before it."""
+        ...
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w'), or (n, c, 1, h', w') where the model's

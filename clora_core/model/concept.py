@@ -1,9 +1,10 @@
 """A concept to learn, and its trigger word."""
 
 import difflib
+import functools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConceptError
 from ..pictures import Picture, Size, in_memory
-from ..texts import unprintable
+from ..texts import normal, unprintable
 
 Kind = Literal["object", "style"]
 # A style's word comes before the content of the picture: text encoders read forward, so the states of all later words
@@ -31,11 +32,13 @@ class ConceptToken:
 
     vectors: name of the text encoder ("clip_l", "clip_g", "clip_h") → (layers, words, width). With one layer, all
     cross-attentions read the same embedding; one layer per cross-attention is MuseumMaker's task-wise token. A token of
-    several words takes several places in the prompt, the same number for every encoder.
+    several words takes several places in the prompt, the same number for every encoder. clip_skip: the layer of the
+    text encoders that it was learned with, counted from the end; None if that is not known.
     """
 
     word: str
     vectors: Mapping[str, Tensor]
+    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         check_word(self.word)
@@ -54,11 +57,11 @@ class ConceptToken:
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """What to learn: a new word, its pictures and their captions.
+    """What to learn: a new word, its pictures and their captions. All texts are kept in `texts.normal` form.
 
     pictures: of any sizes; or a tensor (n, 3, height, width) in [-1, 1]. captions: one per picture, each with "{word}"
-    or the word itself; "" for the template, which every picture gets without captions. start: an existing word whose
-    vectors the new word starts from; "" for random vectors, as in C-LoRA.
+    or the word itself, of one or several lines; "" for the template, which every picture gets without captions. start:
+    an existing word whose vectors the new word starts from; "" for random vectors, as in C-LoRA.
     """
 
     word: str
@@ -71,6 +74,9 @@ class Concept:
     token_seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("word", "template", "start"):
+            object.__setattr__(self, name, normal(getattr(self, name)))
+        object.__setattr__(self, "captions", tuple(map(normal, self.captions)))
         check_word(self.word)
         if self.kind not in TEMPLATES:
             raise ConceptError(f"A concept's kind is 'object' or 'style', not '{self.kind}'.")
@@ -94,10 +100,14 @@ class Concept:
             raise ConceptError(f"A word takes 1 to 16 vectors, not {self.vectors}.")
 
     def prompts(self) -> list[str]:
-        """One prompt per picture, with the word filled in."""
+        """One prompt per picture, on one line, with the word filled in."""
         if not self.captions:
             return [self.prompt] * len(self.pictures)
-        return [caption.replace("{word}", self.word) or self.prompt for caption in self.captions]
+        return [" ".join(self.lines(caption)) or self.prompt for caption in self.captions]
+
+    def lines(self, caption: str) -> list[str]:
+        """The lines of a caption, with the word filled in; empty ones are left out."""
+        return [line.strip() for line in caption.replace("{word}", self.word).splitlines() if line.strip()]
 
     @property
     def size(self) -> Size:
@@ -113,13 +123,27 @@ class Concept:
 def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:
     """A sentence for every word in angle brackets that is none of these, with the nearest one that is."""
     sentences = []
-    by_lower = {word.lower(): word for word in known}
-    for word in dict.fromkeys(BRACKETED.findall(prompt)):
-        if word not in known:
+    spelled = {normal(word) for word in known}
+    by_lower = {normal(word).lower(): word for word in known}
+    for word in dict.fromkeys(BRACKETED.findall(normal(prompt))):
+        if word not in spelled:
             near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
             advice = f"Did you mean {by_lower[near[0]]}?" if near else f"It has: {', '.join(known) or 'no words'}."
             sentences.append(f"The museum has no word {word}. {advice}")
     return sentences
+
+
+def skip_note(tokens: Iterable[ConceptToken], clip_skip: int) -> str:
+    """A sentence about the words that were learned with another CLIP skip than this one; "" if there are none."""
+    others = {token.word: token.clip_skip for token in tokens if token.clip_skip not in (None, clip_skip)}
+    if not others:
+        return ""
+    learned = ", ".join(f"{word} (CLIP skip {skip})" for word, skip in others.items())
+    skip = next(iter(others.values()))
+    return (
+        f"Learned with another CLIP skip than {clip_skip}: {learned}. They may look different. Set stop_at_clip_layer "
+        f"of CLIP Set Last Layer to -{skip}, or add --clip-skip {skip} to the command."
+    )
 
 
 def check_word(word: str) -> None:
@@ -146,9 +170,28 @@ def _check_text(text: str) -> None:
         raise ConceptError(f"A text has {len(text)} characters; the limit is {TEXT_LIMIT}. Shorten it.")
 
 
-def mentions(text: str, word: str) -> bool:
-    """Whether the text contains the word on its own: "sks" is not in "masks"."""
-    return word_pattern([word]).search(text) is not None
+def mentions(text: str, word: str, known: Iterable[str] = ()) -> bool:
+    """Whether the text contains the word on its own: "sks" is not in "masks".
+
+    known: other words; where a longer one of them stands, the word does not: "sks" is not in a known "sks-dog".
+    """
+    return any(found == normal(word) for found in words_in(text, [word, *known]))
+
+
+def words_in(text: str, words: Iterable[str]) -> list[str]:
+    """The words in the text in order, in `normal` form; where several match, the longest one."""
+    return _pattern(tuple(map(normal, words))).findall(normal(text))
+
+
+def with_word(text: str, old: str, new: str, known: Iterable[str]) -> str:
+    """The text with one word replaced by another where it is itself, and not the beginning of another known one."""
+    pattern = _pattern(tuple(map(normal, (old, *known))))
+    return pattern.sub(lambda match: new if match[0] == normal(old) else match[0], normal(text))
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return word_pattern(list(words))
 
 
 def check_mentioned(template: str, word: str) -> None:

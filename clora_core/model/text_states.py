@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Base
+from .base import Base, Conditioning
 from .concept import ConceptToken
 
 AT_ONCE = 16
@@ -20,10 +20,18 @@ def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToke
     """
     parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
     width = base.family.text_width
-    states = [base.encode_prompts(part, tokens).states.float().reshape(-1, width) for part in parts]
+    states = [_all_of(base.encode_prompts(part, tokens)).reshape(-1, width) for part in parts]
     count = sum(map(len, states))
     shares = [len(part) * count / (len(prompts) * len(rows)) for part, rows in zip(parts, states, strict=True)]
     return torch.cat([rows * share**0.5 for rows, share in zip(states, shares, strict=True)])
+
+
+def _all_of(conditioning: Conditioning) -> Tensor:
+    """The states without what fills up shorter prompts."""
+    states, lengths = conditioning.states.float(), conditioning.lengths
+    if lengths is None:
+        return states
+    return torch.cat([rows[:length] for rows, length in zip(states, lengths.tolist(), strict=True)])
 
 
 def preserved_states(base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]) -> list[Tensor]:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import MuseumError
-from ..model.concept import Concept, word_pattern
+from ..model.concept import Concept, mentions, with_word
 from ..pictures import thumbnail
+from ..texts import normal
 from .museum import Exhibit, Museum
 from .overlap import overlap_matrix
 
@@ -37,12 +38,12 @@ def edited(museum: Museum, line: str) -> tuple[Museum, str]:
 
 def renamed(museum: Museum, old: str, new: str) -> Museum:
     """Give the exhibit another word, also in all prompts that contain the old one."""
-    exhibit, pattern = museum.exhibit(old), word_pattern([old])
+    exhibit, new = museum.exhibit(old), normal(new)
     exhibits = list(museum.exhibits)
     exhibits[exhibits.index(exhibit)] = replace(exhibit, token=replace(exhibit.token, word=new))
     for place, other in enumerate(exhibits):
-        if pattern.search(other.prompt):
-            exhibits[place] = replace(other, prompt=pattern.sub(lambda _: new, other.prompt))
+        if mentions(other.prompt, old):
+            exhibits[place] = replace(other, prompt=with_word(other.prompt, old, new, museum.words))
     return replace(museum, exhibits=tuple(exhibits))
 
 

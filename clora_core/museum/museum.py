@@ -14,11 +14,13 @@ from ..method.recipe import Applied, Recipe
 from ..model.attach import attached
 from ..model.attachment import Gate
 from ..model.base import Base, Fingerprint
-from ..model.concept import Concept, ConceptToken, Kind, word_pattern
+from ..model.concept import Concept, ConceptToken, Kind, with_word
 from ..model.low_rank import LowRank, concatenated
 from ..model.projections import Projection
+from ..texts import normal
 
 STRENGTH_LIMIT = 100
+CLIP_SKIP = "clip skip"  # the fact that holds a token's `clip_skip`
 EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 
 
@@ -111,9 +113,8 @@ class Museum:
         words = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
         captions = list(dict.fromkeys(concept.prompts()))
         share = min(len(captions), max(1, EXTRA_PROMPTS // max(1, len(words))))
-        pattern = word_pattern([concept.word])
         extra = [
-            pattern.sub(word, captions[(place * share + number) % len(captions)])
+            with_word(captions[(place * share + number) % len(captions)], concept.word, word, self.words)
             for number in range(share)
             for place, word in enumerate(words)
         ]
@@ -150,7 +151,7 @@ class Museum:
     def exhibit(self, word: str) -> Exhibit:
         """The exhibit with that word."""
         for exhibit in self.exhibits:
-            if exhibit.word == word:
+            if normal(exhibit.word) == normal(word):
                 return exhibit
         raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
 

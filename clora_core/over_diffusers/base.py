@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..model.base import (
     latent_sides,
     pooled_of,
 )
+from ..model.chunks import by_length
 from ..model.concept import ConceptToken
 from ..model.families import recognized
 from ..model.layers import layer_count
@@ -42,23 +44,25 @@ def open_base(
     device: str | torch.device = "cpu",
     tokenizer: Path | None = None,
     prediction: Prediction | None = None,
+    clip_skip: int | None = None,
 ) -> "DiffusersBase":
     """Open "starter", a diffusers pipeline's folder, or a single .safetensors checkpoint of SD1.5, SD2 or SDXL.
 
     dtype: of the UNet and the text encoders; the autoencoder is always float32. tokenizer: a folder with CLIP's
     tokenizer, for a single file where the hub cannot be reached. prediction: what the model predicts, where the rule
-    in `checkpoints` would get it wrong. Raises BaseModelError for everything that cannot be opened.
+    in `checkpoints` would get it wrong. clip_skip: as in ComfyUI and A1111; None for what the family reads. Raises
+    BaseModelError for everything that cannot be opened.
     """
     if str(path_or_name) == NAME:
         try:
-            return DiffusersBase.from_starter(load_starter(), dtype=dtype, device=device)
+            return DiffusersBase.from_starter(load_starter(), dtype=dtype, device=device, clip_skip=clip_skip)
         except (OSError, RuntimeError) as error:
             raise BaseModelError(f"The starter model cannot be loaded: {error}. Install this package again.") from error
     exact = torch.float16 if dtype == torch.float16 else torch.float32  # bfloat16 would change the fingerprint
     path = Path(path_or_name)
     with errors_about(path):
         parts = open_parts(path, dtype=exact, tokenizer=tokenizer, prediction=prediction)
-        base = DiffusersBase(parts, dtype=dtype, device=device)
+        base = DiffusersBase(parts, dtype=dtype, device=device, clip_skip=clip_skip)
         base.try_out()
     return base
 
@@ -66,7 +70,14 @@ def open_base(
 class DiffusersBase:
     """The parts of a model as one frozen `Base`. It takes the parts over: they are moved, cast and frozen in place."""
 
-    def __init__(self, parts: Parts, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        clip_skip: int | None = None,
+    ) -> None:
         self.family, slots = recognized(parts.unet)
         self.slots: Mapping[Projection, Slot] = slots
         widths = {encoder.name: encoder.width for encoder in parts.encoders}
@@ -75,7 +86,8 @@ class DiffusersBase:
         self.fingerprint = fingerprint(self.family, self.slots)
         self.schedule: Schedule = parts.schedule
         self.device = torch.device(device)
-        self.unet, self.vae, self.encoders = parts.unet, parts.vae, parts.encoders
+        self.clip_skip = self.family.clip_skip if clip_skip is None else clip_skip
+        self.unet, self.vae, self.encoders = parts.unet, parts.vae, tuple(map(self._skipping, parts.encoders))
         for model in self._models:
             held = torch.float32 if model is self.vae else dtype
             nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
@@ -86,13 +98,19 @@ class DiffusersBase:
 
     @classmethod
     def from_starter(
-        cls, starter: Starter, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls,
+        starter: Starter,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        clip_skip: int | None = None,
     ) -> "DiffusersBase":
         """The base over a starter model, trained or not."""
         padding = starter.tokenizer.pad_token_id
         encoder = TextEncoder("clip_l", starter.text_encoder, starter.tokenizer, padding)  # type: ignore[arg-type]
         schedule = Schedule(starter.scheduler.alphas_cumprod.float(), starter.scheduler.config["prediction_type"])
-        return cls(Parts(starter.unet, starter.vae, (encoder,), schedule), dtype=dtype, device=device)
+        parts = Parts(starter.unet, starter.vae, (encoder,), schedule)
+        return cls(parts, dtype=dtype, device=device, clip_skip=clip_skip)
 
     @torch.no_grad()
     def try_out(self) -> None:
@@ -167,6 +185,9 @@ class DiffusersBase:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's raw prediction, float32."""
+        return by_length(self._predict, noisy, timesteps, conditioning)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = self.unet.dtype
         states = conditioning.states[..., : self.family.text_width]
         inputs = noisy.to(self.device, dtype), timesteps.to(self.device), states.to(self.device, dtype)
@@ -207,6 +228,18 @@ class DiffusersBase:
         """Run a block, keeping nothing but its inputs; it runs again on the way back, and reads what it read now."""
         again = self._reading
         return checkpoint(block.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+
+    def _skipping(self, encoder: TextEncoder) -> TextEncoder:
+        """The encoder with the layer of `clip_skip`. Raises BaseModelError if it has no such layer."""
+        skipped, layers = self.clip_skip - self.family.clip_skip, encoder.model.config.num_hidden_layers
+        most = layers + self.family.clip_skip - 1 - encoder.penultimate
+        least = self.family.clip_skip - encoder.penultimate
+        if not least <= self.clip_skip <= most:
+            raise BaseModelError(
+                f"CLIP skip is {self.clip_skip}, but with the text encoder {encoder.name} of {self.family.title} it "
+                f"can be {least} to {most}. This family usually reads {self.family.clip_skip}."
+            )
+        return replace(encoder, skipped=skipped)
 
     @property
     def _models(self) -> tuple[nn.Module, ...]:

@@ -1,9 +1,9 @@
 """Open what people have: a diffusers folder, or a single file in the original layout. Only safetensors are read.
 
 What a file predicts is not written in its tensors. The rule, in this order: what the caller says; the metadata
-`modelspec.prediction_type`; a tensor called "v_pred"; for families with both kinds a deviation in the bias of the last
-attention's first norm, as ComfyUI does it, so that both read a file alike; else what the family usually predicts. A
-folder's scheduler says it.
+`modelspec.prediction_type`; a tensor called "v_pred" (with another called "ztsnr": with zero terminal SNR); for
+families with both kinds a deviation in the bias of the last attention's first norm, as ComfyUI does it, so that both
+read a file alike; else what the family usually predicts. A folder's scheduler says it.
 """
 
 import json
@@ -44,6 +44,24 @@ FACTOR = 8  # pixels that a side of a latent stands for
 TIMESTEPS_LIMIT = 100_000
 LAYERS_LIMIT = 1000  # of one block or encoder; a wrong number would be built for hours before its tensors are missed
 MESSAGE_LIMIT = 600  # characters of what a library says
+KINDS = (  # what stands in a tensor's name, and what the file then is; the most certain first
+    (r"lora_|\.lora", "It looks like a LoRA: give the model that it belongs to."),
+    (
+        r"(double|joint)_blocks\.|(single|joint)_transformer_blocks\.",
+        "It looks like a model of joint attention, such as Flux or SD3; those have no cross-attention.",
+    ),
+    (r"clip_txt(_pooled)?_mapper\.", "It looks like a Stable Cascade, which reads the text another way."),
+    (
+        r"^(?!model\.diffusion_model\.).*(input|down)_blocks\.\d.*attn2\.",
+        "It looks like a UNet alone, without text encoders and autoencoder; in ComfyUI, Load Diffusion Model opens it.",
+    ),
+    (
+        r"(^|\.)blocks\.\d+\.(cross_attn|attn2)\.|(^|\.)transformer_blocks\.\d+\.attn2\.",
+        "It looks like a diffusion transformer, such as PixArt, Wan or LTX; only UNets can be opened here.",
+    ),
+    (r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(mid|down|up|conv_in)", "It looks like an autoencoder (VAE)."),
+    (r"^(text_model\.|cond_stage_model\.|transformer\.text_model\.)", "It looks like a text encoder."),
+)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -135,7 +153,7 @@ def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, predictio
         _file_encoder(file, name, family, stored, words, dtype) for name, stored in layout.encoders.items()
     )
     betas: dict[str, object] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    betas["rescale_betas_zero_snr"] = "ztsnr" in file.tensors
+    betas["rescale_betas_zero_snr"] = {"v_pred", "ztsnr"} <= file.tensors.keys()
     return Parts(unet, vae, encoders, _schedule(betas, predicts))
 
 
@@ -173,9 +191,8 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
     weights = {name.removesuffix(".weight"): tensor for name, tensor in unet.items() if name.endswith(".weight")}
     projections = families.projections_in(weights, lambda name: weights[name].shape)
     if not projections:
-        hint = ""
-        if any("lora_" in name or ".lora" in name for name in tensors):
-            hint = " It looks like a LoRA: give the model that it belongs to."
+        kinds = (kind for pattern, kind in KINDS if any(map(re.compile(pattern).search, tensors)))
+        hint = "".join(f" {kind}" for kind in list(kinds)[:1])
         raise BaseModelError(
             f"'{path}' holds no UNet with cross-attention in the original layout.{hint} "
             f"Expected a whole checkpoint of {_known()}."
@@ -192,7 +209,7 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
             f"'{path}' holds a UNet that reads text states of width {widths} and is no model of {_known()}. Refiners "
             "and variants that are conditioned on pictures cannot be used."
         )
-    if any(name.endswith((".scale_weight", ".weight_scale", "scaled_fp8")) for name in tensors):
+    if any(name.endswith((".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")) for name in tensors):
         raise BaseModelError(
             f"'{path}' is a scaled float8 (fp8) checkpoint, whose scales only its own programs apply. Use the model's "
             "fp16 or bf16 file."

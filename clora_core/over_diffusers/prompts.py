@@ -1,21 +1,27 @@
 """Encode prompts in which learnable words stand, with transformers' CLIP text encoders.
 
-The text around a word is tokenized as always. The word's places hold a stand-in id, and while the encoder runs, a hook
-on its word table puts the token's vectors there; so gradients reach the vectors, and the table stays as it is.
+Long prompts are read in chunks, as ComfyUI does it (`model/chunks.py`). The text around a word is tokenized as always.
+The word's places hold a stand-in id, and while the encoder runs, a hook on its word table puts the token's vectors
+there; so gradients reach the vectors, and the table stays as it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from ..errors import BaseModelError, ConceptError
 from ..model.base import Conditioning
+from ..model.chunks import chunks, lengths_of, side_by_side
 from ..model.concept import ConceptToken, word_pattern
 from ..model.layers import ROWS_AT_ONCE, check_layers
+from ..texts import normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +29,8 @@ class TextEncoder:
     """One text encoder of a model.
 
     name: as ConceptToken's vectors and ComfyUI call it ("clip_l"). padding: the id after a prompt's end. penultimate:
-    the UNet reads the states before the last layer (SDXL), not the last ones after the final norm.
+    the UNet reads the states before the last layer (SDXL), not the last ones after the final norm. skipped: how many
+    more layers at the end are left out (CLIP skip).
     """
 
     name: str
@@ -31,6 +38,7 @@ class TextEncoder:
     tokenizer: PreTrainedTokenizerBase
     padding: int
     penultimate: bool = False
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if len(self.tokenizer) > self.table.num_embeddings:
@@ -57,8 +65,21 @@ class TextEncoder:
 
     @property
     def length(self) -> int:
-        """How many ids a prompt is made of, with its start, end and padding."""
+        """How many ids a chunk of a prompt is made of, with its start, end and padding."""
         return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    @property
+    def reads_inside(self) -> bool:
+        """Whether the UNet reads other states than those of the last layer."""
+        return self.penultimate or self.skipped > 0
+
+    def states(self, output: BaseModelOutputWithPooling | CLIPTextModelOutput) -> Tensor:
+        """The states that the UNet reads, (rows, length, width)."""
+        if not self.reads_inside:
+            return output.last_hidden_state  # type: ignore[return-value]
+        inside = output.hidden_states[-1 - self.penultimate - self.skipped]  # type: ignore[index]
+        text: Any = getattr(self.model, "text_model", self.model)
+        return inside if self.penultimate else text.final_layer_norm(inside)
 
     def ids(self, text: str) -> list[int]:
         """The text's ids, without start and end."""
@@ -67,9 +88,9 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a word's vector belongs: prompt, position in it, the word, which of its places it is."""
+    """Where a word's vector belongs: row of ids, position in it, the word, which of its places it is."""
 
-    prompt: int
+    row: int
     position: int
     word: str
     index: int
@@ -82,27 +103,28 @@ def encode(
 
     layers: the cross-attentions of the UNet. Where a word with a vector for each of them stands in any of the prompts,
     all are encoded once for every layer, (prompts, length, layers · Σ widths). Pooled vectors come from the encoder
-    that has a projection, if there is one, and from the first layer. Raises ConceptError for a word that does not fit
-    these encoders, or that a prompt is too long for.
+    that has a projection, if there is one, and from the first chunk and layer. Raises ConceptError for a word that does
+    not fit these encoders.
     """
     known = {token.word: token for token in tokens}
-    states, pooled, masks = [], None, {}
+    states, pooled, masks, lengths = [], None, {}, None
     for encoder in encoders:
-        ids, places = _laid_out(encoder, prompts, known, layers)
-        masks = masks or _masks(places, ids.shape, encoder.table.weight.device)
+        ids, counts, places = _laid_out(encoder, prompts, known, layers)
+        masks = masks or _masks(places, ids.shape, counts, encoder.table.weight.device)
+        lengths = lengths_of(counts, encoder.length)
         wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
         rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
         found, pools = [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = range(len(rows))[start : start + ROWS_AT_ONCE]
             with _spoken(encoder, places, known, wide, part):
-                output = encoder.model(rows[part.start : part.stop], output_hidden_states=encoder.penultimate)
-            found.append((output.hidden_states[-2] if encoder.penultimate else output.last_hidden_state).float())
+                output = encoder.model(rows[part.start : part.stop], output_hidden_states=encoder.reads_inside)
+            found.append(encoder.states(output).float())
             pools.append(getattr(output, "text_embeds", None))
-        states.append(torch.cat(found).unflatten(0, (-1, wide)).transpose(1, 2))
+        states.append(side_by_side(torch.cat(found).unflatten(0, (-1, wide)).transpose(1, 2), counts))
         if isinstance(encoder.model, CLIPTextModelWithProjection):
-            pooled = torch.cat(pools)[::wide].float()
-    return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks)
+            pooled = torch.stack([part[0] for part in torch.cat(pools)[::wide].split(counts)]).float()
+    return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks, lengths=lengths)
 
 
 def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
@@ -115,37 +137,38 @@ def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
 
 def _laid_out(
     encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
-) -> tuple[Tensor, list[_Place]]:
-    """The prompts' ids, (prompts, length), and the places in them that belong to words."""
-    tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
+) -> tuple[Tensor, list[int], list[_Place]]:
+    """The prompts' ids, (rows, length), how many rows each prompt has, and the places that belong to words."""
+    tokenizer, spelled = encoder.tokenizer, {normal(word): token for word, token in tokens.items()}
+    pattern = word_pattern(list(spelled))
     stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
-    rows, places, last = [], [], encoder.length - 2
-    for number, prompt in enumerate(prompts):
-        row, read = [tokenizer.bos_token_id], 0
+    rows, counts, places, room = [], [], [], encoder.length - 2
+    for prompt in map(normal, prompts) if tokens else prompts:
+        ids, read = [], 0
         for match in pattern.finditer(prompt) if tokens else ():
-            row += encoder.ids(prompt[read : match.start()])
-            count = _checked(tokens[match[0]], encoder, layers).words
-            places += [_Place(number, len(row) + index, match[0], index) for index in range(count)]
-            row += [stand_in] * count
+            ids += encoder.ids(prompt[read : match.start()])
+            token = _checked(spelled[match[0]], encoder, layers)
+            for index in range(token.words):
+                row, position = divmod(len(ids), room)
+                places.append(_Place(len(rows) + row, 1 + position, token.word, index))
+                ids.append(stand_in)
             read = match.end()
-            if len(row) - 1 > last:
-                raise ConceptError(
-                    f"'{match[0]}' stands too late in '{prompt}': the text encoder reads {last} tokens, and the word "
-                    f"reaches to number {len(row) - 1}. Write it earlier, or shorten the prompt."
-                )
-        row += encoder.ids(prompt[read:])
-        row = [*row[: last + 1], tokenizer.eos_token_id]
-        rows.append(row + [encoder.padding] * (encoder.length - len(row)))
-    return torch.tensor(rows), places
+        ids += encoder.ids(prompt[read:])
+        parts = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in chunks(ids, room)]
+        rows += [part + [encoder.padding] * (encoder.length - len(part)) for part in parts]
+        counts.append(len(parts))
+    return torch.tensor(rows), counts, places
 
 
-def _masks(places: Sequence[_Place], shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
-    """word → where it stands, bool; the same for all encoders of a model, which read the same tokens."""
+def _masks(
+    places: Sequence[_Place], shape: torch.Size, counts: Sequence[int], device: torch.device
+) -> dict[str, Tensor]:
+    """word → where it stands, (prompts, tokens) bool; the same for all encoders, which read the same tokens."""
     masks: dict[str, Tensor] = {}
     for place in places:
         mask = masks.setdefault(place.word, torch.zeros(shape, dtype=torch.bool))
-        mask[place.prompt, place.position] = True
-    return {word: mask.to(device) for word, mask in masks.items()}
+        mask[place.row, place.position] = True
+    return {word: side_by_side(mask, counts).to(device) for word, mask in masks.items()}
 
 
 def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptToken:
@@ -166,13 +189,13 @@ def _spoken(
 ) -> Iterator[None]:
     """While entered, the encoder's word table answers with the words' own vectors at their places.
 
-    wide: how many rows in a row are the same prompt, each for another layer. part: which of all rows are read.
+    wide: how many rows in a row are the same chunk, each for another layer. part: which of all rows are read.
     """
-    spots = [(place, layer) for place in places for layer in range(wide) if place.prompt * wide + layer in part]
+    spots = [(place, layer) for place in places for layer in range(wide) if place.row * wide + layer in part]
     if not spots:
         yield
         return
-    rows = torch.tensor([place.prompt * wide + layer - part.start for place, layer in spots])
+    rows = torch.tensor([place.row * wide + layer - part.start for place, layer in spots])
     columns = torch.tensor([place.position for place, _ in spots])
     spoken = []
     for place, layer in spots:

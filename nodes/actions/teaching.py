@@ -242,5 +242,5 @@ def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:
     if len(inputs.captions) == 1 and len(pictures) > 1:  # one text with a line per picture
         captions = [line.strip() for line in inputs.captions[0].splitlines() if line.strip()]
     else:
-        captions = [" ".join(caption.split()) for caption in inputs.captions]
+        captions = [caption.strip() for caption in inputs.captions]
     return dataclasses.replace(inputs.concept, pictures=pictures, captions=tuple(captions) if any(captions) else ())

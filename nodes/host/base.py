@@ -15,6 +15,7 @@ from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.base import Conditioning, Schedule, check_parts, latent_sides, pooled_of
+from ...clora_core.model.chunks import by_length
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
@@ -22,7 +23,7 @@ from ...clora_core.model.precision import Precision
 from ...clora_core.model.projections import Projection, Slot
 from .differentiable import differentiable, differentiable_transformer, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
-from .network import call, clock, rows_alike
+from .network import call, clock
 from .progress import check_interrupted
 from .resident import resident_clip, resident_model
 from .text import encode_as_the_model, encode_with_clip, vectors_of_word
@@ -75,6 +76,12 @@ class HostBase:
     def slots(self) -> Mapping[Projection, Slot]:
         """The projections of `model`."""
         return slots_of(self.model)
+
+    @property
+    def clip_skip(self) -> int:
+        """The layer of the text encoders that prompts are read from, counted from the end: CLIP Set Last Layer."""
+        layer = self._sources[1].layer_idx
+        return self.family.clip_skip if layer is None else -layer
 
     @property
     def factor(self) -> int:
@@ -132,10 +139,13 @@ class HostBase:
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
         places = {word: mask.to(self.device) for word, mask in encoded.places.items()}
         states, extras = encoded.states.to(self.device), encoded.extras
-        return Conditioning(states, pooled, places, real=encoded.real, extras=extras)
+        return Conditioning(states, pooled, places, lengths=encoded.lengths, real=encoded.real, extras=extras)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's raw prediction for latents noised by `schedule`, float32; gradients flow while learning."""
+        return by_length(self._predict, noisy, timesteps, conditioning)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         check_interrupted()
         self._ready(int(self.model.memory_required(noisy.shape)))
         model = self.model.model
@@ -151,18 +161,13 @@ class HostBase:
         if self.family.pooled:
             pooled_of(conditioning)
         latents, times = noisy.to(self.device, dtype), times.to(self.device)
-        parts, order = [], []
-        for rows in rows_alike(conditioning, self.device):
-            chosen = conditioning[rows]
-            self._reading = Reading.of_prompts(self, chosen)
-            try:
-                with self._reading:
-                    plain = replace(chosen, states=chosen.states[..., : self.family.text_width])
-                    parts.append(call(self.model, latents[rows], times[rows], plain, transformer_options=options))
-            finally:
-                self._reading = nullcontext()
-            order.append(rows)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
+        plain = replace(conditioning, states=conditioning.states[..., : self.family.text_width])
+        self._reading = Reading.of_prompts(self, conditioning)
+        try:
+            with self._reading:
+                return call(self.model, latents, times, plain, transformer_options=options)
+        finally:
+            self._reading = nullcontext()
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
+import comfy.sd1_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...clora_core.model.concept import ConceptToken
+from ...clora_core.model.concept import ConceptToken, skip_note
+from .progress import say
+from .remembered import remember
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
@@ -27,14 +30,20 @@ def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
     """The vectors of a word for this text encoder, in ComfyUI's format, each with its word."""
     layers = token.vectors[encoder]  # (layers, words, width)
     return [
-        {"type": "embedding", "data": vectors[0], "clora_word": token.word, "clora_layers": vectors}
+        {"type": "embedding", "data": vectors[0], "clora_token": token, "clora_layers": vectors}
         for vectors in layers.unbind(1)
     ]
 
 
 def word_at(piece: Any) -> str | None:
     """The learned word that this piece belongs to, if any."""
-    return piece.get("clora_word") if isinstance(piece, dict) else None
+    token = token_at(piece)
+    return token.word if token else None
+
+
+def token_at(piece: Any) -> ConceptToken | None:
+    """The learned word and its vectors that this piece belongs to, if any."""
+    return piece.get("clora_token") if isinstance(piece, dict) else None
 
 
 def places(rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
@@ -119,18 +128,32 @@ class _MarkedEncoding:
         states, pooled, *extra = self.encode(pairs)
         masks = {name: places([[pair[0] for pair in row] for row in rows]) for name, rows in pairs.items()}
         sizes = {name: (len(rows), len(rows[0])) for name, rows in pairs.items()}
-        words = sorted({word for found in masks.values() for word in found})
-        joined = {
+        found = {
             word: over_states(
-                {name: found.get(word, torch.zeros(sizes[name], dtype=torch.bool)) for name, found in masks.items()},
+                {name: own.get(word, torch.zeros(sizes[name], dtype=torch.bool)) for name, own in masks.items()},
                 states.shape[1],
             )[None]
-            for word in words
+            for word in sorted({word for own in masks.values() for word in own})
         }
-        extras = {**(extra[0] if extra else {}), PLACES: joined}
-        if (layers := self._all_layers(pairs, states)) is not None:
+        layers = self._all_layers(pairs, states)
+        chunk = max(length for _, length in sizes.values()) if set(pairs) <= set(CLIPS) else states.shape[1]
+        remember(states, chunk, found, layers)
+        self._compare_skip(pairs)
+        extras = {**(extra[0] if extra else {}), PLACES: found}
+        if layers is not None:
             extras[LAYERS] = layers
         return states, pooled, extras
+
+    def _compare_skip(self, pairs: Pairs) -> None:
+        """Say it if a word was learned with another CLIP skip than the prompt is encoded with."""
+        tokens = {token_at(pair[0]): None for rows in pairs.values() for row in rows for pair in row}
+        model = getattr(self.encode, "__self__", None)
+        for encoder in model.children() if isinstance(model, nn.Module) else ():
+            if isinstance(encoder, comfy.sd1_clip.SDClipModel):
+                skip = -encoder.layer_idx if encoder.layer == "hidden" else 1
+                if note := skip_note(filter(None, tokens), skip):
+                    say(note)
+                return
 
     def _all_layers(self, pairs: Pairs, first: Tensor) -> Tensor | None:
         """The concatenated states of all layers, (1, tokens, layers · width); None if no word is layer-wise.

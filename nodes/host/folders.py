@@ -68,11 +68,26 @@ def picture_folder(name: str) -> Path:
     )
 
 
+def chosen_pictures(folder: str, files: str) -> list[Path]:
+    """Single files, one path per line, in that folder or else in the input folder. Raises ConceptError for others."""
+    root = Path(folder_paths.get_input_directory())
+    paths = []
+    for line in filter(None, map(str.strip, files.splitlines())):
+        found = [path for path in (root / folder / line, root / line) if os.path.isfile(path)]  # never raises
+        if not found or not found[0].resolve().is_relative_to(root.resolve()):
+            raise ConceptError(
+                f"There is no file '{line:.200}' in '{root / folder}'. Write one file per line, as it is named there."
+            )
+        paths.append(found[0])
+    return paths
+
+
 def pictures_version(name: str) -> str:
-    """A text that changes with the files of a folder of pictures; empty if there is no such folder."""
-    if name not in picture_folders():
+    """A text that changes with the files of a folder of pictures, or of the whole input folder for ""."""
+    if name and name not in picture_folders():
         return ""
-    files = sorted(path for path in picture_folder(name).rglob("*") if path.is_file())
+    root = picture_folder(name) if name else Path(folder_paths.get_input_directory())
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 

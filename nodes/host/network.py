@@ -1,11 +1,10 @@
 """Call a diffusion model as ComfyUI's samplers do: with the model's own conditions, some rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_base
 import comfy.model_sampling
-import torch
 from torch import Tensor
 
 from ...clora_core.errors import BaseModelError
@@ -13,7 +12,6 @@ from ...clora_core.model.base import Conditioning, Schedule
 from .model import ModelPatcher
 
 SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
-LENGTH = "clora_length"  # among a prompt's extras: how many of its tokens are its own
 
 
 def clock(model: ModelPatcher, schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,24 +43,16 @@ def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Cond
     return network(latents, times, context=context.to(latents), control=None, **options, **extras).float()
 
 
-def rows_alike(conditioning: Conditioning, device: torch.device) -> Iterator[Tensor]:
-    """The rows of a batch in groups whose prompts have the same length, since networks read no padding of ours."""
-    lengths = [extras.get(LENGTH, 0) for extras in conditioning.extras] or [0] * len(conditioning.states)
-    for length in dict.fromkeys(lengths):
-        yield torch.tensor([row for row, own in enumerate(lengths) if own == length], device=device)
-
-
 def _conditions(model: ModelPatcher, latents: Tensor, conditioning: Conditioning, row: int) -> dict[str, Any]:
     """The model's conditions for one prompt and one latent, ready to be joined."""
     extras = dict(conditioning.extras[row]) if conditioning.extras else {}
-    length = extras.pop(LENGTH, conditioning.states.shape[1])
     height, width = (side * 8 for side in latents.shape[-2:])
     sizes: Sequence[int] = (height, width)
     if conditioning.sizes is not None:
         sizes = conditioning.sizes[row].tolist()
     pooled = None if conditioning.pooled is None else conditioning.pooled[row : row + 1]
     conditions = model.model.extra_conds(
-        cross_attn=conditioning.states[row : row + 1, :length],
+        cross_attn=conditioning.states[row : row + 1],
         pooled_output=pooled,
         noise=latents,
         device=latents.device,

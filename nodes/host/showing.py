@@ -18,8 +18,14 @@ from ...clora_core.model.attachment import Attachment, Gate
 from ...clora_core.model.projections import Place, Projection, Slot
 from .conditioning import LAYERS, PLACES, restore_method
 from .model import ModelPatcher, family_of
+from .progress import say
+from .remembered import recalled
 
 KEY = "clora.showing"
+CHANGED = (
+    "Another node, such as Conditioning (Average), computed a new conditioning. Word-gated exhibits act at the words "
+    "of conditioning_to only: put a word there."
+)
 
 
 def put_on(
@@ -66,7 +72,7 @@ class _ExtraConds:
         if self.layers > 1:
             conds[LAYERS] = CONDCrossAttn(_widened(states, options.get(LAYERS), self.layers))
         if self.gates:
-            tokens, places = states.shape[1], options.get(PLACES) or {}
+            tokens, places = states.shape[1], _places(states, options.get(PLACES))
             closed = torch.zeros(1, tokens, dtype=torch.bool)
             masks = [gate.opened(places, tokens) for gate in self.gates]
             opened = torch.stack([closed if mask is None else mask.cpu() for mask in masks], dim=-1)
@@ -107,4 +113,25 @@ def _widened(states: Tensor, layers: Tensor | None, count: int) -> Tensor:
     if layers is not None and layers.shape[-1] == wide.shape[-1]:
         length = min(layers.shape[1], wide.shape[1])
         wide[:, :length] = layers[:, :length].to(wide)
+    for part, chunk in recalled(states):
+        if chunk and chunk.layers is not None and chunk.layers.shape[-1] == wide.shape[-1]:
+            wide[0, part] = chunk.layers.to(wide)
     return wide
+
+
+def _places(states: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """word → its places in states (b, tokens, width): the known ones, and those that other nodes lost.
+
+    Says it if a conditioning of ours was changed so that no more can be found.
+    """
+    found = dict(known or {})
+    for part, chunk in recalled(states):
+        for word, mask in chunk.places.items() if chunk else ():
+            whole = torch.zeros(1, states.shape[1], dtype=torch.bool)
+            if word in found:
+                whole[:, : found[word].shape[1]] = found[word][:, : states.shape[1]]
+            whole[0, part] |= mask
+            found[word] = whole
+        if chunk is None and known is not None and states[0, part].any():
+            say(CHANGED)
+    return found

@@ -1,6 +1,6 @@
 """Encode prompts with ComfyUI's own text encoders, with gradients to the words' vectors.
 
-One row per prompt, without weights, truncated to the encoder's length, as in `clora_core/over_diffusers/prompts.py`.
+Without weights, and long prompts in chunks, as in `clora_core/over_diffusers/prompts.py`.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...clora_core.errors import ConceptError
 from ...clora_core.model.base import Conditioning
+from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
-from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places, word_at
-from .network import LENGTH
+from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places
 from .words import CLIP, check_fits, encoders, known_words, table, tokenizers, widths, with_words, word_tokenizer
 
 
@@ -33,26 +33,31 @@ def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Concep
     model.reset_clip_options()
     if clip.layer_idx is not None:
         model.set_clip_options({"layer": clip.layer_idx})
-    states, pooled, masks = [], None, {}
+    states, pooled, masks, lengths = [], None, {}, None
     for name, encoder in encoders(clip).items():
         tokenizer = tokenizers(clip)[name]
         pieces = word_tokenizer(name, tokenizer, words).pieces
-        rows = [_row(tokenizer, pieces(prompt), prompt) for prompt in prompts]
-        masks = masks or places(rows)
+        parts = [chunks(pieces(prompt), tokenizer.max_length - 2) for prompt in prompts]
+        counts = [len(part) for part in parts]
+        rows = [_row(tokenizer, chunk) for part in parts for chunk in part]
+        masks = masks or {word: side_by_side(mask, counts) for word, mask in places(rows).items()}
+        lengths = lengths_of(counts, tokenizer.max_length)
         layers = layers_in([piece for row in rows for piece in row])
         rows = [[layer_of(piece, layer) for piece in row] for row in rows for layer in range(layers)]
-        parts = [encoder.encode(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
-        states.append(torch.cat([part[0].float() for part in parts]).unflatten(0, (-1, layers)).transpose(1, 2))
-        pooled = None if parts[0][1] is None else torch.cat([part[1] for part in parts])[::layers]
-    pools = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
+        found = [encoder.encode(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        each = torch.cat([part[0].float() for part in found]).unflatten(0, (-1, layers)).transpose(1, 2)
+        states.append(side_by_side(each, counts))
+        pools = None if found[0][1] is None else torch.cat([part[1] for part in found])[::layers].split(counts)
+        pooled = None if pools is None else torch.stack([part[0] for part in pools])
+    reads_pooled = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
     joined = torch.cat(states, dim=-1).flatten(2)
-    return Conditioning(joined, pooled.float() if pools and pooled is not None else None, masks)
+    return Conditioning(joined, pooled.float() if reads_pooled and pooled is not None else None, masks, lengths=lengths)
 
 
 def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
     """Encode the prompts one by one as the model's own tokenizers and encoders do, templates and padding included.
 
-    states: (prompts, longest, width) float32; a prompt's own length is among its extras.
+    states: (prompts, longest, width) float32, with zeros after shorter prompts.
     """
     speaking = with_words(clip, tokens)
     model = speaking.cond_stage_model
@@ -67,7 +72,7 @@ def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Con
         length = states.shape[1]
         encoded.append((states[0].float(), pooled, more.pop(PLACES)))
         reals.append(over_states({name: _real(clip, name, rows) for name, rows in pairs.items()}, length))
-        extras.append({**more, LENGTH: length})
+        extras.append(more)
     longest = max(len(states) for states, _, _ in encoded)
 
     def padded(value: Tensor) -> Tensor:
@@ -81,7 +86,9 @@ def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Con
         word: torch.cat([padded(places[word]) if word in places else nothing for _, _, places in encoded])
         for word in words
     }
-    return Conditioning(states, pooled, masks, real=torch.stack([padded(real) for real in reals]), extras=extras)
+    real = torch.stack([padded(real) for real in reals])
+    lengths = torch.tensor([len(states) for states, _, _ in encoded])
+    return Conditioning(states, pooled, masks, lengths=lengths, real=real, extras=extras)
 
 
 def _real(clip: CLIP, name: str, rows: Sequence[Sequence[tuple[Any, ...]]]) -> Tensor:
@@ -111,13 +118,7 @@ def vectors_of_word(clip: CLIP, word: str) -> dict[str, Tensor]:
     return vectors
 
 
-def _row(tokenizer: comfy.sd1_clip.SDTokenizer, pieces: Sequence[Piece], prompt: str) -> list[Piece]:
-    """Start token, as many of the pieces as fit, end token, padding."""
-    room = tokenizer.max_length - 2
-    if any(word_at(piece) for piece in pieces[room:]):
-        raise ConceptError(
-            f"A learned word comes too late in '{prompt}': the text encoder reads only {room} tokens. Move the word "
-            "forward, or shorten the prompt."
-        )
-    row = [tokenizer.start_token, *pieces[:room], tokenizer.end_token]
+def _row(tokenizer: comfy.sd1_clip.SDTokenizer, chunk: Sequence[Piece]) -> list[Piece]:
+    """Start token, the pieces of a chunk, end token, padding."""
+    row = [tokenizer.start_token, *chunk, tokenizer.end_token]
     return row + [tokenizer.pad_token] * (tokenizer.max_length - len(row))

@@ -96,3 +96,17 @@ def test_a_museum_that_is_there_needs_no_model(lora, museum, tmp_path, capsys):
 def test_what_cannot_be_imported_gets_one_sentence_and_no_file(lora, museum, capsys, options, rule):
     assert bring(museum, "<tom>", *[lora if option == "LORA" else option for option in options]) == 1
     assert rule in capsys.readouterr().err and not museum.exists()
+
+
+def test_one_of_several_bundled_words_is_taken_and_the_others_are_named(starter, lora, museum, capsys):
+    from safetensors.torch import load_file
+
+    tensors = {name: tensor for name, tensor in load_file(lora).items() if "lora_te" not in name}
+    words = {"tom": torch.ones(1, 128), "kit": torch.zeros(1, 128), "ann": torch.ones(2, 128)}
+    save_file(tensors | {f"bundle_emb.{word}.string_to_param.*": value for word, value in words.items()}, lora)
+    assert bring(museum, "<kit>", "--lora", lora, "--base", "starter") == 0
+    told = capsys.readouterr()
+    assert "Not imported, other words of this LoRA: ann, tom." in " ".join((told.out + told.err).split())
+    assert torch.equal(load_museum(museum).exhibit("<kit>").token.vectors["clip_l"], torch.zeros(1, 1, 128))
+    assert bring(museum, "<leo>", "--lora", lora, "--base", "starter") == 1
+    assert "has vectors for the words ann, kit, tom" in capsys.readouterr().err

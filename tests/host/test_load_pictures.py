@@ -39,7 +39,7 @@ def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], fo
     output = nodes["CLoRA_LoadPictures"].execute("my-cat")
     images, captions, masks = output.args
     assert [tuple(image.shape) for image in images] == [(1, h, w, 3) for w, h in SIZES.values()]
-    assert captions == ["a photo of {word} on grass", "", ""]
+    assert captions == ["a photo of {word}\non grass", "", ""]
     assert [mask.shape[1:] for mask in masks] == [image.shape[1:3] for image in images]
     assert masks[0][:, :, :40].min() == 1 and not masks[0][:, :, 56:].any() and not any(map(torch.any, masks[1:]))
     (text,) = output.ui["text"]
@@ -58,6 +58,26 @@ def test_large_pictures_are_scaled_down(nodes: dict[str, Any], folder: Path):
 def test_only_folders_of_the_input_folder_are_read(nodes: dict[str, Any], folder: Path, name: str):
     with pytest.raises(CLoRAError, match="There is no folder"):
         nodes["CLoRA_LoadPictures"].execute(name)
+
+
+def test_single_files_may_be_chosen(nodes: dict[str, Any], folder: Path):
+    kind = nodes["CLoRA_LoadPictures"]
+    images, captions, masks = kind.execute("my-cat", "sub/3.webp\n\n 1.png ").args
+    assert [tuple(image.shape[1:3]) for image in images] == [(64, 64), (64, 96)]
+    assert captions == ["", "a photo of {word}\non grass"] and masks[1].any()
+    assert len(kind.execute("", "my-cat/1.png").args[0]) == 1
+    before = kind.fingerprint_inputs("", "my-cat/1.png")
+    (folder / "1.txt").write_text("another {word}")
+    assert kind.fingerprint_inputs("", "my-cat/1.png") != before
+
+
+@pytest.mark.parametrize("name", ["no.png", "../secret.png", "/etc/hosts", "sub", "x" * 10_000, "a\0b"])
+def test_only_files_of_the_input_folder_are_read(nodes: dict[str, Any], folder: Path, name: str):
+    Image.new("RGB", (8, 8)).save(folder.parent.parent / "secret.png")
+    with pytest.raises(CLoRAError, match="There is no file"):
+        nodes["CLoRA_LoadPictures"].execute("my-cat", name)
+    with pytest.raises(CLoRAError, match="There is no file"):
+        nodes["CLoRA_LoadPictures"].execute("", f"../{name}")
 
 
 def test_the_folders_are_listed_and_a_new_file_is_noticed(nodes: dict[str, Any], folder: Path):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from clora_core.errors import Cancelled, LearningError
+from clora_core.errors import BaseModelError, Cancelled, LearningError
 from clora_core.learning.key import learning_key
 from clora_core.learning.learn import Progress
 from clora_core.learning.state import LearningState, StateError, load_state, save_state
@@ -206,5 +206,13 @@ def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base
     recipe = short(RootOfSquares(), precision=precision)
     with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is no finite number") as stop:
         taught(base, Museum(base.fingerprint), small_concept(), recipe)
+    assert "so the model itself gives such numbers" in str(stop.value) and "learning rate" not in str(stop.value)
+    assert ("precision fp32" in str(stop.value)) == (precision == "bf16")
     assert stop.value.state.step == 0
     assert all(tensor.isfinite().all() for tensor in stop.value.state.tensors.values())
+
+
+def test_a_vae_that_makes_no_finite_latents_is_said(base: Base, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "encode_pictures", lambda pictures: torch.full((len(pictures), 4, 8, 8), torch.nan))
+    with pytest.raises(BaseModelError, match=r"The VAE makes latents that are no finite numbers\. Use another VAE"):
+        taught(base, Museum(base.fingerprint), small_concept(), short())

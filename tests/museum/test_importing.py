@@ -191,6 +191,51 @@ def test_what_is_no_embedding_is_refused(tensors, rule, tmp_path):
         read_embedding(tmp_path / "cat.safetensors")
 
 
+@pytest.mark.parametrize("encoders", [{"emb_params": 768}, {"clip_l": 768, "clip_g": 1280}], ids=["sd15", "sdxl"])
+def test_vectors_for_the_text_encoders_output_are_none_for_its_input(encoders, tmp_path):
+    """As OneTrainer saves them."""
+    path, inner = tmp_path / "a.safetensors", {name: torch.randn(2, width) for name, width in encoders.items()}
+    outer = {f"{name}_out": torch.randn(2, width) for name, width in encoders.items()}
+    save_file(outer, path)
+    with pytest.raises(MuseumError, match=r"has only '.*_out', an embedding of the text encoder's output"):
+        read_embedding(path)
+    save_file(outer | inner, path)
+    read = list(read_embedding(path).values())
+    assert all(any(torch.equal(found[0], given) for given in inner.values()) for found in read) and len(read) == len(
+        inner
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"), [("a.pt", "string_to_param"), ("a.bin", "items()"), ("a.ckpt", "items()")]
+)
+def test_other_formats_are_refused_with_how_to_convert_them(name, tensors, tmp_path):
+    torch.save({"string_to_param": {"*": torch.ones(2, 768)}}, tmp_path / name)
+    with pytest.raises(MuseumError, match=r"can run code\. To convert") as refused:
+        read_embedding(tmp_path / name)
+    assert f"torch.load('{name}', weights_only=True)" in str(refused.value) and tensors in str(refused.value)
+    with pytest.raises(MuseumError, match=r"save_file\(\{k: v"):
+        read_lora(tmp_path / name)
+
+
+@pytest.mark.parametrize("adapter", ["default", "default_0", "my-cat"])
+def test_pefts_name_of_the_adapter_may_stand_in_the_names(adapter, tmp_path):
+    on, rng = projections("sd15"), torch.Generator().manual_seed(0)
+    factors = {p: (torch.randn(p.shape[0], 4, generator=rng), torch.randn(4, p.shape[1], generator=rng)) for p in on}
+    named = {
+        f"unet.{p.path}.lora_{letter}.{adapter}.weight": factor
+        for p, (up, down) in factors.items()
+        for letter, factor in (("B", up), ("A", down))
+    }
+    save_file(named, tmp_path / "a.SAFETENSORS")
+    deltas = read_lora(tmp_path / "a.SAFETENSORS").deltas
+    assert set(deltas) == set(on) and all(torch.equal(deltas[p].up, up) for p, (up, _) in factors.items())
+    other = {name.replace(f".{adapter}.", ".other."): tensor.clone() for name, tensor in named.items()}
+    save_file(named | other, tmp_path / "a.safetensors")
+    with pytest.raises(MuseumError, match=f"several adapters: {adapter}, other"):
+        read_lora(tmp_path / "a.safetensors")
+
+
 def test_embeddings_for_two_encoders_must_have_as_many_words(tmp_path):
     save_file({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
     with pytest.raises(CLoRAError, match="shapes"):

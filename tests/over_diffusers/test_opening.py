@@ -146,6 +146,15 @@ def test_what_a_file_predicts_is_what_it_says(
     assert open_base(path, tokenizer=saved.tokenizer).schedule.prediction == expected
 
 
+@pytest.mark.parametrize(("extra", "last"), [(("ztsnr",), False), (("v_pred",), False), (("v_pred", "ztsnr"), True)])
+def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tuple[str, ...], last: bool) -> None:
+    saved, path = saved_model("sdxl"), tmp_path / "model.safetensors"
+    save_file(saved.tensors() | {name: torch.zeros(0) for name in extra}, path)
+    schedule = open_base(path, tokenizer=saved.tokenizer).schedule
+    assert (float(schedule.levels[-1]) < 1e-6) == last
+    assert schedule.prediction == ("v_prediction" if "v_pred" in extra else "epsilon")
+
+
 def test_the_caller_knows_best_what_a_file_predicts() -> None:
     assert saved_model("sd15").open_file(prediction="v_prediction").schedule.prediction == "v_prediction"
 
@@ -226,9 +235,15 @@ def test_a_torn_file_is_refused(tmp_path: Path) -> None:
         ("lora_unet_down_blocks_0_attentions_0.lora_up.weight", "looks like a LoRA"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "holds no UNet"),
         ("something.weight", "holds no UNet"),
+        ("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "looks like a UNet alone"),
+        ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", "looks like a UNet alone"),
+        ("model.diffusion_model.blocks.0.cross_attn.kv_linear.weight", "is a PixArt model"),
+        ("transformer_blocks.0.attn2.to_k.weight", "a diffusion transformer, such as PixArt"),
+        ("encoder.down.0.block.0.conv1.weight", "looks like an autoencoder"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "looks like a text encoder"),
         ("model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", "width 1280 and is no"),
     ],
-    ids=["lora", "sd3", "anything", "refiner"],
+    ids="lora sd3 anything unet diffusers-unet pixart ltx vae text refiner".split(),
 )
 def test_files_of_something_else_are_refused(tmp_path: Path, name: str, message: str) -> None:
     save_file({name: torch.zeros(4, 1280)}, tmp_path / "other.safetensors")

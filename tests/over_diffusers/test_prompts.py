@@ -9,12 +9,11 @@ from torch import Tensor
 from clora_core.errors import ConceptError
 from clora_core.model.concept import ConceptToken
 from clora_core.over_diffusers.base import DiffusersBase
-from clora_core.over_diffusers.prompts import TextEncoder
 from clora_core.starter.model import build_starter
 from tests.families import FAMILIES, LENGTH
 from tests.saved_models import Saved, opened, prediction_of, random, same, saved_model, word_like
 
-PROMPTS = ["a photo", "", "far more letters than fit"]
+PROMPTS = ["a photo", "", "as many letters fit"]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -125,25 +124,32 @@ def test_the_hook_comes_off_when_encoding_fails(starter: DiffusersBase, monkeypa
     assert not encoder.table._forward_hooks
 
 
-def test_a_word_that_would_be_cut_off_is_refused(base: DiffusersBase) -> None:
-    fits, long = "x" * (LENGTH - 4), "x" * (LENGTH - 3)
-    assert base.encode_prompts([f"{fits} <x>"], [word_like(base, "ab")]).states.isfinite().all()
-    with pytest.raises(ConceptError, match=r"'<x>' stands too late .* reads 18 tokens, .* reaches to number 19"):
-        base.encode_prompts([f"{long} <x>"], [word_like(base, "ab")])
+@torch.no_grad()
+def test_a_long_prompt_is_read_in_chunks(base: DiffusersBase) -> None:
+    """Every chunk as a prompt of its own; the pooled vector is the first one's, and words keep their places."""
+    room, token = LENGTH - 2, word_like(base, "a b")
+    first, second = "x" * (room - 1), "y" * 5
+    both = base.encode_prompts([f"{first} <x> {second}"], [token])  # the word's second vector is in the second chunk
+    apart = base.encode_prompts([f"{first} a", f"b {second}"], [])
+    same(both.states, apart.states.flatten(0, 1)[None])
+    if both.pooled is not None:
+        same(both.pooled, apart.pooled[:1])
+    assert both.places["<x>"][0].nonzero().flatten().tolist() == [room, LENGTH + 1]
 
 
-def test_what_the_encoder_does_not_read_costs_nothing(base: DiffusersBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    plain = TextEncoder.ids
-
-    def counted(encoder: TextEncoder, text: str) -> list[int]:
-        calls.append(text)
-        return plain(encoder, text)
-
-    monkeypatch.setattr(TextEncoder, "ids", counted)
-    with pytest.raises(ConceptError, match=r"'<x>' stands too late .* reaches to number 20"):
-        base.encode_prompts(["<x> " * 1000], [word_like(base, "ab")])
-    assert len(calls) < LENGTH + 3
+@torch.no_grad()
+def test_prompts_of_different_lengths_are_read_as_they_are_alone(base: DiffusersBase) -> None:
+    token = word_like(base, "ab")
+    prompts = [f"{'x' * LENGTH} <x> {'y' * LENGTH}", "a <x>", f"{'z' * LENGTH} <x>", "b"]
+    together = base.encode_prompts(prompts, [token])
+    assert together.lengths is not None and together.lengths.tolist() == [3 * LENGTH, LENGTH, 2 * LENGTH, LENGTH]
+    predictions = prediction_of(base, together)
+    for row, prompt in enumerate(prompts):
+        alone = base.encode_prompts([prompt], [token])
+        assert alone.lengths is None
+        same(together.states[row, : alone.states.shape[1]], alone.states[0])
+        assert not together.states[row, alone.states.shape[1] :].any()
+        same(predictions[row], prediction_of(base, together[torch.tensor([row] * 4)])[row])
 
 
 def test_words_that_do_not_fit_the_encoders_are_refused(base: DiffusersBase) -> None:

@@ -82,6 +82,7 @@ class Family:
     least_side: int = 16  # of latents that the network runs on, in latent pixels
     frames: bool = False  # latents have an axis for frames, (c, 1, h, w)
     penultimate: bool = False  # the network reads the text encoders' states before their last layer
+    clip_skip: int = 1  # the layer that it reads, counted from the end of the text encoders as published
     pooled: bool = False  # it also reads the pooled vector of the last text encoder
     side_px: int = 64  # sides of training pictures are multiples of this, so that the network can halve them
     guidance: float = 7.5  # the default for sampling

@@ -20,6 +20,7 @@ SD2 = Family(
     published=Published("sd_v2", "stable-diffusion-v2-512", v2=True),
     kept_bytes=181_000,
     checkpointed=0.27,
+    clip_skip=2,
     checkpoint=Checkpoint(
         encoders={"clip_h": StoredEncoder("cond_stage_model.model.", open_clip=True, layers=23)},
         scaling_factor=0.18215,

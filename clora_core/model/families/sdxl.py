@@ -24,6 +24,7 @@ SDXL = Family(
     kept_bytes=325_000,
     checkpointed=0.12,
     penultimate=True,
+    clip_skip=2,
     pooled=True,
     checkpoint=Checkpoint(
         encoders={

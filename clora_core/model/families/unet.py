@@ -1,6 +1,7 @@
 """Stable Diffusion's UNets, with diffusers' module names or the original (ldm) ones.
 
-A projection's path is its diffusers name. The original names of ComfyUI and single files are translated.
+A projection's path is its diffusers name. The original names of ComfyUI and single files are translated. They number
+the blocks through, so they depend on how many layers a block has: 2, but 1 in KOALA.
 """
 
 import re
@@ -24,9 +25,13 @@ SPELLED = re.compile(
 
 @dataclass(frozen=True)
 class UNet:
-    """ldm_keys: whether ordinary LoRA files use the original block names, as kohya's trainer does for SDXL."""
+    """ldm_keys: whether ordinary LoRA files use the original block names, as kohya's trainer does for SDXL.
+
+    layers_per_block: of the blocks on the way down; those on the way up have one more.
+    """
 
     ldm_keys: bool = False
+    layers_per_block: int = 2
 
     def find(self, modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, Place]:
         """See `Structure`. The network can be the `diffusion_model` of another one."""
@@ -47,7 +52,8 @@ class UNet:
 
     def lora_key(self, path: str) -> str:
         """As kohya's trainer writes it."""
-        return "lora_unet_" + (ldm_path(path) if self.ldm_keys else path).replace(".", "_")
+        path = ldm_path(path, layers_per_block=self.layers_per_block) if self.ldm_keys else path
+        return "lora_unet_" + path.replace(".", "_")
 
     def spelled(self, name: str) -> tuple[str, str] | None:
         match = SPELLED.match(name)
@@ -71,12 +77,43 @@ def ldm_path(path: str, *, layers_per_block: int = 2) -> str:
     return f"{block}.transformer_blocks.{rest}"
 
 
-BLOCKS = (
-    *(f"down_blocks.{level}.attentions.{index}" for level in range(4) for index in range(2)),
-    *(f"up_blocks.{level}.attentions.{index}" for level in range(4) for index in range(3)),
-    "mid_block.attentions.0",
-)
-ORIGINAL_BLOCKS = {ldm_path(block).removesuffix(".transformer_blocks."): block for block in BLOCKS}
+def layers_per_block(paths: Iterable[str]) -> int:
+    """1 if every block on the way down has one attention and every one on the way up two, as in KOALA; otherwise 2."""
+    counts: dict[str, set[str]] = {}
+    for path in paths:
+        block, _, rest = path.partition(".attentions.")
+        counts.setdefault(block, set()).add(rest.partition(".")[0])
+    down = [found for block, found in counts.items() if block.startswith("down_blocks")]
+    up = [found for block, found in counts.items() if block.startswith("up_blocks")]
+    one = down and up and all(found == {"0"} for found in down) and all(found == {"0", "1"} for found in up)
+    return 1 if one else 2
+
+
+def in_diffusers_blocks(names: Sequence[str]) -> list[str]:
+    """The names in a LoRA file, with diffusers' blocks if the original ones are numbered for one layer each."""
+    numbers = {match[1] for match in map(re.compile(r"input_blocks[._](\d+)[._]1[._]").search, names) if match}
+    if "3" not in numbers or numbers & {"1", "2", "4", "7", "8"}:
+        return list(names)
+    blocks = _original_blocks(1)
+
+    def translated(match: re.Match[str]) -> str:
+        return blocks.get(re.sub(r"_(?=\d)", ".", match[0]), match[0])
+
+    return [re.sub(r"(?:in|out)put_blocks[._]\d+[._]1(?=[._])", translated, name) for name in names]
+
+
+def _original_blocks(layers: int) -> dict[str, str]:
+    """Original name of each block with attention, if blocks have so many layers → its diffusers name."""
+    blocks = [
+        *(f"down_blocks.{level}.attentions.{index}" for level in range(4) for index in range(layers)),
+        *(f"up_blocks.{level}.attentions.{index}" for level in range(4) for index in range(layers + 1)),
+        "mid_block.attentions.0",
+    ]
+    originals = (ldm_path(block, layers_per_block=layers).removesuffix(".transformer_blocks.") for block in blocks)
+    return dict(zip(originals, blocks, strict=True))
+
+
+ORIGINAL_BLOCKS = _original_blocks(2)
 
 
 def _ldm_blocks(names: Iterable[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from ...model.base import Fingerprint
 from ...model.concept import TEMPLATES, Kind, check_word
 from ...model.families import family_named
 from ...model.families.family import Family
+from ...model.families.unet import UNet, layers_per_block
 from ...model.projections import Projection, Role
 from ...pictures import THUMBNAIL_LIMIT_BYTES, check_thumbnail
 from ..museum import Exhibit, Museum
@@ -67,15 +68,21 @@ class ExhibitHeader:
 
 @dataclass(frozen=True)
 class Header:
-    """A museum without its tensors. dtype: of the tensors in the file; in memory they are float32."""
+    """A museum without its tensors. dtype: of the tensors in the file; in memory they are float32.
+
+    layers_per_block: of the UNet, which the tensors' names depend on; 2 in files that do not say it.
+    """
 
     base: Fingerprint
     dtype: Stored
     projections: tuple[Projection, ...]
     exhibits: tuple[ExhibitHeader, ...]
+    layers_per_block: int = 2
 
     def __post_init__(self) -> None:
         family = self.family
+        if self.layers_per_block not in (1, 2):
+            raise MuseumError(f"The UNet has {self.layers_per_block} layers a block; it must be 1 or 2.")
         if self.dtype not in get_args(Stored):
             raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
         if len(self.projections) > PROJECTIONS_LIMIT:
@@ -94,7 +101,10 @@ class Header:
 
     @property
     def family(self) -> Family:
-        return family_named(self.base.family)
+        family = family_named(self.base.family)
+        if self.layers_per_block == 2 or not isinstance(family.structure, UNet):
+            return family
+        return replace(family, structure=replace(family.structure, layers_per_block=self.layers_per_block))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -103,13 +113,17 @@ class Header:
     def followed_by(self, other: "Header") -> "Header":
         """This header with the other's exhibits appended."""
         projections = sorted({*self.projections, *other.projections})
-        return replace(self, projections=tuple(projections), exhibits=(*self.exhibits, *other.exhibits))
+        layers = (self if self.projections else other).layers_per_block
+        exhibits = (*self.exhibits, *other.exhibits)
+        return replace(self, projections=tuple(projections), exhibits=exhibits, layers_per_block=layers)
 
 
 def header_of(museum: Museum, dtype: Stored = "float32") -> Header:
     """The header of this museum. Raises MuseumError for anything that the format cannot hold."""
     projections = sorted({projection for exhibit in museum.exhibits for projection in exhibit.deltas})
-    header = Header(museum.base, dtype, tuple(projections), tuple(_entry(exhibit) for exhibit in museum.exhibits))
+    layers = layers_per_block(projection.path for projection in projections)
+    entries = tuple(_entry(exhibit) for exhibit in museum.exhibits)
+    header = Header(museum.base, dtype, tuple(projections), entries, layers)
     for exhibit in museum.exhibits:
         _check_tensors(exhibit, header.family)
     return header
@@ -121,6 +135,7 @@ def header_to_json(header: Header) -> str:
         {
             "base": {"architecture": header.base.family, "digest": header.base.digest},
             "dtype": header.dtype,
+            **({} if header.layers_per_block == 2 else {"layers per block": header.layers_per_block}),
             "projections": [[p.path, p.role, *p.shape] for p in header.projections],
             "exhibits": [_exhibit_to_json(exhibit, header) for exhibit in header.exhibits],
         },
@@ -130,8 +145,9 @@ def header_to_json(header: Header) -> str:
 
 def header_from_json(source: str) -> Header:
     """The header from JSON. Raises MuseumError for an invalid one."""
-    names = ("base", "dtype", "projections", "exhibits")
-    values = fields(json_value(source, "The header"), names, "The header")
+    names = ("base", "dtype", "projections", "exhibits", "layers per block")
+    given = mapping(json_value(source, "The header"), "The header")
+    values = fields({"layers per block": 2, **given}, names, "The header")
     base = fields(values["base"], ("architecture", "digest"), "The base")
     name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
     projections = tuple(_projection(entry) for entry in array(values["projections"], "The list of projections"))
@@ -142,6 +158,7 @@ def header_from_json(source: str) -> Header:
         cast(Stored, text(values["dtype"], "The dtype")),
         projections,
         tuple(reader.exhibit(entry, f"Exhibit {number}") for number, entry in enumerate(exhibits, 1)),
+        integer(values["layers per block"], "The number of layers per block", least=1),
     )
 
 

@@ -23,6 +23,7 @@ from ...model.base import Fingerprint
 from ...model.concept import TEMPLATES, ConceptToken, Kind, check_mentioned
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
+from ...texts import normal
 from ..museum import Exhibit, Museum
 from .files import check_finite, errors_about, opened
 from .header import header_of
@@ -33,12 +34,13 @@ from .names import SUFFIX
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_CONFIG_LIMIT = 2**20  # bytes
-LORA_ADVICE = "Get the file as .safetensors, or convert it with a program that you trust."
-EMBEDDING_ADVICE = (
-    'To convert an embedding that you trust: python -c "import torch; from safetensors.torch import save_file; '
-    "t = torch.load('a.pt', weights_only=True); save_file({'emb_params': t['string_to_param']['*'].detach()}, "
-    "'a.safetensors')\""
+CONVERTING = (
+    'To convert a file that you trust: python -c "import torch; from safetensors.torch import save_file; '
+    "t = torch.load('{name}', weights_only=True); save_file({tensors}, '{stem}.safetensors')\""
 )
+ALL_TENSORS = "{k: v.detach().contiguous() for k, v in t.items()}"  # of a LoRA, or diffusers' learned_embeds.bin
+A1111_TENSOR = "{'emb_params': t['string_to_param']['*'].detach()}"
+OUTPUT = re.compile(r"(?:em[pb]_params|clip_\w+|t5\w*)_out")  # OneTrainer's vectors behind the text encoder
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -98,14 +100,19 @@ def read_embedding(*paths: Path | str) -> dict[str, Tensor]:
     """A word's vectors, text encoder → (1, words, width) float32. paths: several where each encoder has its own file.
 
     The file is kohya's or A1111's (`emb_params`), diffusers' (its tensor has the word's name), or one for SDXL's two
-    encoders (`clip_l` and `clip_g`).
+    encoders (`clip_l` and `clip_g`). Vectors for the text encoders' output beside them are left out.
     """
     rows: list[tuple[str, Tensor]] = []
     for path in map(Path, paths):
         with errors_about(path):
-            _check_suffix(path, EMBEDDING_ADVICE)
+            _check_suffix(path, A1111_TENSOR if path.suffix.lower() == ".pt" else ALL_TENSORS)
             with opened(path) as file:
-                names = list(file.keys())
+                names = [name for name in file.keys() if not OUTPUT.fullmatch(name)]
+                if not names and (outputs := list(file.keys())):
+                    raise MuseumError(
+                        f"It has only '{outputs[0]:.80}', an embedding of the text encoder's output, which no prompt "
+                        "can hold. Train an ordinary embedding, of the encoder's input."
+                    )
                 if len(names) > 2:
                     raise MuseumError(
                         f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has one or two."
@@ -130,7 +137,7 @@ def imported(
 
     Raises MuseumError for a LoRA of another family or with unknown projections.
     """
-    lora = lora or OrdinaryLora()
+    lora, word = lora or OrdinaryLora(), normal(word)
     if lora.deltas and (family := families.family_of(lora.deltas).name) != base.family:
         raise MuseumError(f"This is a LoRA for {family}, but the museum was made over '{base}'.")
     if unknown := [projection for projection in lora.deltas if projection not in known]:
@@ -237,6 +244,8 @@ def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
     return tensor
 
 
-def _check_suffix(path: Path, advice: str = LORA_ADVICE) -> None:
+def _check_suffix(path: Path, tensors: str = ALL_TENSORS) -> None:
+    """Raise MuseumError for other files than safetensors. tensors: how to get them from what torch loads as t."""
     if path.suffix.lower() != SUFFIX:
+        advice = CONVERTING.replace("{name}", path.name).replace("{stem}", path.stem).replace("{tensors}", tensors)
         raise MuseumError(f"Only {SUFFIX} files are read, since other formats can run code. {advice}")

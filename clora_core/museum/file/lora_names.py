@@ -6,7 +6,8 @@
                           paths have the original blocks (input_blocks_4_1). SimpleTuner uses the prefix lycoris_
     diffusers             unet.<path>.lora_B.weight, .lora_A.weight; earlier .lora.up.weight, .lora.down.weight, and
                           first unet.….attn2.processor.to_k_lora.up.weight, .down.weight
-    peft                  base_model.model.<path>.lora_B.weight, .lora_A.weight
+    peft                  base_model.model.<path>.lora_B.weight, .lora_A.weight; with the adapter's name before
+                          .weight in what `state_dict` gives, .lora_B.default.weight
     ComfyUI               diffusion_model.<original path>.lora_up.weight, .lora_down.weight, .alpha
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from ...errors import MuseumError
 from ...model import families
+from ...model.families.unet import in_diffusers_blocks
 
 PREFIX = re.compile(r"^(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)")
 PARTS = {
@@ -29,6 +31,7 @@ PARTS = {
     "_lora.down.weight": "down",
     ".alpha": "alpha",
 }
+ADAPTER = re.compile(r"\.lora_[AB]\.(?P<name>[^.]+)\.weight$")  # peft's name of the adapter
 TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder")
 
 
@@ -45,16 +48,23 @@ class LoraNames:
 
 
 def lora_names(names: Iterable[str]) -> LoraNames:
-    """Sort the names of a LoRA file in any of the forms above. Raises MuseumError for two names of one tensor."""
+    """Sort the names of a LoRA file in any of the forms above.
+
+    Raises MuseumError for two names of one tensor, and for several adapters of peft.
+    """
+    originals = dict(zip(in_diffusers_blocks(given := list(names)), given, strict=True))
+    if len(adapters := sorted({match["name"] for match in map(ADAPTER.search, given) if match})) > 1:
+        raise MuseumError(f"It holds several adapters: {', '.join(adapters):.200}. Save one of them alone.")
     changed: dict[str, dict[str, str]] = {}
     bundled: dict[str, dict[str, str]] = {}
     others: list[str] = []
     encoders = "|".join({re.escape(encoder) for family in families.FAMILIES for encoder in family.encoders})
     bundle = re.compile(rf"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|{encoders})")
-    for name in names:
-        if projection := _projection(name):
+    for renamed, name in originals.items():
+        if projection := _projection(renamed):
             path, ending = projection
             parts = changed.setdefault(path, {})
+            ending = ADAPTER.sub(lambda match: match[0].replace(f".{match['name']}.", "."), ending)
             part = PARTS.get(ending, ending)
             if part in parts:
                 raise MuseumError(

@@ -1,0 +1,71 @@
+"""A word is itself only where the longest of all known words matches, in whatever Unicode form it is written."""
+
+import pytest
+import torch
+
+from clora_core.errors import ConceptError
+from clora_core.learning.learn import Learning
+from clora_core.model.concept import Concept, ConceptToken, mentions, unknown_words, with_word
+from clora_core.museum.editing import renamed
+from clora_core.museum.museum import Museum
+from tests.small import museum_of, short, small_base, small_concept
+
+NFC, NFD = "<m\u00fcller>", "<mu\u0308ller>"
+
+
+def test_the_longest_known_word_is_meant():
+    assert mentions("a photo of sks-dog", "sks") and not mentions("a photo of sks-dog", "sks", ["sks-dog"])
+    assert mentions("sks and sks-dog", "sks", ["sks-dog"]) and mentions("sks-dogs", "sks", ["sks-dog"])
+    assert with_word("sks, sks-dog, masks", "sks", "ohwx", ["sks-dog"]) == "ohwx, sks-dog, masks"
+    assert with_word("sks-dog sks", "sks-dog", "<d>", ["sks"]) == "<d> sks"
+
+
+def test_renaming_a_word_leaves_longer_ones_alone():
+    museum = museum_of(small_base(), "sks", "sks-dog")
+    found = renamed(museum, "sks", "ohwx")
+    assert [exhibit.prompt for exhibit in found.exhibits] == ["a photo of ohwx", "a photo of sks-dog"]
+    back = renamed(renamed(museum, "sks-dog", "1a1"), "1a1", "sks-dog")
+    assert [exhibit.prompt for exhibit in back.exhibits] == [exhibit.prompt for exhibit in museum.exhibits]
+
+
+def test_a_caption_that_holds_only_a_longer_word_is_refused():
+    base = small_base()
+    museum = museum_of(base, "sks-dog")
+    captions = ("a sks-dog", "a photo of sks")
+    with pytest.raises(ConceptError, match="In 'a sks-dog', 'sks' is only a part of another known word"):
+        Learning(base, museum, (small_concept("sks", count=2, captions=captions),), short())
+    Learning(base, Museum(base.fingerprint), (small_concept("sks", count=2, captions=captions),), short())
+    both = (small_concept("sks", count=2, captions=captions), small_concept("sks-dog"))
+    with pytest.raises(ConceptError, match="only a part of another known word"):
+        Learning(base, Museum(base.fingerprint), both, short())
+
+
+def test_the_prompts_beside_a_new_concept_keep_longer_words():
+    museum = museum_of(small_base(), "sks-dog")
+    beside = museum.prompts_beside(small_concept("sks", count=1, captions=("sks beside sks-dog",)))
+    assert "sks-dog beside sks-dog" in beside
+
+
+def test_words_are_kept_and_found_in_one_unicode_form():
+    concept = small_concept(NFD, count=2, captions=(f"a photo of {NFC}", "{word} \u200bat\ufeff sea"))
+    assert concept.word == NFC and concept.prompts() == [f"a photo of {NFC}", f"{NFC} at sea"]
+    assert small_concept("<my\u200bcat>").word == "<mycat>"
+    with pytest.raises(ConceptError, match="has no letter or digit"):
+        Concept("\u200b", torch.zeros(1, 3, 64, 64))
+    assert mentions(f"a {NFD}", NFC) and not unknown_words(f"a {NFD} of <my\u200bcat>", [NFC, "<mycat>"])
+    museum = museum_of(small_base(), NFC)
+    assert museum.exhibit(NFD).word == NFC and renamed(museum, NFD, "<mu\u0308>").words == ("<m\u00fc>",)
+    with pytest.raises(ConceptError, match="already names exhibit 1"):
+        Learning(small_base(), museum, (small_concept(NFD),), short())
+
+
+@torch.no_grad()
+def test_a_word_is_encoded_in_whatever_form_it_and_the_prompt_are_written():
+    base = small_base()
+    vectors = base.word_vectors("red")
+    for word in (NFC, NFD, "<m\u00fc\u200bller>"):  # also as earlier versions kept it
+        token = ConceptToken(word, {name: value[None] for name, value in vectors.items()})
+        for written in (NFC, NFD, "<m\u00fcl\u00adler>"):
+            found = base.encode_prompts([f"a {written} hat"], [token])
+            assert torch.equal(found.states, base.encode_prompts(["a red hat"], []).states)
+            assert list(found.places) == [word]
