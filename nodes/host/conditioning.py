@@ -136,9 +136,11 @@ class _MarkedEncoding:
             for word in sorted({word for own in masks.values() for word in own})
         }
         layers = self._all_layers(pairs, states)
-        chunk = max(length for _, length in sizes.values()) if set(pairs) <= set(CLIPS) else states.shape[1]
+        clips_only = set(pairs) <= set(CLIPS)
+        chunk = max(length for _, length in sizes.values()) if clips_only else states.shape[1]
         remember(states, chunk, found, layers)
-        self._compare_skip(pairs)
+        if clips_only:
+            self._compare_skip(pairs)
         extras = {**(extra[0] if extra else {}), PLACES: found}
         if layers is not None:
             extras[LAYERS] = layers

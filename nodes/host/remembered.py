@@ -36,7 +36,7 @@ class Chunk:
         return None if whole is None else whole[0, self.tokens]
 
 
-_chunks: OrderedDict[tuple[int, bytes], Chunk] = OrderedDict()  # (length, hash of the states) → what is known
+_chunks: OrderedDict[tuple[tuple[int, ...], bytes], Chunk] = OrderedDict()  # shape and hash of the states → chunk
 
 
 def remember(states: Tensor, length: int, places: Mapping[str, Tensor], layers: Tensor | None) -> None:
@@ -57,7 +57,8 @@ def recalled(states: Tensor) -> list[tuple[slice, Chunk | None]]:
 
     Empty if no prompt in chunks that fit was encoded before.
     """
-    for length in sorted({length for length, _ in _chunks}, reverse=True):
+    lengths = {shape[0] for shape, _ in _chunks if shape[1] == states.shape[2]}
+    for length in sorted(lengths, reverse=True):
         if states.shape[0] == 1 and states.shape[1] % length == 0:
             return [(part, _chunks.get(_key(states, part))) for part in _parts(states, length)]
     return []
@@ -67,6 +68,6 @@ def _parts(states: Tensor, length: int) -> list[slice]:
     return [slice(start, start + length) for start in range(0, states.shape[1], length)]
 
 
-def _key(states: Tensor, part: slice) -> tuple[int, bytes]:
+def _key(states: Tensor, part: slice) -> tuple[tuple[int, ...], bytes]:
     values = states[0, part].detach().to("cpu", torch.float32).contiguous()
-    return len(values), hashlib.sha256(values.numpy().tobytes()).digest()
+    return tuple(values.shape), hashlib.sha256(values.numpy().tobytes()).digest()
