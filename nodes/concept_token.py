@@ -41,10 +41,11 @@ class ConceptTokenNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "vectors",
-                    default=1,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=16,
-                    tooltip="Tokens that the word takes up in a prompt. More hold more detail but leave less room.",
+                    tooltip="Tokens that the word takes up in a prompt; 0 is auto, which suits the model. More hold "
+                    "more detail but leave less room.",
                 ),
                 io.String.Input(
                     "start",

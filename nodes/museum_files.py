@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from ..clora_core.errors import CLoRAError
 from .host import folders
 from .sockets import MUSEUM, node_schema
 
@@ -85,14 +86,32 @@ class SaveMuseum(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Replace an existing file of that name. The old file is kept next to it as ….backup.",
+                    tooltip="Replace an existing file of that name if this museum begins with what the file holds. The "
+                    "old file is kept next to it as ….backup.",
+                ),
+                io.Boolean.Input(
+                    "replace",
+                    optional=True,
+                    default=False,
+                    tooltip="Replace the file even if it holds exhibits that this museum does not begin with. The old "
+                    "file is kept next to it as ….backup.",
                 ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, museum, name: str, overwrite: bool) -> io.NodeOutput:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """Checks the name and the disk before anything runs. Without a text, `name` is linked (None)."""
+        try:
+            if isinstance(name, str):
+                folders.check_new_museum(name)
+        except CLoRAError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, museum, name: str, overwrite: bool, replace: bool = False) -> io.NodeOutput:
         from .actions.museums import save
 
-        return io.NodeOutput(ui=ui.PreviewText(save(museum, name, overwrite)))
+        return io.NodeOutput(ui=ui.PreviewText(save(museum, name, overwrite, replace)))

@@ -5,7 +5,9 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..clora_core.errors import RecipeError
-from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, LearningRateSchedule, recipe_named
+from ..clora_core.method.draft import AUTO, AUTOMATIC, Draft
+from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, recipe_named
+from ..clora_core.model.numbers import LearningRateSchedule
 from ..clora_core.model.precision import Precision
 from .sockets import RECIPE, node_schema
 
@@ -36,18 +38,18 @@ class LearningRecipe(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "token_learning_rate",
-                    default=DEFAULT.token_learning_rate,
-                    min=1e-7,
+                    default=0.0,
+                    min=0.0,
                     max=1.0,
                     step=1e-6,
-                    tooltip="Learning rate of the trigger word's vectors. Higher is faster but less stable.",
+                    tooltip="Learning rate of the trigger word's vectors; 0 is auto. Higher is faster but less stable.",
                 ),
                 io.Int.Input(
                     "accumulation",
-                    default=DEFAULT.accumulation,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=256,
-                    tooltip="Batches accumulated per update: a larger batch in the same memory, but slower.",
+                    tooltip="Batches accumulated per update: a larger batch in the same memory, but slower. 0 is auto.",
                 ),
                 io.Float.Input(
                     "clip_norm",
@@ -67,9 +69,10 @@ class LearningRecipe(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "schedule",
-                    options=list(get_args(LearningRateSchedule)),
-                    default=DEFAULT.schedule,
-                    tooltip="Learning rate schedule: constant, or decaying to zero (cosine or linear).",
+                    options=[AUTO, *get_args(LearningRateSchedule)],
+                    default=AUTO,
+                    tooltip="Learning rate schedule: constant, or decaying to zero (cosine or linear). auto suits the "
+                    "model; it is constant if you set the steps.",
                 ),
                 io.Float.Input(
                     "warmup",
@@ -94,16 +97,16 @@ class LearningRecipe(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(get_args(Precision)),
-                    default=DEFAULT.precision,
+                    options=[AUTO, *get_args(Precision)],
+                    default=AUTO,
                     tooltip="Precision of the model during training. bf16 and fp16 need less memory and are faster on "
-                    "a GPU; fp32 is the most exact.",
+                    "a GPU; fp32 is the most exact. auto suits the device.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",
                     default=DEFAULT.checkpointing,
-                    tooltip="Gradient checkpointing: needs much less memory and about a third more time. The result "
-                    "is the same.",
+                    tooltip="Gradient checkpointing: needs much less memory and about a third more time. Off is auto: "
+                    "only if the memory is too small otherwise. The result is the same.",
                 ),
                 io.Boolean.Input(
                     "shuffle_tags",
@@ -156,4 +159,5 @@ class LearningRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, method: str, **settings: float | str | bool) -> io.NodeOutput:
-        return io.NodeOutput(recipe_named(method, **settings))
+        numbers = {name: None if name in AUTOMATIC and not value else value for name, value in settings.items()}
+        return io.NodeOutput(Draft(recipe_named(method)).with_numbers(**numbers))

@@ -1,12 +1,13 @@
 """C-LoRA Train Step: teach one concept, and show it together with all earlier ones."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, guarding, shared_by
+from ..clora_core.method.draft import Draft
+from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES
 from .actions.inputs import ConceptInputs
+from .host.progress import checkpoint_name
 from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema
 
 DEFAULT = RECIPES[DEFAULT_METHOD]
@@ -35,32 +36,35 @@ class TrainStep(io.ComfyNode):
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
                 io.Int.Input(
                     "steps",
-                    default=DEFAULT.steps,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=100_000,
-                    tooltip="Number of updates. More learns the concept better; too many copy the pictures.",
+                    tooltip="Number of updates; 0 is auto. More learns the concept better; too many copy the pictures. "
+                    "With a constant learning rate, more steps than before go on from there.",
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=DEFAULT.learning_rate,
-                    min=1e-7,
+                    default=0.0,
+                    min=0.0,
                     max=1.0,
                     step=1e-6,
-                    tooltip="Size of each update. Higher is faster but less stable. Use 0.006 for the Starter Model.",
+                    tooltip="Size of each update; 0 is auto, which suits the model. Higher is faster but less stable.",
                 ),
                 io.Int.Input(
                     "rank",
-                    default=DEFAULT.rank,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=256,
-                    tooltip="Capacity of the change. Higher holds more detail and makes the museum file larger.",
+                    tooltip="Capacity of the change; 0 is auto. Higher holds more detail and makes the museum file "
+                    "larger.",
                 ),
                 io.Int.Input(
                     "batch_size",
-                    default=DEFAULT.batch_size,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=256,
-                    tooltip="Pictures per batch. More is more stable, but slower and needs more memory.",
+                    tooltip="Pictures per batch; 0 is auto, which fits the device's memory. More is more stable, but "
+                    "slower and needs more memory.",
                 ),
                 io.Float.Input(
                     "forgetting_weight",
@@ -108,6 +112,22 @@ class TrainStep(io.ComfyNode):
                     optional=True,
                     tooltip="One mask per picture: only what is white counts. Empty masks count as the whole picture.",
                 ),
+                io.Int.Input(
+                    "keep_every",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Keep what is learned every so many steps. Set steps to one of them to get it without "
+                    "training again; needs a constant learning rate. 0 keeps the end only.",
+                ),
+                io.Boolean.Input(
+                    "other_checkpoint",
+                    optional=True,
+                    default=False,
+                    tooltip="Allow a museum that was learned over another checkpoint of the same family. The museum "
+                    "notes which checkpoint each word was learned over.",
+                ),
             ],
             outputs=[
                 io.Model.Output("taught_model", display_name="model", tooltip="The model with the new museum."),
@@ -116,6 +136,7 @@ class TrainStep(io.ComfyNode):
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("preview", display_name="preview", tooltip="Pictures of the new word after training."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             is_input_list=True,
         )
 
@@ -135,13 +156,19 @@ class TrainStep(io.ComfyNode):
         captions: Sequence[str] = (),
         companions: Sequence[ConceptInputs] = (),
         masks: Sequence[object] = (),
+        keep_every: int = 0,
+        other_checkpoint: bool = False,
         **settings: float,
     ) -> io.NodeOutput:
         from .actions.teaching import train_step
 
-        recipe = guarding(recipe or DEFAULT, forgetting_weight)
-        if recipe.rank == 0:  # a recipe that trains only the word has no rank to set
-            settings["rank"] = 0
-        recipe = shared_by(dataclasses.replace(recipe, **settings, seed=training_seed), 1 + len(companions))
+        draft = Draft.of(recipe or Draft(DEFAULT))
+        numbers = {name: value or None for name, value in settings.items()}  # 0 is auto
+        if draft.recipe.rank == 0:  # a recipe that trains only the word has no rank to set
+            numbers["rank"] = None
+        draft = draft.with_numbers(**numbers, seed=training_seed).guarding(forgetting_weight)
         inputs = [*companions, ConceptInputs(concept, images, captions, masks)]
-        return io.NodeOutput(*train_step(model, clip, vae, inputs, recipe, museum, preview_every))
+        hidden = cls.hidden
+        checkpoint = checkpoint_name(hidden.prompt, hidden.unique_id) if hidden else ""
+        options = {"keep_every": keep_every, "checkpoint": checkpoint, "other_checkpoint": other_checkpoint}
+        return io.NodeOutput(*train_step(model, clip, vae, inputs, draft, museum, preview_every, **options))

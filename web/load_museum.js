@@ -16,7 +16,7 @@ const ROW_PX = 44, HEAD_PX = 40, ROWS_LEAST = 2, ROWS_MOST = 5 // of the minimum
 const SLIDER_MOST = 2
 
 /** @typedef {{word: string, kind: string, prompt: string, recipe: string, rank: number, steps: number, applied: string,
- *   strength: number, pictures: unknown, date: unknown, thumbnail: string}} Exhibit */
+ *   strength: number, pictures: unknown, date: unknown, checkpoint: unknown, thumbnail: string}} Exhibit */
 
 /** @typedef {{row: HTMLElement, on: HTMLInputElement, slider: HTMLInputElement, number: HTMLInputElement}} Row */
 
@@ -185,7 +185,7 @@ function facts(exhibit, base) {
     [say("fact.pictures"), typeof exhibit.pictures === "number" ? exhibit.pictures : ""],
     [say("fact.applied"), applied],
     [say("fact.strength"), exhibit.strength === 1 ? "" : exhibit.strength],
-    [say("fact.base"), base],
+    [say("fact.base"), exhibit.checkpoint || base],
     [say("fact.date"), day(exhibit.date)],
   ]
   const pairs = lines.filter(([, value]) => value !== "").flatMap(([name, value]) => [

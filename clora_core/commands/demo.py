@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..errors import RecipeError
+from ..errors import MuseumError, RecipeError
 from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
-from ..museum.file import check_names, save_museum
+from ..museum.file import check_names, read_header, save_museum
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
@@ -35,6 +35,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
     parser.add_argument("--concepts", type=int, default=3, help=f"number of concepts, 1 to {len(CONCEPTS)} (3)")
     add_recipe(parser)
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a museum of other exhibits in --out; it is kept as ….backup"
+    )
     parser.add_argument("--no-comparison", action="store_true", help="skip the run without a regularizer")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
@@ -48,6 +51,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     out: Path = arguments.out
     check_names(out)
     out.mkdir(parents=True, exist_ok=True)
+    target = out / "museum.safetensors"
+    if not arguments.replace:
+        _check_own(target)
     base, judge = open_base(NAME), load_judge()
     examiner = Examiner(base, judge)
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
     course = _run_course(examiner, subjects, recipe, say)
     courses = {recipe.method: course}
-    museum = save_museum(course.museum, out / "museum.safetensors", overwrite=True)
+    museum = save_museum(course.museum, target, overwrite=True)
     report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
     report |= _numbers(course, before) | {"recipe": recipe.to_json()}
     if not arguments.no_comparison and recipe.method != "sequential":
@@ -75,6 +81,12 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Look inside the museum:   python -m clora_core show {museum}")
     prompt = f"a photo of <{subjects[0]}> at night"
     say(f'Use it in a prompt:       python -m clora_core view --base starter --museum {museum} --prompt "{prompt}"')
+
+
+def _check_own(museum: Path) -> None:
+    """Raise MuseumError for a museum that no demo has written."""
+    if museum.exists() and (others := set(read_header(museum).words) - {f"<{name}>" for name in CONCEPTS}):
+        raise MuseumError(f"{museum} holds {min(others)}, which is not the demo's. Choose another --out, or --replace.")
 
 
 def _run_course(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:

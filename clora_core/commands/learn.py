@@ -4,30 +4,36 @@ import argparse
 import dataclasses
 import glob
 import hashlib
+import math
+import os
+import re
 import shutil
 import tempfile
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import Cancelled, CLoRAError, ConceptError, MuseumError, RecipeError
+from ..errors import Cancelled, CLoRAError, ConceptError, LearningError, MuseumError, RecipeError
+from ..learning.fitting import described, fitted
 from ..learning.learn import Learning
 from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
-from ..method.recipe import Recipe, guarding, recipe_named, shared_by
+from ..method.draft import AUTO, AUTOMATIC, Draft
+from ..method.recipe import Recipe, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
 from ..model.base import Base
 from ..model.concept import Concept, check_word
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
-from ..museum.file.files import refused_by_the_system
+from ..museum.file.files import identity, refused_by_the_system
 from ..museum.file.replacing import set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..pictures import Picture
-from .model import add_base, add_kind, open_chosen
+from .model import add_base, add_kind, device_of, needed_bytes, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 from .recipe import add_recipe, tell_of_baseline
 
@@ -82,7 +88,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "and steps by the number of words; can be repeated",
     )
     add_kind(parser)
-    parser.add_argument("--vectors", type=int, default=1, help="number of vectors of the word (%(default)s)")
+    parser.add_argument("--vectors", type=_number(int), default=0, help="number of vectors of the word (auto)")
     parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (%(default)s)")
     add_recipe(parser)
@@ -94,46 +100,119 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--alpha-mask", action="store_true", help="only what is not transparent counts in the loss")
     parser.add_argument("--forgetting-weight", type=float, help="factor on the recipe's regularizer weights (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
+    parser.add_argument(
+        "--other-checkpoint",
+        action="store_true",
+        help="allow a museum that was made over another checkpoint of the same family",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="learn the museum's last word again; with more --steps and a constant schedule, it goes on from where it "
+        "was. The old file is kept as ….backup",
+    )
+    parser.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="also save the museum as it is every N steps, to choose"
+    )
     for name, meaning in SWITCHES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     defaults = Recipe()
     types = typing.get_type_hints(Recipe)
     for name, meaning in NUMBERS.items():
-        kind = types[name]
-        options: dict = {"type": kind} if kind in (int, float) else {"choices": typing.get_args(kind)}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{meaning} ({getattr(defaults, name)})", **options)
+        kind, default = types[name], AUTO if name in AUTOMATIC else getattr(defaults, name)
+        options: dict = {"type": _number(kind)} if kind in (int, float) else {"choices": [AUTO, *typing.get_args(kind)]}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{meaning} ({default})", **options)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_target(arguments.museum)
+    check_target(state_path(arguments.museum, arguments.word, "0" * 64))  # its name is longer
     folders = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
-    recipe = shared_by(_recipe(arguments), len(folders))
+    draft = _draft(arguments)
     for word, _ in folders:
         check_word(word)
     base = open_chosen(arguments)
-    museum = load_museum(arguments.museum) if arguments.museum.exists() else Museum(base.fingerprint)
+    read = identity(arguments.museum) if arguments.museum.exists() else None
+    museum = load_museum(arguments.museum) if read else Museum(base.fingerprint)
+    earlier = _before(museum, [word for word, _ in folders]) if arguments.replace else museum
+    replaced = len(earlier.exhibits) < len(museum.exhibits)
     resolution = base.resolution_px if arguments.resolution is None else arguments.resolution
     if not base.family.side_px <= resolution <= RESOLUTION_LIMIT_PX:
         limits = f"{base.family.side_px} to {RESOLUTION_LIMIT_PX}"
         raise ConceptError(f"--resolution is {resolution}; it must be {limits} pixels for this model.")
-    read = partial(
+    pictures_in = partial(
         read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
     )
-    concepts = tuple(_concept(word, *read(folder), arguments) for word, folder in folders)
+    concepts = tuple(_concept(word, *pictures_in(folder), arguments) for word, folder in folders)
     names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
+    size = max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
+    device = device_of(base.device)
+    recipe = shared_by(
+        fitted(draft, base.family, device, lambda choice: needed_bytes(base, shared_by(choice, len(folders)), size)),
+        len(folders),
+    )
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
-    learning = Learning(base, museum, concepts, recipe)
+    say(f"{described(recipe, base.family, device)}.")
+    file = Path(arguments.base).name
+    learning = Learning(base, earlier, concepts, recipe, file, arguments.other_checkpoint)
     for note in learning.notes:
         say(f"Note: {note}")
     _check_room(arguments.museum, base, recipe)
     state = state_path(arguments.museum, arguments.word, learning.key)
-    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps)
+    finished = arguments.museum.with_name(f"{arguments.museum.stem}.finished")
+    _take_up(finished, state, learning.key, recipe.steps)
+    along = _keeper(learning, arguments, len(folders), say)
+    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps, along=along)
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
-    path = _kept(Museum(museum.base, new), arguments.museum, say)
-    state.unlink(missing_ok=True)
+    if replaced:
+        dtype, whole = read_header(arguments.museum).dtype, earlier.with_exhibits(*new)
+        path = save_museum(whole, arguments.museum, overwrite=True, dtype=dtype, read=read)
+    else:
+        path = _kept(Museum(museum.base, new), arguments.museum, say)
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
+    if recipe.open_ended and state.exists():
+        os.replace(state, finished)
+        say(f"To train further: the same command with more --steps and --replace. It goes on from {finished}.")
+    else:
+        state.unlink(missing_ok=True)
+
+
+def _before(museum: Museum, words: Sequence[str]) -> Museum:
+    """The museum without these words, which must be its last ones. Raises ConceptError if others follow them."""
+    rest = tuple(exhibit for exhibit in museum.exhibits if exhibit.word not in words)
+    if rest != museum.exhibits[: len(rest)]:
+        raise ConceptError(
+            f"{museum.words[-1]} was learned after {', '.join(words)}, so --replace cannot learn that again: only the "
+            "last word can be replaced. Remove the later ones first (command edit), or choose another word."
+        )
+    return dataclasses.replace(museum, exhibits=rest)
+
+
+def _take_up(finished: Path, state: Path, key: str, steps: int) -> None:
+    """Go on from the last finished training, if it is the beginning of this one."""
+    if state.exists() or not finished.exists():
+        return
+    with suppress(MuseumError):  # a damaged one is of no use
+        begun = load_state(finished)
+        if begun.key == key and begun.step <= steps:
+            os.replace(finished, state)
+
+
+def _keeper(learning: Learning, arguments: argparse.Namespace, count: int, say: Say) -> Callable[[Progress], None]:
+    """Saves the museum every so many steps, under a name of its own."""
+    every, path = arguments.keep_every * count, arguments.museum
+    name = re.sub(r"[^\w-]", "", arguments.word)
+
+    def along(progress: Progress) -> None:
+        if every and progress.step % every == 0 and progress.step < progress.steps:
+            target = path.with_name(f"{path.stem}.{name}-{progress.step}{path.suffix}")
+            pairs = zip(learning.exhibits_at(progress), learning.concepts, strict=True)
+            save_museum(learning.museum.with_exhibits(*(dated(*pair) for pair in pairs)), target, overwrite=True)
+            say(f"{target} is the museum after step {progress.step}.")
+
+    return along
 
 
 def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
@@ -184,37 +263,61 @@ def _concept(
         arguments.kind,
         arguments.template,
         captions,
-        arguments.vectors,
+        arguments.vectors or 0,
         arguments.start,
         arguments.token_seed,
     )
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def _draft(arguments: argparse.Namespace) -> Draft:
     """The named recipe with the numbers from the command line."""
-    numbers = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
-    numbers |= {name: getattr(arguments, name) for name in SWITCHES}
-    recipe = recipe_named(arguments.recipe, **numbers)
+    numbers = {name: getattr(arguments, name) for name in NUMBERS}
+    numbers |= {name: getattr(arguments, name) or None for name in SWITCHES}
+    draft = Draft(recipe_named(arguments.recipe)).with_numbers(**numbers)
     if arguments.forgetting_lambda is not None:
         if arguments.recipe != "c-lora":
             raise RecipeError("--forgetting-lambda is the weight of C-LoRA's penalty: add --recipe c-lora.")
-        return dataclasses.replace(recipe, regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
-    return recipe if arguments.forgetting_weight is None else guarding(recipe, arguments.forgetting_weight)
+        return draft.with_numbers(regularizers=(SelfRegularization(arguments.forgetting_lambda, False),))
+    return draft if arguments.forgetting_weight is None else draft.guarding(arguments.forgetting_weight)
+
+
+def _number(kind: type) -> Callable[[str], float | None]:
+    """Reads a number, or "auto" as None."""
+
+    def read(text: str) -> float | None:
+        return None if text == AUTO else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in errors
+    return read
 
 
 Learned = TypeVar("Learned")
 
 
-def run_resumably(run: Callable[..., Learned], path: Path, say: Say, *, title: str, steps: int) -> Learned:
+def run_resumably(
+    run: Callable[..., Learned],
+    path: Path,
+    say: Say,
+    *,
+    title: str,
+    steps: int,
+    along: Callable[[Progress], None] = lambda progress: None,
+) -> Learned:
     """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
 
-    run: `Learning.run`, or another with its `report` and `resume`.
+    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update.
     """
     resume = _resumable(path, say)
+    if resume and resume.step > steps:
+        raise LearningError(
+            f"'{path}' holds this training at step {resume.step}, more than {steps}. Choose at least as many --steps, "
+            "or delete the file."
+        )
     with listening_for_ctrl_c() as pressed, Bar(title, steps) as bar:
 
         def report(progress: Progress) -> None:
             bar.report(progress)
+            along(progress)
             if pressed.is_set() or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
                 try:
                     save_state(progress.snapshot(), path)
@@ -233,7 +336,7 @@ def run_resumably(run: Callable[..., Learned], path: Path, say: Say, *, title: s
             if error.state.step:
                 save_state(error.state, path)
             raise
-    return run_resumably(run, path, say, title=title, steps=steps)
+    return run_resumably(run, path, say, title=title, steps=steps, along=along)
 
 
 def state_path(museum: Path, name: str, key: str) -> Path:

@@ -1,13 +1,19 @@
 """Options that several commands share, and opening the model that they name."""
 
 import argparse
+import math
+import os
 from pathlib import Path
 
 import torch
 
 from ..errors import BaseModelError
+from ..learning.fitting import Device, copied_bytes, step_bytes
+from ..method.recipe import Recipe
 from ..model.concept import TEMPLATES
+from ..model.precision import AUTOCAST
 from ..over_diffusers.base import DiffusersBase, open_base
+from ..pictures import Size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +54,26 @@ def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
         prediction=arguments.prediction,
         clip_skip=arguments.clip_skip,
     )
+
+
+def device_of(device: torch.device) -> Device:
+    """What a device offers. Where its memory cannot be asked for, it counts as enough."""
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Device(torch.cuda.get_device_properties(device).total_memory, "bf16" if bf16 else "fp16")
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return Device(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "fp32")
+    return Device(math.inf, "fp32")
+
+
+def needed_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
+    """Approximate memory of a training step with pictures of that (height, width) in pixels, with the models."""
+    *_, rows, columns = base.latent_shape(*size)
+    computed = AUTOCAST[recipe.precision] or base.unet.dtype
+    copied = copied_bytes(base.unet, computed.itemsize, lambda module: module.weight.dtype != computed)
+    models = (base.unet, base.vae, *(encoder.model for encoder in base.encoders))
+    held = sum(tensor.numel() * tensor.element_size() for model in models for tensor in model.parameters())
+    return held + step_bytes(base.family, base.slots, recipe, latent_pixels=rows * columns, copied_bytes=copied)
 
 
 def check_device(device: str) -> None:

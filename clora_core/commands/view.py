@@ -1,6 +1,7 @@
 """`view`: sample pictures of a prompt with a museum's words."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         )
     if Image.registered_extensions().get(arguments.out.suffix.lower()) not in Image.SAVE:
         raise CLoRAError(f"'{arguments.out}' must end in the suffix of a picture, such as .png.")
+    if arguments.out.is_dir() or not os.access(arguments.out.parent, os.W_OK):
+        raise CLoRAError(f"No picture can be written to '{arguments.out}'. Choose another --out.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     if note := Museum(header.base).shown_over(base.fingerprint):

@@ -12,11 +12,14 @@ from ..model.base import Base
 from ..model.concept import Concept
 from ..museum.museum import Museum
 
+VERSION = 1  # of what learns: raise it whenever the same inputs give another result
+
 
 def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe: Recipe) -> str:
-    """SHA-256 of base, museum, concepts, pictures and numbers, in hexadecimal.
+    """SHA-256 of base, museum, concepts, pictures, numbers and this version of the engine, in hexadecimal.
 
-    Of the base what its fingerprint knows, and its schedule.
+    Of the base what its fingerprint knows, its schedule, and its family's everyday captions. Of the numbers not the
+    steps, if more of them begin with the same ones: a longer learning goes on from the state of a shorter one.
     """
     digest = hashlib.sha256()
 
@@ -27,7 +30,13 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
         else:
             digest.update(json.dumps(value, sort_keys=True).encode())
 
-    add([museum.base.family, museum.base.digest, base.schedule.prediction, recipe.to_json()])
+    numbers = recipe.to_json()
+    if recipe.open_ended:
+        del numbers["steps"]
+    add([VERSION, museum.base.family, museum.base.digest, base.schedule.prediction, numbers])
+    add(list(base.family.captions))
+    if base.fingerprint != museum.base:
+        add(base.fingerprint.digest)
     add(base.schedule.levels)
     if base.clip_skip != base.family.clip_skip:
         add(["clip skip", base.clip_skip])

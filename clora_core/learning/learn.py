@@ -46,17 +46,23 @@ class Learning:
     """One learning: everything that goes into it, what is computed from that once, and the loop itself.
 
     concepts: what is learned. Several are learned at the same time, batches in turn, with deltas that all of them share
-    (joint learning: the upper bound for learning one after another). Raises for a museum over another base, a word that
-    is taken, and a recipe that several concepts cannot share.
+    (joint learning: the upper bound for learning one after another). checkpoint: the base's file name, for the
+    exhibits' facts. other_checkpoint: allow a base of the same family that is not the museum's. Raises for a museum
+    over another base, a word that is taken, and a recipe that several concepts cannot share.
     """
 
     base: Base
     museum: Museum
     concepts: tuple[Concept, ...]
     recipe: Recipe
+    checkpoint: str = ""
+    other_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        self.museum.check_over(self.base.fingerprint)
+        if self.other_checkpoint:
+            self.museum.check_family(self.base.fingerprint)
+        else:
+            self.museum.check_over(self.base.fingerprint)
         taken = [normal(word) for word in self.museum.words]
         for place, (word, concept) in enumerate(zip(self.words, self.concepts, strict=True)):
             if word in taken:
@@ -94,7 +100,9 @@ class Learning:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What to say before learning."""
-        known = tuple(
+        own, base = self.museum.base, self.base.fingerprint
+        other = f"The museum's checkpoint is {own}; what is learned now is learned over {base}."
+        known = ((other,) if own != base else ()) + tuple(
             f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
             f"keep its meaning, choose a word like <my-{word}>."
             for word in self.known_words
@@ -179,13 +187,23 @@ class Learning:
                     report=report,
                     resume=resume,
                 )
-            return tuple(self._exhibit(each, trained, loss) for each in self.concepts)
+            return tuple(self._exhibit(each, trained, loss, recipe) for each in self.concepts)
 
-    def _exhibit(self, concept: Concept, trained: Trained, loss: float) -> Exhibit:
+    def exhibits_at(self, progress: Progress[Trained]) -> tuple[Exhibit, ...]:
+        """What is learned after this update, on the CPU; if the recipe is open-ended, as with so many steps."""
+        recipe = replace(self.recipe, steps=progress.step) if self.recipe.open_ended else self.recipe
+        exhibits = tuple(self._exhibit(each, progress.trained, progress.loss, recipe) for each in self.concepts)
+        if self.recipe.open_ended:
+            return exhibits
+        return tuple(replace(exhibit, facts={**exhibit.facts, "step": progress.step}) for exhibit in exhibits)
+
+    def _exhibit(self, concept: Concept, trained: Trained, loss: float, recipe: Recipe) -> Exhibit:
+        checkpoint = " · ".join(filter(None, (self.checkpoint, self.base.fingerprint.digest[:8])))
         skip = self.base.clip_skip
-        facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss, CLIP_SKIP: skip}
+        facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss}
+        facts |= {"checkpoint": checkpoint, CLIP_SKIP: skip}
         if concept.word in self.known_words:
             facts["known word"] = True
         deltas = trained.increments() if concept is self.concepts[-1] else {}
         token = replace(trained.kept_token(concept.word), clip_skip=skip)
-        return Exhibit(token, deltas, self.recipe, concept.kind, concept.prompt, facts)
+        return Exhibit(token, deltas, recipe, concept.kind, concept.prompt, facts)

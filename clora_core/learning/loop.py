@@ -57,7 +57,7 @@ def train(
     `resume` that is no state of this training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
-    book = _Book(key, trained, optimizer, resume)
+    book = _Book(key, trained, optimizer, resume, recipe.steps)
     for index in range(len(book.losses), recipe.steps):
         losses: dict[str, float] = {}
         for part in range(recipe.accumulation):
@@ -77,11 +77,13 @@ def train(
 class _Book:
     """Where a learning stands: what `LearningState` is written from and read into."""
 
-    def __init__(self, key: str, trained: Trainable, optimizer: Optimizer, resume: LearningState | None) -> None:
+    def __init__(
+        self, key: str, trained: Trainable, optimizer: Optimizer, resume: LearningState | None, steps: int
+    ) -> None:
         self.key, self.trained, self.optimizer = key, trained, optimizer
         self.losses: list[float] = []
         if resume is not None:
-            self._open_at(resume)
+            self._open_at(resume, steps)
 
     def state(self) -> LearningState:
         tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
@@ -89,9 +91,11 @@ class _Book:
         return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
 
     @torch.no_grad()
-    def _open_at(self, state: LearningState) -> None:
+    def _open_at(self, state: LearningState, steps: int) -> None:
         if state.key != self.key:
             raise StateError("This saved state belongs to another learning (other pictures, museum or numbers).")
+        if state.step > steps:
+            raise StateError(f"This saved state is of step {state.step}, and only {steps} steps are to be learned.")
         self._check(state)
         for name, value in self.trained.parameters().items():
             value.copy_(state.tensors[f"trained.{name}"])

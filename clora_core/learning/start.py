@@ -163,16 +163,18 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
         known = base.word_vectors(concept.start)
         vectors = {encoder: _fitted(vectors.float(), concept)[None] for encoder, vectors in known.items()}
         return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
-    vectors = {}
+    vectors, count = {}, concept.vectors or base.family.numbers.vectors
     for encoder, table in base.vocabulary().items():
         deviation, mean = torch.std_mean(table.float().cpu(), dim=0)
         rng = seeded("token", concept.token_seed, concept.word, encoder)
-        vectors[encoder] = (mean + deviation * torch.randn(concept.vectors, len(mean), generator=rng))[None]
+        vectors[encoder] = (mean + deviation * torch.randn(count, len(mean), generator=rng))[None]
     return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
 
 
 def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
     """As many vectors as the concept asks for; the last one repeated where the existing word has fewer."""
+    if concept.vectors == 0:
+        return vectors
     if len(vectors) > concept.vectors:
         raise ConceptError(
             f"'{concept.start}' is {len(vectors)} tokens long, but '{concept.word}' has {concept.vectors} vectors. "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import RecipeError
+from ..model.numbers import LearningRateSchedule, Numbers
 from ..model.precision import Precision
 from .regularizers import (
     REGULARIZERS,
@@ -20,7 +21,6 @@ from .regularizers import (
     WeightDirection,
 )
 
-LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Applied = Literal["everywhere", "word", "onwards"]
 Over = Literal["museum", "base", "shared"]
 Down = Literal["learned", "orthogonal", "quiet", "identity"]
@@ -53,15 +53,15 @@ class Recipe:
     over: Over = "museum"
     down: Down = "learned"
     layer_wise: bool = False
-    rank: int = 16
-    steps: int = 400
-    learning_rate: float = 5e-4
-    token_learning_rate: float = 5e-3
-    batch_size: int = 4
+    rank: int = Numbers.rank
+    steps: int = Numbers.steps
+    learning_rate: float = Numbers.learning_rate
+    token_learning_rate: float = Numbers.token_learning_rate
+    batch_size: int = Numbers.batch_size
     accumulation: int = 1
     clip_norm: float = 1.0
     weight_decay: float = 0.0
-    schedule: LearningRateSchedule = "constant"
+    schedule: LearningRateSchedule = Numbers.schedule
     warmup: float = 0.0
     flip: bool = False
     caption_lines: bool = False
@@ -102,6 +102,11 @@ class Recipe:
         _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "different regularizers")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether training for more steps begins with this training: the learning rate does not depend on the total."""
+        return self.schedule == "constant" and self.warmup == 0
 
     def to_json(self) -> dict[str, object]:
         """The recipe as plain numbers, strings and lists."""

@@ -60,8 +60,9 @@ class Concept:
     """What to learn: a new word, its pictures and their captions. All texts are kept in `texts.normal` form.
 
     pictures: of any sizes; or a tensor (n, 3, height, width) in [-1, 1]. captions: one per picture, each with "{word}"
-    or the word itself, of one or several lines; "" for the template, which every picture gets without captions. start:
-    an existing word whose vectors the new word starts from; "" for random vectors, as in C-LoRA.
+    or the word itself, of one or several lines; "" for the template, which every picture gets without captions.
+    vectors: of the new word; 0 for as many as the start word has, or as suit the model's family. start: an existing
+    word whose vectors the new word starts from; "" for random vectors, as in C-LoRA.
     """
 
     word: str
@@ -96,8 +97,8 @@ class Concept:
         for text in (self.template or TEMPLATES[self.kind], *filter(None, self.captions)):
             _check_text(text)
             check_mentioned(text, self.word)
-        if not 1 <= self.vectors <= 16:
-            raise ConceptError(f"A word takes 1 to 16 vectors, not {self.vectors}.")
+        if not 0 <= self.vectors <= 16:
+            raise ConceptError(f"A word takes 1 to 16 vectors, or 0 for auto, not {self.vectors}.")
 
     def prompts(self) -> list[str]:
         """One prompt per picture, on one line, with the word filled in."""

@@ -126,21 +126,34 @@ class Museum:
             raise BaseModelError(
                 f"This museum was made over '{self.base}', but the loaded model is '{base}'. It can be extended "
                 "or evaluated only over its own base, in the original precision (bfloat16 is a different model). Load "
-                "that base, or start a new museum. To show it, any checkpoint of the same family will do."
+                "that base, or start a new museum. To show it, any checkpoint of the same family will do; to learn "
+                "on over another one, allow that: other_checkpoint on Train Step, --other-checkpoint for learn."
             )
+
+    def check_family(self, base: Fingerprint) -> None:
+        """Raise BaseModelError unless that base is of the family that this museum was made over."""
+        if self.base.family != base.family:
+            self.check_over(base)
 
     def shown_over(self, base: Fingerprint) -> str:
         """A sentence to say where this museum is shown over another checkpoint of its family; "" over its own.
 
         Raises BaseModelError for a base of another family.
         """
-        if self.base.family != base.family:
-            self.check_over(base)
+        self.check_family(base)
         if self.base == base:
             return ""
         return (
             f"This museum was trained over another checkpoint ({self.base}; this model is {base}), so its concepts may "
             "look different. Lower or raise their strength if needed."
+        )
+
+    def begins_with(self, earlier: "Museum") -> bool:
+        """Whether this museum starts with all exhibits of the earlier one, over the same base."""
+        return (
+            self.base == earlier.base
+            and len(self.exhibits) >= len(earlier.exhibits)
+            and all(a.same_as(b) for a, b in zip(self.exhibits, earlier.exhibits, strict=False))
         )
 
     @property

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..learning.learn import Progress, learn
 from ..method.recipe import Recipe, recipe_named, shared_by
+from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
 from .exam import Examiner, Sight, Wording, concept_of, plain_prompts
 
-PICTURES, VECTORS, LOOKS, PLAIN = 16, 2, 24, 48
+PICTURES, VECTORS, LOOKS, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
-# Of the deltas, found by `bench search`; 6e-3 for all others.
+# Learning rates of the deltas that `bench search` found; for all others the family's own.
 RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # Told the subject and the number of steps, gives a context in which every step is reported.
@@ -58,14 +59,14 @@ class Course:
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
     """The numbers that the starter model learns well with, as `bench search` found them (docs/measurements.md)."""
-    recipe = recipe_named(method)
+    recipe, own = recipe_named(method), STARTER.numbers
     usual = {
-        "rank": min(recipe.rank, 4),
-        "steps": 600,
-        "learning_rate": RATES.get(method, 6e-3),
-        "token_learning_rate": 5e-2,
+        "rank": min(recipe.rank, own.rank),
+        "steps": own.steps,
+        "learning_rate": RATES.get(method, own.learning_rate),
+        "token_learning_rate": own.token_learning_rate,
     }
-    usual |= {"batch_size": 16, "schedule": "cosine", "seed": seed}
+    usual |= {"batch_size": own.batch_size, "schedule": own.schedule, "seed": seed}
     return dataclasses.replace(recipe, **(usual | numbers))
 
 

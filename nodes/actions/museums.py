@@ -7,6 +7,7 @@ from torch import Tensor
 from ...clora_core.errors import MuseumError
 from ...clora_core.museum.editing import edited, merged, with_thumbnail
 from ...clora_core.museum.file import load_museum, save_museum
+from ...clora_core.museum.file.files import identity
 from ...clora_core.museum.museum import Museum, parse_strengths
 from ...clora_core.pictures import thumbnail
 from ..host.folders import museum_path, new_museum_path, short
@@ -38,18 +39,35 @@ def load_and_view(
     return *view(model, clip, museum, strengths), museum
 
 
-def save(museum: Museum, name: str, overwrite: bool) -> str:
-    """Write the museum, and say so with its path. A file with the same museum is left alone."""
+def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> str:
+    """Write the museum, and say so with its path. A file with the same museum is left alone.
+
+    overwrite: replace a file if the museum begins with what it holds. replace: whatever it holds.
+    """
     path = new_museum_path(name)
-    if path.exists() and _holds(path, museum):
-        message = "{} already contains this museum: {}"
-    else:
-        save_museum(museum, path, overwrite=overwrite, waiting=waiting)
-        message = "Saved {}: {}"
+    read = identity(path) if path.exists() else None
+    stored = _stored(path) if read else None
+    if stored and _same_file(stored, museum):
+        return _said("{} already contains this museum: {}", path, museum)
+    if read and overwrite and not replace and not (stored and museum.begins_with(stored)):
+        held = _words(stored) if stored else "something that cannot be read"
+        raise MuseumError(
+            f"{path.name} holds {held}; the new museum ({_words(museum)}) does not begin with that. Choose another "
+            "name, or turn on replace to replace it anyway; the old file is then kept as ….backup."
+        )
+    save_museum(museum, path, overwrite=overwrite or replace, read=read, waiting=waiting)
+    return _said("Saved {}: {}", path, museum)
+
+
+def _said(message: str, path: Path, museum: Museum) -> str:
+    """The message with path and words, shown on the node; its panel shows the first words only."""
     first, more = ", ".join(museum.words[:WORDS_SAID]), len(museum.words) - WORDS_SAID
-    some = f"{first} and {more} more" if more > 0 else first or "no exhibits"
-    whole = ", ".join(museum.words) or "no exhibits"
-    return say(message.format(path, whole), short=message.format(short(path), some))
+    some = f"{first} and {more} more" if more > 0 else _words(museum)
+    return say(message.format(path, _words(museum)), short=message.format(short(path), some))
+
+
+def _words(museum: Museum) -> str:
+    return ", ".join(museum.words) or "no exhibits"
 
 
 def edit(museum: Museum, edits: str, other: Museum | None, images: Tensor | None) -> tuple[Museum, str]:
@@ -81,12 +99,16 @@ def _edit(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str
     return edited(museum, line)
 
 
-def _holds(path: Path, museum: Museum) -> bool:
-    """Whether the file contains the same exhibits with the same labels; their dates may differ."""
+def _stored(path: Path) -> Museum | None:
+    """The museum in the file; None if there is no readable one."""
     try:
-        stored = load_museum(path)
+        return load_museum(path)
     except MuseumError:
-        return False
+        return None
+
+
+def _same_file(stored: Museum, museum: Museum) -> bool:
+    """Whether the museums have the same exhibits with the same labels; their dates may differ."""
     return same_museum(stored, museum) and all(
         (old.kind, old.prompt, old.thumbnail) == (new.kind, new.prompt, new.thumbnail)
         for old, new in zip(stored.exhibits, museum.exhibits, strict=True)

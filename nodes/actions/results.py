@@ -78,13 +78,13 @@ class Store:
         """The result under this key, if it is still stored."""
         return self._read(self._result_path(key), _read_result)
 
-    def keep(self, key: str, base: Fingerprint, result: Result) -> None:
-        """Store a result. Its state is no longer needed and is deleted."""
+    def keep(self, key: str, base: Fingerprint, result: Result, *, state_key: str = "") -> None:
+        """Store a result. The state under `state_key`, or the same key, is no longer needed and is deleted."""
         more = {LOSSES: list(result.losses), PICTURES: _encoded(result.pictures), DIARY: dict(result.diary)}
         *others, last = result.exhibits
         museum = Museum(base, (*others, dataclasses.replace(last, facts={**last.facts, **more})))
         if self._write(self._result_path(key), lambda path: save_museum(museum, path, overwrite=True)):
-            self._state_path(key).unlink(missing_ok=True)
+            self._state_path(state_key or key).unlink(missing_ok=True)
 
     def state(self, key: str) -> LearningState | None:
         """The state of an interrupted run under this key, if there is one."""
@@ -94,9 +94,36 @@ class Store:
         """Store the state of a run."""
         self._write(self._state_path(key), lambda path: save_state(state, path))
 
-    def refuse_state(self, key: str, error: StateError) -> None:
+    def furthest_state(self, key: str, steps: int) -> LearningState | None:
+        """The state with the most steps, up to that many: of an interrupted run, or kept after one."""
+        state = self.state(key)
+        if state and state.step > steps:  # of a longer run, which may still go on from it
+            self.kept.keep_state(_at(key, state.step), state)
+            self._state_path(key).unlink(missing_ok=True)
+            state = None
+        for step in self.kept.steps_of(key):
+            if (state.step if state else 0) < step <= steps and (kept := self.kept.state(_at(key, step))):
+                return kept
+        return state
+
+    def keep_state_along(self, key: str, state: LearningState) -> None:
+        """Keep the state also after the run, so that others with more or fewer steps begin with it."""
+        self.kept.keep_state(_at(key, state.step), state)
+
+    def steps_of(self, key: str) -> list[int]:
+        """The steps of the states that were kept under a key, the most first."""
+        steps = (path.name.split(".")[1] for path in self.folder.glob(f"{key}.*.state.safetensors"))
+        return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
+
+    def refuse_state(self, key: str, state: LearningState, error: StateError) -> None:
         """Set aside a state that the run under this key cannot resume from."""
-        self._set_aside(self._state_path(key), error)
+        paths = self._state_path(key), self.kept._state_path(_at(key, state.step))
+        self._set_aside(next((path for path in paths if path.exists()), paths[0]), error)
+
+    @property
+    def kept(self) -> "Store":
+        """The folder beside this one with states that are kept after their run."""
+        return Store(self.folder.with_name("kept"), self.limit_bytes)
 
     def _result_path(self, key: str) -> Path:
         return self.folder / f"{key}.result.safetensors"
@@ -147,6 +174,11 @@ class Store:
                 return
             path.unlink(missing_ok=True)
             total -= sizes[path].st_size
+
+
+def _at(key: str, step: int) -> str:
+    """The key of the state that is kept of a run at this step."""
+    return f"{key}.{step}"
 
 
 def _read_result(path: Path) -> Result:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,19 +11,21 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from ...clora_core.learning.effect import effect, passes
+from ...clora_core.learning.fitting import described, fitted
 from ...clora_core.learning.learn import Learning, Progress
 from ...clora_core.learning.state import StateError
-from ...clora_core.method.recipe import Recipe
+from ...clora_core.method.draft import Draft
+from ...clora_core.method.recipe import Recipe, shared_by
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample
 from ...clora_core.museum.editing import dated
 from ...clora_core.museum.museum import Exhibit, Museum, viewing
-from ...clora_core.pictures import to_picture
+from ...clora_core.pictures import Size, to_picture
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
 from ..host.folders import results_folder
 from ..host.identity import models_digest
-from ..host.memory import memory_note
+from ..host.memory import device_of, memory_note, needed_bytes
 from ..host.model import ModelPatcher
 from ..host.panels import Panel, state_under
 from ..host.progress import NodeProgress, check_interrupted, say_without_panel
@@ -47,26 +50,32 @@ def train_step(
     clip: CLIP,
     vae: VAE,
     inputs: Sequence[ConceptInputs],
-    recipe: Recipe,
+    recipe: Recipe | Draft,
     museum: Museum | None = None,
     preview_every: int = 0,
+    keep_every: int = 0,
+    checkpoint: str = "",
+    other_checkpoint: bool = False,
 ) -> tuple[ModelPatcher, CLIP, Museum, dict[str, list[float]], Tensor]:
     """The outputs of a Train Step: model and CLIP with the new museum, the museum, its losses, pictures.
 
-    inputs: the companions, then the step's own concept. museum: the earlier concepts; None uses the museum that the
-    model shows, or a new one.
+    inputs: the companions, then the step's own concept. recipe: for one concept; its open numbers are fitted to model
+    and device. museum: the earlier concepts; None uses the museum that the model shows, or a new one. keep_every: see
+    `stored_or_learned`. checkpoint, other_checkpoint: see `Learning`.
     """
     with ordinary_tensors():
         earlier = museum or viewed(model)
         bare_model, bare_clip = base_beneath(model, clip, earlier)
         base = HostBase(bare_model, bare_clip, vae)
         earlier = earlier or Museum(base.fingerprint)
-        learning = Learning(base, earlier, tuple(_concept(entry, base) for entry in inputs), recipe)
+        concepts = tuple(_concept(entry, base) for entry in inputs)
+        fitting = _fitted(base, recipe, concepts)
+        learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
         models = models_digest(bare_model, bare_clip, vae)
         with _store(NOT_KEPT if models is None else "") as store:
             key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
             diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
-            result = stored_or_learned(base, learning, store, key, diary, preview_every)
+            result = stored_or_learned(base, learning, store, key, diary, preview_every, keep_every * len(inputs))
         if store.not_kept:
             say_without_panel(store.not_kept)
             diary.close("learned", diary.effect, store.not_kept)
@@ -75,20 +84,28 @@ def train_step(
 
 
 def stored_or_learned(
-    base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int = 0
+    base: HostBase,
+    learning: Learning,
+    store: Store,
+    key: str,
+    diary: Diary,
+    preview_every: int = 0,
+    keep_every: int = 0,
 ) -> Result:
     """The result in the store, or else of training, which resumes from a state in the store.
 
-    key: of everything that affects the result. preview_every: steps between previews, 0 for none; previews do not
-    affect the result.
+    key: of everything that affects the result, except for the number of steps where a longer training begins with a
+    shorter one. preview_every, keep_every: steps between previews, and between states that are kept for trainings with
+    other numbers of steps; 0 for none. They do not affect the result.
     """
-    if result := store.result(key):
+    result_key = f"{key}-{learning.recipe.steps}"
+    if result := store.result(result_key):
         NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
         say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
         diary.replay(result.diary)
         return result
     try:
-        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every)
+        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every, keep_every)
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
@@ -97,7 +114,7 @@ def stored_or_learned(
         diary.close("stopped", note=str(error))
         raise
     result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
-    store.keep(key, learning.museum.base, result)
+    store.keep(result_key, learning.museum.base, result, state_key=key)
     return result
 
 
@@ -128,34 +145,59 @@ def _advance(diary: Diary, status: Status) -> Callable[[int, int], None]:
     return report
 
 
+def _fitted(base: HostBase, recipe: Recipe | Draft, concepts: Sequence[Concept]) -> Recipe:
+    """The recipe of a step that teaches these concepts at once."""
+    height, width = _largest(concepts)
+
+    def needed(choice: Recipe) -> int:
+        return needed_bytes(base, shared_by(choice, len(concepts)), height, width)
+
+    return shared_by(fitted(Draft.of(recipe), base.family, device_of(base), needed), len(concepts))
+
+
+def _largest(concepts: Sequence[Concept]) -> Size:
+    """The (height, width) of the largest picture."""
+    return max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
+
+
 @contextmanager
 def _store(not_kept: str) -> Iterator[Store]:
     """The store on disk; or, if there is a reason not to store results, a temporary one for this step."""
     store = Store(results_folder())
     if reason := not_kept or store.refusal:
         with TemporaryDirectory() as folder:
-            yield Store(Path(folder), not_kept=reason)
+            yield Store(Path(folder, "results"), not_kept=reason)
     else:
         yield store
 
 
 def _learn(
-    base: HostBase, learning: Learning, store: Store, key: str, diary: Diary, preview_every: int
+    base: HostBase,
+    learning: Learning,
+    store: Store,
+    key: str,
+    diary: Diary,
+    preview_every: int,
+    keep_every: int,
 ) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
     """The exhibits, and the loss of every step. The state is stored however training stops."""
     concepts, recipe = learning.concepts, learning.recipe
     node = NodeProgress()
-    resume = store.state(key)
+    resume = store.furthest_state(key, recipe.steps)
     losses = list(resume.losses) if resume else []
     height, width = concepts[-1].size
     last: Progress | None = None
     count = sum(len(concept.pictures) for concept in concepts)
-    note = f"teaching {diary.words} with {count} pictures · {memory_note(base, recipe, height, width)}"
+    numbers = described(recipe, base.family, device_of(base))
+    memory = memory_note(base, recipe, *_largest(concepts))
+    note = f"teaching {diary.words} with {count} pictures · {numbers} · {memory}"
     pictures = [picture for concept in concepts for picture in concept.pictures]
     if (sizes := len({picture.size for picture in pictures})) > 1:
         note += f" · {sizes} sizes"
     if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
         note += f" · {enlarged} much smaller than the others, enlarged"
+    if not recipe.open_ended:
+        note += " · the learning rate depends on the number of steps: with another number, training starts over"
     note = " · ".join([note, *learning.notes])
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)
@@ -166,7 +208,10 @@ def _learn(
         nonlocal last
         last = progress
         losses.append(progress.loss)
-        if progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
+        ends = progress.step == progress.steps
+        if recipe.open_ended and (ends or (keep_every and progress.step % keep_every == 0)):
+            store.keep_state_along(key, progress.snapshot())
+        elif progress.step % SAVE_EVERY == 0 or ends:
             store.keep_state(key, progress.snapshot())
         diary.write(progress)
         if progress.step % SAVE_EVERY == 0:
@@ -183,12 +228,14 @@ def _learn(
     try:
         return learning.run(report=report, resume=resume), tuple(losses)
     except StateError as error:
-        store.refuse_state(key, error)
+        if resume is None:
+            raise
+        store.refuse_state(key, resume, error)
     except BaseException:
         if last:
             store.keep_state(key, last.snapshot())
         raise
-    return _learn(base, learning, store, key, diary, preview_every)
+    return _learn(base, learning, store, key, diary, preview_every, keep_every)
 
 
 def _pictures(

@@ -50,7 +50,7 @@ class HostBase:
         self.fingerprint = fingerprint_of(model)
         self.device: torch.device = model.load_device
         self.vae = vae
-        self._sources = model, clip
+        self.sources = model, clip  # what `model` and `clip` are made of
         self._latents = model.model.latent_format
         channels = int(self._latents.latent_channels)
         reads = int(model.model.model_config.unet_config.get("in_channels", channels))
@@ -65,12 +65,12 @@ class HostBase:
     @cached_property
     def model(self) -> ModelPatcher:
         """The model to run. If ComfyUI pages its weights, this loads a second, whole copy."""
-        return resident_model(self._sources[0])
+        return resident_model(self.sources[0])
 
     @cached_property
     def clip(self) -> CLIP:
         """The CLIP to encode prompts with, loaded like `model`."""
-        return resident_clip(self._sources[1])
+        return resident_clip(self.sources[1])
 
     @cached_property
     def slots(self) -> Mapping[Projection, Slot]:

@@ -1,6 +1,7 @@
 """Where museums, results and reports are stored, in ComfyUI's own folders."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ KIND = "museums"
 VISION_KIND = "clip_vision"
 STARTER = "starter"
 SUFFIX = ".safetensors"
+MUSEUM_BYTES = 64 * 2**20  # what a museum takes, roughly: two exhibits of SDXL
 
 
 def register_museums() -> None:
@@ -108,11 +110,32 @@ def vision_path(name: str) -> Path | str:
     raise BaseModelError(f"There is no vision transformer '{name}' in '{where}'. Choose one of: {names}.")
 
 
+def check_new_museum(name: str) -> None:
+    """Raise MuseumError if no museum can be saved under this name: for the name itself, or for a full disk."""
+    path = _new_museum_path(name)
+    folder = next(folder for folder in path.parents if folder.exists())
+    needed = MUSEUM_BYTES + (path.stat().st_size if path.is_file() else 0)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise MuseumError(
+            f"Only {free / 2**20:.0f} MiB are free in '{folder}', and a museum may need {needed / 2**20:.0f} MiB. Make "
+            "room first."
+        )
+
+
 def new_museum_path(name: str) -> Path:
     """The path to save a museum of that name to. Creates folders in the name.
 
     "cats" becomes cats.museum.safetensors. Raises MuseumError for a name that leads out of the folder.
     """
+    path = _new_museum_path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MuseumError(f"Cannot create the folder '{path.parent}': {error.strerror}. Choose another.") from error
+    return path
+
+
+def _new_museum_path(name: str) -> Path:
     parts = [part.strip() for part in name.replace("\\", "/").split("/")]
     problem = _problem(parts)
     if not parts[-1].endswith(SUFFIX):
@@ -123,10 +146,6 @@ def new_museum_path(name: str) -> Path:
     path = folder.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise MuseumError(f"'{name}' leads out of the museums folder '{folder}'. Choose a plain name.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MuseumError(f"Cannot create the folder '{path.parent}': {error.strerror}. Choose another.") from error
     return path
 
 

@@ -2,11 +2,13 @@
 
 import comfy.model_management
 import torch
-from torch import nn
 
+from ...clora_core.learning import fitting
+from ...clora_core.learning.fitting import Device
 from ...clora_core.method.recipe import Recipe
+from ...clora_core.model.precision import Precision
 from .base import DTYPES, HostBase
-from .model import stored_dtype, unet_of
+from .model import slots_of, stored_dtype, unet_of
 
 ROOM_BYTES = 2 * 2**30  # a vision transformer and its activations
 
@@ -18,24 +20,30 @@ def device_with_room() -> str:
     return str(device)
 
 
+def device_of(base: HostBase) -> Device:
+    """What the device that trains offers."""
+    return Device(comfy.model_management.get_total_memory(base.device), _fastest(base.device))
+
+
+def needed_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
+    """Approximate memory of a step with pictures of that size in pixels, with the models that the device holds."""
+    return step_bytes(base, recipe, height, width) + _models_bytes(base)
+
+
 def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
-    """Approximate memory of a step with pictures of that size in pixels, without the models themselves."""
+    """The same without the models."""
+    model, _ = base.sources
     *_, rows, columns = base.latent_shape(height, width)
-    activations = base.family.kept_bytes * rows * columns * recipe.batch_size
-    trained = sum(recipe.rank * sum(projection.shape) * 4 for projection in base.slots)
-    dense = sum(4 * projection.shape[0] * projection.shape[1] for projection in base.slots)
-    wide = 2 if recipe.precision == "fp32" else 1
-    share = base.family.checkpointed if recipe.checkpointing else 1
-    copies = share * _copied_bytes(unet_of(base.model), DTYPES[recipe.precision])
-    # parameters, gradients and AdamW's two moments; the earlier museum as one dense matrix per projection
-    return round(activations * wide * share + copies) + 4 * trained + dense
+    computed, places = DTYPES[recipe.precision], slots_of(model)
+    copied = fitting.copied_bytes(
+        unet_of(model), computed.itemsize, lambda layer: stored_dtype(layer.weight) != computed
+    )
+    return fitting.step_bytes(base.family, places, recipe, latent_pixels=rows * columns, copied_bytes=copied)
 
 
 def memory_note(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
     """The estimate as a text, with the size of the models and of the device's memory."""
-    needed = step_bytes(base, recipe, height, width)
-    patchers = [patcher for patcher in (base.model, base.clip.patcher) if patcher.load_device == base.device]
-    models = sum(patcher.model_size() for patcher in patchers)
+    needed, models = step_bytes(base, recipe, height, width), _models_bytes(base)
     total = comfy.model_management.get_total_memory(base.device)
     text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_size_text(needed)}"
     text += f" on top of the models' {_size_text(models)}; the device has {_size_text(total)}"
@@ -43,10 +51,19 @@ def memory_note(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
     return text + " · to save memory, use checkpointing, bf16 (C-LoRA Recipe) or a smaller batch" * too_much
 
 
-def _copied_bytes(network: nn.Module, computed: torch.dtype) -> int:
-    """Bytes of the weights in another dtype: the backward pass keeps a converted copy of each."""
-    weights = (module.weight for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
-    return sum(weight.numel() * computed.itemsize for weight in weights if stored_dtype(weight) != computed)
+def _fastest(device: torch.device) -> Precision:
+    """In which training is fastest there without losing the concept. On CPUs and Macs, 16 bits are no faster."""
+    if device.type in ("cpu", "mps"):
+        return "fp32"
+    if comfy.model_management.should_use_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" and comfy.model_management.should_use_fp16(device) else "fp32"
+
+
+def _models_bytes(base: HostBase) -> int:
+    model, clip = base.sources
+    patchers = [patcher for patcher in (model, clip.patcher) if patcher.load_device == base.device]
+    return sum(patcher.model_size() for patcher in patchers)
 
 
 def _size_text(size: float) -> str:

@@ -11,6 +11,7 @@ from ...clora_core.texts import printable
 from .panels import Panel, running_workflow
 
 PREVIEW_PX = 512  # the longest side of a preview picture
+LOADED = ("ckpt_name", "unet_name", "model_name")  # what loaders of models call the file
 
 # Frontends up to 1.57 insert progress texts as HTML, where a < before a letter starts an element; 1.58 inserts them as
 # text, so &lt; would be visible. Followed by an invisible word joiner (U+2060), < and & are plain text in all of them.
@@ -62,6 +63,19 @@ class NodeProgress:
         check_interrupted()
         preview = ("JPEG", picture, PREVIEW_PX) if picture and self._pictures else None
         self._bar.update_absolute(step, steps, preview)  # hosts differ in the name of the third argument
+
+
+def checkpoint_name(prompt: object, node: str | None) -> str:
+    """The file that the `model` of a node comes from, as its loader names it; "" if the graph does not show it."""
+    seen = set()
+    while isinstance(prompt, dict) and node in prompt and node not in seen:
+        seen.add(node)
+        inputs = prompt[node].get("inputs", {})
+        if names := [inputs[key] for key in LOADED if isinstance(inputs.get(key), str)]:
+            return names[0]
+        link = inputs.get("model")
+        node = link[0] if isinstance(link, list) else None
+    return ""
 
 
 def waiting(text: str) -> None:

@@ -79,6 +79,7 @@ def _content(name: str) -> dict[str, Any]:
                 "strength": exhibit.strength,
                 "pictures": exhibit.facts.get("pictures"),
                 "date": exhibit.facts.get("date"),
+                "checkpoint": exhibit.facts.get("checkpoint"),
                 "thumbnail": _data_uri(exhibit.thumbnail) if room >= 0 else "",
             }
         )

@@ -81,7 +81,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
     current = _view_of(model)
     if current is None:
         return model, clip
-    if museum is not None and not _continues(museum, current.museum):
+    if museum is not None and not museum.begins_with(current.museum):
         raise BaseModelError(
             f"This model already shows another museum ({_word_list(current.museum)}) than the connected one "
             f"({_word_list(museum)}). Connect the base model, or the model that came with this museum."
@@ -100,7 +100,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
 
 def same_museum(a: Museum, b: Museum) -> bool:
     """Whether two museums contain the same words and weights over the same base, in the same order."""
-    return len(a.exhibits) == len(b.exhibits) and _continues(a, b)
+    return len(a.exhibits) == len(b.exhibits) and a.begins_with(b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,15 +180,6 @@ def _checked(deltas: Mapping[Projection, LowRank], places: Mapping[Projection, P
                 "The museum is damaged; load it again from its file."
             )
     return dict(deltas)
-
-
-def _continues(museum: Museum, earlier: Museum) -> bool:
-    """Whether the museum starts with all exhibits of the earlier one."""
-    return (
-        museum.base == earlier.base
-        and len(museum.exhibits) >= len(earlier.exhibits)
-        and all(a.same_as(b) for a, b in zip(museum.exhibits, earlier.exhibits, strict=False))
-    )
 
 
 def _word_list(museum: Museum) -> str:

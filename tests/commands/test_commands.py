@@ -141,7 +141,8 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
     assert [exhibit.recipe.steps for exhibit in found.exhibits] == [4, 4, 6, 6, 6]
     assert all(exhibit.thumbnail and exhibit.facts["pictures"] == 3 for exhibit in found.exhibits)
     one, two = (
-        Concept(word, read_folder(images, resolution_px=64, multiple=8, say=print)[0]) for word in ("<one>", "<two>")
+        Concept(word, read_folder(images, resolution_px=64, multiple=8, say=print)[0], vectors=2)
+        for word in ("<one>", "<two>")
     )
     alone = taught(base, Museum(base.fingerprint), two, found.exhibits[0].recipe, companions=[one])
     assert all(theirs.same_as(ours) for theirs, ours in zip(alone.exhibits, found.exhibits[:2], strict=True))
@@ -364,3 +365,33 @@ def test_every_command_explains_itself(capsys):
             main([*command.split(), "--help"])
         assert stopped.value.code == 0
         assert len(capsys.readouterr().out) > 200, command
+
+
+def test_more_steps_go_on_and_replace_the_last_word(tmp_path, images, capsys):
+    """As in one go; what was kept along the way can be shown like any museum."""
+    numbers = ["--schedule", "constant"]
+    museum, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
+    assert teach(museum, images, "<ada>", *numbers) == 0
+    assert teach(museum, images, "<ada>", *numbers, "--steps", "4", "--replace", "--keep-every", "3") == 0
+    assert "Resuming from step 2." in capsys.readouterr().out
+    assert teach(whole, images, "<ada>", *numbers, "--steps", "4") == 0
+    (longer,), (once,) = load_museum(museum).exhibits, load_museum(whole).exhibits
+    assert longer.same_as(once) and longer.recipe == once.recipe
+    (along,) = load_museum(tmp_path / "m.ada-3.safetensors").exhibits
+    assert along.recipe.steps == 3 and not along.same_as(once)
+    assert len(list(tmp_path.glob("m.*.backup"))) == 1
+
+    assert teach(museum, images, "<eve>", *numbers) == 0
+    assert teach(museum, images, "<ada>", *numbers, "--replace") == 1
+    assert "<eve> was learned after <ada>" in capsys.readouterr().err
+    assert load_museum(museum).words == ("<ada>", "<eve>")
+
+
+def test_numbers_that_are_left_out_fit_the_model_and_are_said(tmp_path, images, capsys):
+    assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
+    assert re.search(
+        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
+        capsys.readouterr().out,
+    )
+    (exhibit,) = load_museum(tmp_path / "m.safetensors").exhibits
+    assert exhibit.token.words == 2 and exhibit.recipe.learning_rate == 6e-3

@@ -8,7 +8,10 @@ from PIL import Image
 
 from clora_core.cli import main
 from clora_core.measure import forgetting, initial_alignment
-from clora_core.museum.file import load_museum
+from clora_core.model.base import Fingerprint
+from clora_core.museum.file import load_museum, save_museum
+from clora_core.museum.museum import Museum
+from tests.museums import exhibit, projections
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,12 @@ def test_the_files_are_there(demo):
 def test_more_characters_than_there_are_is_refused(capsys):
     assert main(["demo", "--concepts", "11"]) == 1
     assert "1 to 10" in capsys.readouterr().err
+
+
+def test_a_museum_of_others_is_not_replaced(tmp_path, capsys):
+    base = Fingerprint("starter", "0" * 64)
+    mine = exhibit("<mine>", projections("starter"), seed=1, architecture="starter")
+    save_museum(Museum(base, (mine,)), tmp_path / "museum.safetensors")
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert "holds <mine>, which is not the demo's" in capsys.readouterr().err
+    assert load_museum(tmp_path / "museum.safetensors").words == ("<mine>",)

@@ -1,6 +1,7 @@
 """C-LoRA Save Museum and Load Museum: between the graph and the folder of museums."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
     with pytest.raises(MuseumError, match="already exists"):
         save(museum.only(["<one>"]), "mine", False)
-    shown = save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    with pytest.raises(MuseumError, match="holds <one>, <two>; the new museum \\(<one>\\) does not begin with that"):
+        save(museum.only(["<one>"]), "mine", True)
+    shown = save(museum.only(["<one>"]), "mine", True, True).ui.as_dict()["text"][0]
     assert "safetensors: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
     assert folders.museum_names() == ["mine.museum.safetensors"]
 
@@ -114,6 +117,18 @@ def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, mu
     with pytest.raises(MuseumError):
         nodes["CLoRA_SaveMuseum"].execute(museum, name, True)
     assert not list(museum_folder.rglob("*.safetensors"))
+    assert isinstance(nodes["CLoRA_SaveMuseum"].validate_inputs(name), str), "said before anything is trained"
+
+
+def test_names_and_the_disk_are_checked_when_the_prompt_is_queued(
+    nodes: dict[str, Any], museum_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    check = nodes["CLoRA_SaveMuseum"].validate_inputs
+    assert check("people/mine") is True and check(None) is True
+    assert not list(museum_folder.iterdir()), "a check makes no folder"
+    usage = shutil.disk_usage(museum_folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=5 * 2**20))
+    assert "Only 5 MiB are free" in check("mine")
 
 
 @pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
@@ -128,7 +143,7 @@ def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Mode
     save(museum, "mine", False)
     before = load.fingerprint_inputs("mine.museum.safetensors")
     assert before == load.fingerprint_inputs("mine.museum.safetensors")
-    save(museum.only(["<two>"]), "mine", True)
+    save(museum.only(["<two>"]), "mine", True, True)
     assert before != load.fingerprint_inputs("mine.museum.safetensors")
 
 
@@ -142,7 +157,7 @@ def test_another_museum_of_the_same_name_and_time_is_loaded_anew(nodes: dict[str
     assert load.fingerprint_inputs(path.name) == before
     delta = next(iter(museum.exhibits[0].deltas.values()))
     delta.up[0, 0] += 1
-    save(museum, "mine", True)
+    save(museum, "mine", True, True)
     os.utime(path, ns=times)
     assert load.fingerprint_inputs(path.name) != before
 

@@ -9,9 +9,11 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, CLoRAError, ConceptError, LearningError
+from clora_pack.clora_core.learning.lesson import Lesson
 from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, RECIPES, shared_by
 from clora_pack.clora_core.model.concept import Concept, ConceptToken
 from clora_pack.clora_core.museum.museum import Museum
+from clora_pack.clora_core.starter.course import starter_recipe
 from clora_pack.nodes.actions.pictures import from_images, to_images
 from clora_pack.nodes.host import folders, memory
 from clora_pack.nodes.host.base import HostBase
@@ -56,6 +58,13 @@ def companion(nodes: dict[str, Any], word: str, *before: Any, **changes: Any) ->
     return nodes["CLoRA_Companion"].execute(**given | changes, companions=before).args[0]
 
 
+def forget() -> None:
+    """Empty the store, so that the same step trains again."""
+    for folder in (folders.results_folder(), folders.results_folder().with_name("kept")):
+        for file in folder.iterdir():
+            file.unlink()
+
+
 def result_files() -> list[str]:
     return sorted(path.name.split(".")[1] for path in folders.results_folder().glob("*"))
 
@@ -72,8 +81,7 @@ def test_a_step_teaches_in_every_family(nodes: dict[str, Any], family: str):
 
 def test_previews_change_nothing_of_what_is_learned(nodes: dict[str, Any], starter: Models):
     without = train(nodes, starter)
-    for file in folders.results_folder().iterdir():
-        file.unlink()
+    forget()
     watched = train(nodes, starter, preview_every=1)
     assert without[3] == watched[3]
     assert same_museum(without[2], watched[2]) and torch.equal(without[4], watched[4])
@@ -84,8 +92,7 @@ def test_a_step_that_was_stopped_goes_on_to_the_same_result(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ):
     whole = train(nodes, starter, training_seed=3)
-    for file in folders.results_folder().iterdir():
-        file.unlink()
+    forget()
     predict, calls = HostBase.predict, iter(range(1000))
 
     def stopped(self: HostBase, *inputs: Any) -> torch.Tensor:
@@ -101,6 +108,42 @@ def test_a_step_that_was_stopped_goes_on_to_the_same_result(
     resumed = train(nodes, starter, training_seed=3)
     assert result_files() == ["result"]
     assert resumed[3] == whole[3] and same_museum(resumed[2], whole[2])
+
+
+def test_more_steps_go_on_and_fewer_that_were_kept_need_no_training(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
+):
+    whole = train(nodes, starter)
+    forget()
+    trained: list[int] = []
+    step = Lesson.step
+    monkeypatch.setattr(Lesson, "step", lambda self, number, state: trained.append(number) or step(self, number, state))
+    train(nodes, starter, steps=3, keep_every=2)
+    longer = train(nodes, starter)
+    assert trained == [0, 1, 2, 3]
+    assert longer[3] == whole[3] and same_museum(longer[2], whole[2])
+    fewer = train(nodes, starter, steps=2)
+    assert trained == [0, 1, 2, 3] and len(fewer[3]["loss"]) == 2 and fewer[2].exhibits[0].recipe.steps == 2
+
+
+def test_fresh_nodes_learn_with_numbers_that_fit(nodes: dict[str, Any], starter: Models):
+    """As they stand in a new graph, but for the number of steps."""
+    defaults = {
+        socket.id: socket.default
+        for socket in nodes["CLoRA_TrainStep"].GET_SCHEMA().inputs
+        if getattr(socket, "default", None) is not None
+    }
+    token = {socket.id: socket.default for socket in nodes["CLoRA_ConceptToken"].GET_SCHEMA().inputs}
+    word = nodes["CLoRA_ConceptToken"].execute(**token).args[0]
+    model, clip, vae = starter
+    taught = (
+        nodes["CLoRA_TrainStep"]
+        .execute(model=model, clip=clip, vae=vae, images=images(), concept=word, **(defaults | {"steps": 1}))
+        .args[2]
+    )
+    (exhibit,) = taught.exhibits
+    assert exhibit.token.words == 2
+    assert exhibit.recipe == replace(starter_recipe(DEFAULT_METHOD), steps=1, schedule="constant")
 
 
 def test_the_same_step_again_comes_from_the_disk(
@@ -319,7 +362,8 @@ def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict
     companions = companion(nodes, "<three>", *companion(nodes, "<two>"))
     model, clip, museum, loss, preview = train(nodes, starter, companions=companions)
     assert museum.words == ("<two>", "<three>", "<one>") and preview.shape == (3, 64, 64, 3)
-    recipe = shared_by(replace(RECIPES[DEFAULT_METHOD], steps=4, learning_rate=1e-2, rank=2, batch_size=2), 3)
+    chosen = {"steps": 4, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "schedule": "constant"}
+    recipe = shared_by(replace(starter_recipe(DEFAULT_METHOD), **chosen), 3)
     with ordinary():
         base = HostBase(*starter)
         asked = [("<two>", images(3, 128)), ("<three>", images(3, 128)), ("<one>", images())]

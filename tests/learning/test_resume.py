@@ -9,14 +9,14 @@ import torch
 
 from clora_core.errors import BaseModelError, Cancelled, LearningError
 from clora_core.learning.key import learning_key
-from clora_core.learning.learn import Progress
+from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.state import LearningState, StateError, load_state, save_state
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import Regularizer, Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept
-from clora_core.museum.museum import Museum
+from clora_core.museum.museum import Exhibit, Museum
 from tests.small import C_LORA, bits, museum_of, pixels_of, same_bits, short, small_base, small_concept, taught
 
 PLAIN = short(C_LORA, steps=4)
@@ -110,7 +110,7 @@ def test_a_state_may_be_resumed_from_twice(base: Base, first: Museum):
         {"concept": small_concept("<three>", seed=1)},
         {"concept": small_concept("<two>", seed=1, token_seed=1)},
         {"concept": small_concept("<two>", seed=1, template="{word}")},
-        {"recipe": short(C_LORA, steps=5)},
+        {"recipe": short(C_LORA, steps=4, learning_rate=2e-2)},
         {"recipe": short(C_LORA, steps=4, seed=1)},
         {"recipe": short(steps=4)},
         {"museum": None},
@@ -216,3 +216,35 @@ def test_a_vae_that_makes_no_finite_latents_is_said(base: Base, monkeypatch: pyt
     monkeypatch.setattr(base, "encode_pictures", lambda pictures: torch.full((len(pictures), 4, 8, 8), torch.nan))
     with pytest.raises(BaseModelError, match=r"The VAE makes latents that are no finite numbers\. Use another VAE"):
         taught(base, Museum(base.fingerprint), small_concept(), short())
+
+
+def test_more_steps_go_on_from_where_fewer_ended(base: Base, first: Museum):
+    """Bit for bit as in one go, where the learning rate does not depend on the number of steps."""
+    concept, states = small_concept("<two>", seed=1), []
+    taught(base, first, concept, replace(PLAIN, steps=2), report=lambda p: states.append(p.snapshot()))
+    heard: list[int] = []
+    longer = taught(base, first, concept, PLAIN, resume=states[-1], report=lambda p: heard.append(p.step))
+    whole = taught(base, first, concept, PLAIN)
+    assert heard == [3, 4] and same_bits(longer, whole)
+    assert longer.exhibits[-1].facts == whole.exhibits[-1].facts and longer.exhibits[-1].recipe == PLAIN
+    with pytest.raises(StateError, match="is of step 2, and only 1 steps"):
+        taught(base, first, concept, replace(PLAIN, steps=1), resume=states[-1])
+
+
+@pytest.mark.parametrize("dependent", [{"schedule": "cosine"}, {"schedule": "linear"}, {"warmup": 0.5}])
+def test_a_learning_rate_that_depends_on_the_steps_makes_another_learning(base: Base, dependent: dict[str, object]):
+    museum, concepts = Museum(base.fingerprint), [small_concept()]
+    keys = {learning_key(base, museum, concepts, replace(PLAIN, **dependent, steps=steps)) for steps in (2, 4)}
+    assert len(keys) == 2 and not replace(PLAIN, **dependent).open_ended
+
+
+def test_what_is_kept_along_the_way_is_what_fewer_steps_give(base: Base, first: Museum):
+    concept, kept = small_concept("<two>", seed=1), []
+    learning = Learning(base, first, (concept,), PLAIN)
+    learning.run(report=lambda p: kept.append(learning.exhibits_at(p)))
+    (fewer,) = learning_of(base, first, concept, steps=2)
+    assert kept[1][0].same_as(fewer) and (kept[1][0].recipe, kept[1][0].facts) == (fewer.recipe, fewer.facts)
+
+
+def learning_of(base: Base, museum: Museum, concept: Concept, *, steps: int) -> tuple[Exhibit, ...]:
+    return Learning(base, museum, (concept,), replace(PLAIN, steps=steps)).run()

@@ -214,7 +214,7 @@ def test_a_result_of_other_make_without_a_hash_blocks_no_run(store: Store, name:
 
 def test_a_state_that_does_not_fit_can_be_set_aside(store: Store, caplog: pytest.LogCaptureFixture):
     store.keep_state(A, state())
-    store.refuse_state(A, StateError("This saved state is damaged."))
+    store.refuse_state(A, state(), StateError("This saved state is damaged."))
     assert store.state(A) is None and "This saved state is damaged. It is set aside as" in caplog.text
 
 

@@ -12,10 +12,10 @@ SCHEMAS = schemas()
 INPUTS = {  # for ever: saved workflows name them
     "CLoRA_ConceptToken": "word kind template vectors start token_seed",
     "CLoRA_TrainStep": "model clip vae images concept steps learning_rate rank batch_size forgetting_weight "
-    "training_seed preview_every museum recipe captions companions masks",
+    "training_seed preview_every museum recipe captions companions masks keep_every other_checkpoint",
     "CLoRA_LoadPictures": "folder files",
     "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
-    "CLoRA_SaveMuseum": "museum name overwrite",
+    "CLoRA_SaveMuseum": "museum name overwrite replace",
     "CLoRA_EditMuseum": "museum edits other images",
     "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "

@@ -30,6 +30,7 @@ class Distillation(Regularizer):
     weight: float = 1.0
     name: ClassVar[str] = "distillation"
     everywhere_only: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def begin(self, setting: Setting) -> Term:
         base, past = setting.base, setting.past

@@ -70,6 +70,7 @@ class ElasticWeights(Regularizer):
 
     weight: float = 1.0
     name: ClassVar[str] = "elastic_weights"
+    matrices: ClassVar[int] = 3  # while Ω is measured: gradients, their squares, and what they are taken by
 
     def begin(self, setting: Setting) -> Term:
         roots: dict[Projection, Tensor] = {}

@@ -20,13 +20,16 @@ class Regularizer:
     name: in loss reports, saved recipes and the user interface. weight: of the term in the loss; 0 turns it off.
     everywhere_only: not for gated deltas, which change no prompt without the word. one_concept_only: not for concepts
     that are learned together. concepts_only: reads a `Setting` and a `Step`; without it, `AnySetting` and `AnyStep` are
-    enough, so that it can protect classes of pictures too.
+    enough, so that it can protect classes of pictures too. passes: further forward passes that a step keeps for its
+    backward pass. matrices: as large as a projection's weight, kept for each of them.
     """
 
     name: ClassVar[str]
     everywhere_only: ClassVar[bool] = False
     one_concept_only: ClassVar[bool] = False
     concepts_only: ClassVar[bool] = True
+    passes: ClassVar[int] = 0
+    matrices: ClassVar[int] = 0
 
     weight: float = 1.0
 

@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..numbers import Numbers
 from ..projections import Place, Projection, Role
+
+# As SDXL's; float16 overflows in some of these networks. Not measured: no model of real size was run.
+NUMBERS = Numbers(precision="bf16")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ comfy/ldm/cosmos/predict2.py and text_encoders/cosmos.py. LoRA names: those of t
 read. Memory: a guess; no model of real size was run.
 """
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 COSMOS = Family(
@@ -28,5 +28,6 @@ COSMOS = Family(
     frames=True,
     side_px=16,
     guidance=4.0,
+    numbers=NUMBERS,
     lacks=("llm_adapter",),
 )

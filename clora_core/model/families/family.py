@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ..captions import everyday_captions
+from ..numbers import Numbers
 from ..projections import Place, Projection, Role
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
@@ -86,6 +87,7 @@ class Family:
     pooled: bool = False  # it also reads the pooled vector of the last text encoder
     side_px: int = 64  # sides of training pictures are multiples of this, so that the network can halve them
     guidance: float = 7.5  # the default for sampling
+    numbers: Numbers = field(default_factory=Numbers)  # what it learns well with
     captions: Sequence[str] = field(default_factory=everyday_captions)  # everyday prompts in its vocabulary
     needs: Sequence[str] = ()  # modules that tell it apart from families with the same projections
     lacks: Sequence[str] = ()  # modules that only those have

@@ -7,7 +7,7 @@ LoRA names: diffusers', which ComfyUI reads for both. Memory: a guess; no model 
 
 from dataclasses import replace
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 FLUX = Family(
@@ -29,6 +29,7 @@ FLUX = Family(
     reads="stream",
     side_px=16,
     guidance=1.0,
+    numbers=NUMBERS,
     needs=("txt_in", "vector_in.in_layer"),
     lacks=("txt_in.c_embedder", "distilled_guidance_layer"),
 )

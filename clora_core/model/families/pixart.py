@@ -4,7 +4,7 @@ Structure and encoders: ComfyUI's comfy/ldm/pixart/pixartms.py and text_encoders
 weight there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
 """
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 PIXART = Family(
@@ -27,4 +27,5 @@ PIXART = Family(
     least_side=64,  # its position embedding divides by the side over 64, rounded
     side_px=16,
     guidance=4.5,
+    numbers=NUMBERS,
 )

@@ -6,7 +6,7 @@ text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
 Memory: a guess; no model of real size was run.
 """
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 QWEN_IMAGE = Family(
@@ -36,5 +36,6 @@ QWEN_IMAGE = Family(
     frames=True,
     side_px=16,
     guidance=4.0,
+    numbers=NUMBERS,
     needs=("txt_norm", "txt_in"),
 )

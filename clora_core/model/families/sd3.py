@@ -5,7 +5,7 @@ comfy/ldm/modules/diffusionmodules/mmdit.py and text_encoders/sd3_clip.py; queri
 there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
 """
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 SD3 = Family(
@@ -27,5 +27,6 @@ SD3 = Family(
     reads="stream",
     side_px=16,
     guidance=4.5,
+    numbers=NUMBERS,
     needs=("context_embedder",),
 )

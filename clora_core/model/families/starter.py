@@ -1,11 +1,13 @@
 """The starter, the small model that comes with this package (`clora_core/starter`).
 
 Its text encoder is called clip_l, so that ComfyUI's own class for one encoder holds it. It knows few words, so it has
-everyday captions of its own (`starter.txt`): a random sample from its training world.
+everyday captions of its own (`starter.txt`): a random sample from its training world. Its numbers were found by
+`bench search` (docs/measurements.md).
 """
 
 from pathlib import Path
 
+from ..numbers import Numbers
 from .family import Family, Published
 from .unet import UNet
 
@@ -22,5 +24,15 @@ STARTER = Family(
     checkpointed=0.25,
     side_px=8,
     guidance=5.0,
+    numbers=Numbers(
+        rank=4,
+        steps=600,
+        learning_rate=6e-3,
+        token_learning_rate=5e-2,
+        batch_size=16,
+        schedule="cosine",
+        vectors=2,
+        precision="fp32",
+    ),
     captions=tuple(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()),
 )

@@ -6,7 +6,7 @@ refused. LoRA names: those of the modules, which ComfyUI and diffusers read.
 Memory: a guess; no model of real size was run.
 """
 
-from .blocks import Blocks, Layout
+from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 WAN = Family(
@@ -28,6 +28,7 @@ WAN = Family(
     frames=True,
     side_px=16,
     guidance=5.0,
+    numbers=NUMBERS,
     needs=("text_embedding.0",),
     lacks=("blocks.0.cross_attn.k_img", "vace_patch_embedding", "control_adapter.conv"),
 )

@@ -1,0 +1,114 @@
+"""Fit the numbers that a draft leaves open: to the model's family, and to the memory of the device.
+
+The family decides all but how an update is computed. If it does not fit into memory as a whole, its pictures go through
+in parts, whose gradients are averaged; and only then checkpointing is turned on, which costs a third more time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..method.draft import Draft
+from ..method.recipe import Recipe
+from ..model.families.family import Family
+from ..model.precision import Precision
+from ..model.projections import Projection
+
+USABLE = 0.75  # of the device's memory; the rest is for the desktop, decoding pictures, and what the estimate misses
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device offers. total_bytes: its memory, used or not. precision: the fastest one that it learns well in."""
+
+    total_bytes: float
+    precision: Precision
+
+
+def fitted(draft: Draft, family: Family, device: Device, needed_bytes: Callable[[Recipe], float]) -> Recipe:
+    """The recipe with all numbers. The same model and device always give the same.
+
+    needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
+    """
+    numbers = family.numbers
+    usual = {
+        "rank": numbers.rank if draft.recipe.rank else 0,  # a recipe that trains only the word has no rank
+        "steps": numbers.steps,
+        "learning_rate": numbers.learning_rate,
+        "token_learning_rate": numbers.token_learning_rate,
+        # a schedule that ends is for the family's own number of steps; without it, others can go on from each other
+        "schedule": "constant" if "steps" in draft.chosen else numbers.schedule,
+        "precision": numbers.precision or device.precision,
+    }
+    recipe = dataclasses.replace(
+        draft.recipe, **{name: value for name, value in usual.items() if name not in draft.chosen}
+    )
+    for choice in _choices(draft, recipe, numbers.batch_size):
+        if needed_bytes(choice) <= USABLE * device.total_bytes:
+            break
+    return choice
+
+
+def _choices(draft: Draft, recipe: Recipe, pictures: int) -> Iterator[Recipe]:
+    """From the fastest to the one that needs the least memory."""
+    for checkpointing in (recipe.checkpointing,) if "checkpointing" in draft.chosen else (False, True):
+        for batch_size in (recipe.batch_size,) if "batch_size" in draft.chosen else _halves(pictures):
+            parts = 1 if "batch_size" in draft.chosen else pictures // batch_size
+            yield dataclasses.replace(
+                recipe,
+                checkpointing=checkpointing,
+                batch_size=batch_size,
+                accumulation=recipe.accumulation if "accumulation" in draft.chosen else parts,
+            )
+
+
+def _halves(count: int) -> Iterator[int]:
+    while count:
+        yield count
+        count //= 2
+
+
+def described(recipe: Recipe, family: Family, device: Device) -> str:
+    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.005" """
+    parts = f" ×{recipe.accumulation}" if recipe.accumulation > 1 else ""
+    checkpointing = ", checkpointing" if recipe.checkpointing else ""
+    how = f"{recipe.precision}, batch {recipe.batch_size}{parts}{checkpointing}"
+    schedule = "" if recipe.schedule == "constant" else f" ({recipe.schedule})"
+    rank = f"rank {recipe.rank}, " if recipe.rank else ""
+    rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"
+    where = f" on {device.total_bytes / 2**30:.0f} GB" if math.isfinite(device.total_bytes) else ""
+    return f"{family.title}{where}: {how}; {rank}{recipe.steps} steps, learning rates {rates}"
+
+
+def step_bytes(
+    family: Family, projections: Collection[Projection], recipe: Recipe, *, latent_pixels: int, copied_bytes: float
+) -> int:
+    """Approximate memory of a training step, without the models themselves.
+
+    latent_pixels: of one picture. copied_bytes: of the weights that are stored in another dtype than the recipe's.
+    """
+    wide = 2 if recipe.precision == "fp32" else 1
+    passes = 1 + sum(regularizer.passes for regularizer in recipe.regularizers if regularizer.weight)
+    activations = family.kept_bytes * wide * latent_pixels * recipe.batch_size * passes
+    share = family.checkpointed if recipe.checkpointing else 1
+    # parameters, gradients and AdamW's two moments
+    trained = 16 * sum(_trained_values(recipe, projection) for projection in projections)
+    # the earlier museum as one matrix per projection, and those of the regularizers
+    matrices = 1 + sum(regularizer.matrices for regularizer in recipe.regularizers if regularizer.weight)
+    dense = 4 * matrices * sum(projection.shape[0] * projection.shape[1] for projection in projections)
+    return round((activations + copied_bytes) * share) + trained + dense
+
+
+def copied_bytes(network: nn.Module, itemsize: int, is_copied: Callable[[nn.Module], bool]) -> int:
+    """Bytes of the weights that are computed in another dtype: the backward pass keeps a converted copy of each."""
+    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return sum(module.weight.numel() * itemsize for module in layers if is_copied(module))
+
+
+def _trained_values(recipe: Recipe, projection: Projection) -> int:
+    rows, columns = projection.shape
+    rank = columns if recipe.down == "identity" and recipe.rank else recipe.rank
+    return rank * (rows + (0 if recipe.down == "identity" else columns))

@@ -1,0 +1,35 @@
+"""A recipe of which only some numbers are chosen. `learning/fitting.py` fits the others to a model and a device."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from .recipe import Recipe, guarding
+
+AUTO = "auto"
+AUTOMATIC = (
+    *("rank", "steps", "learning_rate", "token_learning_rate", "schedule"),
+    *("batch_size", "accumulation", "precision", "checkpointing"),
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """chosen: those of the `AUTOMATIC` fields that the recipe's own values hold for."""
+
+    recipe: Recipe
+    chosen: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, recipe: "Recipe | Draft") -> "Draft":
+        """A finished recipe is a draft with nothing left to fit."""
+        return recipe if isinstance(recipe, Draft) else cls(recipe, frozenset(AUTOMATIC))
+
+    def with_numbers(self, **numbers: object) -> "Draft":
+        """Choose some fields; None and "auto" leave a field as it is."""
+        given = {name: value for name, value in numbers.items() if value not in (None, AUTO)}
+        recipe = dataclasses.replace(self.recipe, **given)  # type: ignore[arg-type]
+        return Draft(recipe, self.chosen | given.keys() & frozenset(AUTOMATIC))
+
+    def guarding(self, factor: float) -> "Draft":
+        """With the weights of the regularizers multiplied by the factor."""
+        return Draft(guarding(self.recipe, factor), self.chosen)

@@ -1,0 +1,26 @@
+"""The numbers that a model family learns well with. In a file of its own, since recipes name them too."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .precision import Precision
+
+LearningRateSchedule = Literal["constant", "cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `auto` stands for. The defaults are those of the C-LoRA paper for Stable Diffusion, where it gives them.
+
+    batch_size: pictures per update; on a small device in several parts. vectors: of a trigger word. precision: None for
+    the fastest one that the device has.
+    """
+
+    rank: int = 16
+    steps: int = 400
+    learning_rate: float = 5e-4
+    token_learning_rate: float = 5e-3
+    batch_size: int = 4
+    schedule: LearningRateSchedule = "constant"
+    vectors: int = 1
+    precision: Precision | None = None

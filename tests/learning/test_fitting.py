@@ -1,0 +1,106 @@
+"""Numbers that nobody chose fit the model's family and the memory of the device."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from clora_core.learning.fitting import Device, copied_bytes, described, fitted, step_bytes
+from clora_core.learning.start import start_vectors
+from clora_core.method.draft import Draft
+from clora_core.method.recipe import DEFAULT_METHOD, RECIPES, Recipe, recipe_named
+from clora_core.model.base import Base
+from clora_core.model.families import family_named, find_projections
+from clora_core.model.families.family import Family
+from clora_core.starter.course import starter_recipe
+from tests.families import REAL, build_unet
+from tests.small import short, small_concept
+
+GB = 2**30
+OPEN = Draft(RECIPES[DEFAULT_METHOD])
+TEXT_ENCODER_BYTES = {"sd15": 246_000_000, "sdxl": 1_634_000_000}
+
+
+@cache
+def unet(family: str) -> torch.nn.Module:
+    """Of the real size, without memory."""
+    with torch.device("meta"):
+        return build_unet(family, REAL[family])
+
+
+def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
+    """As for a model that is stored in 16 bits, on a card of that size."""
+    network, resolution = unet(family), 512 if family == "sd15" else 1024
+    projections, copied = find_projections(network), copied_bytes(network, 2, lambda layer: True)
+    models = TEXT_ENCODER_BYTES[family] + 2 * sum(weight.numel() for weight in network.parameters())
+
+    def needed(recipe: Recipe) -> float:
+        pixels = (resolution // 8) ** 2
+        return models + step_bytes(family_named(family), projections, recipe, latent_pixels=pixels, copied_bytes=copied)
+
+    return fitted(draft, family_named(family), Device(gigabytes * GB, "bf16"), needed)
+
+
+@pytest.mark.parametrize(
+    ("family", "gigabytes", "said"),
+    [
+        ("sd15", 4, "SD1.5 on 4 GB: bf16, batch 2 ×2, checkpointing; "),
+        ("sd15", 8, "SD1.5 on 8 GB: bf16, batch 2 ×2; "),
+        ("sd15", 16, "SD1.5 on 16 GB: bf16, batch 4; "),
+        ("sdxl", 12, "SDXL on 12 GB: bf16, batch 1 ×4, checkpointing; "),
+        ("sdxl", 24, "SDXL on 24 GB: bf16, batch 1 ×4; "),
+        ("sdxl", 80, "SDXL on 80 GB: bf16, batch 4; "),
+    ],
+)
+def test_an_update_fits_into_the_device_and_that_is_said(family: str, gigabytes: int, said: str):
+    recipe = recipe_on(family, gigabytes)
+    told = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
+    assert told == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
+    assert recipe.batch_size * recipe.accumulation == 4
+
+
+def test_what_is_chosen_stays():
+    numbers = {"rank": 3, "steps": 7, "learning_rate": 1e-3, "batch_size": 3, "precision": "fp32", "schedule": "linear"}
+    recipe = recipe_on("sdxl", 12, OPEN.with_numbers(**numbers, seed=5))
+    assert {name: getattr(recipe, name) for name in numbers} == numbers and recipe.seed == 5
+    assert recipe.accumulation == 1 and recipe.checkpointing, "a chosen batch is not divided, but checkpointed"
+    assert recipe_on("sd15", 80, OPEN.with_numbers(checkpointing=True)).checkpointing
+    assert recipe_on("sd15", 80, OPEN.with_numbers(accumulation=3)).accumulation == 3
+    whole = short(steps=9)
+    assert recipe_on("sdxl", 4, Draft.of(whole)) == whole, "of a finished recipe, all is chosen"
+
+
+def test_nothing_and_auto_are_no_choice():
+    assert OPEN.with_numbers(rank=None, precision="auto", steps=None) == OPEN
+    assert OPEN.with_numbers(rank=0).chosen == {"rank"}, "a number like any other"
+
+
+def family_recipe(family: Family, method: str = DEFAULT_METHOD, precision: str = "bf16") -> Recipe:
+    return fitted(Draft(recipe_named(method)), family, Device(80 * GB, precision), lambda recipe: 0)  # type: ignore[arg-type]
+
+
+def test_the_starter_gets_the_numbers_that_it_learns_well_with(base: Base):
+    assert family_recipe(base.family) == starter_recipe(DEFAULT_METHOD)
+    assert family_recipe(base.family, "textual-inversion").rank == 0
+    assert family_recipe(family_named("sd2"), precision="fp16") == replace(OPEN.recipe, precision="fp16")
+
+
+def test_a_word_gets_as_many_vectors_as_its_family_wants_or_its_start_has(base: Base):
+    (auto,) = start_vectors(base, small_concept(vectors=0)).values()
+    (two,) = start_vectors(base, small_concept(vectors=2)).values()
+    assert torch.equal(auto, two)
+    (started,) = start_vectors(base, small_concept(vectors=0, start="red cat photo")).values()
+    assert started.shape[1] == 3
+
+
+@pytest.mark.parametrize("method", ["ewc", "lwf"])
+def test_what_a_regularizer_keeps_counts(method: str):
+    """Full matrices and their Fisher information; another forward pass."""
+    projections, family = find_projections(unet("sd15")), family_named("sd15")
+    recipe = recipe_named(method)
+    plain = replace(recipe, regularizers=(), down="learned")
+    more, less = (step_bytes(family, projections, each, latent_pixels=4096, copied_bytes=0) for each in (recipe, plain))
+    weights = 4 * sum(projection.shape[0] * projection.shape[1] for projection in projections)
+    expected = 6.5 * weights if method == "ewc" else 2 * 4 * 4096 * family.kept_bytes
+    assert more - less == pytest.approx(expected, rel=0.1)
