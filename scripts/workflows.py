@@ -1,7 +1,6 @@
 """Write the workflows of example_workflows/: `python -m scripts.workflows`.
 
-Starts a ComfyUI with this pack and asks it for its nodes. The starter model's numbers are those of
-`clora_core/starter/course.py`; all others are the nodes' own defaults.
+Starts a ComfyUI with this pack and asks it for its nodes. All numbers of training are automatic.
 """
 
 import json
@@ -12,8 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clora_core.method.recipe import DEFAULT_METHOD
-from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
+from clora_core.starter.course import PICTURES
 from tests.host.finding import find_host
 from tests.host.server import Server
 
@@ -62,7 +60,6 @@ def write(definitions: Mapping[str, Any]) -> None:
 def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("1-three-concepts", definitions)
     base = starter(graph)
-    recipe = starter_numbers(graph)
     graph.note(
         "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
         "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character. Without a GPU, each takes a few "
@@ -76,7 +73,7 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     shown, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
-        shown = taught(graph, shown, base["vae"], subject, recipe, museum)
+        shown = taught(graph, shown, base["vae"], subject, museum)
         museum = shown["museum"]
     use(graph, shown, base["vae"], PROMPTS, save_as=TAUGHT)
     return graph
@@ -100,7 +97,6 @@ def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
 def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("3-add-a-concept", definitions)
     base = starter(graph)
-    recipe = starter_numbers(graph)
     graph.note(
         f"# One more concept\n\nRun the example *1-{TAUGHT}* first.\n\n"
         "This loads a museum, teaches one more concept with a *Train Step*, and saves the larger museum under another "
@@ -110,7 +106,7 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     )
     shown = loaded(graph, base)
     graph.group("Teach <eve>")
-    shown = taught(graph, shown, base["vae"], "eve", recipe, shown["museum"])
+    shown = taught(graph, shown, base["vae"], "eve", shown["museum"])
     use(graph, shown, base["vae"], EVE_PROMPTS, save_as="four-concepts")
     return graph
 
@@ -118,7 +114,6 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
 def styles(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("6-styles", definitions)
     base = starter(graph)
-    recipe = starter_numbers(graph)
     graph.note(
         "# Styles\n\nA concept can be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
         "*captions*, describe what is in each picture: “a {word} style picture of a red boat”. Anything you caption is "
@@ -130,7 +125,7 @@ def styles(definitions: Mapping[str, Any]) -> Graph:
         size=(NOTE, 600),
     )
     graph.group("Teach the style <duotone>")
-    shown = taught(graph, base, base["vae"], "duotone", recipe, None, kind="style")
+    shown = taught(graph, base, base["vae"], "duotone", None, kind="style")
     # At the characters' guidance of 5, the colors of styles burn out.
     use(graph, shown, base["vae"], STYLE_PROMPTS, save_as="styles", cfg=3.0)
     return graph
@@ -205,8 +200,6 @@ def own_pictures(
     graph = Graph(f"{number}-own-pictures-{family}", definitions)
     graph.group("1 · Your model")
     base = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=checkpoint)
-    numbers = {"precision": "bf16", "checkpointing": family == "sdxl"}
-    recipe = graph.add("CLoRA_Recipe", (NOTE, 330), small=True, **numbers)
     graph.note(
         f"# Your own pictures, {example}\n\n"
         "1. Choose your checkpoint.\n"
@@ -215,8 +208,8 @@ def own_pictures(
         "3. Choose a trigger word and press **Run**.\n"
         f"4. To teach another concept, add another *Train Step* after this one, as in *1-{TAUGHT}*; or load the "
         "saved museum and continue from there, as in *3-add-a-concept*.\n\n"
-        "The settings are a starting point: watch the previews. They were **not measured** on real checkpoints, which "
-        "were not available during development. The node shows how much memory it needs.",
+        "All numbers are automatic: the node shows them and how much memory it needs. They are a starting point: watch "
+        "the previews. They were **not measured** on real checkpoints, which were not available during development.",
         size=(NOTE, 520),
     )
     graph.group("2 · Your pictures, your word")
@@ -233,8 +226,6 @@ def own_pictures(
         concept=concept["concept"],
         captions=pictures["captions"],
         masks=pictures["masks"],
-        recipe=recipe["recipe"],
-        batch_size=1 if family == "sdxl" else 2,
     )
     graph.column()
     graph.add("PreviewImage", (400, 440), images=step["preview"])
@@ -283,27 +274,18 @@ def loaded(graph: Graph, base: Node) -> Node:
     return graph.add("CLoRA_LoadMuseum", (360, 420), model=base["model"], clip=base["clip"], museum_name=museum)
 
 
-def starter_numbers(graph: Graph) -> Out:
-    """A Recipe node that learns well on the starter model."""
-    recipe = starter_recipe(DEFAULT_METHOD)
-    numbers = {"token_learning_rate": recipe.token_learning_rate, "schedule": recipe.schedule}
-    return graph.add("CLoRA_Recipe", (NOTE, 330), small=True, method=DEFAULT_METHOD, **numbers)["recipe"]
-
-
 def taught(
     graph: Graph,
     shown: Node,
     vae: Out,
     subject: str,
-    recipe: Out,
     museum: Out | None,
     *,
     kind: str = "object",
 ) -> Node:
-    """A Train Step that teaches a built-in subject, with the starter model's numbers."""
-    numbers = starter_recipe(DEFAULT_METHOD)
+    """A Train Step that teaches a built-in subject."""
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
-    concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind, vectors=VECTORS)
+    concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind)
     graph.column()
     return graph.add(
         "CLoRA_TrainStep",
@@ -315,12 +297,7 @@ def taught(
         images=pictures["images"],
         concept=concept["concept"],
         museum=museum,
-        recipe=recipe,
         captions=pictures["captions"] if kind == "style" else None,
-        steps=numbers.steps,
-        learning_rate=numbers.learning_rate,
-        rank=numbers.rank,
-        batch_size=numbers.batch_size,
         preview_every=50,
     )
 
