@@ -80,7 +80,7 @@ class HostBase:
     @property
     def clip_skip(self) -> int:
         """The layer of the text encoders that prompts are read from, counted from the end: CLIP Set Last Layer."""
-        layer = self._sources[1].layer_idx
+        layer = self.sources[1].layer_idx
         return self.family.clip_skip if layer is None else -layer
 
     @property
