@@ -20,7 +20,6 @@ from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
 from ..museum.museum import CLIP_SKIP, Exhibit, Museum, gate_of
-from ..texts import normal
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
@@ -63,7 +62,7 @@ class Learning:
             self.museum.check_family(self.base.fingerprint)
         else:
             self.museum.check_over(self.base.fingerprint)
-        taken = [normal(word) for word in self.museum.words]
+        taken = list(self.museum.words)
         for place, (word, concept) in enumerate(zip(self.words, self.concepts, strict=True)):
             if word in taken:
                 raise ConceptError(

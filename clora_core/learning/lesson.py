@@ -14,7 +14,6 @@ from ..model.base import Base, Conditioning
 from ..model.concept import Concept, ConceptToken, words_in
 from ..pictures import Picture, Size
 from ..seeds import seeded
-from ..texts import normal
 from .start import Trained
 from .variation import check_lines, varied, varies
 
@@ -99,7 +98,7 @@ class Lesson:
         prompts = "\n".join(concept.prompts())
         taught = list(dict.fromkeys((concept.word, *taught)))
         found = set(words_in(prompts, [*taught, *(token.word for token in known)]))
-        known = [token for token in known if normal(token.word) in found]
+        known = [token for token in known if token.word in found]
         taught = [word for word in taught if word in found]
         return cls(base, concept, recipe, buckets, known, taught)
 

@@ -28,7 +28,7 @@ TEXT_LIMIT = 10_000  # characters of a template or a caption
 
 @dataclass(frozen=True, eq=False)
 class ConceptToken:
-    """A trigger word and its vectors.
+    """A trigger word, in `texts.normal` form, and its vectors.
 
     vectors: name of the text encoder ("clip_l", "clip_g", "clip_h") → (layers, words, width). With one layer, all
     cross-attentions read the same embedding; one layer per cross-attention is MuseumMaker's task-wise token. A token of
@@ -41,6 +41,7 @@ class ConceptToken:
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "word", normal(self.word))
         check_word(self.word)
         places = {vectors.shape[:2] for vectors in self.vectors.values() if vectors.ndim == 3}
         if len(places) != 1 or any(vectors.ndim != 3 for vectors in self.vectors.values()):
@@ -182,6 +183,13 @@ def mentions(text: str, word: str, known: Iterable[str] = ()) -> bool:
 def words_in(text: str, words: Iterable[str]) -> list[str]:
     """The words in the text in order, in `normal` form; where several match, the longest one."""
     return _pattern(tuple(map(normal, words))).findall(normal(text))
+
+
+def readable(text: str, pattern: re.Pattern[str]) -> str:
+    """The text with the parts between blanks in `normal` form that match; all others are read as without the words."""
+    if text.isascii():
+        return text
+    return re.sub(r"\S+", lambda part: own if pattern.search(own := normal(part[0])) else part[0], text)
 
 
 def with_word(text: str, old: str, new: str, known: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 
 def edited(museum: Museum, line: str) -> tuple[Museum, str]:
     """The museum after the edit in this line, and a message about it. Raises MuseumError for an invalid line."""
-    match line.split():
+    match normal(line).split():
         case ["rename", old, new]:
             return renamed(museum, old, new), f"'{old}' is now '{new}'."
         case ["move", word, place]:

@@ -163,8 +163,9 @@ class Museum:
 
     def exhibit(self, word: str) -> Exhibit:
         """The exhibit with that word."""
+        own = normal(word)
         for exhibit in self.exhibits:
-            if normal(exhibit.word) == normal(word):
+            if exhibit.word == own:
                 return exhibit
         raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
 
@@ -253,5 +254,5 @@ def parse_strengths(entries: Sequence[str]) -> dict[str, float]:
                 f"'{entry}' is not valid: write <my-cat> or <my-cat>:0.8, with a strength from -{STRENGTH_LIMIT} to "
                 f"{STRENGTH_LIMIT}."
             )
-        strengths[word.strip()] = number
+        strengths[normal(word.strip())] = number
     return strengths

@@ -19,9 +19,8 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from ..errors import BaseModelError, ConceptError
 from ..model.base import Conditioning
 from ..model.chunks import chunks, lengths_of, side_by_side
-from ..model.concept import ConceptToken, word_pattern
+from ..model.concept import ConceptToken, readable, word_pattern
 from ..model.layers import ROWS_AT_ONCE, check_layers
-from ..texts import normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,15 +138,14 @@ def _laid_out(
     encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
 ) -> tuple[Tensor, list[int], list[_Place]]:
     """The prompts' ids, (rows, length), how many rows each prompt has, and the places that belong to words."""
-    tokenizer, spelled = encoder.tokenizer, {normal(word): token for word, token in tokens.items()}
-    pattern = word_pattern(list(spelled))
+    tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
     stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
     rows, counts, places, room = [], [], [], encoder.length - 2
-    for prompt in map(normal, prompts) if tokens else prompts:
-        ids, read = [], 0
+    for prompt in prompts:
+        prompt, ids, read = readable(prompt, pattern) if tokens else prompt, [], 0
         for match in pattern.finditer(prompt) if tokens else ():
             ids += encoder.ids(prompt[read : match.start()])
-            token = _checked(spelled[match[0]], encoder, layers)
+            token = _checked(tokens[match[0]], encoder, layers)
             for index in range(token.words):
                 row, position = divmod(len(ids), room)
                 places.append(_Place(len(rows) + row, 1 + position, token.word, index))

@@ -17,8 +17,7 @@ from torch import nn
 
 from ...clora_core.errors import BaseModelError, ConceptError
 from ...clora_core.model import families
-from ...clora_core.model.concept import ConceptToken, unknown_words, word_pattern
-from ...clora_core.texts import normal
+from ...clora_core.model.concept import ConceptToken, readable, unknown_words, word_pattern
 from .conditioning import Piece, mark_words, pieces_of, unmark_words
 from .progress import warn
 
@@ -122,7 +121,7 @@ class WordTokenizer:
 
     def pieces(self, text: str, **options: Any) -> list[Piece]:
         """The text's own ids, and the vectors of learned words."""
-        text = normal(text) if self.tokens else text
+        text = readable(text, self.pattern) if self.tokens else text
         if self.note and self.tokens and "<" in text:
             for sentence in unknown_words(text, list(self.tokens)):
                 self.note(sentence)
@@ -130,19 +129,14 @@ class WordTokenizer:
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
             pieces += self._ids(self._before(text[position : match.start()]), **options)
-            pieces += pieces_of(self.spelled[match[0]], self.name)
+            pieces += pieces_of(self.tokens[match[0]], self.name)
             position = match.end()
         return pieces + self._ids(text[position:], **options)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """Cached, because ComfyUI tokenizes a prompt word by word."""
-        return word_pattern(list(self.spelled))
-
-    @cached_property
-    def spelled(self) -> dict[str, ConceptToken]:
-        """The learned words in the form in which they are found."""
-        return {normal(word): token for word, token in self.tokens.items()}
+        return word_pattern(list(self.tokens))
 
     def _before(self, text: str) -> str:
         """The text before a word. In the vocabularies of LLMs a space belongs to the word after it."""

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from clora_core.errors import ConceptError
+from clora_core.errors import ConceptError, MuseumError
 from clora_core.learning.learn import Learning
-from clora_core.model.concept import Concept, ConceptToken, mentions, unknown_words, with_word
-from clora_core.museum.editing import renamed
-from clora_core.museum.museum import Museum
+from clora_core.model.concept import Concept, ConceptToken, mentions, readable, unknown_words, with_word, word_pattern
+from clora_core.museum.editing import edited, renamed
+from clora_core.museum.museum import Museum, parse_strengths
 from tests.small import museum_of, short, small_base, small_concept
 
 NFC, NFD = "<m\u00fcller>", "<mu\u0308ller>"
@@ -68,4 +68,26 @@ def test_a_word_is_encoded_in_whatever_form_it_and_the_prompt_are_written():
         for written in (NFC, NFD, "<m\u00fcl\u00adler>"):
             found = base.encode_prompts([f"a {written} hat"], [token])
             assert torch.equal(found.states, base.encode_prompts(["a red hat"], []).states)
-            assert list(found.places) == [word]
+            assert list(found.places) == [NFC]
+
+
+@torch.no_grad()
+def test_a_part_of_a_prompt_without_a_word_is_read_as_without_words():
+    base = small_base()
+    token = ConceptToken(NFC, {name: value[None] for name, value in base.word_vectors("red").items()})
+    pattern = word_pattern([NFC])
+    family, heart = "\U0001f469\u200d\U0001f680", "\u2764\ufe0f"
+    assert readable(f"e\u0301 {family} {NFD}s {heart}", pattern) == f"e\u0301 {family} {NFC}s {heart}"
+    prompt = f"e\u0301 {family} {heart}"
+    assert torch.equal(base.encode_prompts([prompt], [token]).states, base.encode_prompts([prompt], []).states)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u202e", "\u2066", "\ufeff", "\u3164", "\ufe0f", "\U000e0041", "\xad"])
+def test_no_word_is_told_apart_by_what_nobody_sees(hidden: str):
+    museum, odd = museum_of(small_base(), "<my-cat>", "<tom>"), f"<my-{hidden}cat>"
+    assert ConceptToken(odd, museum.tokens[0].vectors).word == "<my-cat>"
+    assert parse_strengths([f"{odd}: 0.5"]) == {"<my-cat>": 0.5}
+    assert edited(museum, f"rename <tom> <t{hidden}im>")[0].words == ("<my-cat>", "<tim>")
+    assert edited(museum, f"remove {odd}")[1].startswith("'<my-cat>' is removed.")
+    with pytest.raises(MuseumError, match="Two exhibits have the word '<my-cat>'"):
+        renamed(museum, "<tom>", odd)

@@ -18,7 +18,7 @@ from clora_core.errors import ConceptError, MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.model.concept import Concept
 from clora_core.model.projections import Projection
-from clora_core.museum.file import load_museum, load_view, read_header, save_museum
+from clora_core.museum.file import append_exhibits, load_museum, load_view, read_header, save_museum
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections, put_together, taken_apart, unsealed
 
@@ -263,6 +263,39 @@ def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     assert_same(museum(), loaded)
+
+
+def test_a_word_that_earlier_versions_kept_with_invisible_characters_still_loads(tmp_path):
+    """In memory it is the word that everyone sees; the names of its tensors stay as they are."""
+    on, path = projections("sd15"), tmp_path / "a.safetensors"
+    strong = exhibit("<my-dog>", on, seed=5, strength=0.5)
+    shy = exhibit("<shy>", on, seed=7, recipe=recipe_named("word-gated", rank=4), prompt="a <shy> thing")
+    before = museum().with_exhibits(strong, shy)
+    save_museum(before, path)
+    spellings = {
+        "<my-cat>": "<my-\u200bcat\u202e>",
+        "<b\u00e4r>": "<ba\u0308r>",
+        "<my-dog>": "<my-dog>\ufe0f",
+        "<shy>": "<s\xadhy>",
+    }
+
+    def respelled(text: str) -> str:
+        for word, spelled in spellings.items():
+            text = text.replace(word, spelled)
+        return text
+
+    header, data = taken_apart(path)
+    metadata = {name: respelled(value) for name, value in unsealed(header.pop("__metadata__")).items()}
+    put_together(path, {"__metadata__": metadata, **{respelled(name): entry for name, entry in header.items()}}, data)
+    assert set(spellings.values()) <= {entry["word"] for entry in json.loads(metadata["clora.museum"])["exhibits"]}
+    assert read_header(path).words == before.words
+    assert_same(load_museum(path), before)
+    assert load_museum(path, words=["<my-dog>\ufe0f", "<my-cat>"]).words == ("<my-cat>", "<my-dog>")
+    view, expected = load_view(path, {"<my-\u200bdog>": 2.0}), before.only(["<my-dog>"]).dense({"<my-dog>": 2.0})
+    assert all(torch.allclose(view.deltas[projection], delta, atol=1e-5) for projection, delta in expected.items())
+    added = exhibit("<new>", on, seed=8)
+    append_exhibits([added], path, base=before.base)
+    assert_same(load_museum(path), before.with_exhibits(added))
 
 
 ODD = st.sampled_from("a1é犬 \0\t\n\r\x1b\x7f\x9b\u2028\u202e\ud800\udfff{word}<>👩‍🚀\ufeff\uffff")

@@ -88,6 +88,9 @@ def test_a_link_stays_a_link(tmp_path):
         ("a\0b.safetensors", "is not printable"),
         ("a\nb.safetensors", "is not printable"),
         ("a\udcffb.safetensors", "is not printable"),
+        ("cat\u202estnemunom.safetensors", "is not printable"),
+        ("ca\u200bt.safetensors", "is not printable"),
+        ("cat\u3164.safetensors", "is not printable"),
         ("x" * 300 + ".safetensors", "too long"),
         ("folder.safetensors", "folder has this name"),
         ("NUL.safetensors", "Windows reserves the name"),
@@ -104,7 +107,21 @@ def test_odd_names_are_refused(name, rule, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["木の博物館", "кот", "قطة", "😀 my cat's", "a;b$(c)`d`", "-rf", "null", "Ä" * 60, "sub/../up", ".hidden", "a.b.c"],
+    [
+        "木の博物館",
+        "кот",
+        "قطة",
+        "😀 my cat's",
+        "a;b$(c)`d`",
+        "-rf",
+        "null",
+        "Ä" * 60,
+        "sub/../up",
+        ".hidden",
+        "a.b.c",
+        "گربه\u200cها",
+        "👩\u200d🚀❤\ufe0f",
+    ],
 )
 def test_names_of_any_alphabet_work(name, tmp_path):
     (tmp_path / "sub").mkdir()

@@ -19,6 +19,7 @@ from ...model.families.family import Family
 from ...model.families.unet import UNet, layers_per_block
 from ...model.projections import Projection, Role
 from ...pictures import THUMBNAIL_LIMIT_BYTES, check_thumbnail
+from ...texts import normal
 from ..museum import Exhibit, Museum
 from .json_values import array, check_types, fields, integer, json_text, json_value, mapping, number, text
 
@@ -39,8 +40,9 @@ EXHIBIT_FIELDS = "word kind prompt recipe facts rank layers words encoders thumb
 
 @dataclass(frozen=True)
 class ExhibitHeader:
-    """An exhibit without its tensors.
+    """An exhibit without its tensors. Its word and prompt are in `texts.normal` form.
 
+    spelled: the word as the file spells it, also in the names of the exhibit's tensors; "" if that is the word itself.
     ranks: projection → the rank of its delta. layers, words: the first two sizes of the word's vectors.
     """
 
@@ -54,6 +56,19 @@ class ExhibitHeader:
     words: int
     thumbnail: bytes
     strength: float = 1.0
+    spelled: str = ""
+
+    def __post_init__(self) -> None:
+        word = normal(self.word)
+        if word != self.word:
+            object.__setattr__(self, "spelled", self.spelled or self.word)
+        object.__setattr__(self, "word", word)
+        object.__setattr__(self, "prompt", normal(self.prompt))
+
+    @property
+    def name(self) -> str:
+        """What the exhibit's tensors are named after."""
+        return self.spelled or self.word
 
     @property
     def everywhere(self) -> bool:
@@ -182,7 +197,7 @@ def _exhibit_to_json(exhibit: ExhibitHeader, header: Header) -> dict[str, object
     ranks = {p.path: exhibit.ranks[p] for p in header.projections if p in exhibit.ranks}
     everywhere = len(ranks) == len(header.projections) and len(set(ranks.values())) == 1
     return {
-        "word": exhibit.word,
+        "word": exhibit.name,
         "kind": exhibit.kind,
         "prompt": exhibit.prompt,
         "recipe": exhibit.recipe.to_json(),

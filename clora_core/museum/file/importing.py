@@ -152,7 +152,7 @@ def imported(
             "embedding file for it, give both files."
         )
     rank = max((delta.rank for delta in lora.deltas.values()), default=1)
-    template = template or TEMPLATES[kind]
+    template = normal(template) or TEMPLATES[kind]
     check_mentioned(template, word)
     prompt = template.replace("{word}", word)
     recipe = Recipe("imported", rank=rank, steps=lora.steps)

@@ -90,10 +90,10 @@ def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
     for exhibit in header.exhibits:
         layers = () if exhibit.ordinary else (exhibit.layers,)
-        for encoder, key in vector_keys(exhibit.word, exhibit.ordinary, family).items():
+        for encoder, key in vector_keys(exhibit.name, exhibit.ordinary, family).items():
             yield key, (*layers, exhibit.words, family.encoders[encoder])
         for projection, rank in () if exhibit.everywhere and exhibit.strength == 1 else exhibit.ranks.items():
-            up, down = own_keys(exhibit.word, projection, family)
+            up, down = own_keys(exhibit.name, projection, family)
             yield up, (projection.shape[0], rank)
             if not exhibit.everywhere:
                 yield down, (rank, projection.shape[1])

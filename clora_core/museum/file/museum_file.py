@@ -14,6 +14,7 @@ from ...model.base import Fingerprint
 from ...model.concept import ConceptToken
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
+from ...texts import normal
 from ..museum import CLIP_SKIP, Exhibit, Museum
 from .damage import undamaged
 from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
@@ -53,8 +54,9 @@ def load_view(path: Path | str, strengths: Mapping[str, float] | None = None) ->
     strengths: word → factor on the exhibit's own strength, for the exhibits to view; None views all. Gated exhibits
     are not scaled. Viewing all exhibits also checks the file's hash.
     """
-    with _reading(Path(path), None if strengths is None else list(strengths)) as (file, header, exhibits):
-        scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if strengths is None else strengths)
+    own = None if strengths is None else {normal(word): strength for word, strength in strengths.items()}
+    with _reading(Path(path), None if own is None else list(own)) as (file, header, exhibits):
+        scales = rank_scales(header, dict.fromkeys(header.words, 1.0) if own is None else own)
         return View(
             header.base,
             tuple(_token(file, header, exhibit) for exhibit in exhibits),
@@ -105,7 +107,7 @@ def check_sum(file: safe_open, header: Header, exhibits: Sequence[ExhibitHeader]
     for word, slices in rank_rows(header, scaled).items():
         for projection, rows in slices.items():
             up, _, _ = factor_keys(projection, header.family)
-            own, _ = own_keys(word, projection, header.family)
+            own, _ = own_keys(scaled[word].name, projection, header.family)
             strength = scaled[word].strength
             if not _is_scaled(file.get_slice(up)[:, rows], _read(file, own), strength, header.dtype):
                 raise MuseumError(
@@ -119,7 +121,7 @@ def _reading(path: Path, words: Sequence[str] | None) -> Iterator[tuple[safe_ope
     """The open file, its checked header, and the entries of these words (None: all) in the museum's order."""
     with errors_about(path), opened(path) as file:
         header = checked_header(file)
-        chosen = set(header.words if words is None else words)
+        chosen = set(header.words if words is None else map(normal, words))
         if unknown := sorted(chosen - set(header.words)):
             known = ", ".join(header.words[:20]) or "nothing yet"
             more = f" and {len(header.words) - 20} more" if len(header.words) > 20 else ""
@@ -157,7 +159,7 @@ def _deltas(file: safe_open, header: Header, exhibits: Sequence[ExhibitHeader]) 
         if exhibit.everywhere and exhibit.strength == 1:
             continue
         for projection in exhibit.ranks:
-            up, down = own_keys(exhibit.word, projection, header.family)
+            up, down = own_keys(exhibit.name, projection, header.family)
             own_down = deltas[exhibit.word][projection].down if exhibit.everywhere else _read(file, down)
             deltas[exhibit.word][projection] = LowRank(_read(file, up), own_down)
     return deltas
@@ -182,7 +184,7 @@ def _adjoining(rows: Sequence[tuple[str, slice]]) -> list[list[tuple[str, slice]
 
 
 def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptToken:
-    keys = vector_keys(exhibit.word, exhibit.ordinary, header.family)
+    keys = vector_keys(exhibit.name, exhibit.ordinary, header.family)
     vectors = {encoder: _read(file, key) for encoder, key in keys.items()}
     skip = exhibit.facts.get(CLIP_SKIP)
     return ConceptToken(

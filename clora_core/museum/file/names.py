@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ...errors import MuseumError
-from ...texts import unprintable
+from ...texts import misleading, unprintable
 
 SUFFIX = ".safetensors"
 LONGEST = 235  # bytes of a name: most systems allow 255, and a backup's name is longer than the file's
@@ -16,7 +16,7 @@ def why_unusable(name: str) -> str:
     """Why some system does not allow this name, as a sentence; "" if all allow it."""
     if not name.strip(". "):
         return f"{name!r} is not a valid name."
-    if character := unprintable(name):
+    if character := unprintable(name) or misleading(name):
         return f"The name {name!r} contains {character!r}, which is not printable."
     if match := RESERVED.search(name):
         return f"The name '{name}' contains {match[0]}, which Windows does not allow in names."
