@@ -1,6 +1,12 @@
 /** The `exhibits` text of Load Museum: empty for all, else one per line, "<my-cat>" or "<my-cat>: 0.8". */
 
+const INVISIBLE = /[\p{Default_Ignorable_Code_Point}\ufff9-\ufffb\u2800]/gu // as in clora_core/texts.py
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
+
+/** A word as the museum keeps it: in NFC, without characters that nobody sees. @param {string} word */
+export function normal(word) {
+  return word.replace(INVISIBLE, "").normalize("NFC").trim()
+}
 
 /**
  * Parse a text for a museum with these words.
@@ -15,7 +21,7 @@ export function parseExhibits(text, words) {
   const entries = new Map(lines.map((line) => {
     const [, word, number] = line.match(/^([^:]*)(?::(.*))?$/s)
     const strength = !number ? 1 : NUMBER.test(number.trim()) ? Number(number) : NaN
-    return [word.trim(), { strength, line }]
+    return [normal(word), { strength, line }]
   }))
   const valid = words.filter((word) => entries.has(word) && !Number.isNaN(entries.get(word).strength))
   const chosen = new Map(valid.map((word) => [word, entries.get(word).strength]))

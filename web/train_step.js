@@ -1,6 +1,7 @@
 /** The panel of Train Step: loss curves, previews of the word, and measurements at the end. */
 
 import { app } from "../../scripts/app.js"
+import { normal } from "./museum_text.js"
 import { addCard, addPanel, element, fit, follow, hideCard, keepSmall, place } from "./panel.js"
 import { isConnected, onState } from "./panels.js"
 import { loadWords, say } from "./words.js"
@@ -213,7 +214,7 @@ function isOf(node, { word }) {
   const source = node.graph?.getNodeById(origin)
   const known = source?.widgets?.find((widget) => widget.name === "word")?.value
   const linked = source?.inputs?.find((input) => input.name === "word")?.link != null
-  return typeof known !== "string" || linked || known.trim() === word.split(", ").at(-1)
+  return typeof known !== "string" || linked || normal(known) === word.split(", ").at(-1)
 }
 
 app.registerExtension({

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from ..learning.learn import Progress
+from ..texts import printable
 
 Say = Callable[[str], None]  # prints a message for the user; see `cli.main`
 
@@ -16,7 +17,7 @@ class Bar(tqdm):
     """A progress bar with the parts of the loss beside it."""
 
     def __init__(self, title: str, steps: int) -> None:
-        super().__init__(total=steps, desc=title, leave=False, dynamic_ncols=True)
+        super().__init__(total=steps, desc=printable(title), leave=False, dynamic_ncols=True)
 
     def report(self, progress: Progress) -> None:
         """A `report` callback for `learn`."""

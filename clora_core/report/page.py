@@ -1,14 +1,15 @@
 """A report as one self-contained HTML file: embedded pictures, light and dark mode, no script, no network."""
 
 import base64
+import html
 import io
-from html import escape
 
 from PIL import Image
 from torch import Tensor
 
 from ..museum.museum import Exhibit
 from ..pictures import to_picture
+from ..texts import printable
 from .comparing import Compared
 from .review import Report
 
@@ -152,6 +153,11 @@ def _image(picture: Image.Image) -> str:
 
 def _bar(moved: float, label: str) -> str:
     return f'<div class="bar"><span style="--share: {min(moved, 1):.0%}"></span>{moved:.2f} {label}</div>'
+
+
+def escape(text: str) -> str:
+    """The text as HTML, with what could mislead a reader escaped as in a terminal."""
+    return html.escape(printable(text))
 
 
 def _short(value: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...clora_core.errors import BaseModelError, CLoRAError, ConceptError, MuseumError
+from ...clora_core.texts import normal
 
 KIND = "museums"
 VISION_KIND = "clip_vision"
@@ -136,7 +137,7 @@ def new_museum_path(name: str) -> Path:
 
 
 def _new_museum_path(name: str) -> Path:
-    parts = [part.strip() for part in name.replace("\\", "/").split("/")]
+    parts = [part.strip() for part in normal(name).replace("\\", "/").split("/")]
     problem = _problem(parts)
     if not parts[-1].endswith(SUFFIX):
         parts[-1] += f".museum{SUFFIX}"
@@ -154,7 +155,7 @@ def new_output_path(name: str, suffix: str) -> Path:
 
     Raises CLoRAError for a name that leads out of the folder.
     """
-    root = output_folder()
+    root, name = output_folder(), normal(name)
     if _problem(name.replace("\\", "/").split("/")) or not (root / name).resolve().is_relative_to(root):
         raise CLoRAError(f"'{name}' is not a valid file name in '{root}'. Use letters and digits, and / for a folder.")
     folder, stem, number, _, _ = folder_paths.get_save_image_path(name, str(root))

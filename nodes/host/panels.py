@@ -1,5 +1,7 @@
 """What the nodes' panels in the browser show: sent as it changes, remembered, and kept on disk over a restart.
 
+Every text in a state is made printable here.
+
 A state belongs to a node of a workflow. The workflow goes by the mark that web/panels.js gives every workflow that is
 opened, since ComfyUI's own id is the same in every copy; for other clients by ComfyUI's id.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import folder_paths
 from comfy_execution.utils import get_executing_context
 
+from ...clora_core.texts import printable_values
 from ..log import log
 
 CHANGED = "clora.learning"  # the event that web/panels.js listens to
@@ -58,6 +61,7 @@ class Panel:
             return
         from server import PromptServer
 
+        state = printable_values(state)
         if remembered:
             _remember(self._owner, state)
         changes = {name: value for name, value in state.items() if self._sent.get(name, self) != value}
@@ -74,7 +78,8 @@ class Panel:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(".new")
-            beside.write_text(json.dumps([*self._owner, self._sent]), encoding="utf-8")
+            entries = [*self._owner, self._sent]
+            beside.write_text(json.dumps([*entries, _digest(entries)]), encoding="utf-8")
             os.replace(beside, path)
         except OSError as error:
             log.warning("C-LoRA: the panel cannot be kept. %s", error)
@@ -114,7 +119,11 @@ def _remember(owner: Owner, state: State) -> None:
 
 
 def _path(owner: Owner) -> Path:
-    return _folder() / f"{hashlib.sha256(json.dumps(owner).encode()).hexdigest()[:32]}.json"
+    return _folder() / f"{_digest(owner)[:32]}.json"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _folder() -> Path:
@@ -136,13 +145,14 @@ def _read_files() -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[Owner, dict[str, Any]]]:
-    """From the newest to the oldest. Files that are no states are left alone."""
+    """From the newest to the oldest. Files that are no states, or are damaged, are left alone."""
     try:
         paths = sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
     except OSError:
         return
     for path in paths[:MOST]:
         with suppress(OSError, ValueError, TypeError):
-            workflow, node, state = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(state, dict):
-                yield (str(workflow), str(node)), state
+            *entries, digest = json.loads(path.read_text(encoding="utf-8"))
+            if digest == _digest(entries):
+                workflow, node, state = entries
+                yield (workflow, node), state

@@ -27,14 +27,14 @@ def say(text: str, *, short: str = "", page: str = "") -> str:
     offers to open.
     """
     panel = Panel()
-    panel.send({"text": printable(short or text), "page": page})
+    panel.send({"text": short or text, "page": page})
     panel.keep()
     return say_without_panel(text)
 
 
 def warn(text: str) -> None:
     """Show a text on the node that is running, which may be anybody's, until it runs again."""
-    Panel().send({"text": printable(text), "page": ""}, remembered=False)
+    Panel().send({"text": text, "page": ""}, remembered=False)
     say_without_panel(text)
 
 

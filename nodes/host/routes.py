@@ -8,11 +8,13 @@ GET /clora/report?name=my_00001_.html            a report in the output folder, 
 import asyncio
 import base64
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
 from ...clora_core.errors import MuseumError
+from ...clora_core.texts import printable_values, shortened
 from .folders import museum_names, museum_path, museum_version, report_path
 from .panels import states
 
@@ -43,12 +45,12 @@ async def museum(request: web.Request) -> web.Response:
         content = await asyncio.to_thread(_content, name)
     except MuseumError as error:
         return _error(422, str(error))
-    return web.json_response(content, headers={"ETag": f'"{version}"', "Cache-Control": "no-cache"})
+    return _answer(content, headers={"ETag": f'"{version}"', "Cache-Control": "no-cache"})
 
 
 async def learning(request: web.Request) -> web.Response:
     """Node → state of its panel; empty for an unknown workflow."""
-    return web.json_response(states(request.query.get("workflow", "")))
+    return _answer(states(request.query.get("workflow", "")))
 
 
 async def report(request: web.Request) -> web.StreamResponse:
@@ -71,19 +73,27 @@ def _content(name: str) -> dict[str, Any]:
             {
                 "word": exhibit.word,
                 "kind": exhibit.kind,
-                "prompt": exhibit.prompt,
-                "recipe": exhibit.recipe.method,
+                "prompt": shortened(exhibit.prompt),
+                "recipe": shortened(exhibit.recipe.method),
                 "rank": max(exhibit.ranks.values(), default=0),
                 "steps": exhibit.recipe.steps,
                 "applied": exhibit.recipe.applied,
                 "strength": exhibit.strength,
-                "pictures": exhibit.facts.get("pictures"),
-                "date": exhibit.facts.get("date"),
-                "checkpoint": exhibit.facts.get("checkpoint"),
+                "pictures": _fact(exhibit.facts, "pictures", int),
+                "date": _fact(exhibit.facts, "date", str),
+                "checkpoint": _fact(exhibit.facts, "checkpoint", str),
                 "thumbnail": _data_uri(exhibit.thumbnail) if room >= 0 else "",
             }
         )
     return {"base": str(header.base), "dtype": header.dtype, "exhibits": exhibits}
+
+
+def _fact(facts: Mapping[str, object], name: str, kind: type) -> object:
+    """A fact, which may be anything in a file from elsewhere, if it is of this kind; else None."""
+    value = facts.get(name)
+    if type(value) is not kind:
+        return None
+    return shortened(value) if isinstance(value, str) else value
 
 
 def _data_uri(thumbnail: bytes) -> str:
@@ -98,4 +108,9 @@ def _data_uri(thumbnail: bytes) -> str:
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+    return _answer({"error": message}, status=status)
+
+
+def _answer(content: object, **options: Any) -> web.Response:
+    """JSON in which every text is printable."""
+    return web.json_response(printable_values(content), **options)

@@ -186,6 +186,7 @@ TEXTS = (
     " <bo> : -1e-1 \n\n<cleo>:",
     "<ada>: 2\n<ada>: .5",
     "<lost>: 1\n<cleo>: 3.",
+    "<b\u200bo>: 0.8\n<a\u2800d\u3164a>\n<cle\ufe0fo\u202e>: 2",
 )
 
 

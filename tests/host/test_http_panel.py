@@ -13,6 +13,8 @@ from PIL import Image
 
 from clora_core.museum.editing import renamed
 from clora_core.museum.file import load_museum, save_museum
+from tests.museums import museum as random_texts
+from tests.museums import put_together, taken_apart, with_inner
 
 from .events import Events
 from .prompts import chain, node, saved_chain
@@ -78,6 +80,34 @@ def test_a_file_that_is_no_museum_is_refused_in_a_sentence(server: Server):
     (folder / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
     status, _, told = museum(server, "broken.safetensors")
     assert status == 422 and told["error"].startswith("broken.safetensors")
+
+
+def test_what_a_museum_says_is_short_and_shows_every_character(server: Server):
+    """Whatever its header says: prompts, names, facts and their keys."""
+    path = save_museum(random_texts(), server.folder / "models/loras/museums/texts.museum.safetensors", overwrite=True)
+    odd = "<b>\u202e\x1b[2J" + "\u200bx" * 2000
+
+    def change(header: dict) -> None:
+        header["base"]["digest"] = odd
+        header["exhibits"][0] |= {
+            "prompt": odd,
+            "word": "<my-\u2066cat>",
+            "facts": {odd: odd, "checkpoint": odd, "date": [odd]},
+        }
+        header["exhibits"][0]["recipe"]["method"] = odd
+
+    with_inner(path, change)
+    header, data = taken_apart(path)
+    put_together(
+        path, json.loads(json.dumps(header).replace("bundle_emb.<my-cat>", "bundle_emb.<my-\\u2066cat>")), data
+    )
+    status, _, told = museum(server, path.name)
+    assert status == 200, told
+    exhibit = told["exhibits"][0]
+    assert exhibit["word"] == "<my-cat>" and exhibit["prompt"].startswith("<b>\\u001b[2Jxxx")
+    assert exhibit["checkpoint"].startswith("<b>\\u202e\\u001b[2J\\u200bx")
+    texts = [told["base"], *map(str, exhibit.values())]
+    assert all(text.isprintable() and len(text) < 6000 for text in texts if not text.startswith("data:"))
 
 
 def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):

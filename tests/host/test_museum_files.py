@@ -120,6 +120,13 @@ def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, mu
     assert isinstance(nodes["CLoRA_SaveMuseum"].validate_inputs(name), str), "said before anything is trained"
 
 
+def test_a_name_holds_nothing_that_nobody_sees(nodes: dict[str, Any], starter: Models, museum_folder: Path):
+    museum = random_museum(HostBase(*starter), "<one>")
+    nodes["CLoRA_SaveMuseum"].execute(museum, "peo\u200bple/mi\u202ene\u3164", False)
+    assert [path.name for path in museum_folder.rglob("*.safetensors")] == ["mine.museum.safetensors"]
+    assert folders.new_output_path("re\u202eport\u200b", ".html").name.startswith("report_")
+
+
 def test_names_and_the_disk_are_checked_when_the_prompt_is_queued(
     nodes: dict[str, Any], museum_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

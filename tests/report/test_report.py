@@ -27,6 +27,7 @@ from clora_core.report.review import Report, ReportSettings, everyday_prompts, m
 from tests.small import LATENT_SHAPE, random_deltas
 
 QUICK = ReportSettings(pictures=1, everyday=2, steps=1, guidance=3.0)
+TURNED = "\u202egpj.cat\x1b"
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
@@ -51,7 +52,7 @@ def report(base: Base) -> Report:
         base,
         museum(
             base,
-            exhibit(base, "<script>", prompt=f"a photo of <script> {EVIL}", facts={EVIL: EVIL}),
+            exhibit(base, "<script>", prompt=f"a photo of <script> {EVIL}", facts={EVIL: EVIL, TURNED: [TURNED]}),
             exhibit(base, "<b>", seed=1, thumbnail=thumbnail(torch.ones(3, 64, 64))),
         ),
     )
@@ -181,11 +182,12 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_one_file_and_shows_hostile_words_as_text(report: Report):
-    text = as_page(report, title=EVIL)
+    text = as_page(report, title=EVIL + TURNED)
     page = Page(text)
     assert "script" not in page.tags and "<script>" in page.text and EVIL in page.text
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert len(page.sources) == page.tags.count("img") == 2 * 2 + 1 + 2 * 2
+    assert TURNED not in text and r"\u202e" in page.text
     assert "url(" not in text and "@import" not in text and "http-equiv" in text
     for source in page.sources:
         picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
