@@ -15,8 +15,8 @@ MISLEADING = (
     "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
 INVISIBLE = re.compile(f"[{JOINERS}{MISLEADING}]+")
-# Control characters command terminals, and lone surrogates cannot be encoded.
-UNSAFE = re.compile(f"[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{MISLEADING}]")
+# Control characters command terminals, separators break lines, and lone surrogates cannot be encoded.
+UNSAFE = re.compile(f"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{MISLEADING}]")
 
 
 def unprintable(text: str, allowed: str = "") -> str:

@@ -57,7 +57,7 @@ def test_the_normal_form_is_one_and_shows_everything(value: str):
     assert not [c for c in escaped if unicodedata.category(c) == "Cf" and not shows_itself(c)]
 
 
-@pytest.mark.parametrize("character", ["\x1b", "\x7f", "\r", "\u202e", "\ud800", "\U000e0041"])
+@pytest.mark.parametrize("character", ["\x1b", "\x7f", "\r", "\u2028", "\u202e", "\ud800", "\U000e0041"])
 def test_an_escape_is_that_of_json(character: str):
     assert json.loads(f'"{printable(character)}"') == character
 

@@ -102,7 +102,8 @@ class Store:
             self._state_path(key).unlink(missing_ok=True)
             state = None
         for step in self.kept.steps_of(key):
-            if (state.step if state else 0) < step <= steps and (kept := self.kept.state(_at(key, step))):
+            kept = self.kept.state(_at(key, step)) if (state.step if state else 0) < step <= steps else None
+            if kept and kept.step == step:  # the file has its own name
                 return kept
         return state
 

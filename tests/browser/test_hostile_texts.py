@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.host.prompts import chain, node
 from tests.host.server import Server
@@ -20,6 +21,9 @@ RUN = "window.hacked=1"
 EVIL, TOM = f"<img/src/onerror={RUN}>", "<my-__LNK0__>"
 TEMPLATE = f"a photo of {{word}} &lt; <img src=x onerror={RUN}>"
 JOINER = "\u2060"
+STRANGER = f"<svg/onload={RUN}>"  # a word that nobody learned
+FILE = f"<img src=x onerror={RUN}>.png"
+TURNED = "\u202egpj"
 OTHER = os.environ.get("COMFYUI_FRONTEND")
 # Newer frontends take the text off the node when the run ends.
 WATCH = """() => {
@@ -38,6 +42,11 @@ def opened(browser: object, request: pytest.FixtureRequest, tmp_path_factory: py
         pytest.skip("no other frontend: set COMFYUI_FRONTEND to its folder")
     options = ["--front-end-root", str(OTHER)] if request.param == "other" else []
     server = Server(HOST, tmp_path_factory.mktemp("comfyui"), *options)
+    pictures = server.folder / "input" / "hostile"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64)).save(pictures / "good.png")
+    for name in (FILE, f"b{TURNED}.png"):
+        (pictures / name).write_bytes(b"no picture")
     try:
         server.start()
         with Frontend.opened(browser, server.address, size=(1900, 1200)) as frontend:  # type: ignore[arg-type]
@@ -58,6 +67,9 @@ def run(frontend: Frontend, edits: str) -> None:
     prompt["load"] = node(
         "CLoRA_LoadMuseum", **dict(list(links.items())[:2]), museum_name="", exhibits="", strength=1.0
     )
+    prompt["pictures"] = node("CLoRA_LoadPictures", folder="hostile", files="")
+    prompt["text"] = node("CLIPTextEncode", text=f"a {STRANGER} beside {EVIL}", clip=["train1", 1])
+    prompt["seen"] = node("PreviewAny", source=["text", 0])
     names = {name: str(number) for number, name in enumerate(prompt, 1)}
     for each in prompt.values():
         for key, value in each["inputs"].items():
@@ -91,6 +103,10 @@ def test_what_nodes_say_is_text(opened: tuple[Server, Frontend]):
     run(frontend, f"rename {EVIL} {TOM}\nrename {TOM} {EVIL}")
     wait_for_text(frontend, f"'{EVIL}' is now '{TOM}'.")
     wait_for_text(frontend, f": {EVIL}")
+    wait_for_text(frontend, f"The museum has no word {STRANGER}.")
+    wait_for_text(frontend, FILE)
+    wait_for_text(frontend, r"b\u202egpj.png")
+    assert not frontend.page.evaluate("(turned) => [...seen].some((one) => one.includes(turned))", TURNED)
     frontend.page.wait_for_function(
         "(word) => [...document.querySelectorAll('.clora-title b')].some((title) => title.textContent === word)",
         arg=EVIL,

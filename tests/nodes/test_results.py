@@ -218,6 +218,15 @@ def test_a_state_that_does_not_fit_can_be_set_aside(store: Store, caplog: pytest
     assert store.state(A) is None and "This saved state is damaged. It is set aside as" in caplog.text
 
 
+def test_a_kept_state_with_the_name_of_another_step_is_not_gone_on_from(store: Store):
+    store.keep_state_along(A, state(2))
+    found = store.furthest_state(A, 3)
+    assert found is not None and found.step == 2
+    (path,) = store.kept.folder.iterdir()
+    path.rename(path.with_name(path.name.replace(".2.", ".3.")))
+    assert store.furthest_state(A, 3) is None
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
