@@ -8,13 +8,14 @@ import { loadWords, say } from "./words.js"
 
 const KIND = "CLoRA_TrainStep"
 const EMPTY_PX = 30
-const RUNNING = ["learning", "measuring", "drawing"]
+const RUNNING = ["learning", "measuring", "drawing", "comparing"]
 
 /** @typedef {{loss_before?: number, loss_after?: number, moved?: Record<string, number>,
  *   overlap?: Record<string, number>}} Effect */
 /** @typedef {{word: string, steps: number, step: number, resumed: number, resumable: boolean, where: string,
  *   part: [number, number], note: string, seconds: number, seconds_left: number | null,
- *   curves: Record<string, [number, number][]>, film: {step: number, picture: string}[], effect: Effect}} PanelState */
+ *   curves: Record<string, [number, number][]>, film: {step: number, title?: string, picture: string}[],
+ *   sheet: {word: string, real: string, then: string, now: string}[], effect: Effect}} PanelState */
 
 /** @type {WeakMap<object, TrainingPanel>} */
 const panels = new WeakMap()
@@ -25,9 +26,10 @@ class TrainingPanel {
     this.title = element("div", { class: "clora-title" })
     this.lanes = element("div", { class: "clora-lanes" })
     this.film = element("div", { class: "clora-film" })
+    this.sheet = element("div", { class: "clora-sheet" })
     this.numbers = element("dl", { class: "clora-numbers" })
     this.note = element("div", { class: "clora-note" })
-    const parts = [this.title, this.note, this.lanes, this.film, this.numbers]
+    const parts = [this.title, this.note, this.lanes, this.film, this.sheet, this.numbers]
     this.content = element("div", { class: "clora-content" }, ...parts)
     this.body = element("div", { class: "clora-panel clora-training" }, this.content)
     /** @type {Map<string, Lane>} */
@@ -54,13 +56,14 @@ class TrainingPanel {
     this.note.textContent = note(state)
     this.drawCurves(state)
     this.drawFilm(state.film ?? [])
+    this.sheet.replaceChildren(...sheet(state.sheet ?? []))
     this.numbers.replaceChildren(...numbers(state))
   }
 
   clear() {
     this.note.textContent = this.filmKey = ""
     this.curves.clear()
-    for (const part of [this.lanes, this.film, this.numbers]) part.replaceChildren()
+    for (const part of [this.lanes, this.film, this.sheet, this.numbers]) part.replaceChildren()
   }
 
   /** @param {PanelState} state */
@@ -80,12 +83,8 @@ class TrainingPanel {
     const key = film.map(({ step, picture }) => `${step} ${picture.length}`).join()
     if (key === this.filmKey) return
     this.filmKey = key
-    this.film.replaceChildren(...film.map(({ step, picture }) => {
-      const frame = element("figure", {}, element("img", { src: picture, alt: "", draggable: "false" }),
-        element("figcaption", {}, String(step)))
-      addCard(frame, () => [element("img", { src: picture, alt: "" })])
-      return frame
-    }))
+    this.film.replaceChildren(...film.map(({ step, title, picture }) => element("figure", {}, enlarged(picture),
+      element("figcaption", {}, title ? say(`film.${title}`) : String(step)))))
     this.film.scrollLeft = this.film.scrollWidth
   }
 
@@ -96,6 +95,22 @@ class TrainingPanel {
     this.lanes.style.setProperty("--clora-pointed", share === undefined ? "-1" : String(share))
     for (const lane of this.curves.values()) lane.point(share)
   }
+}
+
+/** A small picture, shown larger under the pointer. @param {string} picture */
+function enlarged(picture) {
+  const image = element("img", { src: picture, alt: "", draggable: "false" })
+  addCard(image, () => [element("img", { src: picture, alt: "" })])
+  return image
+}
+
+/** A header, and a row for each exhibit: its own picture, when learned, now. @param {PanelState["sheet"]} rows */
+function sheet(rows) {
+  const names = ["real", "then", "now"]
+  const header = ["", ...names.map((name) => say(`sheet.${name}`))].map((text) => element("small", {}, text))
+  const cells = rows.map((row) => [element("b", { title: row.word }, row.word),
+    ...names.map((name) => row[name] ? enlarged(row[name]) : element("span"))])
+  return rows.length ? [...header, ...cells.flat()] : []
 }
 
 /** The curve of one part of the loss, on its own scale from zero. */
@@ -139,6 +154,7 @@ function title({ word, step, steps, resumed, where, part: [done, of] = [0, 0], s
     learning: (seconds_left ?? null) === null ? begins : left(seconds_left),
     measuring: say("training.measuring", { done, of }),
     drawing: say("training.drawing", { done, of }),
+    comparing: say("training.comparing", { done, of }),
     learned: say("training.learned", { time: time(seconds ?? 0) }),
     kept: say("training.kept"),
     stopped: say("training.stopped"),

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import math
 import os
-import re
 import shutil
 import tempfile
 import typing
@@ -33,6 +32,7 @@ from ..museum.file.replacing import set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..pictures import Picture
+from .along import Along
 from .model import add_base, add_kind, device_of, needed_bytes, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
 from .recipe import add_recipe, tell_of_baseline
@@ -114,6 +114,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--keep-every", type=int, default=0, metavar="N", help="also save the museum as it is every N steps, to choose"
     )
+    parser.add_argument(
+        "--preview-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also save a sample picture every N steps, and at the end a sheet of exhibits before and after",
+    )
     for name, meaning in SWITCHES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     defaults = Recipe()
@@ -163,8 +170,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     state = state_path(arguments.museum, arguments.word, learning.key)
     finished = arguments.museum.with_name(f"{arguments.museum.stem}.finished")
     _take_up(finished, state, learning.key, recipe.steps)
-    along = _keeper(learning, arguments, len(folders), say)
-    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps, along=along)
+    along = Along(learning, arguments.museum, arguments.keep_every, arguments.preview_every, say)
+    if not state.exists():
+        along.begin()
+    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps, along=along.step)
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
     if replaced:
         dtype, whole = read_header(arguments.museum).dtype, earlier.with_exhibits(*new)
@@ -177,6 +186,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(f"To train further: the same command with more --steps and --replace. It goes on from {finished}.")
     else:
         state.unlink(missing_ok=True)
+    along.end(new)
 
 
 def _before(museum: Museum, words: Sequence[str]) -> Museum:
@@ -198,21 +208,6 @@ def _take_up(finished: Path, state: Path, key: str, steps: int) -> None:
         begun = load_state(finished)
         if begun.key == key and begun.step <= steps:
             os.replace(finished, state)
-
-
-def _keeper(learning: Learning, arguments: argparse.Namespace, count: int, say: Say) -> Callable[[Progress], None]:
-    """Saves the museum every so many steps, under a name of its own."""
-    every, path = arguments.keep_every * count, arguments.museum
-    name = re.sub(r"[^\w-]", "", arguments.word)
-
-    def along(progress: Progress) -> None:
-        if every and progress.step % every == 0 and progress.step < progress.steps:
-            target = path.with_name(f"{path.stem}.{name}-{progress.step}{path.suffix}")
-            pairs = zip(learning.exhibits_at(progress), learning.concepts, strict=True)
-            save_museum(learning.museum.with_exhibits(*(dated(*pair) for pair in pairs)), target, overwrite=True)
-            say(f"{target} is the museum after step {progress.step}.")
-
-    return along
 
 
 def _check_room(path: Path, base: Base, recipe: Recipe) -> None:

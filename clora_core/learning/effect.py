@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from ..museum.overlap import overlap_matrix
 from .learn import Learning
 from .lesson import REFERENCE_DRAWS
 from .start import start_vectors
+
+Item = TypeVar("Item")
 
 ASKED = 8  # earlier exhibits at most, spread evenly over the museum
 
@@ -46,7 +49,7 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
     `report(done, total)` hears of every batch, counted in pictures, and may raise to stop.
     """
     base, museum, concept, lesson = learning.base, learning.museum, learning.concepts[-1], learning.lessons[-1]
-    asked = _spread(museum.exhibits, ASKED)
+    asked = spread(museum.exhibits, ASKED)
     prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
     first = ConceptToken(concept.word, start_vectors(base, concept))
     done = 0
@@ -78,9 +81,9 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
     return Effect(loss_before, loss_after, moved, overlap)
 
 
-def _spread(exhibits: Sequence[Exhibit], most: int) -> list[Exhibit]:
+def spread(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many, evenly over the whole, the first and the last among them."""
-    count = len(exhibits)
+    count = len(items)
     if count <= most:
-        return list(exhibits)
-    return [exhibits[place * (count - 1) // (most - 1)] for place in range(most)]
+        return list(items)
+    return [items[place * (count - 1) // (most - 1)] for place in range(most)]

@@ -170,6 +170,10 @@ class Base(Frozen, Protocol):
         """The layer of the text encoders whose states the UNet reads: 1 is the last, 2 the one before it."""
         ...
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(c, h', w') of the latents of pictures of this size in pixels, or (c, 1, h', w') where they have a frame."""
+        ...
+
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Encode pictures (n, 3, h, w) in [-1, 1] as latents (n, c, h', w'), or (n, c, 1, h', w') where the model's
         have a frame, float32 on the CPU."""

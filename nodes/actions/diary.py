@@ -12,13 +12,14 @@ from torch import Tensor
 from ...clora_core.learning.effect import Effect
 from ...clora_core.learning.learn import Progress
 from ...clora_core.pictures import thumbnail
+from ...clora_core.report.before_after import BeforeAfter
 from .clock import Clock
 
 SENT_EVERY_S = 0.25
 POINTS = 100  # per curve; each is the mean of several steps if there are more
 FRAMES = 24  # of the film strip, approximately
 
-Status = Literal["learning", "measuring", "drawing", "learned", "kept", "stopped"]  # kept: loaded from disk
+Status = Literal["learning", "measuring", "drawing", "comparing", "learned", "kept", "stopped"]  # kept: from disk
 
 
 class Diary:
@@ -45,7 +46,9 @@ class Diary:
         self.words, self.steps, self.step, self.key, self.resumable = words, steps, 0, key, resumable
         self.status: Status = "learning"
         self.note = ""
+        self.before: list[dict[str, Any]] = []  # the frames of the film strip before its first step
         self.film: list[dict[str, Any]] = []
+        self.sheet: list[dict[str, str]] = []
         self.effect: Effect | None = None
         self.clock = clock or Clock()
         self._curves: dict[str, dict[int, list[float]]] = {}
@@ -82,6 +85,17 @@ class Diary:
             self.film.pop()
         self.film.append({"step": self.step, "picture": as_uri(picture)})
         self.send()
+
+    def paste_before(self, title: Literal["real", "untrained"], picture: Tensor) -> None:
+        """Add a picture, (3, height, width) in [-1, 1], at the beginning of the film strip, with a title."""
+        self.before.append({"step": 0, "title": title, "picture": as_uri(picture)})
+        self.send()
+
+    def compare(self, rows: Sequence[BeforeAfter]) -> None:
+        """Set the sheet at the end: exhibits when they were learned, and now."""
+        self.sheet = [
+            {"word": row.word, "real": _uri(row.real), "then": as_uri(row.then), "now": as_uri(row.now)} for row in rows
+        ]
 
     def advance(self, status: Status, done: int, of: int) -> None:
         """Record how far the work after the last step is."""
@@ -138,7 +152,8 @@ class Diary:
             "seconds": round(self.seconds, 1),
             "seconds_left": None if left is None else round(left, 1),
             "curves": {name: self._points(curve) for name, curve in self._curves.items()},
-            "film": list(self.film),
+            "film": [*self.before, *self.film],
+            "sheet": list(self.sheet),
             "effect": _finite(vars(self.effect)) if self.effect else {},
         }
 
@@ -149,7 +164,9 @@ class Diary:
     def _restore(self, earlier: Mapping[str, Any]) -> None:
         """Take over what an earlier run drew up to the step that this one begins with."""
         self._seconds_before = float(earlier["seconds"])
-        self.film = [frame for frame in earlier["film"] if frame["step"] <= self.step]
+        frames = [frame for frame in earlier["film"] if frame["step"] <= self.step]
+        self.before = [frame for frame in frames if "title" in frame]
+        self.film = [frame for frame in frames if "title" not in frame]
         for name, points in earlier["curves"].items():
             for middle, mean in points:
                 point = math.ceil(middle / self._width) - 1
@@ -172,7 +189,12 @@ class Diary:
 
 def as_uri(picture: Tensor) -> str:
     """A small JPEG of a picture, (3, height, width) in [-1, 1], as a page shows it."""
-    return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture)).decode()}"
+    return _uri(thumbnail(picture))
+
+
+def _uri(encoded: bytes) -> str:
+    """Of a JPEG; "" for none."""
+    return encoded and f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ...clora_core.model.sampling import Sampling, sample
 from ...clora_core.museum.editing import dated
 from ...clora_core.museum.museum import Exhibit, Museum, viewing
 from ...clora_core.pictures import Size, to_picture
+from ...clora_core.report.before_after import MOST, BeforeAfter, before_and_after, sampled_before
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
 from ..host.folders import results_folder
@@ -109,6 +110,7 @@ def stored_or_learned(
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
+        diary.compare(_before_and_after(base, learning, exhibits, _advance(diary, "comparing")))
         diary.close("learned", effect(learning, exhibits[-1], _advance(diary, "measuring")))
     except BaseException as error:
         diary.close("stopped", note=str(error))
@@ -129,7 +131,7 @@ def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool)
         key=key,
         resumable=resumable,
         preview_every=preview_every,
-        pictures=len(_prompts(learning, height, width)),
+        pictures=len(_prompts(learning, height, width)) + 2 * min(len(learning.museum.exhibits) + 1, MOST),
         clock=Clock(costs(recipe.batch_size * recipe.accumulation, passes(learning.museum))),
     )
 
@@ -203,6 +205,10 @@ def _learn(
     log.info("C-LoRA: %s", note)
     say_without_panel(note if resume is None else f"resuming from step {resume.step} · {note}")
     diary.begin(len(losses), note, state_under(key))
+    if not diary.before:
+        diary.paste_before("real", pictures[-len(concepts[-1].pictures)].read())
+        if preview_every and resume is None:
+            diary.paste_before("untrained", sampled_before(learning, _sampling(base)))
 
     def report(progress: Progress) -> None:
         nonlocal last
@@ -248,6 +254,14 @@ def _pictures(
         return _sample(base, _prompts(learning, height, width), museum.tokens, height, width, report)
 
 
+def _before_and_after(
+    base: HostBase, learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]
+) -> tuple[BeforeAfter, ...]:
+    shape = base.latent_shape(*learning.concepts[-1].size)
+    museum = learning.museum.with_exhibits(*exhibits)
+    return before_and_after(base, museum, _sampling(base), latent_shape=shape, report=report)
+
+
 def _prompts(learning: Learning, height: int, width: int) -> list[str]:
     """Those of the final pictures."""
     concepts = learning.concepts
@@ -278,9 +292,12 @@ def _sample(
     report: Callable[[int, int], None] = lambda done, of: check_interrupted(),
 ) -> Tensor:
     """Pictures (n, 3, height, width) in [-1, 1]."""
-    sampling = Sampling(guidance=base.family.guidance)
     shape = base.latent_shape(height, width)
-    return sample(base, prompts, tokens, sampling, latent_shape=shape, report=report)
+    return sample(base, prompts, tokens, _sampling(base), latent_shape=shape, report=report)
+
+
+def _sampling(base: HostBase) -> Sampling:
+    return Sampling(guidance=base.family.guidance)
 
 
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:

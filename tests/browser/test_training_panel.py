@@ -30,8 +30,9 @@ def drawn(frontend: Frontend, word: str) -> dict:
             return panel && {
                 parts: all(".clora-legend span").map((part) => part.textContent),
                 points: all(".clora-line").map((line) => line.getAttribute("d").split("L").length),
-                film: all("figcaption").map((step) => Number(step.textContent)),
-                loaded: all("figure img").every((image) => image.complete && image.naturalWidth),
+                film: all("figcaption").map((step) => step.textContent),
+                sheet: all(".clora-sheet > *").map((cell) => cell.src ? "picture" : cell.textContent),
+                loaded: all("img").every((image) => image.complete && image.naturalWidth),
                 numbers: all("dt").map((name) => name.textContent),
                 where: panel.querySelector(".clora-where").textContent,
             }
@@ -68,11 +69,13 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     look_at_all(frontend)
     first = wait_until_drawn(frontend, "<ada>", "learned in")
     assert first["parts"] == ["diffusion", "context preservation"] and first["points"] == [12, 12]
-    assert first["film"] == [4, 8, 12] and first["loaded"]
+    assert first["film"] == ["real", "untrained", "4", "8", "12"] and first["loaded"]
+    assert first["sheet"] == ["", "real", "when learned", "now", "<ada>", *["picture"] * 3]
     assert first["numbers"] == ["Loss on its own pictures"]
 
     last = wait_until_drawn(frontend, "<cleo>", "learned in")
     assert last["parts"] == first["parts"] and last["points"] == [12, 12]
+    assert last["sheet"][4::4] == ["<ada>", "<bo>", "<cleo>"] and last["sheet"].count("picture") == 9
     assert last["numbers"] == [*first["numbers"], "Earlier words moved by", "Overlap with earlier exhibits"]
     frontend.wait_until_idle()
 
@@ -83,4 +86,4 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     frontend.set(frontend.nodes(KIND)[0], "preview_every", 5)
     frontend.run()  # another prompt, the same learning
     kept = wait_until_drawn(frontend, "<ada>", "learned before")
-    assert kept["points"] == [12, 12] and kept["film"] == [4, 8, 12]
+    assert kept["points"] == [12, 12] and kept["film"] == first["film"]

@@ -22,22 +22,11 @@ from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, parse_strengths
 from clora_core.over_diffusers.base import open_base
 from clora_core.picture_files import read_folder
-from clora_core.starter.subjects import pictures
 from tests.museums import museum
 from tests.small import taught
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--steps", "2", "--rank", "2", "--batch-size", "2"]
-
-
-@pytest.fixture
-def images(tmp_path):
-    """A folder of three pictures."""
-    folder = tmp_path / "ada"
-    folder.mkdir()
-    for number, picture in enumerate(pictures("ada", 3, seed=0)):
-        picture.save(folder / f"{number}.png")
-    return folder
 
 
 def teach(museum, images, word, *more):
@@ -365,33 +354,3 @@ def test_every_command_explains_itself(capsys):
             main([*command.split(), "--help"])
         assert stopped.value.code == 0
         assert len(capsys.readouterr().out) > 200, command
-
-
-def test_more_steps_go_on_and_replace_the_last_word(tmp_path, images, capsys):
-    """As in one go; what was kept along the way can be shown like any museum."""
-    numbers = ["--schedule", "constant"]
-    museum, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
-    assert teach(museum, images, "<ada>", *numbers) == 0
-    assert teach(museum, images, "<ada>", *numbers, "--steps", "4", "--replace", "--keep-every", "3") == 0
-    assert "Resuming from step 2." in capsys.readouterr().out
-    assert teach(whole, images, "<ada>", *numbers, "--steps", "4") == 0
-    (longer,), (once,) = load_museum(museum).exhibits, load_museum(whole).exhibits
-    assert longer.same_as(once) and longer.recipe == once.recipe
-    (along,) = load_museum(tmp_path / "m.ada-3.safetensors").exhibits
-    assert along.recipe.steps == 3 and not along.same_as(once)
-    assert len(list(tmp_path.glob("m.*.backup"))) == 1
-
-    assert teach(museum, images, "<eve>", *numbers) == 0
-    assert teach(museum, images, "<ada>", *numbers, "--replace") == 1
-    assert "<eve> was learned after <ada>" in capsys.readouterr().err
-    assert load_museum(museum).words == ("<ada>", "<eve>")
-
-
-def test_numbers_that_are_left_out_fit_the_model_and_are_said(tmp_path, images, capsys):
-    assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
-    assert re.search(
-        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
-        capsys.readouterr().out,
-    )
-    (exhibit,) = load_museum(tmp_path / "m.safetensors").exhibits
-    assert exhibit.token.words == 2 and exhibit.recipe.learning_rate == 6e-3

@@ -130,7 +130,10 @@ def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
     assert remembered["train2"] == together
     assert together["where"] == "learned" and together["step"] == together["steps"] == 4
     assert set(together["curves"]) == {"diffusion", "context_preservation"}
-    assert [frame["step"] for frame in together["film"]] == [2, 4]
+    assert [frame.get("title", frame["step"]) for frame in together["film"]] == ["real", "untrained", 2, 4]
+    assert [row["word"] for row in together["sheet"]] == ["<ada>", "<bo>"]
+    earlier, new = together["sheet"]
+    assert new["then"] == new["now"] and earlier["then"] != earlier["now"] and earlier["real"] != new["real"]
     assert set(together["effect"]["moved"]) == set(together["effect"]["overlap"]) == {"<ada>"}
     assert server.get("/clora/learning?workflow=another") == {} == server.get("/clora/learning")
 

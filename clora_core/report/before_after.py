@@ -1,0 +1,73 @@
+"""Exhibits before and after: one of their own pictures, a sample when they were learned, and the same sample now."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..learning.effect import spread
+from ..learning.learn import Learning
+from ..learning.start import start_vectors
+from ..model.base import Base
+from ..model.concept import ConceptToken
+from ..model.sampling import Sampling, sample
+from ..museum.museum import Museum, viewing
+from .comparing import State
+from .review import prompt_of
+
+MOST = 5  # exhibits, spread evenly over the museum, the last one among them
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One exhibit. real: a JPEG of one of its own pictures; b"" if the museum has none. then, now: samples of its
+    prompt from the same noise, (3, height, width) in [-1, 1]; the same ones if nothing was learned after it."""
+
+    word: str
+    real: bytes
+    then: Tensor
+    now: Tensor
+
+
+def before_and_after(
+    base: Base,
+    museum: Museum,
+    sampling: Sampling,
+    *,
+    latent_shape: tuple[int, ...],
+    report: Callable[[int, int], None],
+) -> tuple[BeforeAfter, ...]:
+    """`report(done, total)` is called after every sampling step and may raise to stop."""
+    count, now, done = len(museum.exhibits), State(base, museum), 0
+    places = spread(range(count), MOST)
+    ends = [museum.learned_with(place) + 1 for place in places]
+    total = sampling.steps * sum(1 if end == count else 2 for end in ends)
+
+    def tick(step: int, of: int) -> None:
+        nonlocal done
+        done += 1
+        report(done, total)
+
+    def picture(state: State, prompt: str) -> Tensor:
+        with state.viewing():
+            tokens = state.museum.tokens
+            return sample(base, [prompt], tokens, sampling, latent_shape=latent_shape, report=tick)[0]
+
+    rows = []
+    for place, end in zip(places, ends, strict=True):
+        exhibit = museum.exhibits[place]
+        prompt = prompt_of(exhibit)
+        after = picture(now, prompt)
+        then = State(base, replace(museum, exhibits=museum.exhibits[:end]))
+        before = after if end == count else picture(then, prompt)
+        rows.append(BeforeAfter(exhibit.word, exhibit.thumbnail, before, after))
+    return tuple(rows)
+
+
+def sampled_before(learning: Learning, sampling: Sampling) -> Tensor:
+    """A sample (3, height, width) in [-1, 1] of the last concept's prompt, before it is learned."""
+    base, museum, concept = learning.base, learning.museum, learning.concepts[-1]
+    tokens = [*museum.tokens, ConceptToken(concept.word, start_vectors(base, concept))]
+    with viewing(base, museum.dense(), museum.gated):
+        shape = base.latent_shape(*concept.size)
+        return sample(base, [concept.prompt], tokens, sampling, latent_shape=shape)[0]

@@ -1,0 +1,55 @@
+"""`learn`: what it writes along the way, how a training goes on, and the numbers that it chooses itself."""
+
+import re
+
+from PIL import Image
+
+from clora_core.museum.file import load_museum
+
+from .test_commands import teach
+
+
+def test_more_steps_go_on_and_replace_the_last_word(tmp_path, images, capsys):
+    """As in one go; what was kept along the way can be shown like any museum."""
+    numbers = ["--schedule", "constant"]
+    museum, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
+    assert teach(museum, images, "<ada>", *numbers) == 0
+    assert teach(museum, images, "<ada>", *numbers, "--steps", "4", "--replace", "--keep-every", "3") == 0
+    assert "Resuming from step 2." in capsys.readouterr().out
+    assert teach(whole, images, "<ada>", *numbers, "--steps", "4") == 0
+    (longer,), (once,) = load_museum(museum).exhibits, load_museum(whole).exhibits
+    assert longer.same_as(once) and longer.recipe == once.recipe
+    (along,) = load_museum(tmp_path / "m.ada-3.safetensors").exhibits
+    assert along.recipe.steps == 3 and not along.same_as(once)
+    assert len(list(tmp_path.glob("m.*.backup"))) == 1
+
+    assert teach(museum, images, "<eve>", *numbers) == 0
+    assert teach(museum, images, "<ada>", *numbers, "--replace") == 1
+    assert "<eve> was learned after <ada>" in capsys.readouterr().err
+    assert load_museum(museum).words == ("<ada>", "<eve>")
+
+
+def test_numbers_that_are_left_out_fit_the_model_and_are_said(tmp_path, images, capsys):
+    assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
+    assert re.search(
+        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
+        capsys.readouterr().out,
+    )
+    (exhibit,) = load_museum(tmp_path / "m.safetensors").exhibits
+    assert exhibit.token.words == 2 and exhibit.recipe.learning_rate == 6e-3
+
+
+def test_previews_along_the_way_and_what_changed_at_the_end(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images, "<ada>") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^Loss on its own pictures: \d\.\d{3} before, \d\.\d{3} after\.$", said, re.M)
+    assert "Earlier words" not in said and not list(tmp_path.glob("*.png"))
+
+    assert teach(museum, images, "<eve>", "--steps", "3", "--preview-every", "2") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^Earlier words moved by [\d.]+% \(0% is unchanged\); most: <ada>, [\d.]+%\.$", said, re.M)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["m.eve-0000.png", "m.eve-0002.png", "m.eve.png"]
+    assert Image.open(tmp_path / "m.eve-0000.png").size == (64, 64)
+    sheet = Image.open(tmp_path / "m.eve.png")
+    assert sheet.width > 3 * 128 and sheet.height > 2 * 128, "two exhibits, three pictures of each"
