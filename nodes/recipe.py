@@ -41,7 +41,8 @@ class LearningRecipe(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=1e-6,
+                    step=1e-5,
+                    round=1e-7,
                     tooltip="Learning rate of the trigger word's vectors; 0 is auto. Higher is faster but less stable.",
                 ),
                 io.Int.Input(

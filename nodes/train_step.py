@@ -47,7 +47,8 @@ class TrainStep(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=1e-6,
+                    step=1e-5,
+                    round=1e-7,
                     tooltip="Size of each update; 0 is auto, which suits the model. Higher is faster but less stable.",
                 ),
                 io.Int.Input(

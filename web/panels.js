@@ -86,6 +86,11 @@ async function update({ detail: { workflow: id, node, first, state: changes } })
   draw(node)
 }
 
+/** A node runs: what it said of its last run goes. @param {{detail: string | null}} event */
+function clear({ detail: node }) {
+  if (node && states.get(node)?.until_it_runs && states.delete(node)) draw(node)
+}
+
 function connect(now) {
   connected = now
   if (now) load()
@@ -97,6 +102,7 @@ app.registerExtension({
   async init() {
     await loadWords()
     api.addEventListener("clora.learning", update)
+    api.addEventListener("executing", clear)
     api.addEventListener("reconnecting", () => connect(false))
     api.addEventListener("reconnected", () => connect(true))
   },

@@ -21,6 +21,7 @@ function draw(node, state) {
   const open = () => window.open(api.apiURL(`/clora/report?name=${encodeURIComponent(state?.page ?? "")}`), "_blank")
   content.replaceChildren(state?.text ?? "",
     ...(state?.page ? [element("button", { type: "button", class: "clora-open", onclick: open }, say("text.open"))] : []))
+  content.parentElement.hidden = !state?.text
   fit(node)
   setTimeout(() => fit(node), LATER_MS)
 }
@@ -28,7 +29,7 @@ function draw(node, state) {
 function place(node) {
   const content = element("div", { class: "clora-text" })
   const body = element("div", { class: "clora-panel" }, content)
-  const height = () => (content.offsetWidth > LEAST_PX ? content.offsetHeight : 0) + LINE_PX
+  const height = () => (content.offsetWidth > LEAST_PX ? content.offsetHeight : 0) + (body.hidden ? 0 : LINE_PX)
   addPanel(node, NAME, body, height)
   node.widgets.find((widget) => widget.name === NAME).options.getMaxHeight = height
   new ResizeObserver(() => fit(node)).observe(content)

@@ -9,6 +9,27 @@ from .frontend import Frontend
 KIND = "CLoRA_TrainStep"
 QUICK = {KIND: {"steps": 12, "batch_size": 4, "preview_every": 4}, "KSampler": {"steps": 2}}
 FILES = ("CheckpointLoaderSimple", "LoadImage")  # of the user's own; newer frontends mark those that are not there
+PALETTES = ("dark", "light", "solarized", "arc", "nord", "github")  # ComfyUI's own
+CONTRASTS = """() => {  // of every text in a panel, as WCAG 2.2 defines it: [text, ratio]
+  const canvas = document.createElement("canvas"); canvas.width = canvas.height = 1
+  const pen = canvas.getContext("2d", { willReadFrequently: true })
+  const painted = (color, under) => {
+    for (const style of [`rgb(${under})`, color]) { pen.fillStyle = style; pen.fillRect(0, 0, 1, 1) }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3)
+  }
+  const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)
+  const texts = [...document.querySelectorAll(".clora-panel *")].filter((part) => part.getClientRects().length
+    && [...part.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()))
+  return texts.map((part) => {
+    const around = []
+    for (let one = part; one; one = one.parentElement) around.unshift(getComputedStyle(one).backgroundColor)
+    const under = around.reduce((below, color) => painted(color, below), [255, 255, 255])
+    const [most, least] = [painted(getComputedStyle(part).color, under), under].map(light).sort((a, b) => b - a)
+    return [part.textContent, (most + 0.05) / (least + 0.05)]
+  })
+}"""
+SAYINGS = "() => [...document.querySelectorAll('.clora-text')].map((one) => one.textContent).filter(Boolean)"
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
 
 
@@ -87,3 +108,17 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     frontend.run()  # another prompt, the same learning
     kept = wait_until_drawn(frontend, "<ada>", "learned before")
     assert kept["points"] == [12, 12] and kept["film"] == first["film"]
+
+    (asked,) = [node for node in frontend.nodes("CLIPTextEncode") if "<ada>" in frontend.value(node, "text")]
+    for text, more in (("a photo of <adda>", ["The museum has no word <adda>. Did you mean <ada>?"]), ("<ada>", [])):
+        frontend.set(asked, "text", text)
+        frontend.run()
+        frontend.page.wait_for_timeout(500)
+        frontend.wait_until_idle()
+        assert [said for said in frontend.page.evaluate(SAYINGS) if "<adda>" in said] == more
+
+    for palette in PALETTES:
+        frontend.page.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        frontend.page.wait_for_timeout(500)
+        contrasts = frontend.page.evaluate(CONTRASTS)
+        assert len(contrasts) > 20 and not [pair for pair in contrasts if pair[1] < 4.5], palette
