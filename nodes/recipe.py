@@ -143,6 +143,12 @@ class LearningRecipe(io.ComfyNode):
                     tooltip="Every line of a caption file is a caption, drawn at random. Off: its lines are one "
                     "caption.",
                 ),
+                io.Boolean.Input(
+                    "stop_when_learned",
+                    default=DEFAULT.stop_when_learned,
+                    tooltip="End before the last step, when the error on a picture that is left out of training no "
+                    "longer falls. With fewer than 5 pictures, none is left out, and only the noise is new.",
+                ),
             ],
             outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="Connect it to a Train Step.")],
         )

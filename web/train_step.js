@@ -162,7 +162,7 @@ function title({ word, step, steps, resumed, where, part: [done, of] = [0, 0], s
   const said = RUNNING.includes(where) && !isConnected() ? say("training.disconnected") : right
   return [
     element("b", {}, word),
-    element("span", {}, ended(where) ? say("training.steps", { steps }) : say("training.step", { step, steps })),
+    element("span", {}, ended(where) ? say("training.steps", { steps: step }) : say("training.step", { step, steps })),
     element("span", { class: "clora-where", title: said }, said),
   ]
 }

@@ -14,7 +14,7 @@ from ..learning.loop import Progress
 from ..model.sampling import Sampling, sample
 from ..museum.editing import dated
 from ..museum.file import save_museum
-from ..museum.museum import Exhibit, Museum
+from ..museum.museum import STOPPED, Exhibit, Museum
 from ..pictures import from_thumbnail, to_picture
 from ..report.before_after import before_and_after, sampled_before
 from ..sheets import thumbnail_sheet
@@ -55,6 +55,8 @@ class Along:
         learning = self.learning
         with Bar("measuring", passes(learning.museum)) as bar:
             measured = effect(learning, exhibits[-1], bar.of)
+        if stopped := exhibits[-1].facts.get(STOPPED):
+            self.say(str(stopped))
         self.say(f"Loss on its own pictures: {measured.loss_before:.3f} before, {measured.loss_after:.3f} after.")
         if moved := measured.moved:
             most = max(moved, key=lambda word: moved[word])

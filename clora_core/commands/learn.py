@@ -61,6 +61,7 @@ NUMBERS = {
 SWITCHES = {
     "flip": "mirror pictures at random, half of the time",
     "checkpointing": "less memory, about a third slower",
+    "stop_when_learned": "end before --steps, when the error on a picture that is left out of training no longer falls",
     "shuffle_tags": "put the tags of a caption (the parts between commas) in a random order every time",
     "caption_lines": "every line of a caption file is a caption, drawn at random (otherwise its lines are joined)",
 }

@@ -40,7 +40,7 @@ def fitted(draft: Draft, family: Family, device: Device, needed_bytes: Callable[
         "learning_rate": numbers.learning_rate,
         "token_learning_rate": numbers.token_learning_rate,
         # a schedule that ends is for the family's own number of steps; without it, others can go on from each other
-        "schedule": "constant" if "steps" in draft.chosen else numbers.schedule,
+        "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
     }
     recipe = dataclasses.replace(

@@ -19,12 +19,13 @@ from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
-from ..museum.museum import CLIP_SKIP, Exhibit, Museum, gate_of
+from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
 from .start import Trained, is_known, start
 from .state import LearningState
+from .stopping import Stopping
 
 
 def learn(
@@ -175,6 +176,16 @@ class Learning:
                     diffusion = diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)
                     return {"diffusion": diffusion, **{name: term(step) for name, term in terms.items()}}
 
+                def errors() -> tuple[float, float]:
+                    tokens = [trained.token(word) for word in self.words]
+                    own = [lesson.reference_loss(*tokens) for lesson in lessons]
+                    out = [
+                        lesson.reference_loss(*tokens, bucket=lesson.left_out) for lesson in lessons if lesson.left_out
+                    ]
+                    return sum(own) / len(own), sum(out) / len(out) if out else sum(own) / len(own)
+
+                leaves_out = any(lesson.left_out for lesson in lessons)
+                stopping = Stopping(trained, errors, leaves_out=leaves_out) if recipe.stop_when_learned else None
                 loss = train(
                     trained,
                     losses_of,
@@ -185,8 +196,13 @@ class Learning:
                     computed_in=computed_in,
                     report=report,
                     resume=resume,
+                    stopping=stopping,
                 )
-            return tuple(self._exhibit(each, trained, loss, recipe) for each in self.concepts)
+            exhibits = tuple(self._exhibit(each, trained, loss, recipe) for each in self.concepts)
+            if stopping is None:
+                return exhibits
+            verdict = stopping.verdict(recipe.steps)
+            return tuple(replace(exhibit, facts={**exhibit.facts, STOPPED: verdict}) for exhibit in exhibits)
 
     def exhibits_at(self, progress: Progress[Trained]) -> tuple[Exhibit, ...]:
         """What is learned after this update, on the CPU; if the recipe is open-ended, as with so many steps."""

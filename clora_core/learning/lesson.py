@@ -1,5 +1,6 @@
 """The pictures of one concept, ready for training: cached latents, and prompts that are encoded as needed."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from ..model.concept import Concept, ConceptToken, words_in
 from ..pictures import Picture, Size
 from ..seeds import seeded
 from .start import Trained
+from .stopping import LEAST_PICTURES
 from .variation import check_lines, varied, varies
 
 REFERENCE_DRAWS = 8
@@ -35,13 +37,12 @@ class Bucket:
     masks: Tensor | None = None
 
     @classmethod
-    def encoded(cls, base: Base, pictures: Sequence[Picture], size: Size, *, mirrored: bool) -> "Bucket":
-        """Read and encode the pictures of this size, a few at a time, and repeated ones once.
+    def encoded(cls, base: Base, pictures: Sequence[Picture], places: Sequence[int], *, mirrored: bool) -> "Bucket":
+        """Read and encode the pictures with these numbers, all of one size, a few at a time, and repeated ones once.
 
         Raises BaseModelError for latents that are not finite.
         """
-        places = torch.tensor([place for place, picture in enumerate(pictures) if picture.size == size])
-        own = [pictures[place] for place in places.tolist()]
+        own = [pictures[place] for place in places]
         different = list({id(picture): picture for picture in own}.values())
         parts = []
         for start in range(0, len(different), ENCODED_AT_ONCE):
@@ -58,18 +59,20 @@ class Bucket:
         if len(different) < len(own):
             latents = latents[:, [numbers[id(picture)] for picture in own]]
         if not any(picture.read_mask for picture in own):
-            return cls(places, latents)
+            return cls(torch.tensor(places), latents)
+        size = own[0].size
         whole = [picture.read_mask() if picture.read_mask else torch.ones(size) for picture in own]
         small = [F.adaptive_avg_pool2d(mask[None, None], (latents.shape[-2], latents.shape[-1]))[0] for mask in whole]
         masks = torch.stack(small).view(-1, 1, *latents.shape[3:])
-        return cls(places, latents, torch.stack([masks, masks.flip(-1)] if mirrored else [masks]))
+        return cls(torch.tensor(places), latents, torch.stack([masks, masks.flip(-1)] if mirrored else [masks]))
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """buckets: the pictures by size; batches are drawn within one.
 
-    known, taught: the words that its prompts mention, those of earlier exhibits, and those that are learned.
+    known, taught: the words that its prompts mention, those of earlier exhibits, and those that are learned. left_out:
+    the picture that is not trained on, if the recipe stops by it and there are enough.
     """
 
     base: Base
@@ -78,6 +81,7 @@ class Lesson:
     buckets: Sequence[Bucket]
     known: Sequence[ConceptToken] = ()
     taught: Sequence[str] = ()
+    left_out: Bucket | None = None
 
     @classmethod
     def prepared(
@@ -93,14 +97,20 @@ class Lesson:
         Raises ConceptError for a line of a caption that is used alone and does not mention the word.
         """
         check_lines(concept, recipe)
-        sizes = dict.fromkeys(picture.size for picture in concept.pictures)
-        buckets = [Bucket.encoded(base, concept.pictures, size, mirrored=recipe.flip) for size in sizes]
+        pictures: Sequence[Picture] = concept.pictures
+        by_size: dict[Size, list[int]] = {}
+        left_out = _left_out(pictures) if recipe.stop_when_learned else None
+        for place, picture in enumerate(pictures):
+            if left_out is None or picture.digest != pictures[left_out].digest:
+                by_size.setdefault(picture.size, []).append(place)
+        buckets = [Bucket.encoded(base, pictures, places, mirrored=recipe.flip) for places in by_size.values()]
+        held = None if left_out is None else Bucket.encoded(base, pictures, [left_out], mirrored=False)
         prompts = "\n".join(concept.prompts())
         taught = list(dict.fromkeys((concept.word, *taught)))
         found = set(words_in(prompts, [*taught, *(token.word for token in known)]))
         known = [token for token in known if token.word in found]
         taught = [word for word in taught if word in found]
-        return cls(base, concept, recipe, buckets, known, taught)
+        return cls(base, concept, recipe, buckets, known, taught, held)
 
     def step(self, number: int, trained: Trained) -> Step:
         """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
@@ -122,24 +132,32 @@ class Lesson:
         step = self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
         return step if masks is None else replace(step, mask=masks[view, chosen].to(self.base.device))
 
-    def reference_loss(self, *tokens: ConceptToken, report: Callable[[int], None] = lambda count: None) -> float:
+    def reference_loss(
+        self,
+        *tokens: ConceptToken,
+        bucket: Bucket | None = None,
+        report: Callable[[int], None] = lambda count: None,
+    ) -> float:
         """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
-        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens), report)
+        predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens), report, bucket)
         return (predictions - targets).square().flatten(1).mean(1).mean().item()
 
     @torch.no_grad()
     def reference(
-        self, conditioning_of: Callable[[Tensor], Conditioning], report: Callable[[int], None] = lambda count: None
+        self,
+        conditioning_of: Callable[[Tensor], Conditioning],
+        report: Callable[[int], None] = lambda count: None,
+        bucket: Bucket | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
 
-        All have the most common size. conditioning_of: the numbers of some pictures, (b,) → their encoded prompts. Both
-        results have the shape of the latents, (8, …). report: hears after every batch how many pictures it had, and
-        may raise to stop.
+        bucket: which ones; by default those of the most common size. conditioning_of: the numbers of some pictures,
+        (b,) → their encoded prompts. Both results have the shape of the latents, (8, …). report: hears after every
+        batch how many pictures it had, and may raise to stop.
         """
         count = len(self.base.schedule.levels)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
-        bucket = max(self.buckets, key=lambda bucket: len(bucket.places))
+        bucket = bucket or max(self.buckets, key=lambda bucket: len(bucket.places))
         chosen = torch.arange(REFERENCE_DRAWS) % len(bucket.places)
         latents, places = bucket.latents[0, chosen], bucket.places[chosen]
         noise = torch.randn(latents.shape, generator=seeded("reference", self.recipe.seed))
@@ -191,3 +209,11 @@ class Lesson:
         name = ("order", self.recipe.seed, round_number, *([bucket] if bucket else []))
         order = torch.randperm(count, generator=seeded(*name))
         return int(order[position])
+
+
+def _left_out(pictures: Sequence[Picture]) -> int | None:
+    """The number of the picture that is not trained on: the last one of the most common size. None if there are few."""
+    if len({picture.digest for picture in pictures}) < LEAST_PICTURES:
+        return None
+    common, _ = Counter(picture.size for picture in pictures).most_common(1)[0]
+    return max(place for place, picture in enumerate(pictures) if picture.size == common)

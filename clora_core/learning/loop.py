@@ -14,6 +14,7 @@ from torch import Tensor
 from ..method.recipe import Recipe
 from .optimizer import Optimizer, Trainable
 from .state import LearningState, NotFiniteError, StateError
+from .stopping import Stopping
 
 Moved = TypeVar("Moved", bound=Trainable)
 
@@ -48,8 +49,9 @@ def train(
     computed_in: torch.dtype,
     report: Callable[[Progress[Moved]], None] | None = None,
     resume: LearningState | None = None,
+    stopping: Stopping | None = None,
 ) -> float:
-    """Update `trained` in place, `recipe.steps` times. Returns the last loss.
+    """Update `trained` in place, `recipe.steps` times, or until `stopping` ends it. Returns the last loss.
 
     losses_of: the number of a batch → each term of its loss, with gradients. key: what a `resume` must have been taken
     from. title: names the training in errors. `report` may raise to stop; its exception passes through. Raises
@@ -57,8 +59,10 @@ def train(
     `resume` that is no state of this training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
-    book = _Book(key, trained, optimizer, resume, recipe.steps)
+    book = _Book(key, trained, optimizer, stopping, resume, recipe.steps)
     for index in range(len(book.losses), recipe.steps):
+        if stopping and stopping.ended:
+            break
         losses: dict[str, float] = {}
         for part in range(recipe.accumulation):
             values = losses_of(index * recipe.accumulation + part)
@@ -69,8 +73,12 @@ def train(
             raise NotFiniteError(_not_finite(title, index, losses, computed_in), book.state())
         trained.settle()
         book.losses.append(sum(losses.values()))
+        if stopping:
+            stopping.after(index + 1)
         if report:
             report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+    if stopping and stopping.ended:
+        stopping.restore()
     return book.losses[-1]
 
 
@@ -78,9 +86,15 @@ class _Book:
     """Where a learning stands: what `LearningState` is written from and read into."""
 
     def __init__(
-        self, key: str, trained: Trainable, optimizer: Optimizer, resume: LearningState | None, steps: int
+        self,
+        key: str,
+        trained: Trainable,
+        optimizer: Optimizer,
+        stopping: Stopping | None,
+        resume: LearningState | None,
+        steps: int,
     ) -> None:
-        self.key, self.trained, self.optimizer = key, trained, optimizer
+        self.key, self.trained, self.optimizer, self.stopping = key, trained, optimizer, stopping
         self.losses: list[float] = []
         if resume is not None:
             self._open_at(resume, steps)
@@ -88,6 +102,8 @@ class _Book:
     def state(self) -> LearningState:
         tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.memory().items()}
+        if self.stopping:
+            tensors |= {f"stopping.{name}": value for name, value in self.stopping.memory().items()}
         return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
 
     @torch.no_grad()
@@ -99,15 +115,18 @@ class _Book:
         self._check(state)
         for name, value in self.trained.parameters().items():
             value.copy_(state.tensors[f"trained.{name}"])
-        prefix = "optimizer."
-        memory = {name.removeprefix(prefix): v for name, v in state.tensors.items() if name.startswith(prefix)}
-        self.optimizer.remember(memory)
+        self.optimizer.remember(_under("optimizer.", state.tensors))
+        if self.stopping:
+            self.stopping.remember(_under("stopping.", state.tensors))
         self.losses = list(state.losses)
 
     def _check(self, state: LearningState) -> None:
         """Raise StateError unless the state holds all that is trained, and nothing else than this learning knows."""
         trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
         shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
+        if self.stopping:
+            watched = {f"stopping.{name}": shape for name, shape in self.stopping.shapes(state.step).items()}
+            trained, shapes = trained | watched, shapes | watched
         if state.step != len(state.losses):
             raise StateError(f"This saved state is of step {state.step}, but it has {len(state.losses)} losses.")
         if missing := trained.keys() - state.tensors.keys():
@@ -115,6 +134,10 @@ class _Book:
         for name, value in state.tensors.items():
             if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
                 raise StateError(f"This saved state is damaged: '{name:.100}' is not what this learning has there.")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in: torch.dtype) -> str:

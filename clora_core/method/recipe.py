@@ -45,6 +45,8 @@ class Recipe:
     are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
     tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
     share of draws that use the concept's template instead.
+
+    stop_when_learned: `steps` is the most, and training ends when the concept is learned (`learning/stopping.py`).
     """
 
     method: str = "c-lora"
@@ -72,6 +74,7 @@ class Recipe:
     min_snr_gamma: float = 0.0
     precision: Precision = "fp32"
     checkpointing: bool = False
+    stop_when_learned: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class Recipe:
             _require(_is_number(value := getattr(self, name)) and 0 < value <= 1e30, name, value, "above 0, up to 1e30")
         for name in ("weight_decay", "min_snr_gamma"):
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
-        for name in ("layer_wise", "flip", "caption_lines", "shuffle_tags", "checkpointing"):
+        for name in ("layer_wise", "flip", "caption_lines", "shuffle_tags", "checkpointing", "stop_when_learned"):
             _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
         for name, whole in (("warmup", "steps"), ("tag_dropout", "tags"), ("caption_dropout", "captions")):
             share = _is_number(value := getattr(self, name)) and 0 <= value <= 1
@@ -105,8 +108,8 @@ class Recipe:
 
     @property
     def open_ended(self) -> bool:
-        """Whether training for more steps begins with this training: the learning rate does not depend on the total."""
-        return self.schedule == "constant" and self.warmup == 0
+        """Whether training for more steps begins with this training: nothing depends on the total."""
+        return self.schedule == "constant" and self.warmup == 0 and not self.stop_when_learned
 
     def to_json(self) -> dict[str, object]:
         """The recipe as plain numbers, strings and lists."""

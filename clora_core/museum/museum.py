@@ -20,6 +20,7 @@ from ..model.projections import Projection
 from ..texts import normal
 
 STRENGTH_LIMIT = 100
+STOPPED = "stopped"  # the fact that holds why a training ended
 CLIP_SKIP = "clip skip"  # the fact that holds a token's `clip_skip`
 EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 

@@ -19,7 +19,7 @@ from ...clora_core.method.recipe import Recipe, shared_by
 from ...clora_core.model.concept import Concept, ConceptToken
 from ...clora_core.model.sampling import Sampling, sample
 from ...clora_core.museum.editing import dated
-from ...clora_core.museum.museum import Exhibit, Museum, viewing
+from ...clora_core.museum.museum import STOPPED, Exhibit, Museum, viewing
 from ...clora_core.pictures import Size, to_picture
 from ...clora_core.report.before_after import MOST, BeforeAfter, before_and_after, sampled_before
 from ..host.base import VAE, HostBase
@@ -79,7 +79,7 @@ def train_step(
             result = stored_or_learned(base, learning, store, key, diary, preview_every, keep_every * len(inputs))
         if store.not_kept:
             say_without_panel(store.not_kept)
-            diary.close("learned", diary.effect, store.not_kept)
+            diary.close("learned", diary.effect, " · ".join(filter(None, (diary.note, store.not_kept))))
     new = earlier.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
@@ -111,7 +111,8 @@ def stored_or_learned(
         pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
         diary.compare(_before_and_after(base, learning, exhibits, _advance(diary, "comparing")))
-        diary.close("learned", effect(learning, exhibits[-1], _advance(diary, "measuring")))
+        measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
+        diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
     except BaseException as error:
         diary.close("stopped", note=str(error))
         raise
