@@ -151,6 +151,7 @@ def setting_with(
         latents=[latents],
         as_before=nullcontext,
         measure_reference_loss=lambda: reference_loss,
+        batch_size=16,
     )
 
 

@@ -166,6 +166,7 @@ class Learning:
                     latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
                     as_before=as_before,
                     measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
+                    batch_size=recipe.batch_size,
                 )
                 with as_before():
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}

@@ -75,7 +75,8 @@ class Setting:
     """Fixed while one concept is learned.
 
     latents: of the concept's pictures, (n, c, h, w) for each size. as_before: while entered, the model predicts as it
-    did before this concept. reference_loss: the mean diffusion loss before this concept, measured on first use.
+    did before this concept. batch_size: how many pictures fit into memory at once. reference_loss: the mean diffusion
+    loss before this concept, measured on first use.
     """
 
     base: Base
@@ -83,6 +84,7 @@ class Setting:
     latents: Sequence[Tensor]
     as_before: Callable[[], AbstractContextManager[None]]
     measure_reference_loss: Callable[[], float]
+    batch_size: int
 
     @cached_property
     def reference_loss(self) -> float:

@@ -13,7 +13,18 @@ from clora_core.model.projections import Projection
 from clora_core.model.sampling import Sampling, sampled_latents
 from clora_core.museum.museum import Museum
 from clora_core.seeds import seeded
-from tests.small import LATENT_SHAPE, bits, museum_of, setting_with, short, small_concept, step_with, taught, tensors_of
+from tests.small import (
+    LATENT_SHAPE,
+    bits,
+    museum_of,
+    quick_fisher_information,
+    setting_with,
+    short,
+    small_concept,
+    step_with,
+    taught,
+    tensors_of,
+)
 
 
 def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
@@ -96,3 +107,22 @@ def test_the_first_concept_costs_nothing(base: Base):
         report=lambda progress: heard.append(progress.losses["elastic_weights"]),
     )
     assert heard == [0.0, 0.0, 0.0]
+
+
+def test_the_pictures_of_the_fisher_information_are_sampled_in_batches(base: Base, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    plain = base.predict
+
+    def counted(noisy: torch.Tensor, *more: object) -> torch.Tensor:
+        sizes.append(len(noisy))
+        return plain(noisy, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "predict", counted)
+    with quick_fisher_information():
+        taught(
+            base,
+            taught(base, Museum(base.fingerprint), small_concept(), short()),
+            small_concept("<two>"),
+            short(ElasticWeights(), batch_size=1),
+        )
+    assert max(sizes) <= 2

@@ -235,6 +235,7 @@ def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) ->
             latents=[bucket.latents[0] for bucket in lesson.buckets],
             as_before=new.left_out,
             measure_reference_loss=lambda: lesson.reference_loss(token),
+            batch_size=2,
         )
         value = kind().begin(setting)(lesson.step(0, trained))
         if value.requires_grad:

@@ -36,9 +36,8 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
 
     base, past, shape = setting.base, setting.past, tuple(setting.latents[0].shape[1:])
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
-    latents = torch.cat(
-        list(sampled_latents(base, prompts, past.words, Sampling(seed=0), latent_shape=shape))  # type: ignore[arg-type]
-    )
+    sampling = Sampling(seed=0, batch_size=setting.batch_size)
+    latents = torch.cat(list(sampled_latents(base, prompts, past.words, sampling, latent_shape=shape)))
     zeros = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in past.dense.items()}
     squares = {place: torch.zeros_like(matrix) for place, matrix in past.dense.items()}
     rng = seeded("fisher information", draws)
