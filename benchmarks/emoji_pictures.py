@@ -8,7 +8,7 @@ is in this repository. What is written, in the layout that `bench classification
 
     new/train/<class>/<designer>.png     200 classes, by the designers that are trained on
     new/test/<class>/<designer>.png      the same classes by three designers that no training sees for them
-    known/train/<class>/<designer>.png   all other classes, to pretrain a network on
+    known/train/<class>/<designer>.png   all other classes, for pretraining
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     drawings = read_sets({name: download(name, arguments.downloads) for name in VERSIONS})
     classes = common(drawings)
-    new = chosen(classes, drawings)
+    new = new_classes(classes, drawings)
     for code in tqdm(classes, desc="drawing"):
         for designer, pictures in drawings.items():
             if code not in pictures:
@@ -101,8 +101,10 @@ def read_sets(archives: dict[str, bytes]) -> dict[str, dict[str, str]]:
     drawings: dict[str, dict[str, str]] = {}
     for designer, package in icons.items():
         pairs = codes[designer].items() or [(named.get(letters(name), ""), name) for name in package["icons"]]
-        found = {plain(code): package["icons"][name] for code, name in pairs if code and name in package["icons"]}
-        drawings[designer] = {code: drawing(icon, package) for code, icon in found.items() if code}
+        drawings_by_code = {
+            plain(code): package["icons"][name] for code, name in pairs if code and name in package["icons"]
+        }
+        drawings[designer] = {code: drawing(icon, package) for code, icon in drawings_by_code.items() if code}
     return drawings
 
 
@@ -135,7 +137,7 @@ def common(drawings: dict[str, dict[str, str]]) -> list[str]:
     return [code for code in codes if sum(code in p for p in drawings.values()) >= LEAST_DESIGNERS]
 
 
-def chosen(classes: list[str], drawings: dict[str, dict[str, str]]) -> set[str]:
+def new_classes(classes: list[str], drawings: dict[str, dict[str, str]]) -> set[str]:
     """The classes that no pretraining sees: drawn at random from those by all three test designers and seven others."""
     able = []
     for code in classes:

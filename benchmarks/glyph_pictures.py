@@ -32,7 +32,7 @@ def main() -> None:
     used: dict[str, list[Image.Image]] = {}
     for family, path in sorted(fonts().items()):
         try:
-            glyphs = [drawn(character, path) for character in CHARACTERS]
+            glyphs = [glyph_picture(character, path) for character in CHARACTERS]
         except OSError as error:
             print(f"{family} is left out: {error}")
             continue
@@ -53,12 +53,12 @@ def fonts() -> dict[str, Path]:
     listed = subprocess.run(
         ["fc-list", f":charset={ord(RARE):x}:lang=ja", "family", "file"], capture_output=True, text=True, check=True
     ).stdout
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for line in sorted(listed.splitlines()):
         path, _, names = line.partition(": ")
         stem = re.split(r"[,\\-]| (?:P|UI|Mono|1|2|C|Bold)\b", names.strip())[0]
-        found.setdefault(re.sub(r"\W+", "-", stem), Path(path))
-    return found
+        files.setdefault(re.sub(r"\W+", "-", stem), Path(path))
+    return files
 
 
 def _alike(glyphs: list[Image.Image], others: list[Image.Image]) -> bool:
@@ -67,7 +67,7 @@ def _alike(glyphs: list[Image.Image], others: list[Image.Image]) -> bool:
     return sum(ImageStat.Stat(ImageChops.difference(*pair)).mean[0] < 4 for pair in pairs) > len(pairs) / 2
 
 
-def drawn(character: str, path: Path) -> Image.Image:
+def glyph_picture(character: str, path: Path) -> Image.Image:
     """The character in black on white, as large as fits, in the middle."""
     font = ImageFont.truetype(path, SIDE_PX - 2 * MARGIN_PX)
     left, top, right, bottom = font.getbbox(character)

@@ -1,12 +1,12 @@
-"""What does it cost inside ComfyUI to show a museum of 100 exhibits, against 100 stock Load LoRA nodes and embeddings?
+"""The cost of a museum of 100 exhibits inside ComfyUI, compared with 100 stock Load LoRA nodes and embeddings.
 
     python benchmarks/museum_host.py [--ranks 4 8 16] [--exhibits 100]        with ComfyUI's own Python
 
 Both sides show the same numbers on a UNet of SD1.5's real size with random weights (9 GiB of memory), in one process:
-C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. The pictures that they
-are told to draw must agree. Then sampling steps are timed, in turns on a model as it came, on a clone of it that shows
-nothing, which tells how far such a clock can be trusted, and on one that views the museum; all share their weights. On
-the starter too, where whatever is added to a short step would show.
+C-LoRA Load Museum from one file, and a chain of stock nodes from the files that `export` writes. Their pictures must
+agree. Then sampling steps are timed in turns: on the plain model, on a clone without a museum (which shows the noise of
+the measurement), and on one with the museum; all share their weights. The starter, with its short steps, is measured
+too.
 Writes `benchmarks/results/museum_host.json`.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     import_host(host)
     with torch.inference_mode():
-        report = measured(host, arguments)
+        report = host_report(host, arguments)
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for rank, clocks in report["loading"].items():
         for clock, parts in clocks.items():
@@ -72,18 +72,18 @@ def main() -> None:
             print(f"a sampling step, {model}, {side}: {took['times']:.3f} times the plain model's ({spread})")
 
 
-def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def host_report(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from clora_pack.clora_core.bench.measuring import random_museum
     from clora_pack.nodes.host.base import HostBase
     from clora_pack.nodes.host.starter import load_starter
     from clora_pack.nodes.host.view import view
 
     models, stock = real_sized(), stock_nodes(host)
-    machine_as_found = machine()
+    machine_as_found = host_machine()
     loading = {}
     for rank in arguments.ranks:
         museum = random_museum(HostBase(*models), arguments.exhibits, rank)
-        loading[rank] = loaded(models, museum, stock, arguments.rounds)
+        loading[rank] = loading_times(models, museum, stock, arguments.rounds)
     viewing = view(*models[:2], museum)[0]
     starter = load_starter()
     small = view(*starter[:2], random_museum(HostBase(*starter), arguments.exhibits, arguments.ranks[-1]))[0]
@@ -92,14 +92,14 @@ def measured(host: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": vars(arguments) | {"unet": "SD1.5, 860 M, float32", "picture_px": 8 * LATENT},
         "loading": loading,
         "a sampling step, CPU seconds": {
-            "sd15": in_turns(models[0], viewing, arguments.turns),
-            "starter": in_turns(starter[0], small, 10 * arguments.turns),
+            "sd15": sampling_times(models[0], viewing, arguments.turns),
+            "starter": sampling_times(starter[0], small, 10 * arguments.turns),
         },
     }
 
 
-def loaded(models: Any, museum: Any, stock: ModuleType, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """clock → part of the work → the quickest round of each side; both sides must then draw the same."""
+def loading_times(models: Any, museum: Any, stock: ModuleType, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """clock → part of the work → the fastest round of each side. The pictures of both sides must agree."""
     from clora_pack.clora_core.museum.file import export, save_museum
 
     from tests.host.models import denoised
@@ -124,7 +124,7 @@ def loaded(models: Any, museum: Any, stock: ModuleType, rounds: int) -> dict[str
                 stages = Stages()
                 prompt = " ".join(spelling.format(word) for word in words)
                 model, clip = stages.timed("reading files into patches", show)
-                stages.timed("merging into the weights", merged, model)
+                stages.timed("merging into the weights", merge_weights, model)
                 text = stages.timed("encoding a prompt of all words", stock.CLIPTextEncode().encode, clip, prompt)[0]
                 stages.summed()
                 took[side].append(stages)
@@ -173,7 +173,7 @@ class Nodes:
 
 
 def chained(stock: ModuleType, model: Any, clip: Any, words: list[str], embeddings: Path) -> tuple[Any, Any]:
-    """A Load LoRA node a word, one after the other, and a tokenizer that finds the words' embedding files."""
+    """A chain of Load LoRA nodes, one per word, and a tokenizer with the words' embedding files."""
     for word in words:
         model, clip = stock.LoraLoader().load_lora(model, clip, f"{word}.safetensors", 1.0, 1.0)
     for part in vars(clip.tokenizer).values():
@@ -182,7 +182,7 @@ def chained(stock: ModuleType, model: Any, clip: Any, words: list[str], embeddin
     return model, clip
 
 
-def merged(model: Any) -> None:
+def merge_weights(model: Any) -> None:
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model])
@@ -194,14 +194,14 @@ def away() -> None:
     comfy.model_management.unload_all_models()
 
 
-def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, dict[str, float]]:
+def sampling_times(plain: Any, viewing: Any, turns: int) -> dict[str, dict[str, float]]:
     """Processor seconds of a sampling step, and how many times longer it is than the plain model's."""
     sides = {"plain": plain, "a clone that shows nothing": plain.clone(), "the museum": viewing}
     took: dict[str, list[float]] = {side: [] for side in sides}
     orders = list(itertools.permutations(sides))
     for turn in range(turns):
         for side in orders[turn % len(orders)]:
-            took[side].append(step(sides[side]))
+            took[side].append(sampling_step(sides[side]))
     found = {}
     for side in list(sides)[1:]:
         low, times, high = statistics.quantiles([a / b for a, b in zip(took[side], took["plain"], strict=True)], n=4)
@@ -210,7 +210,7 @@ def in_turns(plain: Any, viewing: Any, turns: int) -> dict[str, dict[str, float]
     return found
 
 
-def step(model: Any) -> float:
+def sampling_step(model: Any) -> float:
     """Processor seconds of a sampling step: the quickest of three, after a first one that loads the model."""
     import comfy.sample
 
@@ -263,7 +263,7 @@ def compared(loading: dict[str, list[Stages]], clock: str) -> dict[str, dict[str
     return found
 
 
-def machine() -> dict[str, object]:
+def host_machine() -> dict[str, object]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return {"device": f"cpu {platform.machine()}", "threads": torch.get_num_threads(), "load": load, **versions}

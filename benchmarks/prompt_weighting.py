@@ -1,10 +1,10 @@
-"""Exhibits weighted by what a prompt says, as CIDM does when it samples: does that beat what is shown otherwise?
+"""Weight exhibits by the prompt while sampling, as in CIDM: is that better than the sum of all exhibits?
 
     python -m benchmarks.prompt_weighting
 
-Learns the ten built-in characters apart from each other (recipe `separate`) and looks at the untouched model, at
-each with its own exhibit alone (an oracle, which is told who is asked for), at all of them summed, and at all of them
-weighted by the prompt ("elastic weight aggregation", arXiv:2410.17594), as the paper writes it and as its code does it:
+Learns the ten built-in characters separately (recipe `separate`) and samples them with the base model alone, with only
+the exhibit of the prompt (an oracle), with the sum of all exhibits, and with all exhibits weighted by the prompt
+("elastic weight aggregation", arXiv:2410.17594), as in the paper and as in its code:
 
     Δ = Σ_i ψ_i Δ_i        m_i = max over the prompt's places and the word's of cos(state, state of word i)
     paper: ψ = m² / ‖m²‖₂      code: ψ = m⁴ / ‖m⁴‖₁
@@ -31,7 +31,7 @@ from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
-from clora_core.starter.exam import LATENT_SHAPE, Examiner, concept_of, plain_requests, said
+from clora_core.starter.exam import LATENT_SHAPE, Examiner, captioned, concept_of, plain_requests
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
 
@@ -41,15 +41,15 @@ Weighting = Callable[[Museum, str], Mapping[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--museum", type=Path, help="where what was learned is kept, or was; taken as it is if there")
-    parser.add_argument("--looks", type=int, default=32, help="pictures of each character (32)")
+    parser.add_argument("--museum", type=Path, help="file of the learned museum; used if it exists, else written")
+    parser.add_argument("--samples", type=int, default=32, help="pictures of each character (32)")
     parser.add_argument("--plain", type=int, default=96, help="prompts without a learned word (96)")
     parser.add_argument("--steps", type=int, default=600, help="updates per character (600)")
     arguments = parser.parse_args()
     base = open_base("starter")
     examiner = Examiner(base, load_judge())
-    museum = learned(base, arguments.museum, arguments.steps)
-    ways: dict[str, Weighting] = {
+    museum = learned_museum(base, arguments.museum, arguments.steps)
+    methods: dict[str, Weighting] = {
         "untouched": lambda museum, prompt: dict.fromkeys(museum.words, 0.0),
         "its own exhibit alone": lambda museum, prompt: {word: float(word in prompt) for word in museum.words},
         "summed": lambda museum, prompt: dict.fromkeys(museum.words, 1.0),
@@ -57,19 +57,19 @@ def main() -> None:
         "weighted, as in the code": lambda museum, prompt: elastic(base, museum, prompt, power=4, norm=1),
     }
     scores = {}
-    for way, weighting in ways.items():
-        found = [recognised_share(examiner, museum, word, weighting, arguments.looks) for word in museum.words]
-        scores[way] = {
-            "recognised": statistics.fmean(found),
+    for method, weighting in methods.items():
+        shares = [recognised_share(examiner, museum, word, weighting, arguments.samples) for word in museum.words]
+        scores[method] = {
+            "recognised": statistics.fmean(shares),
             "plain prompts": plain_share(examiner, museum, weighting, arguments.plain),
         }
-        print(f"{way:30}" + "".join(f"{name} {share:5.2f}   " for name, share in scores[way].items()))
-    numbers = {"looks": arguments.looks, "plain": arguments.plain, "steps": arguments.steps, "seed": 0}
+        print(f"{method:30}" + "".join(f"{name} {share:5.2f}   " for name, share in scores[method].items()))
+    numbers = {"samples": arguments.samples, "plain": arguments.plain, "steps": arguments.steps, "seed": 0}
     report = {"machine": machine(base.device), **numbers, "scores": scores}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def learned(base: Base, path: Path | None, steps: int) -> Museum:
+def learned_museum(base: Base, path: Path | None, steps: int) -> Museum:
     """The ten characters, each learned over the base alone."""
     if path and path.exists():
         return load_museum(path)
@@ -86,33 +86,38 @@ def learned(base: Base, path: Path | None, steps: int) -> Museum:
 @torch.no_grad()
 def elastic(base: Base, museum: Museum, prompt: str, *, power: int, norm: int) -> dict[str, float]:
     """word → ψ of its exhibit for this prompt."""
-    asked = base.encode_prompts([prompt], museum.tokens).states[0]
+    states = base.encode_prompts([prompt], museum.tokens).states[0]
     alike = []
     for exhibit in museum.exhibits:
         own = base.encode_prompts([exhibit.prompt], [exhibit.token])
         word = own.states[0][own.places[exhibit.word][0]]
-        alike.append(torch.nn.functional.cosine_similarity(asked[:, None], word[None], dim=2).max())
+        alike.append(torch.nn.functional.cosine_similarity(states[:, None], word[None], dim=2).max())
     raised = torch.stack(alike).clamp_min(0) ** power
     return dict(zip(museum.words, (raised / raised.norm(norm)).tolist(), strict=True))
 
 
 def recognised_share(examiner: Examiner, museum: Museum, word: str, weighting: Weighting, count: int) -> float:
-    """The share of a word's pictures that the judge takes for its character, among all ten."""
-    pictures = sampled(examiner.base, museum, [museum.exhibit(word).prompt] * count, weighting, seed=0)
+    """The share of a word's pictures in which the judge recognises its character, among all ten."""
+    pictures = weighted_samples(examiner.base, museum, [museum.exhibit(word).prompt] * count, weighting, seed=0)
     return recognised(read(examiner.judge, pictures), IDENTITIES).count(word.strip("<>")) / count
 
 
 def plain_share(examiner: Examiner, museum: Museum, weighting: Weighting, count: int) -> float:
-    """The share of what prompts without a learned word ask for that is found."""
-    asked = plain_requests(count, seed=0)
+    """The share of what plain prompts ask for that is visible."""
+    requests = plain_requests(count, seed=0)
     pictures = torch.cat(
-        [sampled(examiner.base, museum, [prompt], weighting, seed=number) for number, (prompt, _) in enumerate(asked)]
+        [
+            weighted_samples(examiner.base, museum, [prompt], weighting, seed=number)
+            for number, (prompt, _) in enumerate(requests)
+        ]
     )
-    return agreement(read(examiner.judge, pictures), [said(attributes) for _, attributes in asked]).mean().item()
+    return (
+        agreement(read(examiner.judge, pictures), [captioned(attributes) for _, attributes in requests]).mean().item()
+    )
 
 
-def sampled(base: Base, museum: Museum, prompts: Sequence[str], weighting: Weighting, *, seed: int) -> Tensor:
-    """Pictures of prompts that all say the same."""
+def weighted_samples(base: Base, museum: Museum, prompts: Sequence[str], weighting: Weighting, *, seed: int) -> Tensor:
+    """Pictures of prompts that are all the same."""
     with viewing(base, museum.dense(weighting(museum, prompts[0]))):
         return sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
 

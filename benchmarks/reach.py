@@ -1,9 +1,10 @@
-"""Whom does a delta answer to: its own word, the other words of its museum, prompts without any such word?
+"""How much does a delta change prompts with its own word, with other words of its museum, and without any?
 
-    python -m benchmarks.reach --museums out/demo/museum.safetensors ...   what the demo learned, by any recipes
+    python -m benchmarks.reach --museums out/demo/museum.safetensors ...   museums of the demo, of any recipe
 
 Prints, for every exhibit that acts everywhere, the share of keys and values that its delta moves, as `style_words`
-defines it, for its own prompt, for each other exhibit's, and for everyday prompts: 1 is as much as they are long.
+defines it, for its own prompt, for every other exhibit's, and for everyday prompts. At 1, the change is as large as
+the keys and values themselves.
 Writes `benchmarks/results/reach.json`.
 """
 
@@ -27,17 +28,17 @@ def main() -> None:
     arguments = parser.parse_args()
     base = open_base("starter")
     everyday = [prompt for prompt, _ in plain_requests(PROMPTS, seed=1)]
-    found = []
+    rows = []
     for museum in map(load_museum, arguments.museums):
         for exhibit in museum.exhibits:
             if exhibit.recipe.applied != "everywhere":
                 continue
             words = {other.word: share(base, exhibit, [other.prompt], [other.token]) for other in museum.exhibits}
             row = {"recipe": exhibit.recipe.method, "delta of": exhibit.word, "moves": words}
-            found.append(row | {"everyday prompts": share(base, exhibit, everyday, [])})
-            told = "  ".join(f"{word} {moved:.3f}" for word, moved in words.items())
-            print(f"{exhibit.recipe.method:14}{exhibit.word:8}{told}  everyday {found[-1]['everyday prompts']:.4f}")
-    report = {"machine": machine(base.device), "prompts": PROMPTS, "shares": found}
+            rows.append(row | {"everyday prompts": share(base, exhibit, everyday, [])})
+            moves = "  ".join(f"{word} {moved:.3f}" for word, moved in words.items())
+            print(f"{exhibit.recipe.method:14}{exhibit.word:8}{moves}  everyday {rows[-1]['everyday prompts']:.4f}")
+    report = {"machine": machine(base.device), "prompts": PROMPTS, "shares": rows}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

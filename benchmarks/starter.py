@@ -1,4 +1,4 @@
-"""How good is the starter model? Does it draw what prompts ask for, as the judge sees it, and how fast?
+"""How well does the starter model follow prompts, by the judge, and how fast is it?
 
     python benchmarks/starter.py
 
@@ -26,23 +26,25 @@ SAMPLES, SEED = 500, 1
 
 def main() -> None:
     base, judge = open_base("starter"), load_judge()
-    share, shown = plain_prompts(base, Museum(base.fingerprint), judge, count=SAMPLES, seed=SEED)
+    share, pictures = plain_prompts(base, Museum(base.fingerprint), judge, count=SAMPLES, seed=SEED)
     sample(base, ["a photo of a cat"], latent_shape=LATENT_SHAPE)
     begun = time.perf_counter()
     sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=LATENT_SHAPE)
     seconds = time.perf_counter() - begun
-    told_apart = {name: recognised(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES}
+    recognised_shares = {
+        name: recognised(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES
+    }
     report = {
         "prompted attributes found, relative to drawn pictures": share,
         "samples": SAMPLES,
         "seed": SEED,
         "seconds for one picture, 20 steps": seconds,
-        "drawn identities that the judge tells apart": told_apart,
+        "drawn identities that the judge tells apart": recognised_shares,
         "machine": machine(torch.device("cpu")),
     }
     text = json.dumps(report, indent=2)
     (RESULTS / "starter.json").write_text(text + "\n", encoding="utf-8")
-    grid(shown[:48], columns=12).save(RESULTS / "starter.png")
+    grid(pictures[:48], columns=12).save(RESULTS / "starter.png")
     print(text)
 
 

@@ -1,15 +1,15 @@
-"""Does a learned delta answer to its word, or to any word that stands where it stood?
+"""Does a learned delta depend on its word, or act on any word in the same position?
 
     python -m benchmarks.style_words
 
-Learns one built-in style or character at a time with `preservation`, styles with their word behind what is on the
-picture ("a cat in <neon> style") and before it ("in <neon> style a cat"), and measures how far the delta moves keys and
-values of prompts that were not learned from, as a share of their own size:
+Learns one built-in style or character at a time with `preservation`, styles with their word after the content ("a cat
+in <neon> style") and before it ("in <neon> style a cat"), and measures how far the delta moves keys and values of
+held-out prompts, as a share of their own size:
 
     E‖Δ s‖² / E‖W s‖², mean over all projections and places        s: text states
 
-for its own word, for a random word that was never learned in its place, and for prompts without any such word. Where
-the second is as large as the first, the next style has to undo the first one at the text states that it speaks with.
+for its own word, for a random word in its place, and for prompts without any such word. If the second is as large as
+the first, the next style has to undo the first one at the text states that both use.
 Writes `benchmarks/results/style_words.json`.
 """
 
@@ -33,7 +33,7 @@ from clora_core.model.text_states import second_moment, text_states
 from clora_core.museum.museum import Exhibit, Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
-from clora_core.starter.exam import Wording, concept_of, plain_requests, said_in
+from clora_core.starter.exam import Wording, concept_of, plain_requests, styled_prompt
 
 RESULT = Path(__file__).parent / "results/style_words.json"
 CASES: tuple[tuple[str, Wording], ...] = (
@@ -53,18 +53,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="updates (600)")
     arguments = parser.parse_args()
     base = open_base("starter")
-    found = []
+    rows = []
     for subject, wording in CASES:
         runs = [shares(base, subject, wording, seed, arguments.steps) for seed in arguments.seeds]
         means = {who: statistics.fmean(run[who] for run in runs) for who in runs[0]}
-        found.append({"subject": subject, "wording": wording, "runs": runs, "means": means})
+        rows.append({"subject": subject, "wording": wording, "runs": runs, "means": means})
         print(f"{subject:8} {wording:6}" + "".join(f"   {who} {share:.4f}" for who, share in means.items()))
-    report = {"machine": machine(base.device), **vars(arguments), "prompts": PROMPTS, "shares": found}
+    report = {"machine": machine(base.device), **vars(arguments), "prompts": PROMPTS, "shares": rows}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) -> dict[str, float]:
-    """Whose prompts → the share of their keys and values that the learned delta moves."""
+    """Kind of prompts → the share of their keys and values that the learned delta moves."""
     concept = concept_of(subject, PICTURES, seed=seed, vectors=VECTORS, wording=wording)
     with watched_bar(f"learning {concept.word}", steps) as report:
         recipe = starter_recipe("preservation", seed=seed, steps=steps)
@@ -72,7 +72,11 @@ def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) ->
         museum = empty.with_exhibits(*learn(base, empty, [concept], recipe, report=report))
     (exhibit,) = museum.exhibits
     contents = [prompt for prompt, _ in plain_requests(PROMPTS, seed=1)]
-    own = [said_in(exhibit.prompt, content) for content in contents] if concept.kind == "style" else [exhibit.prompt]
+    own = (
+        [styled_prompt(exhibit.prompt, content) for content in contents]
+        if concept.kind == "style"
+        else [exhibit.prompt]
+    )
     stranger = start_vectors(base, replace(concept, token_seed=seed + 1000))
     return {
         "its own word": share(base, exhibit, own, [exhibit.token]),

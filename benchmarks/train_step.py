@@ -1,10 +1,10 @@
-"""What does a training step cost inside ComfyUI, as a multiple of the same step over diffusers?
+"""The cost of a training step inside ComfyUI, as a multiple of the same step over diffusers.
 
     python benchmarks/train_step.py [starter] [sd15]        with ComfyUI's own Python, and diffusers in it
 
 Both sides run the engine's own `learn` in one process, and take turns after every step: on the starter, and on a
 checkpoint file of SD1.5's real size with random weights, which each side opens with its own loader (12 GiB of memory).
-Their losses must agree, so that both did the same. Writes `benchmarks/results/train_step.json`.
+Their losses must agree. Writes `benchmarks/results/train_step.json`.
 """
 
 import json
@@ -51,21 +51,21 @@ def main(names: list[str]) -> None:
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with ordinary_tensors():
-        found = {name: measured(name, host) for name in names}
+        models = {name: compared_steps(name, host) for name in names}
     settings = {"rank": RANK, "batch_size": BATCH_SIZE, "exhibits before": EXHIBITS_BEFORE}
-    report = {"machine": {**machine(), "load before": load}, "settings": settings, "models": found}
+    report = {"machine": {**versions(), "load before": load}, "settings": settings, "models": models}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print("\nmodel      clock             ComfyUI   diffusers   ratio")
-    for name, model in found.items():
+    for name, model in models.items():
         for clock, row in model["medians"].items():
             print(f"{name:10s} {clock:15s} {row['comfyui']:9.3f}   {row['diffusers']:9.3f}   {row['ratio']:5.3f}")
 
 
-def measured(name: str, host: Path) -> dict[str, Any]:
+def compared_steps(name: str, host: Path) -> dict[str, Any]:
     """The median of both sides' steps by both clocks, and the ratio of these."""
     amount = AMOUNTS[name]
     sides = starters() if name == "starter" else checkpoints(host)
-    times, losses = in_turns(sides, amount)
+    times, losses = step_times(sides, amount)
     apart = max(abs(ours / theirs - 1) for ours, theirs in zip(losses["comfyui"], losses["diffusers"], strict=True))
     assert apart < 1e-2, f"The two sides did not do the same; their losses are {losses}."
     medians = {}
@@ -75,7 +75,9 @@ def measured(name: str, host: Path) -> dict[str, Any]:
     return {**asdict(amount), "losses differ by": apart, "medians": medians}
 
 
-def in_turns(sides: Mapping[str, Any], amount: Amount) -> tuple[Mapping[str, list[Clocks]], Mapping[str, list[float]]]:
+def step_times(
+    sides: Mapping[str, Any], amount: Amount
+) -> tuple[Mapping[str, list[Clocks]], Mapping[str, list[float]]]:
     """A real learning on each side: how long every step took, and its loss. Only one side runs at any time."""
     from clora_pack.clora_core.bench.step import random_museum
     from clora_pack.clora_core.learning.learn import Progress, learn
@@ -144,7 +146,7 @@ def checkpoints(host: Path) -> Mapping[str, Any]:
     return {"comfyui": ours, "diffusers": theirs}
 
 
-def machine() -> dict[str, object]:
+def versions() -> dict[str, object]:
     """What it was measured on, and with which versions."""
     import comfyui_version
     import diffusers

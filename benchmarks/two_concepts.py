@@ -1,10 +1,10 @@
-"""Two learned characters in one picture: how often does the judge find both, each in its half?
+"""Two learned characters in one picture: how often does the judge recognise both, each in its half?
 
-    python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   what the demo learned, by any recipe
+    python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   museums of the demo, of any recipe
 
-Runs the example workflow `4-two-concepts` in a ComfyUI that is started for it, with every two of a museum's first three
-words: both in one plain prompt, and each with a place of its own. As a third way, each place also sees its own exhibit
-alone, through ComfyUI's LoRA hooks over the files that `export` writes for single exhibits, where it can.
+Starts a ComfyUI and runs the example workflow `4-two-concepts` with all pairs of a museum's first three words: both in
+one plain prompt, and each with its own area. As a third method, each area uses its own exhibit only, through ComfyUI's
+LoRA hooks and files that `export` writes for single exhibits, if possible.
 Writes `benchmarks/results/two_concepts.json`, and `docs/two-concepts.png` of the first museum's first two words.
 """
 
@@ -38,7 +38,7 @@ ASKED = ("<ada>", "<bo>")  # in the workflow
 WAYS = {
     "plain": "both words in one prompt",
     "placed": "each word in its place",
-    "hooked": "each place sees its own exhibit alone",
+    "hooked": "each place with its own exhibit only",
 }
 SHOWN, ZOOM, TITLE_PX = 6, 2, 26
 Pictures = Mapping[str, np.ndarray]  # way → (n, 64, 128, 3) uint8
@@ -59,7 +59,7 @@ def main() -> None:
     host = find_host()
     if host is None:
         sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
-    shown: dict[str, Pictures] = {}
+    first_pictures: dict[str, Pictures] = {}
     scores: dict[str, dict[str, dict[str, Scores]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host, Path(folder))
@@ -69,8 +69,8 @@ def main() -> None:
             server.start()
             for recipe, words in museums.items():
                 for pair in combinations(words[:3], 2):
-                    pictures = drawn(server, recipe, pair, arguments.pictures)
-                    shown.setdefault(recipe, pictures)
+                    pictures = generated(server, recipe, pair, arguments.pictures)
+                    first_pictures.setdefault(recipe, pictures)
                     found: dict[str, Scores] = {way: scored(seen, pair) for way, seen in pictures.items()}
                     scores.setdefault(recipe, {})[" ".join(pair)] = found
                     print(recipe, *pair, found, flush=True)
@@ -79,7 +79,7 @@ def main() -> None:
     means = {recipe: over_pairs(pairs) for recipe, pairs in scores.items()}
     report = {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures, "means": means, "pairs": scores}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sheet(next(iter(shown.values()))).save(PICTURE)
+    sheet(next(iter(first_pictures.values()))).save(PICTURE)
     for recipe, ways in means.items():
         for way, score in ways.items():
             print(f"{recipe:20}{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
@@ -90,7 +90,7 @@ def recipe_of(path: Path) -> str:
 
 
 def prepared(path: Path, loras: Path) -> tuple[str, ...]:
-    """Lay a museum, and its exhibits as single LoRA files where other loaders can show them, where ComfyUI looks."""
+    """Write a museum, and its exhibits as single LoRA files if possible, to ComfyUI's folders."""
     header, recipe = read_header(path), recipe_of(path)
     shutil.copy(path, loras / f"museums/{recipe}.museum.safetensors")
     for exhibit in header.exhibits:
@@ -103,7 +103,7 @@ def lora_of(recipe: str, word: str) -> str:
     return f"{recipe}-{word.strip('<>')}.safetensors"
 
 
-def drawn(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictures:
+def generated(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictures:
     """All from the same noise."""
     workflow = json.loads((ROOT / "example_workflows/4-two-concepts.json").read_text(encoding="utf-8"))
     prompt = as_prompt(workflow, server.get("/object_info"))
@@ -139,10 +139,10 @@ def over_pairs(pairs: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
 
 
 def with_hooks(prompt: Prompt, files: Sequence[str]) -> Prompt:
-    """The workflow, and beside its places the same ones with a hook each, over a model that shows no exhibit itself."""
+    """The workflow, with additional areas that have a LoRA hook each, over a model without exhibits."""
     only = {kind: [id for id, entry in prompt.items() if entry["class_type"] == kind] for kind in kinds(prompt)}
-    (shown,), (combine,) = only["CLoRA_LoadMuseum"], only["ConditioningCombine"]
-    silent = {"class_type": "CLoRA_LoadMuseum", "inputs": prompt[shown]["inputs"] | {"strength": 0.0}}
+    (loader,), (combine,) = only["CLoRA_LoadMuseum"], only["ConditioningCombine"]
+    silent = {"class_type": "CLoRA_LoadMuseum", "inputs": prompt[loader]["inputs"] | {"strength": 0.0}}
     more: Prompt = {"silent": silent}
     for number, file in enumerate(files, 1):
         place = prompt[prompt[combine]["inputs"][f"conditioning_{number}"][0]]
@@ -169,9 +169,9 @@ def kinds(prompt: Prompt) -> set[str]:
 
 
 def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
-    """Shares of the pictures: both found, each in its half; both, in any order. And of all traits, each in its half.
+    """Shares of the pictures with both characters, each in its half; with both in any order; and of all traits.
 
-    A character is found where its traits are the most likely of all ten characters'.
+    The recognised character is the one of ten whose traits are the most likely.
     """
     judge, names = load_judge(), [word.strip("<>") for word in words]
     pixels = as_floats(torch.from_numpy(pictures).permute(0, 3, 1, 2))
@@ -192,9 +192,9 @@ def sheet(pictures: Pictures) -> Image.Image:
     line = TITLE_PX + ZOOM * height + 10
     paper = Image.new("RGB", (SHOWN * (ZOOM * width + 8) + 12, len(pictures) * line + 4), "white")
     pen = ImageDraw.Draw(paper)
-    for row, (way, shown) in enumerate(pictures.items()):
+    for row, (way, batch) in enumerate(pictures.items()):
         pen.text((10, row * line + 5), WAYS[way], "#1c2530", ImageFont.load_default(15))
-        for column, picture in enumerate(shown[:SHOWN]):
+        for column, picture in enumerate(batch[:SHOWN]):
             tile = Image.fromarray(picture).resize((ZOOM * width, ZOOM * height), Image.Resampling.NEAREST)
             paper.paste(tile, (10 + column * (ZOOM * width + 8), row * line + TITLE_PX))
     return paper

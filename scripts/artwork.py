@@ -1,7 +1,6 @@
 """Draw the pack's icon and banner: `python -m scripts.artwork` writes docs/icon.png and docs/banner.png.
 
-Three framed pictures on a wall, one after another, each of a color of its own; the frames are the low-rank squares of
-three deltas. Nothing is loaded but the starter world's own drawings.
+Three framed pictures on a wall, each frame in its own color. The pictures are drawings of the starter world.
 """
 
 from pathlib import Path

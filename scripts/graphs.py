@@ -1,4 +1,4 @@
-"""Workflows as ComfyUI's frontend saves them, put together out of what a running ComfyUI says of its nodes."""
+"""Build workflows in the format of ComfyUI's frontend, from the node definitions of a running ComfyUI."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Node:
 class Graph:
     """Nodes in columns, in groups, in rows.
 
-    definitions: what /object_info answers. name: that its id is made of, so that the same graph is the same file.
+    definitions: from /object_info. name: determines the id, so that the same graph gives the same file.
     """
 
     name: str
@@ -59,46 +59,46 @@ class Graph:
     _frame: tuple[str, int, int] | None = None  # the open group's title, left and top
 
     def group(self, title: str) -> None:
-        """What comes now stands to the right of all before, in a frame with this title."""
+        """Start a group with this title, to the right of all others."""
         self._close()
         self._left = self._right + 2 * EDGE + GAP_X if self._right else 0
         self._y = self._top
         self._open(title)
 
     def below(self, title: str) -> None:
-        """What comes now stands below what came last, in a frame with this title."""
+        """Start a group with this title, below the last one."""
         self._close()
         self._y += EDGE + TITLE_PX + GAP_X
         self._open(title)
 
     def row(self) -> None:
-        """The next group begins a second row, below all before."""
+        """Start a second row, below all groups."""
         self._close()
         self._gutter = round(self._around()[3])
         self._top = self._gutter + GUTTER_PX + TITLE_PX + GAP_Y
         self._x = self._left = self._right = 0
 
     def column(self) -> None:
-        """What comes now stands in a new column of the same group."""
+        """Start a new column of the same group."""
         assert self._frame
         self._x += self._width + GAP_X
         self._y, self._width = self._frame[2], 0
 
     def note(self, text: str, *, size: tuple[int, int] = (420, 300)) -> None:
-        """A sheet of Markdown, below what came last."""
+        """Add a Markdown note, below the last group."""
         self._close()
         self._x = self._left
         self._place("MarkdownNote", size, inputs=[], outputs=[], values=[text])
 
-    def add(self, kind: str, size: tuple[int, int], /, *, title: str = "", small: bool = False, **given: Any) -> Node:
-        """A node. given: each input's source or value by its name; widgets that are not given have their defaults.
+    def add(self, kind: str, size: tuple[int, int], /, *, title: str = "", small: bool = False, **sources: Any) -> Node:
+        """A node. sources: input → the output or value that it gets; other widgets have their defaults.
 
         small: only its title is shown.
         """
         definition = self.definitions[kind]
         inputs, values = [], []
         for name, (socket, options) in _inputs(definition).items():
-            value = given.pop(name, None)
+            value = sources.pop(name, None)
             widget, linked = isinstance(socket, list) or socket in WIDGETS, isinstance(value, Out)
             if widget:
                 values += _widget(name, socket, options, None if linked else value)
@@ -109,7 +109,7 @@ class Graph:
             if linked:
                 self._link(value, len(self.nodes) + 1, len(inputs) - 1)
                 inputs[-1]["link"] = len(self.links)
-        assert not given, f"{kind} has no {', '.join(given)}"
+        assert not sources, f"{kind} has no {', '.join(sources)}"
         outputs = [
             {"name": name, "type": output, "slot_index": slot, "links": None}
             for slot, (name, output) in enumerate(zip(definition["output_name"], definition["output"], strict=True))
@@ -117,7 +117,7 @@ class Graph:
         return self._place(kind, size, inputs=inputs, outputs=outputs, values=values, title=title, small=small)
 
     def workflow(self) -> Json:
-        """The graph as a file holds it."""
+        """The content of the workflow file."""
         self._close()
         left, top, right, bottom = self._around()
         fitting = min(WINDOW[0] / (right - left + 2 * GAP_X), WINDOW[1] / (bottom - top + 2 * GAP_X))
@@ -176,7 +176,7 @@ class Graph:
         self._frame = title, self._left, self._y
 
     def _close(self) -> None:
-        """Draw the frame of the group that has come to its end."""
+        """End the current group and add its frame."""
         if self._frame is None:
             return
         title, left, top = self._frame
@@ -188,9 +188,9 @@ class Graph:
         self._y, self._frame = self._lowest + GAP_Y, None
 
     def _buses(self) -> Json:
-        """What leads links from one row to the next: along the space between them, and down beside the target.
+        """Reroutes for links between the rows: along the space between them, then down beside the target.
 
-        ComfyUI calls the points reroutes. Each source has its own line, from right to left or from left to right.
+        Every source has its own line, from right to left or from left to right.
         """
         points: list[Json] = []
         ends: list[Json] = []
@@ -240,15 +240,15 @@ class Graph:
 
 def _inputs(definition: Mapping[str, Any]) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Each input's type and options, in the order of the definition."""
-    found = {}
+    inputs = {}
     for part in ("required", "optional"):
         for name, (socket, *options) in definition["input"].get(part, {}).items():
-            found[name] = socket, (options[0] if options else {})
-    return found
+            inputs[name] = socket, (options[0] if options else {})
+    return inputs
 
 
 def _widget(name: str, socket: str | Sequence[Any], options: Mapping[str, Any], value: Any) -> list[Any]:
-    """What a file holds for a widget: its value, and a seed's or an upload's button after it."""
+    """The values of a widget in a file: its own, and that of a seed's or an upload's button."""
     choices = socket if isinstance(socket, list) else options.get("options", [])
     value = options.get("default", choices[0] if choices else "") if value is None else value
     if name in ("seed", "noise_seed") or options.get("control_after_generate"):

@@ -1,8 +1,8 @@
-"""Make the square pictures of example_workflows/, out of real runs: `python -m scripts.screenshots [NAME …]`.
+"""Make the square pictures of example_workflows/ from real runs: `python -m scripts.screenshots [NAME …]`.
 
-The workflows of the starter model are run one after the other, so that later ones find the museum that the first one
-saves, and their pictures are put together. Those for people's own pictures need a checkpoint: their nodes are
-photographed, which needs Playwright and a Chromium, as tests/browser does.
+The workflows of the starter model run one after another, since later ones load the museum that the first one saves.
+Their results are combined in one picture. The workflows for users' own pictures need a checkpoint, so a screenshot of
+their nodes is taken, which needs Playwright and Chromium, like tests/browser.
 """
 
 import argparse
@@ -42,17 +42,17 @@ def make_pictures(server: Server, names: list[str]) -> None:
 
 
 def results(server: Server, workflow: dict[str, Any]) -> Image.Image:
-    """What a workflow of the starter model shows, in a square: all its pictures, or its first figure."""
+    """The results of a workflow of the starter model in a square: all its pictures, or its first figure."""
     prompt = as_prompt(workflow, server.get("/object_info"))
     run = server.run(prompt, RUN_S)
     assert run.succeeded, run.error
-    shown = [server.pictures(run, id) for id, node in prompt.items() if node["class_type"] == "SaveImage"]
-    if not shown:
+    batches = [server.pictures(run, id) for id, node in prompt.items() if node["class_type"] == "SaveImage"]
+    if not batches:
         figure = next(id for id, node in prompt.items() if node["class_type"] == "PreviewImage")
         return ImageOps.pad(Image.fromarray(server.pictures(run, figure)[0]), (SIDE_PX, SIDE_PX), color="white")
-    columns = 2 if len(shown) == 1 else max(2, len(shown))
-    each = max(1, columns**2 // len(shown))
-    pictures = [picture for batch in shown for picture in batch[:each]]
+    columns = 2 if len(batches) == 1 else max(2, len(batches))
+    count = max(1, columns**2 // len(batches))
+    pictures = [picture for batch in batches for picture in batch[:count]]
     sheet = Image.new("RGB", (SIDE_PX, SIDE_PX), "#202020")
     side = SIDE_PX // columns
     for place, picture in enumerate(pictures):
@@ -62,7 +62,7 @@ def results(server: Server, workflow: dict[str, Any]) -> Image.Image:
 
 
 def photographed(server: Server, workflow: dict[str, Any]) -> Image.Image:
-    """The nodes that teach, as the page draws them."""
+    """A screenshot of the training nodes."""
     left, top, *_ = next(group["bounding"] for group in workflow["groups"] if group["title"].startswith("2"))
     with (
         chromium(CHROMIUM) as browser,

@@ -18,13 +18,13 @@ from tests.host.server import Server
 from .graphs import Graph, Json, Node, Out
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
-TAUGHT = "three-concepts"  # the museum that one workflow saves and the others load
+FIRST = "three-concepts"  # the museum that one workflow saves and the others load
 SIDE = 64  # pixels, of the starter model's pictures
 
 ENLARGED = 4  # times, without smoothing: the starter model's pictures as they are shown
 
 NODE, SMALL, TEXT = (220, 200), (220, 110), (290, 100)
-TRAIN, SAMPLER, DECODE, SHOWN, KEPT = (300, 800), (290, 270), (210, 80), (330, 340), (290, 200)
+TRAIN, SAMPLER, DECODE, PREVIEW, KEPT = (300, 800), (290, 270), (210, 80), (330, 340), (290, 200)
 NOTE = 320  # wide
 
 
@@ -50,7 +50,7 @@ def started() -> Iterator[Server]:
 
 
 def write(definitions: Mapping[str, Any]) -> None:
-    """All workflows, for a host that defines its nodes so."""
+    """Write all workflows for a host with these node definitions."""
     for make in (*STARTER, *OWN):
         graph = make(definitions)
         text = json.dumps(graph.workflow(), indent=1, ensure_ascii=False) + "\n"
@@ -64,18 +64,18 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
         "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
         "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character. Without a GPU, each takes a few "
         "minutes.\n"
-        f"2. *Save Museum* writes `models/loras/museums/{TAUGHT}.museum.safetensors`. The other examples load it.\n"
+        f"2. *Save Museum* writes `models/loras/museums/{FIRST}.museum.safetensors`. The other examples load it.\n"
         "3. Use `<ada>`, `<bo>` and `<cleo>` in any prompt in the second row.\n\n"
         "You can press **Cancel** at any time; Run resumes from there. Another Run does not train again.\n\n"
         f"{LIMITS}",
         size=(NOTE, 560),
     )
-    shown, museum = base, None
+    models, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
-        shown = taught(graph, shown, base["vae"], subject, museum)
-        museum = shown["museum"]
-    use(graph, shown, base["vae"], PROMPTS, save_as=TAUGHT)
+        models = train_step_node(graph, models, base["vae"], subject, museum)
+        museum = models["museum"]
+    use(graph, models, base["vae"], PROMPTS, save_as=FIRST)
     return graph
 
 
@@ -83,14 +83,14 @@ def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("2-load-a-museum", definitions)
     base = starter(graph)
     graph.note(
-        f"# Load a saved museum\n\nRun the example *1-{TAUGHT}* first: it saves the museum that is loaded here.\n\n"
+        f"# Load a saved museum\n\nRun the example *1-{FIRST}* first: it saves the museum that is loaded here.\n\n"
         "The museum's words work in every prompt. To show only some exhibits, switch the others off in the list, or "
         "name them in *exhibits*, one per line, with an optional strength: `<ada>: 0.8`.\n\n"
         f"{LIMITS}",
         size=(NOTE, 420),
     )
-    shown = loaded(graph, base)
-    use(graph, shown, base["vae"], PROMPTS)
+    models = museum_loader(graph, base)
+    use(graph, models, base["vae"], PROMPTS)
     return graph
 
 
@@ -98,16 +98,16 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("3-add-a-concept", definitions)
     base = starter(graph)
     graph.note(
-        f"# One more concept\n\nRun the example *1-{TAUGHT}* first.\n\n"
+        f"# One more concept\n\nRun the example *1-{FIRST}* first.\n\n"
         "This loads a museum, teaches one more concept with a *Train Step*, and saves the larger museum under another "
         "name. It does not need the pictures of the earlier concepts: their deltas are in the museum.\n\n"
         "Load **all** exhibits (leave *exhibits* empty). Any others would be missing from the saved museum.",
         size=(NOTE, 420),
     )
-    shown = loaded(graph, base)
+    models = museum_loader(graph, base)
     graph.group("Teach <eve>")
-    shown = taught(graph, shown, base["vae"], "eve", shown["museum"])
-    use(graph, shown, base["vae"], EVE_PROMPTS, save_as="four-concepts")
+    models = train_step_node(graph, models, base["vae"], "eve", models["museum"])
+    use(graph, models, base["vae"], EVE_PROMPTS, save_as="four-concepts")
     return graph
 
 
@@ -125,9 +125,9 @@ def styles(definitions: Mapping[str, Any]) -> Graph:
         size=(NOTE, 600),
     )
     graph.group("Teach the style <duotone>")
-    shown = taught(graph, base, base["vae"], "duotone", None, kind="style")
+    models = train_step_node(graph, base, base["vae"], "duotone", None, kind="style")
     # At the characters' guidance of 5, the colors of styles burn out.
-    use(graph, shown, base["vae"], STYLE_PROMPTS, save_as="styles", cfg=3.0)
+    use(graph, models, base["vae"], STYLE_PROMPTS, save_as="styles", cfg=3.0)
     return graph
 
 
@@ -135,7 +135,7 @@ def two_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("4-two-concepts", definitions)
     base = starter(graph)
     graph.note(
-        f"# Two concepts in one picture\n\nRun the example *1-{TAUGHT}* first.\n\n"
+        f"# Two concepts in one picture\n\nRun the example *1-{FIRST}* first.\n\n"
         "Two learned words in **one** prompt mix their traits, with every method that learns words. The left group "
         "uses such a prompt.\n\nIn the right group, each word has its own prompt **and area**. *Conditioning (Set "
         "Area)* sets the area of a prompt, and *Conditioning (Combine)* combines both; they are stock nodes. For areas "
@@ -143,52 +143,52 @@ def two_concepts(definitions: Mapping[str, Any]) -> Graph:
         "add a third prompt for the whole picture at a low strength, so that both areas form one scene.",
         size=(NOTE, 480),
     )
-    shown = loaded(graph, base)
+    models = museum_loader(graph, base)
     graph.group("The size")
     wide = graph.add("EmptyLatentImage", SMALL, width=2 * SIDE, height=SIDE, batch_size=4)
-    nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=shown["clip"])
+    nothing = graph.add("CLIPTextEncode", TEXT, title="empty prompt", text="", clip=models["clip"])
     graph.row()
     graph.group("Plain: both words in one prompt")
-    plain = graph.add("CLIPTextEncode", TEXT, text="a photo of <ada> and <bo>", clip=shown["clip"])
-    sampled(graph, shown, base["vae"], plain["CONDITIONING"], nothing, wide, "two-concepts-plain")
+    plain = graph.add("CLIPTextEncode", TEXT, text="a photo of <ada> and <bo>", clip=models["clip"])
+    add_sampler(graph, models, base["vae"], plain["CONDITIONING"], nothing, wide, "two-concepts-plain")
     graph.group("Each word in its place")
     places = []
     for word, left in (("<ada>", 0), ("<bo>", SIDE)):
-        text = graph.add("CLIPTextEncode", TEXT, text=f"a photo of {word}", clip=shown["clip"])
+        text = graph.add("CLIPTextEncode", TEXT, text=f"a photo of {word}", clip=models["clip"])
         area = {"width": SIDE, "height": SIDE, "x": left, "y": 0, "strength": 1.0}
         places.append(graph.add("ConditioningSetArea", (290, 160), conditioning=text["CONDITIONING"], **area))
     graph.column()
     first, second = (place["CONDITIONING"] for place in places)
     both = graph.add("ConditioningCombine", (240, 50), conditioning_1=first, conditioning_2=second)
-    sampled(graph, shown, base["vae"], both["CONDITIONING"], nothing, wide, "two-concepts-placed")
+    add_sampler(graph, models, base["vae"], both["CONDITIONING"], nothing, wide, "two-concepts-placed")
     return graph
 
 
-def report(definitions: Mapping[str, Any]) -> Graph:
+def evaluation(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("5-report", definitions)
     base = starter(graph)
     graph.note(
-        f"# Evaluate a museum\n\nRun the example *1-{TAUGHT}* first.\n\n"
+        f"# Evaluate a museum\n\nRun the example *1-{FIRST}* first.\n\n"
         "*Museum Report* samples every exhibit as it was when learned and as it is now, and samples prompts without "
         "trigger words. It measures how far the model's predictions moved, and how much the exhibits overlap.\n\nIt "
         "writes one self-contained HTML file to `output/`; the node's *Open report* shows it.",
         size=(NOTE, 420),
     )
-    shown = loaded(graph, base)
+    models = museum_loader(graph, base)
     graph.group("Report")
-    seen = graph.add(
+    report = graph.add(
         "CLoRA_MuseumReport",
         (420, 620),
-        model=shown["model"],
-        clip=shown["clip"],
+        model=models["model"],
+        clip=models["clip"],
         vae=base["vae"],
-        museum=shown["museum"],
+        museum=models["museum"],
         name="museum-report",
     )
     graph.row()
     graph.group("Its figures")
     for name in ("exhibits", "overlap", "moved"):
-        graph.add("PreviewImage", (400, 400), images=seen[name], title=name)
+        graph.add("PreviewImage", (400, 400), images=report[name], title=name)
         if name != "moved":
             graph.column()
     return graph
@@ -206,7 +206,7 @@ def own_pictures(
         "2. Put 4 to 10 pictures of one thing, animal, person or style into a folder in ComfyUI's *input* folder, "
         "press R, and choose the folder. Pictures keep their shapes; text files with their names are captions.\n"
         "3. Choose a trigger word and press **Run**.\n"
-        f"4. To teach another concept, add another *Train Step* after this one, as in *1-{TAUGHT}*; or load the "
+        f"4. To teach another concept, add another *Train Step* after this one, as in *1-{FIRST}*; or load the "
         "saved museum and continue from there, as in *3-add-a-concept*.\n\n"
         "All numbers are automatic: the node shows them and how much memory it needs. They are a starting point: watch "
         "the previews. They were **not measured** on real checkpoints, which were not available during development.",
@@ -244,7 +244,7 @@ def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
     return own_pictures(definitions, number=8, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
 
 
-STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, report, styles)
+STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, evaluation, styles)
 OWN = (own_pictures_sd15, own_pictures_sdxl)
 PROMPTS = ("a photo of <ada> wearing glasses", "a photo of <bo> at the beach", "a photo of <cleo> in the forest")
 EVE_PROMPTS = ("a photo of <eve> in the forest", "a photo of <ada> wearing glasses")
@@ -267,23 +267,23 @@ def starter(graph: Graph) -> Node:
     return graph.add("CLoRA_StarterModel", (NOTE, 80))
 
 
-def loaded(graph: Graph, base: Node) -> Node:
-    """What shows the saved museum over the starter model."""
+def museum_loader(graph: Graph, base: Node) -> Node:
+    """A Load Museum with the saved museum over the starter model."""
     graph.group("The model, showing a museum")
-    museum = f"{TAUGHT}.museum.safetensors"
+    museum = f"{FIRST}.museum.safetensors"
     return graph.add("CLoRA_LoadMuseum", (360, 420), model=base["model"], clip=base["clip"], museum_name=museum)
 
 
-def taught(
+def train_step_node(
     graph: Graph,
-    shown: Node,
+    models: Node,
     vae: Out,
     subject: str,
     museum: Out | None,
     *,
     kind: str = "object",
 ) -> Node:
-    """A Train Step that teaches a built-in subject."""
+    """A Train Step for a built-in subject."""
     pictures = graph.add("CLoRA_StarterPictures", SMALL, subject=subject, count=PICTURES)
     concept = graph.add("CLoRA_ConceptToken", NODE, word=f"<{subject}>", kind=kind)
     graph.column()
@@ -291,8 +291,8 @@ def taught(
         "CLoRA_TrainStep",
         TRAIN,
         title=f"Teach <{subject}>",
-        model=shown["model"],
-        clip=shown["clip"],
+        model=models["model"],
+        clip=models["clip"],
         vae=vae,
         images=pictures["images"],
         concept=concept["concept"],
@@ -304,7 +304,7 @@ def taught(
 
 def use(
     graph: Graph,
-    shown: Node,
+    models: Node,
     vae: Out,
     prompts: Sequence[str],
     *,
@@ -312,12 +312,12 @@ def use(
     side: int = SIDE,
     cfg: float = 5.0,
 ) -> None:
-    """A row of stock nodes that sample pictures, a group for each prompt. save_as: first, the museum is saved so."""
+    """A row of stock nodes that sample pictures, one group per prompt. save_as: the museum's name, to save it first."""
     graph.row()
-    clip = shown["clip"]
+    clip = models["clip"]
     if save_as:
         graph.group("Save it")
-        graph.add("CLoRA_SaveMuseum", KEPT, museum=shown["museum"], name=save_as, overwrite=True)
+        graph.add("CLoRA_SaveMuseum", KEPT, museum=models["museum"], name=save_as, overwrite=True)
         graph.below("For all prompts")
     else:
         graph.group("For all prompts")
@@ -326,14 +326,14 @@ def use(
     for prompt in prompts:
         graph.group(f"“{prompt}”")
         text = graph.add("CLIPTextEncode", TEXT, text=prompt, clip=clip)
-        sampled(graph, shown, vae, text["CONDITIONING"], nothing, latent, "c-lora", cfg=cfg, enlarged=side == SIDE)
+        add_sampler(graph, models, vae, text["CONDITIONING"], nothing, latent, "c-lora", cfg=cfg, enlarged=side == SIDE)
 
 
-def sampled(
+def add_sampler(
     graph: Graph,
-    shown: Node,
+    models: Node,
     vae: Out,
-    asked: Out,
+    positive: Out,
     nothing: Node,
     latent: Node,
     prefix: str,
@@ -341,20 +341,25 @@ def sampled(
     cfg: float = 5.0,
     enlarged: bool = True,
 ) -> None:
-    """Stock nodes that sample what is asked for, and show it large."""
-    samples = graph.add("KSampler", SAMPLER, **sampler(shown, asked, nothing, latent), cfg=cfg)
+    """Stock nodes that sample a prompt and show the pictures."""
+    samples = graph.add("KSampler", SAMPLER, **sampler_inputs(models, positive, nothing, latent), cfg=cfg)
     graph.column()
     picture = graph.add("VAEDecode", DECODE, small=True, samples=samples["LATENT"], vae=vae)
     if enlarged:
         large = {"upscale_method": "nearest-exact", "scale_by": ENLARGED}
         picture = graph.add("ImageScaleBy", DECODE, small=True, image=picture["IMAGE"], **large)
-    graph.add("SaveImage", SHOWN, images=picture["IMAGE"], filename_prefix=prefix)
+    graph.add("SaveImage", PREVIEW, images=picture["IMAGE"], filename_prefix=prefix)
 
 
-def sampler(shown: Node, asked: Out, nothing: Node, latent: Node) -> Json:
-    """What every KSampler here is given; trailing timesteps, as the engine samples."""
-    model = shown["model"] if "CLoRA" in shown.entry["type"] else shown["MODEL"]
-    inputs = {"model": model, "positive": asked, "negative": nothing["CONDITIONING"], "latent_image": latent["LATENT"]}
+def sampler_inputs(models: Node, positive: Out, nothing: Node, latent: Node) -> Json:
+    """The inputs of every KSampler here. Timesteps trail, as in the engine."""
+    model = models["model"] if "CLoRA" in models.entry["type"] else models["MODEL"]
+    inputs = {
+        "model": model,
+        "positive": positive,
+        "negative": nothing["CONDITIONING"],
+        "latent_image": latent["LATENT"],
+    }
     return inputs | {"seed": 1, "steps": 20, "sampler_name": "euler", "scheduler": "sgm_uniform"}
 
 

@@ -18,6 +18,7 @@ from clora_core.model import sampling
 from clora_core.model.base import Base, Conditioning, Prediction
 from clora_core.model.concept import Concept
 from clora_core.model.low_rank import LowRank
+from clora_core.model.moments import preserved_moments
 from clora_core.model.projections import Projection
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import DiffusersBase
@@ -151,6 +152,7 @@ def setting_with(
         latents=[latents],
         as_before=nullcontext,
         measure_reference_loss=lambda: reference_loss,
+        measure_moments=lambda: preserved_moments(base, past.prompts, past.words),  # type: ignore[arg-type]
         batch_size=16,
     )
 

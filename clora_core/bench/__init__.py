@@ -1,1 +1,1 @@
-"""Research: what the documents claim, measured. Nothing else of the package needs it."""
+"""Research: measurements of what the documents claim. Nothing else in the package needs it."""

@@ -1,7 +1,7 @@
 """The methods of `bench classification`: those of `classify learn`, and published baselines.
 
-A method gives the learning of one task; a few keep something from task to task, in `memory`. Their numbers
-are from searches; docs/measurements.md says which.
+A method is a class that learns one task; a few keep data between tasks in `memory`. Their weights were tuned; see
+docs/measurements.md.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..classification.heads import logits
-from ..classification.learn import ClassPictures, TaskLearning, TaskSetting, TaskTrained, layer_of
+from ..classification.learn import ClassPictures, TaskLearning, TaskTrained
 from ..classification.museum import Task, TaskMuseum
 from ..classification.recipe import METHODS, TaskRecipe
-from ..classification.vision import Vision
+from ..classification.vision import Vision, layer_path
 from ..method.regularizers import ContextPreservation, Regularizer, SelfRegularization
+from ..method.step import AnySetting
 from ..model.attach import attached
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
@@ -29,7 +30,7 @@ FISHER_BATCH = 16  # pictures of one gradient; its square is averaged over all b
 
 @dataclass(eq=False)
 class Memory:
-    """What a baseline keeps from task to task, beside the museum."""
+    """What a baseline keeps between tasks, besides the museum."""
 
     fisher: dict[Any, Tensor] = field(default_factory=dict)
     anchors: dict[str, Tensor] = field(default_factory=dict)
@@ -39,31 +40,31 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class Baseline(TaskLearning):
-    """A learning with the number that is searched for, and a memory. tasks: how many there will be."""
+    """A learning with a tuned weight and a memory. tasks: the total number of tasks."""
 
     weight: float = 0.0
     memory: Memory = field(default_factory=Memory)
     tasks: int = 1
 
     def finish(self, task: Task) -> None:
-        """Called with what was learned, to remember something of it."""
+        """Called after a task was learned, to update the memory."""
 
 
 class Distilled(Baseline):
-    """Learning without forgetting: the old rows answer the new pictures as they did before. Li and Hoiem 2016.
+    """Learning without forgetting: the old rows' outputs for the new pictures stay the same. Li and Hoiem 2016.
 
     L = weight · T² KL(softmax(old before / T) ‖ softmax(old now / T))          T = 2
     """
 
-    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+    def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
         if not self.museum.tasks:
             return {}
         rows = torch.cat([task.rows for task in self.museum.tasks]).to(self.base.device)
         targets = (logits(features.to(self.base.device), rows) / TEMPERATURE).softmax(1)
 
         def term(step: Any) -> Tensor:
-            answers = (logits(step.features, rows) / TEMPERATURE).log_softmax(1)
-            divergence = F.kl_div(answers, targets[step.chosen], reduction="batchmean")
+            outputs = (logits(step.features, rows) / TEMPERATURE).log_softmax(1)
+            divergence = F.kl_div(outputs, targets[step.chosen], reduction="batchmean")
             return self.weight * TEMPERATURE**2 * divergence
 
         return {"distillation": term}
@@ -72,7 +73,7 @@ class Distilled(Baseline):
 class ElasticDeltas(Baseline):
     """EWC-LoRA, arXiv:2602.17559: weight / 2 · Σ Ω ∘ (up·down)², Ω the summed Fisher information of earlier tasks."""
 
-    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+    def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
         fisher = self.memory.fisher
 
         def term(step: Any) -> Tensor:
@@ -93,9 +94,9 @@ class ElasticDeltas(Baseline):
 
 
 class InputSpaces(Baseline):
-    """InfLoRA, arXiv:2404.00228: `down` is fixed to what the new task's inputs have outside of the old tasks' space.
+    """InfLoRA, arXiv:2404.00228: `down` is fixed to the new task's inputs, projected out of the old tasks' space.
 
-    Old spaces grow by gradient projection memory, until they hold the share ε of the inputs' energy. ε goes from
+    Old spaces grow by gradient projection memory until they contain the share ε of the inputs' energy. ε goes from
     `weight` at the first task to 1, as in the paper. Its dual form saves memory and gives the same space.
     """
 
@@ -104,7 +105,7 @@ class InputSpaces(Baseline):
         _, moments = self.read()
         deltas = {}
         for projection, delta in trained.deltas.items():
-            moment = _outside(moments[layer_of(projection)].double(), self._space(projection))
+            moment = _outside(moments[layer_path(projection)].double(), self._space(projection))
             directions = torch.linalg.eigh(moment)[1][:, -self.loop.rank :].T.float()
             deltas[projection] = LowRank(delta.up, (directions / 3**0.5).to(self.base.device).contiguous())
         return replace(trained, deltas=deltas)
@@ -115,17 +116,17 @@ class InputSpaces(Baseline):
             moment = moment.double()
             old = self.memory.spaces.get(layer, torch.zeros(len(moment), 0, dtype=torch.float64))
             values, vectors = torch.linalg.eigh(_outside(moment, old))
-            held = (moment.trace() - values.sum()) / moment.trace()
+            contained = (moment.trace() - values.sum()) / moment.trace()
             count = 0
-            while held < share and old.shape[1] + count < len(moment) - self.loop.rank:
+            while contained < share and old.shape[1] + count < len(moment) - self.loop.rank:
                 count += 1
-                held = held + values[-count] / moment.trace()
+                contained = contained + values[-count] / moment.trace()
             self.memory.spaces[layer] = torch.cat([old, vectors[:, len(moment) - count :]], dim=1)
         self.memory.tasks += 1
 
     def _space(self, projection: Projection) -> Tensor:
         size = projection.shape[1]
-        return self.memory.spaces.get(layer_of(projection), torch.zeros(size, 0, dtype=torch.float64))
+        return self.memory.spaces.get(layer_path(projection), torch.zeros(size, 0, dtype=torch.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ class WholeNetwork(Baseline):
             self.memory.anchors[name] = value.detach().clone()
         return WholeTrained({}, self.first_rows(features), self.base.network)
 
-    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+    def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
         fisher, now = self.memory.fisher, dict(self.base.network.named_parameters())
 
         def term(step: Any) -> Tensor:
@@ -170,9 +171,9 @@ class WholeNetwork(Baseline):
 
 
 class DecayedDeltas(Baseline):
-    """C-LoRA's penalty with 1 in place of past: weight · Σ ‖up·down‖²_F, after the first task. What of it is decay?"""
+    """C-LoRA's penalty with 1 instead of past: weight · Σ ‖up·down‖²_F, after the first task, as plain decay."""
 
-    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+    def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
         def term(step: Any) -> Tensor:
             squares = [(delta.up @ delta.down).square().sum() for delta in step.deltas.values()]
             return self.weight * torch.stack(squares).sum()
@@ -182,7 +183,7 @@ class DecayedDeltas(Baseline):
 
 @dataclass(frozen=True)
 class Method:
-    """How a method learns a task, the number that is searched for, and its value. joint: all classes are one task."""
+    """How a method learns a task, the tried values of its number, and the best. joint: all classes are one task."""
 
     learning: type[TaskLearning]
     recipe: Callable[[float], TaskRecipe]
@@ -229,10 +230,10 @@ COMPARED: dict[str, Method] = {
 }
 
 
-def learned(
+def learn_task(
     method: Method, weight: float, base: Vision, museum: TaskMuseum, task: ClassPictures, memory: Memory, **changes: Any
 ) -> Task:
-    """The task that follows in the museum. changes: to the recipe, and `tasks`, how many there will be."""
+    """The museum's next task. changes: to the recipe, and `tasks`, the total number of tasks."""
     tasks = changes.pop("tasks", 1)
     recipe = replace(method.recipe(weight), **changes)
     if not issubclass(method.learning, Baseline):
@@ -244,7 +245,7 @@ def learned(
 
 
 def _outside(moment: Tensor, space: Tensor) -> Tensor:
-    """What a second moment has outside of a space with these orthonormal columns."""
+    """The second moment, projected out of the space with these orthonormal columns."""
     projector = torch.eye(len(moment), dtype=moment.dtype) - space @ space.T
     return projector @ moment @ projector
 

@@ -1,22 +1,21 @@
 """`bench classification`: every method learns the same classes of pictures, task after task.
 
-The protocol of CODA-Prompt's benchmark (arXiv:2211.13218), which C-LoRA's authors use: no task id at test, class order
-as in the folder for seed 0 and shuffled for others. Each run is a file of its own, so a stopped benchmark goes on.
+The protocol of CODA-Prompt's benchmark (arXiv:2211.13218), which C-LoRA's authors use: no task id at test time, and the
+class order is that of the folder for seed 0, shuffled for other seeds. Every run has its own file, so that a stopped
+benchmark can be resumed.
 """
 
 import argparse
-import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..classification.classify import reading
+from ..classification.classify import reading, task_accuracies
 from ..classification.heads import head_rows, logits
 from ..classification.learn import ClassPictures
 from ..classification.museum import TaskMuseum
@@ -26,22 +25,23 @@ from ..commands.classify import class_folders, read_classes
 from ..commands.progress import Say
 from ..errors import ConceptError
 from ..measure import drop_per_step, final_alignment
-from .class_methods import COMPARED, Memory, WholeNetwork, learned
+from .class_methods import COMPARED, Memory, WholeNetwork, learn_task
 from .measuring import machine
-from .runs import with_interval
+from .runs import Run, read_json, with_interval, write_json
 
-SEARCH_SEED = 9  # a class order that no table has
+SEARCH_SEED = 9  # a class order that no table uses
 READ_WITH: tuple[Head, ...] = ("means", "lda")
-VALIDATION = 4  # in a search, every fourth picture of a class tests, and no test picture is read
+VALIDATION = 4  # a search validates on every fourth training picture of a class, and reads no test picture
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "classification",
-        help="what every method learns and forgets, over tasks of classes",
-        description="Let every method learn the classes of a folder in tasks, and test on all classes seen so far. The "
-        "folder has train/ and test/, each with a subfolder for each class; benchmarks/emoji_pictures.py and "
-        "benchmarks/glyph_pictures.py make two. With --lists, the layout and the lists of CODA-Prompt for ImageNet-R.",
+        help="what every method learns and forgets over tasks of classes",
+        description="Learn the classes of a folder in tasks with every method, and test on all classes learned so far. "
+        "The folder has train/ and test/, each with a subfolder per class; benchmarks/emoji_pictures.py and "
+        "benchmarks/glyph_pictures.py make such folders. With --lists: the layout and lists of CODA-Prompt for "
+        "ImageNet-R.",
     )
     parser.add_argument("--pictures", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--lists", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="YAML lists of ImageNet-R")
@@ -49,14 +49,16 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--methods", nargs="+", choices=list(COMPARED), default=list(COMPARED), help="methods (all)")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10], help="numbers of tasks (10)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, which are class orders (0 1 2)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each has its own class order (0 1 2)"
+    )
     parser.add_argument(
         "--heads", nargs="+", choices=["linear", "imprint"], default=["linear", "imprint"], help="trained heads (both)"
     )
-    parser.add_argument("--classes", type=int, help="only that many, drawn at random once (all)")
+    parser.add_argument("--classes", type=int, help="use this many, chosen at random once (all)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over a task's pictures (10)")
     parser.add_argument("--rank", type=int, default=16, help="of the deltas (16)")
-    parser.add_argument("--search", action="store_true", help="try four numbers of each method, on another class order")
+    parser.add_argument("--search", action="store_true", help="try four values per method, on another class order")
     parser.add_argument("--out", type=Path, default=Path("out/classification"), help="folder for runs and tables")
     parser.set_defaults(run=run)
 
@@ -81,14 +83,13 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                         if not path.exists():
                             own = {"method": name, "weight": weight, "tasks": tasks, "seed": seed, "head": head}
                             settings = {"epochs": arguments.epochs, "rank": arguments.rank}
-                            found = one_run(arguments.base, base, train, test, **own, **settings)
-                            content = json.dumps({**own, **settings, **found}, indent=1)
-                            path.write_text(content + "\n", encoding="utf-8")
-                        results.append(json.loads(path.read_text(encoding="utf-8")))
+                            result = one_run(arguments.base, base, train, test, **own, **settings)
+                            write_json(path, {**own, **settings, **result})
+                        results.append(read_json(path))
                         matrix = results[-1]["read"][head]["all"]
                         say(f"{name} {numbers}: {final_alignment(matrix):.3f}")
-    (arguments.out / "classification.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = search_table(results) if arguments.search else tables(results)
+    write_json(arguments.out / "classification.json", results)
+    table = weights_table(results) if arguments.search else tables(results)
     (arguments.out / "classification.md").write_text(table + "\n", encoding="utf-8")
     say("\n" + table)
 
@@ -109,8 +110,8 @@ def one_run(
 ) -> dict[str, Any]:
     """Learn all tasks and test after each.
 
-    read: head → "all" and "within" (the task's own classes), matrices of the share recognised: row = after which task,
-    column = which task's test pictures. seconds: of the processor, per task.
+    Returns read: head → "all" (classes) and "within" (the task's own classes) → the matrix of accuracies; rows: after
+    each task, columns: the test pictures of each task. seconds: processor time per task. norms: of each task's deltas.
     """
     compared = COMPARED[method]
     if issubclass(compared.learning, WholeNetwork):
@@ -125,45 +126,30 @@ def one_run(
         recipe = compared.recipe(weight)
         loop = replace(recipe.learning, rank=rank, seed=seed)
         changes = {"learning": loop, "epochs": epochs, "head": head, "tasks": tasks}
-        task = learned(compared, weight, base, museum, chosen(train, own), memory, **changes)
+        task = learn_task(compared, weight, base, museum, of_classes(train, own), memory, **changes)
         museum = museum.with_task(task)
         seconds.append(time.process_time() - began)
         norms.append(sum(float(delta.dense().norm() ** 2) for delta in task.deltas.values()) ** 0.5)
-        seen = chosen(test, list(museum.classes))
+        tested = of_classes(test, list(museum.classes))
         with torch.no_grad(), reading(base, museum):
-            features = base.all_features(seen.pictures)
-        bounds = [len(part) for part in parts[: tasks if compared.joint else len(museum.tasks)]]
+            features = base.all_features(tested.pictures)
+        sizes = [len(part) for part in parts[: tasks if compared.joint else len(museum.tasks)]]
         for name in heads:
-            everywhere, within = shares(logits(features, head_rows(museum, name)), seen.labels, bounds)
+            everywhere, within = task_accuracies(logits(features, head_rows(museum, name)), tested.labels, sizes)
             read[name]["all"].append(everywhere)
             read[name]["within"].append(within)
     return {"read": read, "norms": norms, "seconds": seconds, "machine": machine(base.device)}
 
 
-def shares(values: Tensor, labels: Tensor, sizes: Sequence[int]) -> tuple[list[float], list[float]]:
-    """The share recognised of each task's pictures, among all classes and among the task's own.
-
-    values: logits (n, classes). labels: (n,). sizes: classes per task.
-    """
-    everywhere, within, start = [], [], 0
-    for size in sizes:
-        own = (labels >= start) & (labels < start + size)
-        everywhere.append(float((values[own].argmax(1) == labels[own]).float().mean()))
-        local = values[own][:, start : start + size].argmax(1) + start
-        within.append(float((local == labels[own]).float().mean()))
-        start += size
-    return everywhere, within
-
-
 def class_order(classes: Sequence[str], seed: int) -> list[str]:
-    """As they are for seed 0; shuffled as the reference code does it for others."""
+    """The given order for seed 0; for other seeds shuffled, as the reference code does it."""
     names = list(classes)
     if seed:
         random.Random(seed).shuffle(names)
     return names
 
 
-def chosen(pictures: ClassPictures, classes: Sequence[str]) -> ClassPictures:
+def of_classes(pictures: ClassPictures, classes: Sequence[str]) -> ClassPictures:
     """The pictures of these classes, with labels in their order."""
     places = {pictures.classes.index(name): place for place, name in enumerate(classes)}
     kept = torch.tensor([label in places for label in pictures.labels.tolist()])
@@ -172,39 +158,36 @@ def chosen(pictures: ClassPictures, classes: Sequence[str]) -> ClassPictures:
 
 
 def held_out(train: ClassPictures) -> tuple[ClassPictures, ClassPictures]:
-    """Training pictures, and every fourth of each class to test on. Classes with fewer pictures are left out."""
-    counts = torch.bincount(train.labels)
+    """The pictures to train on, and every fourth of each class to validate on, without classes of fewer than four."""
+    counts = torch.bincount(train.labels).tolist()
+    train = of_classes(train, [name for name, count in zip(train.classes, counts, strict=True) if count >= VALIDATION])
     number = torch.zeros_like(train.labels)
-    for label in range(len(train.classes)):
+    for label in train.labels.unique():
         own = train.labels == label
         number[own] = torch.arange(int(own.sum()))
-    testing = number % VALIDATION == VALIDATION - 1
-    enough = [name for name, count in zip(train.classes, counts.tolist(), strict=True) if count >= VALIDATION]
-    parts = [ClassPictures(train.classes, train.pictures, train.labels)] * 2
-    halves = []
-    for part, mask in zip(parts, (~testing, testing), strict=True):
-        kept = mask & (counts[part.labels] >= VALIDATION)
-        renumbered = torch.tensor([enough.index(part.classes[label]) for label in part.labels[kept].tolist()])
-        halves.append(ClassPictures(tuple(enough), part.pictures[kept], renumbered))
-    return halves[0], halves[1]
+    validating = number % VALIDATION == VALIDATION - 1
+    rest, held = (
+        ClassPictures(train.classes, train.pictures[mask], train.labels[mask]) for mask in (~validating, validating)
+    )
+    return rest, held
 
 
 def read_pictures(arguments: argparse.Namespace, base: Vision, say: Say) -> tuple[ClassPictures, ClassPictures]:
     """The pictures to train and to test on."""
     if arguments.lists:
-        train, test = (listed(path, arguments.pictures, base) for path in arguments.lists)
+        train, test = (read_list(path, arguments.pictures, base) for path in arguments.lists)
     else:
         train, test = (read_classes(class_folders(arguments.pictures / part), base, say) for part in ("train", "test"))
     if train.classes != test.classes:
         raise ConceptError("The classes to train on and to test on are not the same.")
     if arguments.classes:
         drawn = sorted(random.Random(0).sample(train.classes, min(arguments.classes, len(train.classes))))
-        train, test = chosen(train, drawn), chosen(test, drawn)
+        train, test = of_classes(train, drawn), of_classes(test, drawn)
     return train, test
 
 
-def listed(path: Path, folder: Path, base: Vision) -> ClassPictures:
-    """The pictures of a YAML list as CODA-Prompt has them: `data`, paths …/<class>/<file>, and `targets`, numbers."""
+def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
+    """The pictures of a YAML list of CODA-Prompt: `data` has the paths …/<class>/<file>, `targets` the labels."""
     import yaml
 
     from ..picture_files import upright
@@ -223,8 +206,8 @@ def listed(path: Path, folder: Path, base: Vision) -> ClassPictures:
     return ClassPictures(tuple(names[label] for label in order), torch.stack(pictures), places)
 
 
-def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a table for each number of tasks and each trained head; means over seeds with 95 % intervals."""
+def tables(results: Sequence[Run]) -> str:
+    """Markdown: a table per number of tasks and trained head, with means over seeds and 95 % intervals."""
     titles = ("method", "A_N", "F_N", "within its task", "means: A_N", "lda: A_N", "‖Δ‖ last / first", "CPU s per task")
     texts = []
     for tasks, head in dict.fromkeys((result["tasks"], result["head"]) for result in results):
@@ -235,10 +218,10 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
             read = {name: [result["read"][name] for result in own] for name in (head, *READ_WITH)}
             joint = COMPARED[method].joint
             cells = [
-                with_interval([final_alignment(each["all"]) for each in read[head]]),
-                "" if joint else with_interval([drop_per_step(each["all"]) for each in read[head]]),
-                with_interval([final_alignment(each["within"]) for each in read[head]]),
-                *(with_interval([final_alignment(each["all"]) for each in read[name]]) for name in READ_WITH),
+                with_interval([final_alignment(matrices["all"]) for matrices in read[head]]),
+                "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read[head]]),
+                with_interval([final_alignment(matrices["within"]) for matrices in read[head]]),
+                *(with_interval([final_alignment(matrices["all"]) for matrices in read[name]]) for name in READ_WITH),
             ]
             last = [result["norms"][-1] / result["norms"][0] for result in own if result["norms"][0]]
             cells += [with_interval(last) if last and not joint else ""]
@@ -249,9 +232,9 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(texts)
 
 
-def search_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: what each number of a method gives; the best is in bold."""
-    lines = ["| method, head | A_N of each number |", "|---|---|"]
+def weights_table(results: Sequence[Run]) -> str:
+    """Markdown: A_N for each value of a method; the best is in bold."""
+    lines = ["| method, head | A_N of each value |", "|---|---|"]
     for method, head in dict.fromkeys((result["method"], result["head"]) for result in results):
         own = [result for result in results if (result["method"], result["head"]) == (method, head)]
         marks = {result["weight"]: final_alignment(result["read"][head]["all"]) for result in own}

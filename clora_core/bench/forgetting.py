@@ -1,15 +1,15 @@
 """`bench forgetting`: every recipe learns the same sequences of subjects on the starter model.
 
-Each run (recipe, order, seed) is kept as a file of its own, so a stopped benchmark goes on where it was.
+Every run (recipe, order, seed) has its own file, so that a stopped benchmark can be resumed.
 """
 
 import argparse
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from ..commands.progress import Say, watched_bar
@@ -22,52 +22,54 @@ from ..starter.exam import Examiner, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.subjects import CROWD, IDENTITIES, STYLES
 from .forgetting_table import matrices_of, tables_of
-from .marks import marks
-from .methods import COMPARED, JOINT, check_method, is_joint, varied
-from .runs import Run
+from .methods import COMPARED, JOINT, check_method, is_joint, method_recipe
+from .metrics import metrics
+from .runs import Run, read_json, write_json
 
 TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
-LOOKS_AT_ENDS, LOOKS_BETWEEN, PLAIN, DRESSED = 64, 12, 96, 12
+SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS = 64, 12, 96, 12
 QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
-    **{"looks": 4, "looks_between": 2, "plain": 6, "dressed": 2},
+    **{"samples": 4, "samples_between": 2, "plain": 6, "edits": 2},
 }
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "forgetting",
-        help="what every recipe learns and forgets, over a sequence of subjects",
-        description="Let every recipe learn the built-in characters, or styles, one after another, in several orders "
-        "and with several seeds, and say what is recognised, forgotten and damaged. Hours on a CPU; it can be stopped "
-        "and goes on where it was; runs that are in the folder stay as they are.",
-        epilog="A method is a recipe's name, or a change of it: c-lora*10 (protection times ten; *0: none), "
-        "sequential@0.006 (that learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
-        "c-lora+first (a style's word stands before what is on the picture), "
-        "museum-maker-without-style_distillation (or another of its terms, or layer_wise: a word of one part); joint "
-        f"learns all at once. Recipes: {', '.join(RECIPES)}. Baselines: {', '.join(BASELINES)}.",
+        help="what every recipe learns and forgets over a sequence of subjects",
+        description="Learn the built-in characters or styles one after another with every recipe, in several orders "
+        "and with several seeds, and measure what is recognised, forgotten and damaged. Takes hours on a CPU. After a "
+        "stop, the same command resumes; finished runs are not repeated.",
+        epilog="A method is the name of a recipe, optionally modified: c-lora*10 (ten times the protection; *0: none), "
+        "sequential@0.006 (learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
+        "c-lora+first (a style's word comes before the content), museum-maker-without-style_distillation (or without "
+        "another of its terms, or without layer_wise). joint learns all subjects at once. "
+        f"Recipes: {', '.join(RECIPES)}. Baselines: {', '.join(BASELINES)}.",
     )
-    parser.add_argument("--methods", nargs="+", default=[*COMPARED, JOINT], help="recipes, or changes of them (all)")
+    parser.add_argument("--methods", nargs="+", default=[*COMPARED, JOINT], help="recipes, optionally modified (all)")
     parser.add_argument(
-        "--subjects", choices=list(TRACKS), default="identities", help="what is learned; a crowd is twenty (identities)"
+        "--subjects", choices=list(TRACKS), default="identities", help="the subjects; a crowd has twenty (identities)"
     )
     parser.add_argument(
         "--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles, 20 in a crowd)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
-    parser.add_argument("--orders", type=int, default=2, help="orders of the subjects, which seeds take in turn (2)")
+    parser.add_argument("--orders", type=int, default=2, help="orders of the subjects; seeds alternate (2)")
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
-    parser.add_argument("--looks", type=int, default=LOOKS_AT_ENDS, help=f"pictures per look ({LOOKS_AT_ENDS})")
-    parser.add_argument("--looks-between", type=int, default=LOOKS_BETWEEN, help=f"the others ({LOOKS_BETWEEN})")
-    parser.add_argument("--plain", type=int, default=PLAIN, help=f"prompts without a new word ({PLAIN})")
-    parser.add_argument("--dressed", type=int, default=DRESSED, help=f"edited pictures per identity ({DRESSED})")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help=f"pictures of a subject, learned and at the end ({SAMPLES})"
+    )
+    parser.add_argument("--samples-between", type=int, default=SAMPLES_BETWEEN, help=f"in between ({SAMPLES_BETWEEN})")
+    parser.add_argument("--plain", type=int, default=PLAIN, help=f"plain prompts ({PLAIN})")
+    parser.add_argument("--edits", type=int, default=EDITS, help=f"edited pictures per identity ({EDITS})")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("out"),
         help="folder for forgetting.md, .json, .png, and the runs in forgetting/ (out)",
     )
-    parser.add_argument("--quick", action="store_true", help="two subjects, four steps: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="a quick test: two subjects, four steps")
     parser.set_defaults(run=run)
 
 
@@ -83,9 +85,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     names = TRACKS[arguments.subjects][: arguments.concepts]
     before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
     for method, order, seed in _planned(arguments):
-        recipe, wording = varied(method, seed=seed, steps=arguments.steps)
-        named = method.replace("*", "-times-").replace("@", "-rate-")  # what file names may hold everywhere
-        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{named}-order{order}-seed{seed}.json"
+        recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
+        name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system
+        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{name}-order{order}-seed{seed}.json"
         if not path.exists():
             subjects = in_order(names, order)
             course = take_course(
@@ -93,54 +95,53 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 subjects,
                 recipe,
                 watched=watched_bar,
-                looks=arguments.looks,
-                looks_between=arguments.looks_between,
+                samples=arguments.samples,
+                samples_between=arguments.samples_between,
                 plain=arguments.plain,
                 wording=wording,
                 together=is_joint(method),
             )
-            result = marks(examiner, subjects, course, before, dressed=arguments.dressed)
+            result = metrics(examiner, subjects, course, before, edits=arguments.edits)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
             _sheet(subjects, course).save(path.with_suffix(".jpg"), quality=80)
-            path.write_text(json.dumps(result | {"recipe": recipe.to_json()}, indent=1), encoding="utf-8")
-        last = json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, result | {"recipe": recipe.to_json()})
+        last = read_json(path)
         say(f"{method}, order {order}, seed {seed}: kept {last['kept']:.2f}, forgotten {last['forgetting']:.2f}")
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
-    results = [result for result in found if _as_long(result, arguments)]
+    results = [result for result in map(read_json, sorted(runs.glob("*.json"))) if _as_long(result, arguments)]
     report = tables_of(results)
-    (arguments.out / "forgetting.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out / "forgetting.json", results)
     (arguments.out / "forgetting.md").write_text(report + "\n", encoding="utf-8")
     matrices_of(results).save(arguments.out / "forgetting.png")
     say("\n" + report)
-    say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png, and each run's in {runs}")
+    say(f"\nFiles: {arguments.out / 'forgetting.md'}, .json and .png; the runs are in {runs}")
 
 
 def _as_long(result: Run, arguments: argparse.Namespace) -> bool:
-    """Whether a run has the length and the steps that are asked for; others are of another benchmark."""
+    """Whether a run has the requested length and steps. Others belong to another benchmark."""
     whole = len(TRACKS[result["track"]][: arguments.concepts])
-    recipe, _ = varied(result["method"], seed=0, steps=arguments.steps)
+    recipe, _ = method_recipe(result["method"], seed=0, steps=arguments.steps)
     return (len(result["subjects"]), result["recipe"]["steps"]) == (whole, recipe.steps)
 
 
 def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
-    """Every recipe once before any is run a second time, so that a stopped benchmark is a fair one."""
+    """Method, order and seed of all runs; every method once before any runs again, so a stopped benchmark is fair."""
     for seed in arguments.seeds:
         for method in arguments.methods:
             yield method, seed % arguments.orders, seed
 
 
 def in_order(names: Sequence[str], order: int) -> list[str]:
-    """The names in the order of that number, the same every time."""
+    """The names in the order with this number, always the same."""
     shuffled = list(names)
     random.Random(f"order {order}").shuffle(shuffled)
     return shuffled
 
 
-def _sheet(subjects: Sequence[str], course: Course):
-    """Rows are concepts, columns the states after each task; real pictures stand first."""
+def _sheet(subjects: Sequence[str], course: Course) -> Image.Image:
+    """A row per concept and a column per learned concept; real pictures come first."""
     rows = []
     for place, name in enumerate(subjects):
         blocks: list[Tensor | None] = [drawn(name, 4, seed=0)]
-        blocks += [row[place].pictures if place < len(row) else None for row in course.sights]
+        blocks += [row[place].pictures if place < len(row) else None for row in course.evaluations]
         rows.append((f"<{name}>", blocks))
     return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=2)

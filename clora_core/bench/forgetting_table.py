@@ -1,4 +1,4 @@
-"""What the runs of `bench forgetting` say together: tables with intervals, matrices as a picture."""
+"""The results of `bench forgetting`: tables with intervals, and the alignment matrices as a picture."""
 
 import math
 import statistics
@@ -10,25 +10,25 @@ from .runs import COLUMNS, Run, with_interval
 
 AGAINST = ("kept", "forgetting", "learned", "plasticity", "distance", "base_damage", "processor_seconds")
 ZERO = (
-    "F_mmd and plain prompts' MMD compare pictures that were made of the same noise, so they are below zero where no "
-    "picture changed: see textual-inversion."
+    "F_mmd and plain prompts' MMD compare pictures of the same noise, so they are slightly negative where no picture "
+    "changed: see textual-inversion."
 )
 CELL_PX, GAP_PX, TITLE_PX, ACROSS_PX = 22, 18, 20, 960
 
 
 def tables_of(results: Sequence[Run]) -> str:
-    """Markdown: a table for each track, and what its methods differ from c-lora by."""
+    """Markdown: a table for each track, and the differences between its methods and c-lora."""
     parts = []
     for track in dict.fromkeys(result["track"] for result in results):
         own = [result for result in results if result["track"] == track]
         parts.append(f"## {track.capitalize()}, one after another\n\n{table_of(own)}\n\n{ZERO}")
         if compared := compared_with("c-lora", own):
-            parts.append(f"### {track.capitalize()}: what each differs from c-lora by\n\n{compared}")
+            parts.append(f"### {track.capitalize()}: differences from c-lora\n\n{compared}")
     return "\n\n".join(parts)
 
 
 def table_of(results: Sequence[Run]) -> str:
-    """Per method the mean over its runs, ± half of a 95 % interval; only what was measured in all of them."""
+    """The means over the runs of each method, ± half of a 95 % interval. Only metrics that all runs have."""
     columns = {name: title for name, title in COLUMNS.items() if all(name in result for result in results)}
     lines = ["| | " + " | ".join(columns.values()) + " | runs |", "|---" * (len(columns) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
@@ -40,10 +40,10 @@ def table_of(results: Sequence[Run]) -> str:
 
 def compared_with(rival: str, results: Sequence[Run]) -> str:
     """The mean differences between runs of the same seed, and so of the same order, ± half of a 95 % interval."""
-    theirs = {result["seed"]: result for result in results if result["method"] == rival}
+    rivals = {result["seed"]: result for result in results if result["method"] == rival}
     lines = ["| | " + " | ".join(COLUMNS[name] for name in AGAINST) + " | pairs |", "|---" * (len(AGAINST) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results if result["method"] != rival):
-        pairs = [(run, theirs[run["seed"]]) for run in results if run["method"] == method and run["seed"] in theirs]
+        pairs = [(run, rivals[run["seed"]]) for run in results if run["method"] == method and run["seed"] in rivals]
         if pairs:
             cells = [with_interval([one[name] - other[name] for one, other in pairs], sign="+") for name in AGAINST]
             lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(pairs)} |")
@@ -51,7 +51,7 @@ def compared_with(rival: str, results: Sequence[Run]) -> str:
 
 
 def matrices_of(results: Sequence[Run]) -> Image.Image:
-    """Every method's mean alignment matrix: row i after learning concept i, column j the concept; green is 1."""
+    """The mean alignment matrix of every method. Row i: after learning concept i; column j: concept j; green is 1."""
     tracks = dict.fromkeys(result["track"] for result in results)
     parts = [_matrices_of_track(track, [r for r in results if r["track"] == track]) for track in tracks]
     picture = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")

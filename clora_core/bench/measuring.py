@@ -1,13 +1,13 @@
-"""What benchmarks share: museums of random numbers, and on which machine they ran."""
+"""Shared by benchmarks: museums of random numbers, and facts about the machine."""
 
 import platform
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
 from ..method.recipe import Recipe
-from ..model.base import Fingerprint
+from ..model.base import Base, Fingerprint
 from ..model.concept import ConceptToken
 from ..model.families.family import Family
 from ..model.low_rank import LowRank
@@ -16,20 +16,16 @@ from ..museum.museum import Exhibit, Museum
 from ..seeds import seeded
 
 
-class Shaped(Protocol):
-    """What is asked of a base whose weights do not matter."""
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A base without weights."""
 
-    @property
-    def fingerprint(self) -> Fingerprint: ...
-
-    @property
-    def family(self) -> Family: ...
-
-    @property
-    def slots(self) -> Mapping[Projection, Slot]: ...
+    fingerprint: Fingerprint
+    family: Family
+    slots: Mapping[Projection, Slot]
 
 
-def random_museum(base: Shaped, count: int, rank: int) -> Museum:
+def random_museum(base: Base | Shape, count: int, rank: int) -> Museum:
     """Exhibits of random small factors on every projection."""
     exhibits = []
     for number in range(count):
@@ -47,7 +43,7 @@ def random_museum(base: Shaped, count: int, rank: int) -> Museum:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What it was measured on."""
+    """The machine of a measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} {name}",

@@ -1,4 +1,4 @@
-"""The methods that benchmarks compare: a recipe's name, or a change of it such as `c-lora*10+noun`."""
+"""The methods that benchmarks compare: recipes by name, optionally modified, as in `c-lora*10+noun`."""
 
 import dataclasses
 import re
@@ -11,8 +11,8 @@ from ..starter.course import starter_recipe
 from ..starter.exam import Wording
 
 COMPARED = RECIPES | BASELINES
-JOINT = "joint"  # all at once; no recipe, since a recipe learns one concept
-LAYER_WISE = "layer_wise"  # what a recipe may go without, though it is no regularizer
+JOINT = "joint"  # all subjects at once; not a recipe, since a recipe learns one concept
+LAYER_WISE = "layer_wise"  # can be left out like a regularizer
 WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
 METHOD = re.compile(
     r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
@@ -20,12 +20,12 @@ METHOD = re.compile(
 )
 
 
-def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
-    """The recipe that a method's name stands for on the starter model, and how its prompts are worded."""
+def method_recipe(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
+    """A method's recipe for the starter model, and the wording of its prompts."""
     match = METHOD.fullmatch(method)
     name = "sequential" if is_joint(method) else match["name"] if match else method
     if match is None or name not in COMPARED:
-        raise RecipeError(f"There is no method '{method}'. Take a recipe: {', '.join(COMPARED)}; see --help.")
+        raise RecipeError(f"There is no method '{method}'. Choose a recipe: {', '.join(COMPARED)}; see --help.")
     recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))
@@ -37,7 +37,7 @@ def varied(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe,
 
 
 def is_joint(method: str) -> bool:
-    """Whether the method, or what it is a change of, learns all subjects at once."""
+    """Whether the method learns all subjects at once."""
     match = METHOD.fullmatch(method)
     return match is not None and match["name"] == JOINT
 
@@ -52,7 +52,7 @@ def _without(recipe: Recipe, term: str) -> Recipe:
 
 
 def check_method(method: str, track: str) -> None:
-    """Raise RecipeError for a name that stands for nothing, or for a wording that these subjects do not have."""
-    _, wording = varied(method, seed=0)
+    """Raise RecipeError for an unknown method, or for a wording that does not apply to these subjects."""
+    _, wording = method_recipe(method, seed=0)
     if wording != "usual" and WORDED[wording] != track:
-        raise RecipeError(f"'{method}': +{wording} is a wording of {WORDED[wording]}; the subjects are {track}.")
+        raise RecipeError(f"'{method}': +{wording} is for {WORDED[wording]}, but the subjects are {track}.")

@@ -1,6 +1,6 @@
-"""`bench museum`: what opening, loading, viewing and growing a museum file costs as the museum grows.
+"""`bench museum`: the cost of opening, loading, viewing and extending museum files of different sizes.
 
-Of every operation also the naive way is timed in the same process, so that the ratios mean something on any machine.
+Every operation is compared with a naive implementation in the same process, so the ratios are valid on any machine.
 """
 
 import argparse
@@ -24,15 +24,13 @@ from ..commands.progress import Say
 from ..model.base import Fingerprint
 from ..model.concept import ConceptToken
 from ..model.families import family_named, find_projections
-from ..model.families.family import Family
-from ..model.projections import Projection, Slot
 from ..museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from ..museum.museum import Exhibit
-from .measuring import machine, random_museum
+from .measuring import Shape, machine, random_museum
 
 STATUS = Path("/proc/self/status")
 
-# Operation → what it is compared with.
+# Operation → the naive implementation that it is compared with.
 AGAINST = {
     "header": "parsing its JSON unchecked",
     "load": "loading without comparing the hash",
@@ -42,19 +40,9 @@ AGAINST = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """A base of which only the shapes are there."""
-
-    fingerprint: Fingerprint
-    family: Family
-    slots: Mapping[Projection, Slot]
-
-
 @dataclass(frozen=True)
 class Cost:
-    """Processor seconds, the least of several turns, which count no waiting for other programs or the disk; and bytes
-    of memory beyond what the process had and the file's own pages."""
+    """Processor seconds, the least of several rounds; and bytes of additional memory, without the file's own pages."""
 
     seconds: float
     peak_bytes: int | None
@@ -63,14 +51,14 @@ class Cost:
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "museum",
-        help="opening, loading, viewing and growing museums of many exhibits",
-        description="Time what museum files of Stable Diffusion 1.5's shape cost as they grow: "
+        help="opening, loading, viewing and extending museums of many exhibits",
+        description="Measure museum files of Stable Diffusion 1.5's shape at different sizes: "
         + ", ".join(f"{name} against {naive}" for name, naive in AGAINST.items())
-        + ". Memory is counted on Linux only.",
+        + ". Memory is measured on Linux only.",
     )
     parser.add_argument("--exhibits", type=int, nargs="+", default=[1, 10, 100, 1000], help="sizes (1 10 100 1000)")
     parser.add_argument("--rank", type=int, default=2, help="rank of every delta (2); 1000 exhibits take 0.2 GB a rank")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.set_defaults(run=run)
 
@@ -83,7 +71,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         for count in arguments.exhibits:
             path = Path(folder, "museum.safetensors")
             save_museum(random_museum(base, count, arguments.rank), path, overwrite=True)
-            rows.append(row := {"exhibits": count, "bytes": path.stat().st_size, **measured(path, arguments.rounds)})
+            rows.append(row := {"exhibits": count, "bytes": path.stat().st_size, **costs_of(path, arguments.rounds)})
             say(_line(row))
     if arguments.json:
         settings = {"rank": arguments.rank, "rounds": arguments.rounds, "against": AGAINST}
@@ -91,8 +79,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]]:
-    """Operation → what it cost, and what the naive way did."""
+def costs_of(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]]:
+    """Operation → its cost, and that of the naive implementation."""
     header = read_header(path)
     word = header.words[-1]
     new = load_museum(path, words=[word]).exhibits[0]
@@ -112,22 +100,22 @@ def measured(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]
         "view": (lambda: load_view(path), lambda: load_museum(path).dense()),
         "append": (append, lambda: shutil.copy(path, copy)),
     }
-    found = {}
+    costs = {}
     for name, (ours, naive) in pairs.items():
         before = restore if name == "append" else None
         cost, other = cost_of(ours, rounds, before), cost_of(naive, rounds)
-        found[name] = {
+        costs[name] = {
             "seconds": cost.seconds,
             "naive_seconds": other.seconds,
             "ratio": cost.seconds / other.seconds,
             "peak_bytes": cost.peak_bytes,
             "naive_peak_bytes": other.peak_bytes,
         }
-    return found
+    return costs
 
 
 def cost_of(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> Cost:
-    """What the work costs; `before` is done ahead of every turn and does not count."""
+    """The cost of the work. `before` runs before every round and is not measured."""
     seconds = []
     for _ in range(rounds):
         if before:
@@ -158,11 +146,11 @@ def _unhashed(path: Path) -> object:
 
 
 def _peak(work: Callable[[], object]) -> int | None:
-    """The most memory, without the pages of mapped files, that the process has more while it does the work."""
+    """The peak of additional memory during the work, without the pages of mapped files."""
     if not STATUS.exists():
         work()
         return None
-    with suppress(OSError, AttributeError):  # what the C library keeps of freed memory would hide what is taken now
+    with suppress(OSError, AttributeError):  # freed memory that the C library keeps would hide new allocations
         ctypes.CDLL(None).malloc_trim(0)
     before, most, done = _anonymous_bytes(), 0, threading.Event()
 
@@ -193,8 +181,8 @@ def _line(row: Mapping[str, object]) -> str:
         return f"{1000 * cost['seconds']:8.1f} ms ({cost['ratio']:4.2f})"
 
     def peak(names: Sequence[str]) -> str:
-        found = [row[name]["peak_bytes"] for name in names]  # type: ignore[index]
-        return ", ".join("?" if value is None else f"{value / 2**20:.0f}" for value in found)
+        peaks = [row[name]["peak_bytes"] for name in names]  # type: ignore[index]
+        return ", ".join("?" if value is None else f"{value / 2**20:.0f}" for value in peaks)
 
     costs = " ".join(cell(name) for name in AGAINST)
     return f"{row['exhibits']:8} {row['bytes'] / 2**20:8.1f} {costs}     {peak(('view', 'append'))}"  # type: ignore[operator]

@@ -1,7 +1,7 @@
-"""Train the starter model from nothing: `python -m clora_core.bench.pretrain --work DIR`.
+"""Train the starter model from scratch: `python -m clora_core.bench.pretrain --work DIR`.
 
-Three stages, each resumable and each with seeds of its own: the VAE; the UNet with its text encoder on cached latents;
-the judge. What is finished goes into `weights/` as float16. On two CPU cores: about 15, 50 and 10 minutes.
+Three stages, each resumable and with its own seeds: the VAE; the UNet with its text encoder, on cached latents; the
+judge. Finished weights are written to `weights/` as float16. On two CPU cores: about 15, 50 and 10 minutes.
 """
 
 # Modules reached by attribute or key are untyped in torch and diffusers:
@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from ..pictures import as_floats, to_bytes
 from ..seeds import seeded
-from ..starter.draw import draw
+from ..starter.draw import draw, drawings
 from ..starter.judge import Judge, expected_indices, judge_loss
 from ..starter.layout import TOKENS, WEIGHTS
 from ..starter.model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
-from ..starter.styles import varied
+from ..starter.styles import restyled
 from ..starter.world import imagine
-from .training import built_with_seed, save_half, train
+from .training import built_with_seed, save_half, train_network
 
 VAE_PICTURES = 30_000
 
@@ -57,9 +57,11 @@ def main() -> None:
 
 
 def train_vae(work: Path, out: Path, *, steps: int, device: torch.device) -> None:
-    """Reconstruct pictures; choose latent coordinates that count like pixels; let the decoder get used to them."""
+    """Train on reconstruction, choose latent coordinates in which errors count as in pixels, and adapt the decoder."""
     rng = random.Random(1)
-    pixels = torch.stack([to_bytes(varied(draw(imagine(rng)[0]), rng)) for _ in tqdm(range(VAE_PICTURES), "pictures")])
+    pixels = torch.stack(
+        [to_bytes(restyled(draw(imagine(rng)[0]), rng)) for _ in tqdm(range(VAE_PICTURES), "pictures")]
+    )
     vae = built_with_seed(build_vae, seed=1).to(device, memory_format=torch.channels_last)
 
     def loss(index: int, *, latent_noise: float = 0.0) -> Tensor:
@@ -76,15 +78,15 @@ def train_vae(work: Path, out: Path, *, steps: int, device: torch.device) -> Non
         save_half(vae, out / "vae.safetensors")
 
     both = {"lr": 1e-3, "ema": 0.99, "on_checkpoint": save}
-    train(vae, loss, work / "vae.safetensors", steps=steps, decay_from=0.5, **both)
+    train_network(vae, loss, work / "vae.safetensors", steps=steps, decay_from=0.5, **both)
     if not (work / "vae_decoder.safetensors").exists():
         balance_latents(vae, as_floats(pixels[:64]).to(device))
     noisy = partial(loss, latent_noise=0.05)
-    train(vae.decoder, noisy, work / "vae_decoder.safetensors", steps=steps // 4, decay_from=0.2, **both)
+    train_network(vae.decoder, noisy, work / "vae_decoder.safetensors", steps=steps // 4, decay_from=0.2, **both)
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """Squared and absolute errors of colors; the middle, where faces are, counts three times."""
+    """Squared and absolute color errors. The middle, where faces are, has three times the weight."""
     weight = torch.ones_like(x[:1, :1])
     weight[..., 16:52, 14:50] = 3.0
     error = y - x
@@ -96,7 +98,7 @@ def balance_latents(vae: nn.Module, x: Tensor) -> None:
     """Rewrite the encoder's last layer so that a squared error of latents is close to one of pixels.
 
     With J the decoder's Jacobian at one position, the new latents are s·(E[JᵀJ])^½·(z - mean), and s gives them unit
-    variance on average. The decoder's first layer takes it back, up to the soft clamp before it.
+    variance on average. The decoder's first layer inverts the change, up to the soft clamp before it.
     """
     z = vae.encode(x).latents  # (n, 32, 8, 8)
     rows, columns = torch.randint(1, 7, (2, len(z)), generator=seeded("balance"))
@@ -147,11 +149,11 @@ def train_unet(world: tuple[Tensor, Tensor], work: Path, out: Path, *, steps: in
             save_half(module[name], out / f"{name}.safetensors")
 
     checkpoint = work / "unet.safetensors"
-    train(model, loss, checkpoint, steps=steps, lr=1.2e-3, decay_from=0.6, ema=0.999, on_checkpoint=save)
+    train_network(model, loss, checkpoint, steps=steps, lr=1.2e-3, decay_from=0.6, ema=0.999, on_checkpoint=save)
 
 
 def encoded_world(work: Path, weights: Path, *, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Latents (n, 32, 8, 8) half and token ids (n, 32) of the training world, made once."""
+    """Latents (n, 32, 8, 8) float16 and token ids (n, 32) of the training world, computed once."""
     path = work / "latents.safetensors"
     if not path.exists():
         vae = build_vae().to(device, memory_format=torch.channels_last).eval()
@@ -160,8 +162,7 @@ def encoded_world(work: Path, weights: Path, *, count: int, device: torch.device
         latents, captions = [], []
         for _ in tqdm(range(count // 48), "latents"):
             pictures, texts = zip(*(imagine(rng) for _ in range(48)), strict=True)
-            x = as_floats(torch.stack([to_bytes(draw(picture)) for picture in pictures]))
-            x = x.to(device, memory_format=torch.channels_last)
+            x = drawings(pictures).to(device, memory_format=torch.channels_last)
             with torch.no_grad():
                 latents.append(vae.encode(x).latents.half().cpu().contiguous())
             captions.append(tokenize(list(texts)))
@@ -171,18 +172,16 @@ def encoded_world(work: Path, weights: Path, *, count: int, device: torch.device
 
 
 def train_judge(work: Path, out: Path, *, steps: int, device: torch.device) -> None:
-    """Read attributes off pictures that were drawn, half of them blurred and all of them grainy, as samples may be."""
+    """Train on drawn pictures, half of them blurred and all of them noisy, as sampled ones may be."""
     judge = built_with_seed(Judge, seed=5).to(device, memory_format=torch.channels_last)
 
     def loss(index: int) -> Tensor:
         rng, torch_rng = random.Random(f"judge {index}"), seeded("judge", index)
-        drawn = [imagine(rng)[0] for _ in range(64)]
-        pictures = [
-            draw(picture).filter(ImageFilter.GaussianBlur(max(0.0, rng.uniform(-1.3, 1.3)))) for picture in drawn
-        ]
+        scenes = [imagine(rng)[0] for _ in range(64)]
+        pictures = [draw(scene).filter(ImageFilter.GaussianBlur(max(0.0, rng.uniform(-1.3, 1.3)))) for scene in scenes]
         x = as_floats(torch.stack([to_bytes(picture) for picture in pictures]))
         x = x + torch.rand(len(x), 1, 1, 1, generator=torch_rng) * 0.2 * torch.randn(x.shape, generator=torch_rng)
-        expected = expected_indices([{"thing": "none", **picture.attributes} for picture in drawn])
+        expected = expected_indices([{"thing": "none", **scene.attributes} for scene in scenes])
         with torch.autocast(device.type, torch.bfloat16):
             verdict = judge(x.to(device, memory_format=torch.channels_last))
         return judge_loss(verdict, {name: value.to(device) for name, value in expected.items()})
@@ -191,7 +190,7 @@ def train_judge(work: Path, out: Path, *, steps: int, device: torch.device) -> N
         save_half(module, out / "judge.safetensors")
 
     checkpoint = work / "judge.safetensors"
-    train(judge, loss, checkpoint, steps=steps, lr=2e-3, decay_from=0.4, ema=0.995, on_checkpoint=save)
+    train_network(judge, loss, checkpoint, steps=steps, lr=2e-3, decay_from=0.4, ema=0.995, on_checkpoint=save)
 
 
 def tokenize(captions: list[str]) -> Tensor:

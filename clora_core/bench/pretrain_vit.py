@@ -1,7 +1,7 @@
 """Train the starter's vision transformer: `python -m clora_core.bench.pretrain_vit --pictures known/train --work DIR`.
 
-It learns to tell apart the emoji that `bench classification` does not use, as their designers drew them, turned, moved
-and recolored at random. benchmarks/emoji_pictures.py makes the folder. It took 36 minutes on two busy CPU cores.
+It classifies the emoji that `bench classification` does not use, randomly turned, moved and recolored.
+benchmarks/emoji_pictures.py makes the folder. Training took 36 minutes on two busy CPU cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTModel
 
 from ..pictures import as_floats, to_bytes
 from ..seeds import seeded
-from .training import built_with_seed, save_half, train
+from .training import built_with_seed, save_half, train_network
 
 OUT = Path(__file__).parent.parent / "classification" / "starter"
 SIDE_PX, BATCH = 48, 64
@@ -38,7 +38,7 @@ PREPROCESSOR = {
 
 
 class Classifier(nn.Module):
-    """The transformer, and a linear layer that tells the classes apart."""
+    """The transformer with a linear classifier."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000, help=f"updates, of {BATCH} pictures each")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    pictures, labels = read(arguments.pictures)
+    pictures, labels = read_folder(arguments.pictures)
     model = built_with_seed(lambda: Classifier(int(labels.max()) + 1), seed=6)
 
     def loss(index: int) -> Tensor:
         rng = seeded("pretrain vit", index)
         chosen = torch.randint(len(labels), (BATCH,), generator=rng)
-        logits = model(varied(as_floats(pictures[chosen]), rng))
+        logits = model(augmented(as_floats(pictures[chosen]), rng))
         return F.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
 
     def save(module: nn.Module) -> None:
@@ -71,7 +71,7 @@ def main() -> None:
         (arguments.out / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
         save_half(module.vit, arguments.out / "model.safetensors")  # type: ignore[arg-type]
 
-    train(
+    train_network(
         model,
         loss,
         arguments.work / "vit.safetensors",
@@ -84,7 +84,7 @@ def main() -> None:
     )
 
 
-def read(folder: Path) -> tuple[Tensor, Tensor]:
+def read_folder(folder: Path) -> tuple[Tensor, Tensor]:
     """All pictures, (n, 3, 64, 64) bytes, and the numbers of their classes, (n,)."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(path, number) for number, place in enumerate(classes) for path in sorted(place.glob("*.png"))]
@@ -92,7 +92,7 @@ def read(folder: Path) -> tuple[Tensor, Tensor]:
     return pictures, torch.tensor([number for _, number in files])
 
 
-def varied(pictures: Tensor, rng: torch.Generator) -> Tensor:
+def augmented(pictures: Tensor, rng: torch.Generator) -> Tensor:
     """(b, 3, 64, 64) in [-1, 1] → (b, 3, 48, 48): turned, scaled, moved, mirrored and recolored at random, on white."""
     count = len(pictures)
 

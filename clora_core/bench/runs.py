@@ -1,13 +1,15 @@
-"""What the file of a run of `bench forgetting` holds, means over a few of them, and how far to trust those."""
+"""The files of benchmark runs, and means over runs with their 95 % intervals."""
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Run = Mapping[str, Any]
 
-# Name in a run's file → what the table calls it.
+# Name in a run's file → title of its column in the table.
 COLUMNS = {
     "learned": "recognised when learned",
     "kept": "recognised at the end",
@@ -28,8 +30,16 @@ COLUMNS = {
     "processor_seconds": "CPU s per concept",
 }
 
-# Student's t for 95 % intervals of 2, 3, … values; for more than there are here, the normal distribution's.
+# Student's t for 95 % intervals of 2, 3, … values; beyond that, the normal distribution's.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def read_json(path: Path) -> Run:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def with_interval(values: Sequence[float], *, sign: str = "") -> str:
@@ -46,5 +56,5 @@ def half(values: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; not a number for a single value."""
+    """Of the mean; NaN for a single value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan

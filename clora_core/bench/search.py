@@ -1,18 +1,16 @@
-"""`bench search`: the numbers of every recipe, looked for on characters or styles that `bench forgetting` leaves out.
+"""`bench search`: tune every recipe on characters or styles that `bench forgetting` does not use.
 
-Every recipe gets the same budget: three values of its learning rate (the word's, where nothing else is learned) or,
-where it has regularizers, of their weights, each times its regularizer's default, whatever the recipe has by now. The
-best has the highest share recognised at the end minus what plain prompts lost; for a style, which can be recognised in
-pictures of nothing, half of that share is the share of what was asked for in it. Nothing is set by this command:
-`recipe.py` holds the weights that were chosen, `starter/course.py` the rates.
+Every recipe has the same budget: three learning rates (of the word, if nothing else is learned), or three factors on
+the default weights of its regularizers. The best trial has the highest share recognised at the end, minus what plain
+prompts lost. A style can be recognised in pictures without content, so for styles, half of that share is the share of
+prompted content. The command changes nothing: the chosen weights are in `recipe.py`, the rates in `starter/course.py`.
 """
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ..commands.progress import Say, watched_bar
 from ..measure import final_alignment, forgetting, initial_alignment
@@ -22,9 +20,10 @@ from ..over_diffusers.base import open_base
 from ..starter.course import starter_recipe, take_course
 from ..starter.exam import Examiner, Wording, plain_prompts
 from ..starter.judge import load_judge
-from ..starter.subjects import REHEARSAL, SPARE_STYLES
+from ..starter.subjects import SPARE_IDENTITIES, SPARE_STYLES
 from .measuring import machine
 from .methods import COMPARED, check_method
+from .runs import Run, read_json, write_json
 
 FACTORS: Mapping[str, Sequence[float]] = {
     "c-lora": (1, 3, 10),
@@ -38,27 +37,27 @@ FACTORS: Mapping[str, Sequence[float]] = {
 }
 RATES = (2e-3, 6e-3, 1.8e-2)
 WORD_RATES = (1.7e-2, 5e-2, 1.5e-1)
-TRACKS = {"identities": tuple(REHEARSAL), "styles": SPARE_STYLES}
+TRACKS = {"identities": tuple(SPARE_IDENTITIES), "styles": SPARE_STYLES}
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "search",
-        help="looks for the numbers of every recipe, on other characters and styles than `bench forgetting`",
-        description="Let every recipe learn three spare characters, or styles, with three values of its weight, or of "
-        "its learning rate where it has no weight. Hours on a CPU; it can be stopped and goes on where it was.",
+        help="tune every recipe, on other characters and styles than `bench forgetting`",
+        description="Learn three spare characters or styles with every recipe, with three values of its weight, or of "
+        "its learning rate if it has no weight. Takes hours on a CPU. After a stop, the same command resumes.",
     )
     parser.add_argument("--methods", nargs="+", choices=list(COMPARED), default=list(COMPARED), help="recipes (all)")
-    parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="what is learned (identities)")
+    parser.add_argument("--subjects", choices=list(TRACKS), default="identities", help="the subjects (identities)")
     parser.add_argument(
         "--wording",
         choices=get_args(Wording),
         default="usual",
-        help="of prompts, as +noun and +first in `bench forgetting` (usual)",
+        help="of the prompts; see +noun and +first in `bench forgetting` (usual)",
     )
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
-    parser.add_argument("--looks", type=int, default=32, help="pictures per look (32)")
-    parser.add_argument("--plain", type=int, default=48, help="prompts without a new word (48)")
+    parser.add_argument("--samples", type=int, default=32, help="pictures per subject (32)")
+    parser.add_argument("--plain", type=int, default=48, help="plain prompts (48)")
     parser.add_argument("--out", type=Path, default=Path("out/search"), help="folder for trials and results")
     parser.set_defaults(run=run)
 
@@ -83,12 +82,12 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     TRACKS[arguments.subjects],
                     recipe,
                     watched=watched_bar,
-                    looks=arguments.looks,
-                    looks_between=arguments.looks,
+                    samples=arguments.samples,
+                    samples_between=arguments.samples,
                     plain=arguments.plain,
                     wording=arguments.wording,
                 )
-                found = {
+                result = {
                     "track": arguments.subjects,
                     "method": name,
                     "weight" if method in FACTORS else "learning_rate": number,
@@ -101,38 +100,38 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     "recipe": recipe.to_json(),
                     "machine": machine(examiner.base.device),
                 }
-                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            result = json.loads(path.read_text(encoding="utf-8"))
+                write_json(path, result)
+            result = read_json(path)
             say(f"{name} {number:g}: kept {result['kept']:.2f}, plain prompts lost {result['base_damage']:.2f}")
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(trials.glob("*.json"))]
-    (arguments.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = list(map(read_json, sorted(trials.glob("*.json"))))
+    write_json(arguments.out / "search.json", results)
     tables = [
-        f"## {track.capitalize()}\n\n{table_of([result for result in results if result['track'] == track])}"
+        f"## {track.capitalize()}\n\n{search_table([result for result in results if result['track'] == track])}"
         for track in dict.fromkeys(result["track"] for result in results)
     ]
     (arguments.out / "search.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     say("\n" + "\n\n".join(tables))
 
 
-def worth(result: Mapping[str, Any]) -> float:
-    """What the best trial has most of."""
+def score(result: Run) -> float:
+    """The best trial has the highest."""
     right = (result["kept"] + result["traits"]) / 2 if result["track"] == "styles" else result["kept"]
     return right - result["base_damage"]
 
 
-def table_of(results: Sequence[Mapping[str, Any]]) -> str:
+def search_table(results: Sequence[Run]) -> str:
     """Markdown; the best of each recipe is in bold."""
     titles = ("recipe", "times its default, or rate", "learned", "kept", "forgotten", "traits", "plain prompts lost")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
-        best = max(own, key=worth)
+        best = max(own, key=score)
         for result in own:
             number = result.get("weight", result.get("learning_rate"))
             names = ("learned", "kept", "forgetting", "traits", "base_damage")
             cells = [f"{result[name]:.2f}" if name in result else "" for name in names]
-            shown = f"**{number:g}**" if result is best else f"{number:g}"
-            lines.append(f"| {method} | {shown} | " + " | ".join(cells) + " |")
+            cell = f"**{number:g}**" if result is best else f"{number:g}"
+            lines.append(f"| {method} | {cell} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""Bases of the real UNets' shapes with random weights: what a training step costs does not depend on their values.
+"""Bases with the shapes of real UNets and random weights, since the cost of a step does not depend on their values.
 
-Text encoders and autoencoder are stand-ins of the right widths, since next to the UNet they take hardly any time.
+Text encoders and autoencoder are small stand-ins of the right widths: next to the UNet, they take hardly any time.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""`bench step`: what one training step costs, and whether the cost grows with the museum.
+"""`bench step`: the cost of a training step, and whether it grows with the museum.
 
 The unit is the frozen model's own forward and backward pass (the gradient reaches only the word, as in textual
-inversion), timed in turns with the real `learn` on the same pictures in the same process.
+inversion). It is timed in turns with the real `learn`, on the same pictures in the same process.
 """
 
 import argparse
@@ -37,13 +37,13 @@ def add(kinds: argparse._SubParsersAction) -> None:
         description="Time C-LoRA's training step on a UNet of a real model's shape with random weights, for museums of "
         "growing size, as a ratio to the frozen model's forward and backward pass in the same run; and its memory.",
     )
-    step.add_argument("--family", choices=list(UNETS), default="sd15", help="whose shape (sd15)")
+    step.add_argument("--family", choices=list(UNETS), default="sd15", help="the shape (sd15)")
     step.add_argument("--checkpointing", action="store_true", help="less memory for more time")
     step.add_argument("--past", type=int, nargs="+", default=[0, 1, 10, 100], help="exhibits already in the museum")
     step.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (256)")
     step.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
     step.add_argument("--rank", type=int, default=16, help="rank of every delta (16)")
-    step.add_argument("--rounds", type=int, default=3, help="turns of each (3), two timed steps a turn")
+    step.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3), with two timed steps")
     step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     step.add_argument("--json", type=Path, help="write the numbers to this file")
     step.set_defaults(run=run_step)
@@ -72,12 +72,12 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
     for row in rows:
         say(f"{row['past']:15d}   {row['seconds']:8.3f}   {row['ratio']:6.3f}")
     peak = memory_peak_gib(base.device)
-    most = "not known here" if peak is None else f"{peak:.1f} GiB at most"
-    say(f"\nMemory: {most}; the UNet's weights take {held_gib(base):.1f} GiB.")
+    most = "unknown" if peak is None else f"at most {peak:.1f} GiB"
+    say(f"\nMemory: {most}; the UNet's weights take {weights_gib(base):.1f} GiB.")
     if arguments.json:
         settings = numbers | {name: getattr(arguments, name) for name in ("family", "size", "rounds")}
         report = {"machine": machine(base.device), "settings": settings, "frozen_seconds": unit, "steps": rows}
-        report |= {"memory_peak_gib": peak, "weights_gib": held_gib(base)}
+        report |= {"memory_peak_gib": peak, "weights_gib": weights_gib(base)}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
@@ -93,23 +93,23 @@ def frozen_steps(base: DiffusersBase, concept: Concept, recipe: Recipe) -> Itera
 
 
 def learning_steps(base: DiffusersBase, museum: Museum, concept: Concept, recipe: Recipe) -> list[float]:
-    """Seconds between the updates of a real learning; the first holds its preparation and is not one of them."""
-    heard: list[float] = []
+    """Seconds between the updates of a real learning; 0 for the first, which includes the preparation."""
+    times: list[float] = []
 
     def report(progress: Progress) -> None:
-        heard.append(_now(base.device))
+        times.append(_now(base.device))
 
     learn(base, museum, [concept], recipe, report=report)
-    return [0.0, *(after - before for before, after in itertools.pairwise(heard))]
+    return [0.0, *(after - before for before, after in itertools.pairwise(times))]
 
 
-def held_gib(base: DiffusersBase) -> float:
-    """The weights of the UNet."""
+def weights_gib(base: DiffusersBase) -> float:
+    """Memory of the UNet's weights."""
     return sum(weight.numel() * weight.element_size() for weight in base.unet.parameters()) / 2**30
 
 
 def memory_peak_gib(device: torch.device) -> float | None:
-    """The most that was taken on the GPU, or by this process, since it began. Not known on Windows without a GPU."""
+    """The peak memory on the GPU, or of this process. None on Windows without a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""The training loop of the starter's own networks: resumable at any step, the same for all of them."""
+"""The training loop of the starter's own networks. It can be resumed at any step."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ CHECKPOINT_EVERY_S = 300
 WARMUP_STEPS = 200
 
 
-def train(
+def train_network(
     model: nn.Module,
     loss: Callable[[int], Tensor],
     checkpoint: Path,
@@ -25,9 +25,9 @@ def train(
     on_checkpoint: Callable[[nn.Module], None],
     weight_decay: float = 1e-3,
 ) -> None:
-    """AdamW with a warm-up, then constant, then falling linearly to zero; `loss` depends on the step's number alone.
+    """AdamW with a warm-up, a constant rate, and a linear decay to zero. `loss` depends on the step's number only.
 
-    Leaves the averaged weights in `model`. `on_checkpoint` sees them at the end and every five minutes.
+    At the end, `model` has the averaged weights. `on_checkpoint` is called with them, also every five minutes.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -62,7 +62,7 @@ def train(
 
 
 def built_with_seed(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
-    """A module whose random start depends on `seed` alone."""
+    """A module whose random initial weights depend on `seed` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()

@@ -1,4 +1,4 @@
-"""Read pictures with a museum of classes."""
+"""Classify pictures with a museum of classes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class Verdict:
 def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int = 5) -> list[Verdict]:
     """The likeliest classes of each picture, at most that many. pictures: bytes (n, 3, side, side)."""
     with reading(base, museum):
-        values = answers(base, museum, pictures).softmax(1)
+        values = class_logits(base, museum, pictures).softmax(1)
     shares, places = values.topk(min(most, values.shape[1]), dim=1)
     return [
         Verdict(tuple(museum.classes[place] for place in row), tuple(own))
@@ -46,14 +46,14 @@ def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int 
     ]
 
 
-def answers(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
-    """The logits of all classes, (n, classes), inside `reading`. head: by default that of the museum's last task."""
+def class_logits(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
+    """The logits of all classes, (n, classes), inside `reading`. head: None for that of the museum's last task."""
     if not museum.classes:
         raise MuseumError("This museum has no classes.")
     recipe = museum.tasks[-1].recipe
     values = logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
     if not values.isfinite().all():
-        raise MuseumError("The classes of this museum give no finite numbers: its statistics are broken.")
+        raise MuseumError("The logits are not finite: the statistics of this museum are broken.")
     return values
 
 
@@ -78,16 +78,25 @@ def accuracies(museum: TaskMuseum, values: Tensor, truth: Sequence[str]) -> Accu
     guesses = values.argmax(1)
     hits = guesses == labels
     classes = {name: float(hits[labels == order[name]].float().mean()) for name in dict.fromkeys(truth)}
-    tasks, within, start = [], [], 0
-    for task in museum.tasks:
-        stop = start + len(task.classes)
-        own = (labels >= start) & (labels < stop)
-        tasks.append(float(hits[own].float().mean()))
-        local = values[own][:, start:stop].argmax(1) + start if stop > start else guesses[own]
-        within.append(float((local == labels[own]).float().mean()))
-        start = stop
+    tasks, within = task_accuracies(values, labels, [len(task.classes) for task in museum.tasks])
     confusion: dict[str, dict[str, int]] = {}
     for label, guess in zip(truth, guesses.tolist(), strict=True):
         row = confusion.setdefault(label, {})
         row[museum.classes[guess]] = row.get(museum.classes[guess], 0) + 1
     return Accuracies(classes, tuple(tasks), tuple(within), confusion)
+
+
+def task_accuracies(values: Tensor, labels: Tensor, sizes: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The accuracy on each task's pictures, among all classes and among the task's own; NaN for a task without any.
+
+    values: logits (n, classes). labels: (n,). sizes: classes per task.
+    """
+    everywhere, within = [], []
+    start = 0
+    for size in sizes:
+        own = (labels >= start) & (labels < start + size)
+        everywhere.append(float((values[own].argmax(1) == labels[own]).float().mean()))
+        local = values[own][:, start : start + size].argmax(1) + start if size else labels[own]
+        within.append(float((local == labels[own]).float().mean()))
+        start += size
+    return everywhere, within

@@ -3,13 +3,12 @@
     clora.<task>.<name>          rows, means, counts, scatter, drift
     clora.<task>.up.<projection> .down.<projection> .inputs.<layer>
 
-Written as museums of concepts are: whole or not at all, sealed with a hash, the replaced file kept as a backup.
+Like museums of concepts, it is written atomically and sealed with a hash, and a replaced file is kept as a backup.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,16 +16,15 @@ from torch import Tensor
 from ..errors import MuseumError
 from ..model.base import Fingerprint
 from ..model.low_rank import LowRank
-from ..model.projections import Projection, Role
+from ..model.projections import Projection
 from ..museum.file.damage import sealed, undamaged
 from ..museum.file.files import Identity, check_finite, dump, errors_about, identity, opened, read_metadata
-from ..museum.file.header import recipe_from_json
+from ..museum.file.header import projection_from_json, recipe_from_json
 from ..museum.file.json_values import array, fields, integer, json_text, json_value, mapping, text
 from ..museum.file.replacing import ChangedMeanwhileError, replacing
-from .learn import layer_of
 from .museum import Task, TaskMuseum, check_class
 from .recipe import TaskRecipe
-from .vision import Vision
+from .vision import Vision, layer_path
 
 FORMAT = "clora-class-museum"
 VERSION = "1"
@@ -72,7 +70,7 @@ def append_task(before: TaskMuseum, task: Task, path: Path | str, *, base: Visio
 
 
 def load_task_museum(path: Path | str) -> TaskMuseum:
-    """The way back, bit for bit, on the CPU. Raises MuseumError for a damaged file or another kind of museum."""
+    """Read the museum, bit for bit, on the CPU. Raises MuseumError for a damaged file or another kind of museum."""
     path = Path(path)
     with errors_about(path), opened(path) as file, undamaged(path, file):
         metadata = read_metadata(file, FORMAT, VERSION)
@@ -80,7 +78,7 @@ def load_task_museum(path: Path | str) -> TaskMuseum:
             json_value(metadata.get("clora.museum", ""), "The museum"), ("base", "slots", "tasks"), "The museum"
         )
         base = fields(header["base"], ("name", "digest"), "The base")
-        slots = {slot.path: slot for slot in map(_projection, array(header["slots"], "The projections"))}
+        slots = {slot.path: slot for slot in map(projection_from_json, array(header["slots"], "The projections"))}
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         check_finite(tensors)
         tasks = tuple(
@@ -126,14 +124,6 @@ def _recipe(value: object, what: str) -> TaskRecipe:
     return TaskRecipe(**{**values, "learning": recipe_from_json(values["learning"], what)})  # type: ignore[arg-type]
 
 
-def _projection(entry: object) -> Projection:
-    match array(entry, "A projection"):
-        case [path, role, rows, columns] if role in ROLES:
-            shape = integer(rows, "A projection's height", least=1), integer(columns, "A projection's width", least=1)
-            return Projection(text(path, "A projection's path"), cast(Role, role), shape)
-    raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
-
-
 def _task(place: int, entry: object, slots: Mapping[str, Projection], tensors: dict[str, Tensor]) -> Task:
     """The task from its entry in the header; its tensors are taken out of `tensors`."""
     what = f"Task {place + 1}"
@@ -159,7 +149,7 @@ def _task(place: int, entry: object, slots: Mapping[str, Projection], tensors: d
             raise MuseumError(f"{what} has a delta on '{path:.100}', which is not a projection of this museum.")
         rank = integer(rank, f"{what}: a rank", least=1)
         deltas[slot] = LowRank(taken(f"up.{path}", slot.shape[0], rank), taken(f"down.{path}", rank, slot.shape[1]))
-    if unknown := [slot.path for slot in deltas if f"{layer_of(slot)}.{slot.role}" != slot.path]:
+    if unknown := [s.path for s in deltas if s.role not in ROLES or f"{layer_path(s)}.{s.role}" != s.path]:
         raise MuseumError(f"'{unknown[0]:.100}' is not the name of a query, key or value projection.")
     inputs = {}
     for layer, size in mapping(values["layers"], f"{what}: layers").items():

@@ -1,8 +1,8 @@
-"""What decides between classes: rows of a linear layer, (classes, width + 1) each with its bias in the last column.
+"""Heads, which decide between classes: rows of a linear layer, (classes, width + 1), the last column being the bias.
 
     logits = f · Wᵀ + b          f: features (n, width)
 
-The statistics of a task are enough for all heads, so a museum can be read with any of them.
+A task has the statistics for all heads, so a museum can be used with any of them.
 """
 
 import torch
@@ -31,7 +31,7 @@ def statistics(features: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Te
 
 
 def random_rows(count: int, width: int, *name: int | str) -> Tensor:
-    """Uniform in ±1/√width, as torch starts a linear layer: what the paper's reference code begins with."""
+    """Uniform in ±1/√width, as in torch's linear layer and the paper's reference code."""
     return (torch.rand(count, width + 1, generator=seeded("head", *name)) * 2 - 1) / width**0.5
 
 
@@ -63,7 +63,7 @@ def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
 def head_rows(museum: TaskMuseum, head: Head, *, corrected: bool = True) -> Tensor:
     """The rows of all classes of the museum, in order, (classes, width + 1).
 
-    corrected: the means and the scatter of earlier tasks go through the drift of all later ones.
+    corrected: apply the drift of all later tasks to the means and the scatter of earlier ones.
     """
     if head in ("linear", "imprint"):
         return torch.cat([task.rows for task in museum.tasks])
@@ -83,7 +83,7 @@ def head_rows(museum: TaskMuseum, head: Head, *, corrected: bool = True) -> Tens
 
 
 def drift_between(before: Tensor, after: Tensor, *, ridge: float = 0.1) -> Tensor:
-    """The linear map (width, width) that takes features from before a task to after it: the nearest to the identity.
+    """The linear map (width, width) from features before a task to features after it, regularized to the identity.
 
     A ridge regression of the differences on the task's own pictures, as Gomez-Villa et al. 2024 (arXiv:2407.08536)
     correct class means without earlier pictures. ridge: in units of the mean square of the features.

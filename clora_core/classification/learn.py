@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..errors import ConceptError, RecipeError
 from ..learning.loop import Progress, train
-from ..learning.start import random_down
+from ..learning.start import copied, parameter, random_down, trainable
 from ..learning.state import LearningState
 from ..method.recipe import Recipe
-from ..method.step import Deltas, Moments, Past
+from ..method.step import AnySetting, Deltas, Moments, Past
 from ..model.attach import attached
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
@@ -30,7 +30,7 @@ from ..seeds import seeded
 from .heads import drift_between, logits, mean_rows, random_rows, statistics
 from .museum import Task, TaskMuseum, check_new
 from .recipe import TaskRecipe
-from .vision import Vision
+from .vision import Vision, layer_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +49,14 @@ class ClassPictures:
 
 @dataclass(frozen=True, eq=False)
 class TaskTrained:
-    """All that learning moves. rows: of the head, for the task's own classes, (classes, width + 1)."""
+    """Everything that is trained. rows: of the head, for the task's own classes, (classes, width + 1)."""
 
     deltas: Deltas
     rows: nn.Parameter
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name."""
-        named: dict[str, Tensor] = {"head.rows": self.rows}
-        for projection, delta in self.deltas.items():
-            named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
-        return {name: value for name, value in named.items() if value.requires_grad}
+        return trainable({"head.rows": self.rows}, self.deltas)
 
     def settle(self) -> None:
         """Nothing is projected after an update."""
@@ -82,23 +79,6 @@ class TaskStep:
     def zero(self) -> Tensor:
         """A zero on the device of the loss, float32."""
         return self.logits.new_zeros((), dtype=torch.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class TaskSetting:
-    """Fixed while one task is learned; see `AnySetting`."""
-
-    past: Past
-    measure_reference_loss: Callable[[], float]
-    measure_moments: Callable[[], Moments]
-
-    @cached_property
-    def reference_loss(self) -> float:
-        return self.measure_reference_loss()
-
-    @cached_property
-    def moments(self) -> Moments:
-        return self.measure_moments()
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +136,12 @@ class TaskLearning:
         ):
             before = base.all_features(task.pictures)
             trained = self.start(before)
-            setting = TaskSetting(
-                Past(dense=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
-                lambda: float(F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)),
-                lambda: self._moments(past),
+            setting = AnySetting(
+                past=Past(dense=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
+                measure_reference_loss=lambda: float(
+                    F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)
+                ),
+                measure_moments=lambda: self._moments(past),
             )
             terms = self.terms(setting, before)
             with attached(base, trained.deltas):
@@ -182,7 +164,7 @@ class TaskLearning:
                         report=report,
                         resume=resume,
                     )
-            deltas = {place: _copied(delta) for place, delta in trained.deltas.items()}
+            deltas = {place: copied(delta) for place, delta in trained.deltas.items()}
             with attached(base, deltas):
                 after, inputs = self.read()
         means, counts, scatter = statistics(after, task.labels, len(task.classes))
@@ -199,8 +181,8 @@ class TaskLearning:
             {"pictures": len(task.labels), **({"loss": loss} if math.isfinite(loss) else {})},
         )
 
-    def terms(self, setting: TaskSetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
-        """What is added to the classification loss, by name. features: of all pictures, before this task."""
+    def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+        """The further terms of the loss by name. features: of all pictures, before this task."""
         if not self.adapts:
             return {}
         return {regularizer.name: regularizer.begin(setting) for regularizer in self.loop.regularizers}  # type: ignore[arg-type]
@@ -212,21 +194,21 @@ class TaskLearning:
         for projection in self.base.slots if self.adapts else ():
             down = random_down(loop, task.classes[0], projection)
             up = torch.zeros(projection.shape[0], len(down))
-            deltas[projection] = LowRank(_parameter(up, device), _parameter(down, device))
+            deltas[projection] = LowRank(parameter(up, device), parameter(down, device))
         return TaskTrained(deltas, self.first_rows(features))
 
     def first_rows(self, features: Tensor) -> nn.Parameter:
-        """The rows of the head that training starts with, (classes, width + 1)."""
+        """The initial rows of the head, (classes, width + 1)."""
         count = len(self.task.classes)
         if self.recipe.head == "linear":
             rows = random_rows(count, features.shape[1], self.loop.seed, self.task.classes[0])
         else:
             means, _, scatter = statistics(features, self.task.labels, count)
             rows = mean_rows(means, float(scatter.trace()) / len(features))
-        return _parameter(rows, self.base.device)
+        return parameter(rows, self.base.device)
 
     def _step(self, number: int, trained: TaskTrained, before: Tensor) -> TaskStep:
-        """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
+        """The forward pass of batch `number`. It depends on the number and the trained parameters only."""
         loop, task, device = self.loop, self.task, self.base.device
         per_epoch = math.ceil(len(task.labels) / loop.batch_size)
         epoch, place = divmod(number, per_epoch)
@@ -242,12 +224,12 @@ class TaskLearning:
         return TaskStep(chosen, features, logits(features, trained.rows), labels, trained.deltas)
 
     def _moments(self, past: Mapping[Projection, Tensor]) -> Moments:
-        """Of what the projections read on the pictures of earlier tasks. Before any, nothing is protected."""
+        """Of what the projections read on the pictures of earlier tasks; zero for the first task."""
         known = self.museum.inputs()
         moments, sizes = {}, {}
         for projection, slot in self.base.slots.items():
             weight = slot.weight.float()
-            moment = known.get(layer_of(projection), torch.zeros(projection.shape[1], projection.shape[1]))
+            moment = known.get(layer_path(projection), torch.zeros(projection.shape[1], projection.shape[1]))
             moments[projection] = moment = moment.to(weight.device)
             weight = weight + past.get(projection, 0)
             sizes[projection] = float(((weight @ moment) * weight).sum()) or 1.0
@@ -268,7 +250,7 @@ class TaskLearning:
             return hook
 
         handles = [
-            slot.module.register_forward_pre_hook(gather(layer_of(projection)))
+            slot.module.register_forward_pre_hook(gather(layer_path(projection)))
             for projection, slot in self.base.slots.items()
             if projection.role == "key"  # queries, keys and values of a layer read the same
         ]
@@ -278,16 +260,3 @@ class TaskLearning:
             for handle in handles:
                 handle.remove()
         return features, {layer: (total / rows[layer]).cpu() for layer, total in sums.items()}
-
-
-def layer_of(projection: Projection) -> str:
-    """ "layers.3.key" → "layers.3" """
-    return projection.path.rpartition(".")[0]
-
-
-def _parameter(value: Tensor, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(value.to(device, torch.float32))
-
-
-def _copied(delta: LowRank) -> LowRank:
-    return LowRank(delta.up.detach().cpu().clone(), delta.down.detach().cpu().clone())

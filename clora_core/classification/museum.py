@@ -1,4 +1,4 @@
-"""What a classifier has learned: tasks, in order, over one vision transformer. No picture is kept."""
+"""A museum of classes: tasks, in order, over one vision transformer. No picture is stored."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from ..model.low_rank import LowRank, concatenated
 from ..model.projections import Projection
 from ..texts import unprintable
 from .recipe import TaskRecipe
-from .vision import Vision
+from .vision import Vision, layer_path
 
 NAME_LIMIT = 200  # characters
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An exhibit: the classes that were learned together, and everything that is needed to recognize them.
+    """The classes that were learned together, and everything that is needed to recognize them.
 
     rows: of the linear head, (classes, width + 1), the last column being the bias. means: of each class's features,
     (classes, width), when it was learned. counts: pictures per class, (classes,). scatter: Σ (f - mean)(f - mean)ᵀ over
@@ -67,7 +67,7 @@ class TaskMuseum:
         for task in self.tasks:
             if foreign := [projection.path for projection in task.deltas if projection not in base.slots]:
                 raise BaseModelError(f"The network has no projection '{foreign[0]:.100}' of the shape in this museum.")
-            expected = {projection.path.rpartition(".")[0]: projection.shape[1] for projection in base.slots}
+            expected = {layer_path(projection): projection.shape[1] for projection in base.slots}
             if {layer: len(moment) for layer, moment in task.inputs.items()} != expected:
                 raise BaseModelError("The second moments in this museum are not those of the network's layers.")
             if (width := len(task.scatter)) != base.width:
@@ -128,9 +128,9 @@ def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
 
 
 def check_class(name: str) -> None:
-    """Raise ConceptError for a name that no file can hold."""
+    """Raise ConceptError for an invalid name of a class."""
     if not name.strip() or len(name) > NAME_LIMIT or unprintable(name):
-        raise ConceptError(f"{name!r:.100} is no name for a class. Use 1 to {NAME_LIMIT} printable characters.")
+        raise ConceptError(f"{name!r:.100} is not a valid name of a class. Use 1 to {NAME_LIMIT} printable characters.")
 
 
 def check_new(museum: TaskMuseum, classes: Sequence[str]) -> None:

@@ -66,19 +66,19 @@ class Vision:
             self._compute = before
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, side, side) in [-1, 1] to features (n, width) float32: the class token after the last norm.
+        """Pictures (n, 3, side, side) in [-1, 1] → features (n, width) float32: the class token after the last norm.
 
-        What is attached takes part; gradients flow.
+        Attached deltas apply; gradients flow.
         """
         pixels = ((pictures.to(self.device) + 1) / 2 - self._mean) / self._deviation
         autocast = torch.autocast(self.device.type, self._compute, enabled=self._compute is not None)
         with Reading.of(self), autocast:
-            answer = self.network(pixel_values=pixels)
-        return (answer.pooler_output if self._pooled else answer.last_hidden_state[:, 0]).float()
+            output = self.network(pixel_values=pixels)
+        return (output.pooler_output if self._pooled else output.last_hidden_state[:, 0]).float()
 
     @torch.no_grad()
     def all_features(self, pictures: Tensor) -> Tensor:
-        """Bytes (n, 3, side, side) to features (n, width) on the CPU, some at a time."""
+        """Bytes (n, 3, side, side) → features (n, width) on the CPU, in batches."""
         parts = [self.features(as_floats(part)).cpu() for part in pictures.split(AT_ONCE)]
         features = torch.cat(parts) if parts else torch.zeros(0, self.width)
         if not features.isfinite().all():
@@ -88,7 +88,7 @@ class Vision:
         return features
 
     def prepared(self, picture: Image.Image) -> Tensor:
-        """A picture as this network reads it: its middle square, bytes (3, side, side)."""
+        """The network's input: the middle square of a picture, bytes (3, side, side)."""
         return to_bytes(ImageOps.fit(picture.convert("RGB"), (self.side, self.side), Image.Resampling.BICUBIC))
 
 
@@ -115,7 +115,7 @@ def open_vision(path_or_name: str | Path, *, device: str = "cpu") -> Vision:
 
 
 def attention_projections(network: nn.Module) -> dict[Projection, nn.Module]:
-    """The query, key and value projections of every self-attention, under names that no version of a library changes.
+    """The query, key and value projections of every self-attention, by names that do not depend on library versions.
 
     Raises BaseModelError unless every layer has all three.
     """
@@ -125,13 +125,18 @@ def attention_projections(network: nn.Module) -> dict[Projection, nn.Module]:
             role = ROLES[place[2]]
             path = f"layers.{place[1]}.{role}"
             modules[Projection(path, role, (module.out_features, module.in_features))] = module
-    layers = {projection.path.rpartition(".")[0] for projection in modules}
+    layers = {layer_path(projection) for projection in modules}
     if not modules or len(modules) != 3 * len(layers):
         raise BaseModelError(
             f"{type(network).__name__} is not a vision transformer whose layers have a query, a key and a value "
             "projection each. Use a ViT, DeiT, DINOv2 or CLIP model."
         )
     return modules
+
+
+def layer_path(projection: Projection) -> str:
+    """ "layers.3.key" → "layers.3" """
+    return projection.path.rpartition(".")[0]
 
 
 def _opened(folder: Path, device: str) -> Vision:

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..classification.classify import Accuracies, accuracies, answers, classified, reading
+from ..classification.classify import Accuracies, accuracies, class_logits, classified, reading
 from ..classification.file import append_task, load_task_museum, save_task_museum
 from ..classification.learn import ClassPictures, TaskLearning
 from ..classification.museum import TaskMuseum, check_new, renamed_class, without_class
@@ -160,7 +160,7 @@ def run_test(arguments: argparse.Namespace, say: Say) -> None:
         raise ConceptError(f"The museum has no class '{unknown[0]}', which is a folder of '{arguments.folder}'.")
     task = read_classes(folders, base, say)
     with reading(base, museum):
-        values = answers(base, museum, task.pictures)
+        values = class_logits(base, museum, task.pictures)
     result = accuracies(museum, values, [task.classes[label] for label in task.labels.tolist()])
     for name, share in result.classes.items():
         say(f"  {name}: {share:.0%}")

@@ -16,7 +16,7 @@ from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
-from ..starter.exam import Examiner, Sight, drawn, plain_prompts
+from ..starter.exam import Evaluation, Examiner, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.layout import NAME
 from .progress import Say, watched_bar
@@ -90,11 +90,13 @@ def _check_own(museum: Path) -> None:
 
 
 def _run_course(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
-    def looked(sights: Sequence[Sight]) -> None:
-        shares = [f"<{name}> {sight.alignment:.0%}" for name, sight in zip(subjects, sights, strict=False)]
+    def evaluated(evaluations: Sequence[Evaluation]) -> None:
+        shares = [
+            f"<{name}> {evaluation.alignment:.0%}" for name, evaluation in zip(subjects, evaluations, strict=False)
+        ]
         say("  recognised: " + "  ".join(shares))
 
-    return take_course(examiner, subjects, recipe, watched=watched_bar, looked=looked)
+    return take_course(examiner, subjects, recipe, watched=watched_bar, evaluated=evaluated)
 
 
 def _sheet(courses: Mapping[str, Course], subjects: Sequence[str]) -> Image.Image:
@@ -103,14 +105,14 @@ def _sheet(courses: Mapping[str, Course], subjects: Sequence[str]) -> Image.Imag
     for method, course in courses.items():
         for place, name in enumerate(subjects):
             blocks: list[Tensor | None] = [drawn(name, 6, seed=0)]
-            blocks += [row[place].pictures if place < len(row) else None for row in course.sights]
+            blocks += [row[place].pictures if place < len(row) else None for row in course.evaluations]
             rows.append((f"{method}\n\n<{name}>", blocks))
     return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=3)
 
 
 def _numbers(course: Course, before: float) -> dict[str, object]:
     return {
-        "seconds": round(course.seconds + course.seconds_looking, 1),
+        "seconds": round(course.seconds + course.seconds_evaluating, 1),
         "alignment": course.alignment,
         "forgetting": forgetting(course.alignment),
         "attributes": course.attributes,
@@ -127,7 +129,7 @@ def _table(courses: Mapping[str, Course], before: float) -> str:
         ("traits found (of real)", lambda course: f"{initial_alignment(course.attributes):.2f}"),
         ("plain prompts before", lambda course: f"{before:.2f}"),
         ("plain prompts after", lambda course: f"{course.plain:.2f}"),
-        ("seconds", lambda course: f"{course.seconds + course.seconds_looking:.0f}"),
+        ("seconds", lambda course: f"{course.seconds + course.seconds_evaluating:.0f}"),
     ):
         lines.append(f"{title:24}" + "".join(f"{value(course):>14}" for course in courses.values()))
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import BaseModelError
-from ..learning.fitting import Device, copied_bytes, step_bytes
+from ..learning.fitting import Device, copied_bytes, learning_bytes
 from ..method.recipe import Recipe
 from ..model.concept import TEMPLATES
 from ..model.precision import AUTOCAST
@@ -73,7 +73,7 @@ def needed_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
     copied = copied_bytes(base.unet, computed.itemsize, lambda module: module.weight.dtype != computed)
     models = (base.unet, base.vae, *(encoder.model for encoder in base.encoders))
     held = sum(tensor.numel() * tensor.element_size() for model in models for tensor in model.parameters())
-    return held + step_bytes(base.family, base.slots, recipe, latent_pixels=rows * columns, copied_bytes=copied)
+    return held + learning_bytes(base.family, base.slots, recipe, latent_pixels=rows * columns, copied_bytes=copied)
 
 
 def check_device(device: str) -> None:

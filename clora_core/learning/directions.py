@@ -1,6 +1,6 @@
-"""Directions of the text states that a new delta may read, so that it leaves others alone by construction.
+"""Restrict a new delta to some directions of the text states, so that it cannot change others.
 
-Δ s = up · (down s)        is nothing for every state s to which all rows of `down` are orthogonal
+Δ s = up · (down s)        is zero for every state s that is orthogonal to all rows of `down`
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ QUIET_SHARE = 0.5
 
 
 def free_directions(taken: Sequence[Tensor], rank: int, width: int) -> Tensor:
-    """`rank` rows of one random orthogonal matrix that is the same for everybody: those that `taken` uses the least.
+    """`rank` rows of one fixed random orthogonal matrix: those that `taken` uses the least.
 
     taken: the `down` factors (r, width) of earlier deltas. Returns (rank, width), orthonormal rows. As long as there
     are unused rows, two deltas with such factors have Δ_i Δ_jᵀ = 0 exactly. Orthogonal Adaptation (Po et al. 2024,
@@ -31,16 +31,16 @@ def free_directions(taken: Sequence[Tensor], rank: int, width: int) -> Tensor:
     used = torch.zeros(width)
     for down in taken:
         used += (down.float() @ directions.T).square().sum(0)
-    # Rounding must not decide between rows that are all unused: these come in their own order.
+    # Rounding must not decide between unused rows: they keep their order.
     used = torch.where(used < 1e-6 * used.max().clamp_min(1e-12), 0.0, used)
     return directions[torch.argsort(used, stable=True)[:rank].sort().values]
 
 
 def quiet_directions(base: Base, museum: Museum, *, share: float = QUIET_SHARE) -> Tensor:
-    """The projector (width, width) onto those directions in which everyday and old prompts say the least.
+    """The projector (width, width) onto the directions that everyday and earlier prompts use the least.
 
-    They are the eigenvectors of the smallest eigenvalues of the states' second moment C; `share` of the width is
-    quiet. For P that projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
+    They are the eigenvectors of the smallest eigenvalues of the states' second moment C; `share` is their share of the
+    width. For P that projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
     (arXiv:2103.09762), AlphaEdit (arXiv:2410.02355).
     """
     if base.family.reads != "states":

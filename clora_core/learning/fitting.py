@@ -1,7 +1,8 @@
-"""Fit the numbers that a draft leaves open: to the model's family, and to the memory of the device.
+"""Choose the automatic numbers of a draft by the model's family and the device's memory.
 
-The family decides all but how an update is computed. If it does not fit into memory as a whole, its pictures go through
-in parts, whose gradients are averaged; and only then checkpointing is turned on, which costs a third more time.
+The family decides everything except how an update is computed. If an update does not fit into memory, its pictures are
+split into parts, whose gradients are averaged. If that is not enough, checkpointing is turned on, which takes a third
+more time.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ USABLE = 0.75  # of the device's memory; the rest is for the desktop, decoding p
 
 @dataclass(frozen=True)
 class Device:
-    """What a device offers. total_bytes: its memory, used or not. precision: the fastest one that it learns well in."""
+    """total_bytes: the device's memory, used or not. precision: the fastest one that learns well on it."""
 
     total_bytes: float
     precision: Precision
@@ -39,7 +40,7 @@ def fitted(draft: Draft, family: Family, device: Device, needed_bytes: Callable[
         "steps": numbers.steps,
         "learning_rate": numbers.learning_rate,
         "token_learning_rate": numbers.token_learning_rate,
-        # a schedule that ends is for the family's own number of steps; without it, others can go on from each other
+        # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
     }
@@ -83,7 +84,7 @@ def described(recipe: Recipe, family: Family, device: Device) -> str:
     return f"{family.title}{where}: {how}; {rank}{recipe.steps} steps, learning rates {rates}"
 
 
-def step_bytes(
+def learning_bytes(
     family: Family, projections: Collection[Projection], recipe: Recipe, *, latent_pixels: int, copied_bytes: float
 ) -> int:
     """Approximate memory of a training step, without the models themselves.

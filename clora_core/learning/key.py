@@ -1,4 +1,4 @@
-"""A fingerprint of everything that decides what is learned, so that the same learning can be known again."""
+"""A fingerprint of everything that the result of a learning depends on, to recognise the same learning again."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ VERSION = 1  # of what learns: raise it whenever the same inputs give another re
 def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe: Recipe) -> str:
     """SHA-256 of base, museum, concepts, pictures, numbers and this version of the engine, in hexadecimal.
 
-    Of the base what its fingerprint knows, its schedule, and its family's everyday captions. Of the numbers not the
-    steps, if more of them begin with the same ones: a longer learning goes on from the state of a shorter one.
+    The base is represented by its fingerprint, its schedule and its family's everyday captions. The steps of an
+    open-ended recipe are left out: a longer learning can resume from the state of a shorter one.
     """
     digest = hashlib.sha256()
 
@@ -51,7 +51,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
     for concept in concepts:
         add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
         if concept.captions:
-            add(concept.prompt)  # which stands in the exhibit, and is what later concepts leave alone
+            add(concept.prompt)  # it is stored in the exhibit, and later concepts preserve it
         if recipe.caption_lines:
             add([concept.lines(caption) for caption in concept.captions])
         add([[picture.digest, *picture.original, *picture.crop] for picture in concept.pictures])

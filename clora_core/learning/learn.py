@@ -19,6 +19,7 @@ from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
+from ..model.moments import preserved_moments
 from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
@@ -43,12 +44,12 @@ def learn(
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """One learning: everything that goes into it, what is computed from that once, and the loop itself.
+    """Everything that one learning depends on, what is computed from it once, and the learning itself.
 
-    concepts: what is learned. Several are learned at the same time, batches in turn, with deltas that all of them share
-    (joint learning: the upper bound for learning one after another). checkpoint: the base's file name, for the
-    exhibits' facts. other_checkpoint: allow a base of the same family that is not the museum's. Raises for a museum
-    over another base, a word that is taken, and a recipe that several concepts cannot share.
+    concepts: several are learned at the same time, with alternating batches and shared deltas (joint learning, the
+    upper bound of learning one after another). checkpoint: the base's file name, for the exhibits' facts.
+    other_checkpoint: allow another checkpoint of the museum's family. Raises for a museum over another base, a word
+    that is taken, and a recipe that does not support several concepts.
     """
 
     base: Base
@@ -86,7 +87,7 @@ class Learning:
                 "Deltas that several concepts share cannot act at the word of one. Choose another recipe."
             )
         if several and (alone := [r.name for r in self.recipe.regularizers if r.one_concept_only]):
-            raise LearningError(f"{alone[0]} knows one concept, not several at once. Choose another recipe.")
+            raise LearningError(f"{alone[0]} supports one concept, not several at once. Choose another recipe.")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -94,14 +95,14 @@ class Learning:
 
     @cached_property
     def known_words(self) -> tuple[str, ...]:
-        """Those of the words that the model knew before."""
+        """The words that the model already knows."""
         return tuple(word for word in self.words if is_known(self.base, word))
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What to say before learning."""
+        """Messages for the user, before learning."""
         own, base = self.museum.base, self.base.fingerprint
-        other = f"The museum's checkpoint is {own}; what is learned now is learned over {base}."
+        other = f"The museum was made over {own}; the new concepts are learned over {base}."
         known = ((other,) if own != base else ()) + tuple(
             f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
             f"keep its meaning, choose a word like <my-{word}>."
@@ -127,11 +128,11 @@ class Learning:
     def run(
         self, *, report: Callable[[Progress[Trained]], None] | None = None, resume: LearningState | None = None
     ) -> tuple[Exhibit, ...]:
-        """Learn. One exhibit for each concept, in order; the last one holds the deltas that all share.
+        """Learn, and return one exhibit per concept, in order; the last one holds the shared deltas.
 
-        Neither the base nor the museum is changed. `report` hears of every update and may raise to stop; its exception
-        passes through. Raises NotFiniteError, with the last good state in it, when the loss or its gradient is no
-        longer finite, and StateError for a `resume` that is no state of this learning.
+        The base and the museum do not change. `report` is called after every update and may raise to stop. Raises
+        NotFiniteError, with the last good state, if the loss or its gradient is not finite, and StateError for a
+        `resume` from another learning.
         """
         base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
@@ -166,6 +167,7 @@ class Learning:
                     latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
                     as_before=as_before,
                     measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
+                    measure_moments=lambda: preserved_moments(base, earlier.prompts, earlier.tokens),
                     batch_size=recipe.batch_size,
                 )
                 with as_before():
@@ -199,16 +201,16 @@ class Learning:
                     resume=resume,
                     stopping=stopping,
                 )
-            exhibits = tuple(self._exhibit(each, trained, loss, recipe) for each in self.concepts)
+            exhibits = tuple(self._exhibit(concept, trained, loss, recipe) for concept in self.concepts)
             if stopping is None:
                 return exhibits
             verdict = stopping.verdict(recipe.steps)
             return tuple(replace(exhibit, facts={**exhibit.facts, STOPPED: verdict}) for exhibit in exhibits)
 
     def exhibits_at(self, progress: Progress[Trained]) -> tuple[Exhibit, ...]:
-        """What is learned after this update, on the CPU; if the recipe is open-ended, as with so many steps."""
+        """The exhibits after this update, on the CPU. If the recipe is open-ended, they have this number of steps."""
         recipe = replace(self.recipe, steps=progress.step) if self.recipe.open_ended else self.recipe
-        exhibits = tuple(self._exhibit(each, progress.trained, progress.loss, recipe) for each in self.concepts)
+        exhibits = tuple(self._exhibit(concept, progress.trained, progress.loss, recipe) for concept in self.concepts)
         if self.recipe.open_ended:
             return exhibits
         return tuple(replace(exhibit, facts={**exhibit.facts, "step": progress.step}) for exhibit in exhibits)

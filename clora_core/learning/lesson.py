@@ -1,4 +1,4 @@
-"""The pictures of one concept, ready for training: cached latents, and prompts that are encoded as needed."""
+"""The pictures of one concept, ready for training: latents are encoded once, prompts as needed."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from ..pictures import Picture, Size
 from ..seeds import seeded
 from .start import Trained
 from .stopping import LEAST_PICTURES
-from .variation import check_lines, varied, varies
+from .variation import check_lines, varied_prompts, varies
 
 REFERENCE_DRAWS = 8
 ENCODED_AT_ONCE = 4  # pictures
@@ -27,9 +27,9 @@ ENCODED_AT_ONCE = 4  # pictures
 class Bucket:
     """The pictures of one size.
 
-    places: their numbers in the concept, (n,). latents: (views, n, c, h, w) or (views, n, c, 1, h, w) on the CPU;
-    the second view, if there is one, holds the mirrored pictures. masks: how much each latent pixel counts, as one
-    channel of the latents, if any has a mask.
+    places: their numbers in the concept, (n,). latents: (views, n, c, h, w) or (views, n, c, 1, h, w) on the CPU; a
+    second view holds the mirrored pictures. masks: how much each latent pixel counts, as one channel of the latents;
+    None if no picture has a mask.
     """
 
     places: Tensor
@@ -38,7 +38,7 @@ class Bucket:
 
     @classmethod
     def encoded(cls, base: Base, pictures: Sequence[Picture], places: Sequence[int], *, mirrored: bool) -> "Bucket":
-        """Read and encode the pictures with these numbers, all of one size, a few at a time, and repeated ones once.
+        """Read and encode the pictures with these numbers, all of one size, a few at a time; repeated ones once.
 
         Raises BaseModelError for latents that are not finite.
         """
@@ -51,7 +51,7 @@ class Bucket:
             parts.append(torch.stack([base.encode_pictures(view) for view in views]))
             if not parts[-1].isfinite().all():
                 raise BaseModelError(
-                    "The VAE makes latents that are no finite numbers. Use another VAE, or this one in fp32 or bf16 "
+                    "The VAE produces latents that are not finite. Use another VAE, or this one in fp32 or bf16 "
                     "(ComfyUI: --fp32-vae); SDXL's own VAE often fails in fp16."
                 )
         numbers = {id(picture): number for number, picture in enumerate(different)}
@@ -69,10 +69,10 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """buckets: the pictures by size; batches are drawn within one.
+    """buckets: the pictures by size; a batch comes from one bucket.
 
-    known, taught: the words that its prompts mention, those of earlier exhibits, and those that are learned. left_out:
-    the picture that is not trained on, if the recipe stops by it and there are enough.
+    known: the earlier words that its prompts mention. new_words: the words in its prompts that are being learned.
+    left_out: the picture that is not trained on, if the recipe stops by it and there are enough.
     """
 
     base: Base
@@ -80,7 +80,7 @@ class Lesson:
     recipe: Recipe
     buckets: Sequence[Bucket]
     known: Sequence[ConceptToken] = ()
-    taught: Sequence[str] = ()
+    new_words: Sequence[str] = ()
     left_out: Bucket | None = None
 
     @classmethod
@@ -90,9 +90,9 @@ class Lesson:
         concept: Concept,
         recipe: Recipe,
         known: Sequence[ConceptToken] = (),
-        taught: Sequence[str] = (),
+        new_words: Sequence[str] = (),
     ) -> "Lesson":
-        """Encode every picture once. known, taught: what its prompts may mention besides its own word.
+        """Encode every picture once. known, new_words: the other words that its prompts may mention.
 
         Raises ConceptError for a line of a caption that is used alone and does not mention the word.
         """
@@ -106,14 +106,14 @@ class Lesson:
         buckets = [Bucket.encoded(base, pictures, places, mirrored=recipe.flip) for places in by_size.values()]
         held = None if left_out is None else Bucket.encoded(base, pictures, [left_out], mirrored=False)
         prompts = "\n".join(concept.prompts())
-        taught = list(dict.fromkeys((concept.word, *taught)))
-        found = set(words_in(prompts, [*taught, *(token.word for token in known)]))
-        known = [token for token in known if token.word in found]
-        taught = [word for word in taught if word in found]
-        return cls(base, concept, recipe, buckets, known, taught, held)
+        new_words = list(dict.fromkeys((concept.word, *new_words)))
+        mentioned = set(words_in(prompts, [*new_words, *(token.word for token in known)]))
+        known = [token for token in known if token.word in mentioned]
+        new_words = [word for word in new_words if word in mentioned]
+        return cls(base, concept, recipe, buckets, known, new_words, held)
 
     def step(self, number: int, trained: Trained) -> Step:
-        """The forward pass of batch `number`, which depends on nothing but the number and what was trained."""
+        """The forward pass of batch `number`. It depends on the number and the trained parameters only."""
         recipe = self.recipe
         bucket, turn = self._bucket_at(number)
         first = turn * recipe.batch_size
@@ -125,11 +125,13 @@ class Lesson:
         latents = views[view, chosen]
         noise = torch.randn(latents.shape, generator=rng)
         places = self.buckets[bucket].places[chosen]
-        prompts = varied(self.concept, recipe, number, places.tolist(), self.taught) if varies(recipe) else None
-        tokens = map(trained.token, self.taught)
+        prompts = (
+            varied_prompts(self.concept, recipe, number, places.tolist(), self.new_words) if varies(recipe) else None
+        )
+        tokens = map(trained.token, self.new_words)
         conditioning = self._sized(self.conditioning(places, *tokens, prompts=prompts), places)
         masks = self.buckets[bucket].masks
-        step = self._shown(number, latents, noise, timesteps, conditioning, trained.deltas)
+        step = self._predicted(number, latents, noise, timesteps, conditioning, trained.deltas)
         return step if masks is None else replace(step, mask=masks[view, chosen].to(self.base.device))
 
     def reference_loss(
@@ -138,7 +140,7 @@ class Lesson:
         bucket: Bucket | None = None,
         report: Callable[[int], None] = lambda count: None,
     ) -> float:
-        """The mean squared error of the model as it stands on these pictures, at eight timesteps spread evenly."""
+        """The mean squared error of the current model on these pictures, at eight evenly spread timesteps."""
         predictions, targets = self.reference(lambda chosen: self.conditioning(chosen, *tokens), report, bucket)
         return (predictions - targets).square().flatten(1).mean(1).mean().item()
 
@@ -149,11 +151,11 @@ class Lesson:
         report: Callable[[int], None] = lambda count: None,
         bucket: Bucket | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What the model as it stands predicts, and should, for eight noisy pictures, the same ones every time.
+        """The current model's predictions for eight noised pictures, always the same ones, and the targets.
 
         bucket: which ones; by default those of the most common size. conditioning_of: the numbers of some pictures,
-        (b,) → their encoded prompts. Both results have the shape of the latents, (8, …). report: hears after every
-        batch how many pictures it had, and may raise to stop.
+        (b,) → their encoded prompts. Both results have the shape of the latents, (8, …). report: called after every
+        batch with its number of pictures; may raise to stop.
         """
         count = len(self.base.schedule.levels)
         timesteps = torch.arange(REFERENCE_DRAWS) * count // REFERENCE_DRAWS + count // (2 * REFERENCE_DRAWS)
@@ -165,17 +167,17 @@ class Lesson:
         for start in range(0, REFERENCE_DRAWS, self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
             conditioning = self._sized(conditioning_of(places[part]), places[part])
-            steps.append(self._shown(0, latents[part], noise[part], timesteps[part], conditioning, {}))
+            steps.append(self._predicted(0, latents[part], noise[part], timesteps[part], conditioning, {}))
             report(len(latents[part]))
         return torch.cat([step.prediction for step in steps]), torch.cat([step.target for step in steps])
 
     def conditioning(self, chosen: Tensor, *tokens: ConceptToken, prompts: Sequence[str] | None = None) -> Conditioning:
-        """The encoded prompts of the pictures with these numbers, (b,): their captions, or `prompts`. Each once."""
+        """The encoded prompts of the pictures with these numbers, (b,): their captions, or `prompts`."""
         captions = self.concept.prompts()
-        wanted = prompts or [captions[index] for index in chosen.tolist()]
-        different = list(dict.fromkeys(wanted))
+        prompts = prompts or [captions[index] for index in chosen.tolist()]
+        different = list(dict.fromkeys(prompts))
         encoded = self.base.encode_prompts(different, [*tokens, *self.known])
-        rows = torch.tensor([different.index(prompt) for prompt in wanted], device=encoded.states.device)
+        rows = torch.tensor([different.index(prompt) for prompt in prompts], device=encoded.states.device)
         return encoded[rows]
 
     def _sized(self, conditioning: Conditioning, places: Tensor) -> Conditioning:
@@ -184,7 +186,7 @@ class Lesson:
         sizes = torch.tensor([[*picture.original, *picture.crop, *picture.size] for picture in pictures])
         return replace(conditioning, sizes=sizes)
 
-    def _shown(
+    def _predicted(
         self, number: int, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning, deltas: Deltas
     ) -> Step:
         base, device = self.base, self.base.device
@@ -194,8 +196,8 @@ class Lesson:
         return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
 
     def _bucket_at(self, number: int) -> tuple[int, int]:
-        """The bucket of a batch, and how many batches it had before. In as many batches as there are pictures, a bucket
-        has as many as it has pictures."""
+        """The bucket of a batch, and the number of its earlier batches. Buckets have batches in proportion to their
+        pictures."""
         owners = torch.arange(len(self.buckets)).repeat_interleave(torch.tensor([len(b.places) for b in self.buckets]))
         cycle, position = divmod(number, len(owners))
         order = owners[torch.randperm(len(owners), generator=seeded("buckets", self.recipe.seed, cycle))]
@@ -203,7 +205,7 @@ class Lesson:
         return bucket, cycle * len(self.buckets[bucket].places) + int((order[:position] == bucket).sum())
 
     def _picture_at(self, bucket: int, place: int) -> int:
-        """Pictures of a bucket come in rounds: each once, in a new order every time."""
+        """The pictures of a bucket come in rounds: every picture once, in a new order."""
         count = len(self.buckets[bucket].places)
         round_number, position = divmod(place, count)
         name = ("order", self.recipe.seed, round_number, *([bucket] if bucket else []))

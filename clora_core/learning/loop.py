@@ -1,4 +1,4 @@
-"""The one training loop: gather gradients over some batches, update, report; stop and go on at any step.
+"""The training loop: gather gradients over some batches, update, report. It can be stopped and resumed at any step.
 
 `learn.py` trains concepts with it, `classification/learn.py` tasks of classes.
 """
@@ -21,10 +21,9 @@ Moved = TypeVar("Moved", bound=Trainable)
 
 @dataclass(frozen=True, eq=False)
 class Progress(Generic[Moved]):
-    """What a `report` callback gets after every update.
+    """The argument of `report` callbacks, after every update.
 
-    losses: the loss of the task and each regularizer by name, as they entered the sum. trained: the parameters as they
-    are now. snapshot: gives a state that learning can resume from.
+    losses: the terms of the loss by name. trained: the current parameters. snapshot: returns a state to resume from.
     """
 
     step: int
@@ -53,14 +52,13 @@ def train(
 ) -> float:
     """Update `trained` in place, `recipe.steps` times, or until `stopping` ends it. Returns the last loss.
 
-    losses_of: the number of a batch → each term of its loss, with gradients. key: what a `resume` must have been taken
-    from. title: names the training in errors. `report` may raise to stop; its exception passes through. Raises
-    NotFiniteError, with the last good state in it, when the loss or its gradient is not finite, and StateError for a
-    `resume` that is no state of this training.
+    losses_of: the number of a batch → the terms of its loss, with gradients. key: of the training that `resume` must
+    come from. title: names the training in errors. `report` may raise to stop. Raises NotFiniteError, with the last
+    good state, if the loss or its gradient is not finite, and StateError for a `resume` from another training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
-    book = _Book(key, trained, optimizer, stopping, resume, recipe.steps)
-    for index in range(len(book.losses), recipe.steps):
+    training = _Training(key, trained, optimizer, stopping, resume, recipe.steps)
+    for index in range(len(training.losses), recipe.steps):
         if stopping and stopping.ended:
             break
         losses: dict[str, float] = {}
@@ -70,20 +68,20 @@ def train(
             for name, value in values.items():
                 losses[name] = losses.get(name, 0.0) + value.item() / recipe.accumulation
         if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
-            raise NotFiniteError(_not_finite(title, index, losses, computed_in), book.state())
+            raise NotFiniteError(_not_finite(title, index, losses, computed_in), training.state())
         trained.settle()
-        book.losses.append(sum(losses.values()))
+        training.losses.append(sum(losses.values()))
         if stopping:
             stopping.after(index + 1)
         if report:
-            report(Progress(index + 1, recipe.steps, losses, trained, book.state))
+            report(Progress(index + 1, recipe.steps, losses, trained, training.state))
     if stopping and stopping.ended:
         stopping.restore()
-    return book.losses[-1]
+    return training.losses[-1]
 
 
-class _Book:
-    """Where a learning stands: what `LearningState` is written from and read into."""
+class _Training:
+    """The state of a training, which `LearningState` is a copy of."""
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class _Book:
         self.key, self.trained, self.optimizer, self.stopping = key, trained, optimizer, stopping
         self.losses: list[float] = []
         if resume is not None:
-            self._open_at(resume, steps)
+            self._resume(resume, steps)
 
     def state(self) -> LearningState:
         tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
@@ -107,11 +105,11 @@ class _Book:
         return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
 
     @torch.no_grad()
-    def _open_at(self, state: LearningState, steps: int) -> None:
+    def _resume(self, state: LearningState, steps: int) -> None:
         if state.key != self.key:
-            raise StateError("This saved state belongs to another learning (other pictures, museum or numbers).")
+            raise StateError("This saved state belongs to another learning (other pictures, museum or settings).")
         if state.step > steps:
-            raise StateError(f"This saved state is of step {state.step}, and only {steps} steps are to be learned.")
+            raise StateError(f"This saved state is of step {state.step}, but the recipe has only {steps} steps.")
         self._check(state)
         for name, value in self.trained.parameters().items():
             value.copy_(state.tensors[f"trained.{name}"])
@@ -121,7 +119,7 @@ class _Book:
         self.losses = list(state.losses)
 
     def _check(self, state: LearningState) -> None:
-        """Raise StateError unless the state holds all that is trained, and nothing else than this learning knows."""
+        """Raise StateError unless the state has all trained tensors, and no unknown ones."""
         trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
         shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
         if self.stopping:
@@ -133,7 +131,7 @@ class _Book:
             raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
         for name, value in state.tensors.items():
             if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
-                raise StateError(f"This saved state is damaged: '{name:.100}' is not what this learning has there.")
+                raise StateError(f"This saved state is damaged: '{name:.100}' does not fit this learning.")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,5 +146,5 @@ def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in:
         advice = f"Try {exact}a lower learning rate."
     else:
         use = f"Use {exact}another file of it" if exact else "Get its file again, or use another one"
-        advice = f"Nothing was learned before, so the model itself gives such numbers. {use}."
-    return f"Learning '{word}' stopped at step {index + 1}: {what} is no finite number. {advice}"
+        advice = f"This is the first step, so the model itself gives such numbers. {use}."
+    return f"Learning '{word}' stopped at step {index + 1}: {what} is not finite. {advice}"

@@ -1,4 +1,4 @@
-"""AdamW over deltas and words (or a head), each at its own learning rate, and the state that a resumed run needs."""
+"""AdamW for deltas and words (or a head), with separate learning rates, and its state for resuming."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..method.recipe import Recipe
 
-TOKEN_RATE = ("token.", "head.")  # names of parameters that move at the token_learning_rate
+TOKEN_RATE = ("token.", "head.")  # names of parameters with the token_learning_rate
 
 
 class Trainable(Protocol):
-    """What the loop moves."""
+    """The parameters that the loop trains."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by a name that is the same in every run."""
@@ -49,9 +49,9 @@ class Optimizer:
         self.scaler.scale(loss / self.recipe.accumulation).backward()
 
     def update(self, index: int) -> bool:
-        """Clip what was gathered, move the parameters, forget the gradients.
+        """Clip the gradient, update the parameters, clear the gradient.
 
-        False, and nothing moves, where the gradient is not finite; in float16 only where no loss scale above 1 helps.
+        Returns False, without an update, if the gradient is not finite; in float16 only if no loss scale above 1 helps.
         """
         for group, rate in zip(self.adamw.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.recipe, index)
@@ -65,7 +65,7 @@ class Optimizer:
         return self.scaler.get_scale() >= 1
 
     def memory(self) -> dict[str, Tensor]:
-        """What it would need to go on: tensors by name, on the CPU."""
+        """Its state as tensors by name, on the CPU."""
         memory = {
             f"{name}.{key}": value.detach().cpu().clone()
             for name, parameter in self.named.items()
@@ -88,7 +88,7 @@ class Optimizer:
         return shapes | ({"scale": torch.Size((2,))} if self.scaler.is_enabled() else {})
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:
-        """Go on from what `memory()` returned."""
+        """Restore what `memory()` returned."""
         for name, parameter in self.named.items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (value := memory.get(f"{name}.{key}")) is not None:

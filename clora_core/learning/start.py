@@ -1,4 +1,4 @@
-"""Where learning starts: a fresh pair of factors per projection, and a word of random vectors."""
+"""The start of learning: new factors for every projection, and random vectors for the word."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from .directions import free_directions, quiet_directions
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """All that learning moves: float32 parameters on the base's device.
+    """Everything that is trained: float32 parameters on the base's device.
 
     vectors: word → text encoder → (layers, words, width). continued: the shared deltas that these started from, as they
     were. allowed: the projector (width, width) onto the directions of the text states that `down` is held within.
@@ -39,43 +39,56 @@ class Trained:
             for word, vectors in self.vectors.items()
             for encoder, value in vectors.items()
         }
-        for projection, delta in self.deltas.items():
-            named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
-        return {name: value for name, value in named.items() if value.requires_grad}
+        return trainable(named, self.deltas)
 
     def token(self, word: str) -> ConceptToken:
-        """The word with its vectors as they are now; gradients reach them."""
+        """The word with its current vectors; gradients reach them."""
         return ConceptToken(word, self.vectors[word])
 
     def kept_token(self, word: str) -> ConceptToken:
-        """The word as it is now, on the CPU, copied so that no further step can move it."""
+        """A copy of the word with its current vectors, on the CPU."""
         vectors = self.token(word).vectors
         return ConceptToken(word, {name: value.detach().cpu().clone() for name, value in vectors.items()})
 
     @torch.no_grad()
     def settle(self) -> None:
-        """After an update: put `down` back into the directions that are allowed, if not all are."""
+        """After an update: project `down` onto the allowed directions, if the recipe restricts them."""
         if self.allowed is not None:
             for delta in self.deltas.values():
                 delta.down.copy_(delta.down @ self.allowed)
 
     def increments(self) -> dict[Projection, LowRank]:
-        """What the model has moved since the start, on the CPU, copied so that no further step can move it."""
+        """A copy of the change since the start, on the CPU."""
         increments = {}
         for projection, delta in self.deltas.items():
-            parts = [LowRank(delta.up.detach(), delta.down.detach())]
-            if projection in self.continued:
-                parts.append(self.continued[projection].scaled(-1))
-            moved = concatenated(parts)
-            increments[projection] = LowRank(moved.up.cpu().clone(), moved.down.cpu().clone())
+            before = [self.continued[projection].scaled(-1)] if projection in self.continued else []
+            increments[projection] = copied(concatenated([delta, *before]))
         return increments
 
 
-def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museum) -> Trained:
-    """Deltas that move nothing yet (none for rank 0) and the words' first vectors; the same for the same inputs.
+def trainable(named: Mapping[str, Tensor], deltas: Mapping[Projection, LowRank]) -> dict[str, Tensor]:
+    """These tensors and the factors of the deltas by name, without those that are fixed."""
+    named = dict(named)
+    for projection, delta in deltas.items():
+        named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
+    return {name: value for name, value in named.items() if value.requires_grad}
 
-    `up` is zero, so the first step sees the model as it is; `down` is uniform in ±1/√in, as peft and Mix-of-Show start
-    it (the paper does not say), unless the recipe says otherwise. A shared delta goes on from where it was left.
+
+def copied(delta: LowRank) -> LowRank:
+    """A copy without gradients, on the CPU."""
+    return LowRank(delta.up.detach().cpu().clone(), delta.down.detach().cpu().clone())
+
+
+def parameter(value: Tensor, device: torch.device, *, learned: bool = True) -> nn.Parameter:
+    """A float32 parameter of these values."""
+    return nn.Parameter(value.to(device, torch.float32), requires_grad=learned)
+
+
+def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museum) -> Trained:
+    """Deltas that change nothing yet (none for rank 0) and the words' initial vectors; the same for the same inputs.
+
+    `up` is zero; `down` is uniform in ±1/√in, as in peft and Mix-of-Show (the paper does not say), unless the recipe
+    fixes or restricts it. A shared delta continues from the previous exhibit.
     """
     continued = _continued(base, recipe, museum)
     allowed = quiet_directions(base, museum).to(base.device) if recipe.rank and recipe.down == "quiet" else None
@@ -87,19 +100,19 @@ def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museu
             down = _first_down(recipe, concepts[-1].word, projection, museum)
             up = torch.zeros(projection.shape[0], len(down))
         fixed = recipe.down in ("identity", "orthogonal")
-        deltas[projection] = LowRank(_parameter(up, base), _parameter(down, base, learned=not fixed))
+        deltas[projection] = LowRank(parameter(up, base.device), parameter(down, base.device, learned=not fixed))
 
-    def first_word(each: Concept) -> dict[str, Tensor]:
-        first = start_vectors(base, each, layer_wise=recipe.layer_wise)
-        return {encoder: _parameter(value, base) for encoder, value in first.items()}
-
-    trained = Trained(deltas, {each.word: first_word(each) for each in concepts}, continued, allowed)
+    vectors = {}
+    for concept in concepts:
+        first = start_vectors(base, concept, layer_wise=recipe.layer_wise)
+        vectors[concept.word] = {encoder: parameter(value, base.device) for encoder, value in first.items()}
+    trained = Trained(deltas, vectors, continued, allowed)
     trained.settle()
     return trained
 
 
 def is_known(base: Base, word: str) -> bool:
-    """Whether the text encoders have a vector of their own for the word, as for "cat"."""
+    """Whether every text encoder has a single token for the word, as for "cat"."""
     try:
         return all(len(vectors) == 1 for vectors in base.word_vectors(word).values())
     except ConceptError:
@@ -125,8 +138,8 @@ def random_down(recipe: Recipe, name: str, projection: Projection) -> Tensor:
 
 
 def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, LowRank]:
-    """The shared delta as the last exhibit of its kind left it: that exhibit's first factors; what follows them in it
-    takes the one before away."""
+    """The shared delta after the last exhibit that trained it: the first factors of that exhibit (its other factors
+    subtract the shared delta before it)."""
     if recipe.over != "shared":
         return {}
     for exhibit in reversed(museum.exhibits):
@@ -135,9 +148,9 @@ def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, L
             if rank != recipe.rank:
                 raise RecipeError(
                     f"The shared delta of this museum, last trained for '{exhibit.word}', has rank {rank}; it cannot "
-                    f"go on with rank {recipe.rank}. Choose rank {rank}, or another recipe."
+                    f"continue with rank {recipe.rank}. Choose rank {rank}, or another recipe."
                 )
-            return {  # copies, since what a museum was loaded as may take part in no backward pass
+            return {  # copies: tensors of a loaded museum may not support a backward pass
                 projection: LowRank(
                     delta.up[:, :rank].to(base.device, torch.float32, copy=True),
                     delta.down[:rank].to(base.device, torch.float32, copy=True),
@@ -148,7 +161,7 @@ def _continued(base: Base, recipe: Recipe, museum: Museum) -> dict[Projection, L
 
 
 def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> dict[str, Tensor]:
-    """The word's first vectors, (1, words, width) per encoder, or the same for each cross-attention, (layers, …).
+    """The word's initial vectors, (1, words, width) per encoder, or the same for each cross-attention, (layers, …).
 
     Random by default, as in C-LoRA (arXiv:2304.06027, section 4). The paper does not give the scale; here each
     dimension is normal with the mean and deviation that the encoder's own vocabulary has in it. Raises RecipeError for
@@ -158,21 +171,21 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
         raise RecipeError(
             f"A word with a vector per cross-attention needs a UNet, not {base.family.title}. Choose another recipe."
         )
-    layers = layer_count(base.slots) if layer_wise else 1
+    vectors, layers = {}, layer_count(base.slots) if layer_wise else 1
     if concept.start:
-        known = base.word_vectors(concept.start)
-        vectors = {encoder: _fitted(vectors.float(), concept)[None] for encoder, vectors in known.items()}
-        return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
-    vectors, count = {}, concept.vectors or base.family.numbers.vectors
-    for encoder, table in base.vocabulary().items():
-        deviation, mean = torch.std_mean(table.float().cpu(), dim=0)
-        rng = seeded("token", concept.token_seed, concept.word, encoder)
-        vectors[encoder] = (mean + deviation * torch.randn(count, len(mean), generator=rng))[None]
+        for encoder, known in base.word_vectors(concept.start).items():
+            vectors[encoder] = _fitted(known.float(), concept)
+    else:
+        count = concept.vectors or base.family.numbers.vectors
+        for encoder, table in base.vocabulary().items():
+            deviation, mean = torch.std_mean(table.float().cpu(), dim=0)
+            rng = seeded("token", concept.token_seed, concept.word, encoder)
+            vectors[encoder] = mean + deviation * torch.randn(count, len(mean), generator=rng)
     return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
 
 
 def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
-    """As many vectors as the concept asks for; the last one repeated where the existing word has fewer."""
+    """The concept's number of vectors; the last one is repeated if the existing word has fewer."""
     if concept.vectors == 0:
         return vectors
     if len(vectors) > concept.vectors:
@@ -181,7 +194,3 @@ def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
             f"Give it {len(vectors)} vectors, or start from a shorter word."
         )
     return torch.cat([vectors, vectors[-1:].expand(concept.vectors - len(vectors), -1)])
-
-
-def _parameter(value: Tensor, base: Base, *, learned: bool = True) -> nn.Parameter:
-    return nn.Parameter(value.to(base.device, torch.float32), requires_grad=learned)

@@ -1,4 +1,4 @@
-"""A learning that was interrupted, complete enough to go on as if it had not been; in memory, and in a file."""
+"""The complete state of a learning, to resume it exactly; in memory and in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ VERSION = "1"
 
 @dataclass(frozen=True, eq=False)
 class LearningState:
-    """After `step` updates: all that is trained and all that the optimizer remembers, by name, on the CPU.
+    """After `step` updates: all trained tensors and the optimizer's state, by name, on the CPU.
 
-    key: the fingerprint of everything that went in (`key.learning_key`); a state resumes only what it was taken from.
-    losses: the total loss of every step so far.
+    key: the fingerprint of the learning (`key.learning_key`); other learnings cannot resume from it. losses: the total
+    loss of every step so far.
     """
 
     key: str
@@ -31,7 +31,7 @@ class LearningState:
 
 
 class StateError(LearningError):
-    """A state that this learning cannot go on from: it is another one's, or damaged."""
+    """A state that this learning cannot resume from: damaged, or of another learning."""
 
 
 class NotFiniteError(LearningError):
@@ -43,7 +43,7 @@ class NotFiniteError(LearningError):
 
 
 def save_state(state: LearningState, path: Path | str) -> None:
-    """Write the state, in the place of an older one of that name."""
+    """Write the state, and replace an older one of that name."""
     path = Path(path)
     with errors_about(path):
         state_json = json_text({"key": state.key, "step": state.step, "losses": list(state.losses)}, "The state")
@@ -53,7 +53,7 @@ def save_state(state: LearningState, path: Path | str) -> None:
 
 
 def load_state(path: Path | str) -> LearningState:
-    """The way back, bit for bit, on the CPU. A damaged file is refused."""
+    """Read the state, bit for bit, on the CPU. Raises MuseumError for a damaged file."""
     path = Path(path)
     with errors_about(path), opened(path) as file, undamaged(path, file):
         metadata = read_metadata(file, FORMAT, VERSION)

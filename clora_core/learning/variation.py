@@ -1,4 +1,4 @@
-"""Captions that differ from draw to draw, as trainers for tagged pictures offer it: lines, shuffled tags, dropout.
+"""Captions that vary between draws, as in trainers for tagged pictures: lines, shuffled tags, dropout.
 
 A draw depends on the recipe's seed, the number of the batch and the place in it, so a resumed learning draws the same.
 """
@@ -14,7 +14,7 @@ from ..seeds import seeded
 
 
 def varies(recipe: Recipe) -> bool:
-    """Whether a picture's caption can differ from draw to draw."""
+    """Whether captions can vary between draws."""
     return recipe.shuffle_tags or recipe.caption_lines or bool(recipe.tag_dropout or recipe.caption_dropout)
 
 
@@ -29,8 +29,10 @@ def check_lines(concept: Concept, recipe: Recipe) -> None:
                 )
 
 
-def varied(concept: Concept, recipe: Recipe, number: int, pictures: Sequence[int], words: Sequence[str]) -> list[str]:
-    """The prompts of these pictures of a concept in batch `number`. words: those that no dropout takes away."""
+def varied_prompts(
+    concept: Concept, recipe: Recipe, number: int, pictures: Sequence[int], words: Sequence[str]
+) -> list[str]:
+    """The prompts of these pictures in batch `number`. words: tags with these words are never dropped."""
     plain = concept.prompts()
     return [
         _varied(concept, recipe, plain[picture], picture, seeded("caption", recipe.seed, number, place), words)

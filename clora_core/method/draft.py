@@ -1,4 +1,4 @@
-"""A recipe of which only some numbers are chosen. `learning/fitting.py` fits the others to a model and a device."""
+"""A recipe with automatic numbers, which `learning/fitting.py` chooses by model and device."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ AUTOMATIC = (
 
 @dataclass(frozen=True)
 class Draft:
-    """chosen: those of the `AUTOMATIC` fields that the recipe's own values hold for."""
+    """chosen: the `AUTOMATIC` fields that the user set, so that the recipe's values apply."""
 
     recipe: Recipe
     chosen: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, recipe: "Recipe | Draft") -> "Draft":
-        """A finished recipe is a draft with nothing left to fit."""
+        """A recipe is a draft without automatic numbers."""
         return recipe if isinstance(recipe, Draft) else cls(recipe, frozenset(AUTOMATIC))
 
     def with_numbers(self, **numbers: object) -> "Draft":
-        """Choose some fields; None and "auto" leave a field as it is."""
+        """Set some fields; None and "auto" leave a field as it is."""
         given = {name: value for name, value in numbers.items() if value not in (None, AUTO)}
         recipe = dataclasses.replace(self.recipe, **given)  # type: ignore[arg-type]
         return Draft(recipe, self.chosen | given.keys() & frozenset(AUTOMATIC))

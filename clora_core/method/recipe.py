@@ -78,6 +78,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.method, str), "method", self.method, "a string")
         _require(_is_whole(self.rank) and self.rank >= 0, "rank", self.rank, "a whole number; 0 trains only the word")
         for name in ("steps", "batch_size", "accumulation"):
             _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
@@ -108,7 +109,7 @@ class Recipe:
 
     @property
     def open_ended(self) -> bool:
-        """Whether training for more steps begins with this training: nothing depends on the total."""
+        """Whether training can continue with more steps: nothing depends on their number."""
         return self.schedule == "constant" and self.warmup == 0 and not self.stop_when_learned
 
     def to_json(self) -> dict[str, object]:
@@ -133,9 +134,10 @@ class Recipe:
 
 
 def _regularizer(entry: object) -> Regularizer:
-    _require(isinstance(entry, dict), "a regularizer", entry, "an object with a name and settings")
+    named = isinstance(entry, dict) and "name" in entry
+    _require(named, "a regularizer", entry, "an object with a name and settings")
     values: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
-    name = values.pop("name", None)
+    name = values.pop("name")
     for kind in REGULARIZERS:
         if kind.name == name:
             defaults = dataclasses.asdict(kind())
@@ -153,7 +155,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or (_is_whole(value) and abs(value) < 2**63)  # type: ignore[arg-type]
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -167,7 +169,7 @@ RECIPES: dict[str, Recipe] = {
     "word-gated-onwards": Recipe("word-gated-onwards", applied="onwards"),
     "word-gated": Recipe("word-gated", applied="word"),
     "c-lora": Recipe("c-lora", (SelfRegularization(3.0),)),
-    # Unlike the paper: its shared LoRA only on cross-attention keys and values, and no word starts from a noun.
+    # Unlike in the paper, the shared LoRA is on cross-attention keys and values only, and no word starts from a noun.
     "museum-maker": Recipe(
         "museum-maker",
         (StyleDistillation(), WeightDirection(), Distillation()),

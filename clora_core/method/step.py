@@ -1,4 +1,4 @@
-"""The inputs of a regularizer: the `Setting`, fixed while a concept is learned, and one training `Step`.
+"""The inputs of a regularizer: the `Setting`, fixed while a concept is learned, and each training `Step`.
 
 Recipes import this file when ComfyUI starts, so it imports models only for type checking.
 """
@@ -42,21 +42,25 @@ class Past:
     beside: Sequence[str] = ()
 
 
-class AnySetting(Protocol):
-    """What every setting has, whatever is learned.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnySetting:
+    """Fixed while something is learned, a concept or a task of classes. Losses and moments are measured on first use.
 
     reference_loss: the mean loss before the new deltas. moments: of what each projection reads where the new deltas
     should change nothing, the second moment C = E[x xᵀ], (in, in) float32; and E‖W x‖², W with the earlier deltas.
     """
 
-    @property
-    def past(self) -> Past: ...
+    past: Past
+    measure_reference_loss: Callable[[], float]
+    measure_moments: Callable[[], Moments]
 
-    @property
-    def reference_loss(self) -> float: ...
+    @cached_property
+    def reference_loss(self) -> float:
+        return self.measure_reference_loss()
 
-    @property
-    def moments(self) -> Moments: ...
+    @cached_property
+    def moments(self) -> Moments:
+        return self.measure_moments()
 
 
 class AnyStep(Protocol):
@@ -71,31 +75,17 @@ class AnyStep(Protocol):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Setting:
+class Setting(AnySetting):
     """Fixed while one concept is learned.
 
     latents: of the concept's pictures, (n, c, h, w) for each size. as_before: while entered, the model predicts as it
-    did before this concept. batch_size: how many pictures fit into memory at once. reference_loss: the mean diffusion
-    loss before this concept, measured on first use.
+    did before this concept. batch_size: how many pictures fit into memory at once.
     """
 
     base: Base
-    past: Past
     latents: Sequence[Tensor]
     as_before: Callable[[], AbstractContextManager[None]]
-    measure_reference_loss: Callable[[], float]
     batch_size: int
-
-    @cached_property
-    def reference_loss(self) -> float:
-        return self.measure_reference_loss()
-
-    @cached_property
-    def moments(self) -> Moments:
-        """Of what the projections read for everyday and earlier prompts, which count half each."""
-        from ..model.moments import preserved_moments
-
-        return preserved_moments(self.base, self.past.prompts, self.past.words)
 
 
 @dataclass(frozen=True, eq=False)

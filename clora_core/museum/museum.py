@@ -193,26 +193,18 @@ class Museum:
 
         Each is scaled by its own strength times that of its word in `strengths` (default 1).
         """
-        return {projection: concatenated(parts) for projection, parts in self._parts(strengths or {}).items()}
+        parts: dict[Projection, list[LowRank]] = {}
+        for exhibit in self.exhibits:
+            strength = exhibit.strength * (strengths or {}).get(exhibit.word, 1.0)
+            for projection, delta in () if exhibit.gate else exhibit.deltas.items():
+                parts.setdefault(projection, []).append(delta.scaled(strength))
+        return {projection: concatenated(own) for projection, own in sorted(parts.items())}
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
         """projection → the same sum as one dense matrix (out, in), float32."""
-        matrices = {}
-        for projection, parts in self._parts(strengths or {}).items():
-            delta = concatenated(parts)
-            matrices[projection] = LowRank(delta.up.float(), delta.down.float()).dense()
-        return matrices
-
-    def _parts(self, strengths: Mapping[str, float]) -> dict[Projection, list[LowRank]]:
-        parts: dict[Projection, list[LowRank]] = {}
-        for exhibit in self.exhibits:
-            if exhibit.gate:
-                continue
-            strength = exhibit.strength * strengths.get(exhibit.word, 1.0)
-            for projection, delta in exhibit.deltas.items():
-                parts.setdefault(projection, []).append(delta.scaled(strength))
-        return dict(sorted(parts.items()))
+        deltas = self.deltas(strengths)
+        return {place: LowRank(delta.up.float(), delta.down.float()).dense() for place, delta in deltas.items()}
 
 
 def gate_of(word: str, applied: Applied) -> Gate | None:

@@ -1,1 +1,1 @@
-"""Models held by diffusers and transformers, behind the seam of `model/base.py`."""
+"""Models held by diffusers and transformers, behind the interface of `model/base.py`."""

@@ -30,8 +30,8 @@ from ..model.layers import layer_count
 from ..model.precision import AUTOCAST, Precision
 from ..model.projections import Projection, Slot
 from ..starter.layout import NAME
-from ..starter.model import Starter, load_starter
-from .checkpoints import Parts, errors_about, open_parts
+from ..starter.model import Starter, load_starter_parts
+from .checkpoints import Parts, model_errors, open_parts
 from .prompts import TextEncoder, encode, word_vectors
 
 PICTURES_AT_ONCE = 4
@@ -49,18 +49,18 @@ def open_base(
     """Open "starter", a diffusers pipeline's folder, or a single .safetensors checkpoint of SD1.5, SD2 or SDXL.
 
     dtype: of the UNet and the text encoders; the autoencoder is always float32. tokenizer: a folder with CLIP's
-    tokenizer, for a single file where the hub cannot be reached. prediction: what the model predicts, where the rule
-    in `checkpoints` would get it wrong. clip_skip: as in ComfyUI and A1111; None for what the family reads. Raises
+    tokenizer, for a single file where the hub cannot be reached. prediction: what the model predicts, if the rule
+    in `checkpoints` gets it wrong. clip_skip: as in ComfyUI and A1111; None for the family's default. Raises
     BaseModelError for everything that cannot be opened.
     """
     if str(path_or_name) == NAME:
         try:
-            return DiffusersBase.from_starter(load_starter(), dtype=dtype, device=device, clip_skip=clip_skip)
+            return DiffusersBase.from_starter(load_starter_parts(), dtype=dtype, device=device, clip_skip=clip_skip)
         except (OSError, RuntimeError) as error:
             raise BaseModelError(f"The starter model cannot be loaded: {error}. Install this package again.") from error
     exact = torch.float16 if dtype == torch.float16 else torch.float32  # bfloat16 would change the fingerprint
     path = Path(path_or_name)
-    with errors_about(path):
+    with model_errors(path):
         parts = open_parts(path, dtype=exact, tokenizer=tokenizer, prediction=prediction)
         base = DiffusersBase(parts, dtype=dtype, device=device, clip_skip=clip_skip)
         base.try_out()
@@ -68,7 +68,7 @@ def open_base(
 
 
 class DiffusersBase:
-    """The parts of a model as one frozen `Base`. It takes the parts over: they are moved, cast and frozen in place."""
+    """The parts of a model as one frozen `Base`. The parts are moved, cast and frozen in place."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class DiffusersBase:
         self.clip_skip = self.family.clip_skip if clip_skip is None else clip_skip
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, tuple(map(self._skipping, parts.encoders))
         for model in self._models:
-            held = torch.float32 if model is self.vae else dtype
-            nn.Module.to(model, device=self.device, dtype=held)  # diffusers' own method warns without need
+            own = torch.float32 if model is self.vae else dtype
+            nn.Module.to(model, device=self.device, dtype=own)  # diffusers' own method warns without need
             model.eval().requires_grad_(False)
         self._compute: torch.dtype | None = None
         self.attachments: list[Attachment] = []
-        self._reading: AbstractContextManager[None] = nullcontext()  # what `predict` reads while it runs
+        self._reading: AbstractContextManager[None] = nullcontext()  # of the current call of `predict`
 
     @classmethod
     def from_starter(
@@ -114,22 +114,22 @@ class DiffusersBase:
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """Ask everything once, of the smallest picture, so that parts that do not fit together are found at once.
+        """Run every part once on the smallest picture, to find parts that do not fit together.
 
-        Raises BaseModelError for answers of another shape or with numbers that are not finite; else what torch raises.
+        Raises BaseModelError for outputs of another shape or that are not finite, and whatever torch raises.
         """
         side = 8 * self.factor
         picture, latents = torch.zeros(1, 3, side, side), torch.zeros(1, *self.latent_shape(side, side))
         last = torch.tensor([len(self.schedule.levels) - 1])
-        for name, answer, expected in (
+        for name, output, expected in (
             ("UNet", self.predict(latents, last, self.encode_prompts([""], ())), latents),
             ("autoencoder", self.encode_pictures(picture), latents),
             ("autoencoder", self.decode_latents(latents), picture),
         ):
-            if answer.shape != expected.shape or not answer.isfinite().all():
+            if output.shape != expected.shape or not output.isfinite().all():
                 raise BaseModelError(
-                    f"The {name} of this model answers with shape {tuple(answer.shape)}, or with numbers that are not "
-                    f"finite; finite numbers of shape {tuple(expected.shape)} were expected. Get the model again."
+                    f"The {name} of this model returned shape {tuple(output.shape)}, or numbers that are not finite; "
+                    f"expected finite numbers of shape {tuple(expected.shape)}. Get the model again."
                 )
         if type(self.resolution_px) is not int or self.resolution_px < side:
             raise BaseModelError(
@@ -139,7 +139,7 @@ class DiffusersBase:
 
     @property
     def factor(self) -> int:
-        """How many pixels a side of a latent stands for."""
+        """Pixels per latent pixel, along one side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
@@ -149,12 +149,12 @@ class DiffusersBase:
         return self.factor * (size if isinstance(size, int) else min(size))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, h', w') of the latents of pictures of that size in pixels."""
+        """(channels, h', w') of the latents of pictures of this size in pixels."""
         return self.family.latent_channels, *latent_sides(height, width, self.factor)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """The mean of the autoencoder's posterior, which is the same every time, times its scaling factor."""
+        """The mean of the autoencoder's posterior (so it is deterministic) times its scaling factor."""
         self.latent_shape(*pictures.shape[-2:])
         latents = []
         for part in pictures.split(PICTURES_AT_ONCE):
@@ -180,7 +180,7 @@ class DiffusersBase:
         return {encoder.name: word_vectors(encoder, word) for encoder in self.encoders}
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
-        """Prompts in which the tokens' words may stand. Gradients reach the tokens' vectors. float32."""
+        """Encode prompts, which may contain the tokens' words, in float32. Gradients reach the tokens' vectors."""
         return encode(self.encoders, prompts, tokens, layers=layer_count(self.slots))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -203,9 +203,9 @@ class DiffusersBase:
 
     @contextmanager
     def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
-        """While entered, everything is frozen and `predict` computes in that precision, with checkpoints if wished.
+        """While entered, everything is frozen, and `predict` computes in that precision, optionally with checkpointing.
 
-        Gives the dtype that is computed in; fp32 means the one that the weights are held in.
+        Yields the dtype of the computation; fp32 means the dtype of the weights.
         """
         with ExitStack() as afterwards:
             for model in self._models:
@@ -225,19 +225,19 @@ class DiffusersBase:
             yield self._compute or self.unet.dtype
 
     def _checkpointed(self, block: nn.Module, *inputs: Any) -> Any:
-        """Run a block, keeping nothing but its inputs; it runs again on the way back, and reads what it read now."""
-        again = self._reading
-        return checkpoint(block.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+        """Run a block and keep only its inputs; the backward pass runs it again, with the same `Reading`."""
+        reading = self._reading
+        return checkpoint(block.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), reading))
 
     def _skipping(self, encoder: TextEncoder) -> TextEncoder:
-        """The encoder with the layer of `clip_skip`. Raises BaseModelError if it has no such layer."""
+        """The encoder with the layer of `clip_skip`. Raises BaseModelError if there is no such layer."""
         skipped, layers = self.clip_skip - self.family.clip_skip, encoder.model.config.num_hidden_layers
         most = layers + self.family.clip_skip - 1 - encoder.penultimate
         least = self.family.clip_skip - encoder.penultimate
         if not least <= self.clip_skip <= most:
             raise BaseModelError(
                 f"CLIP skip is {self.clip_skip}, but with the text encoder {encoder.name} of {self.family.title} it "
-                f"can be {least} to {most}. This family usually reads {self.family.clip_skip}."
+                f"can be {least} to {most}. The default of this family is {self.family.clip_skip}."
             )
         return replace(encoder, skipped=skipped)
 
@@ -246,7 +246,7 @@ class DiffusersBase:
         return (self.unet, self.vae, *(encoder.model for encoder in self.encoders))
 
     def _added(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
-        """What SDXL is told besides: pooled text, and (height, width, top, left, height, width) in pixels."""
+        """SDXL's additional inputs: pooled text, and (height, width, top, left, height, width) in pixels."""
         if self.unet.config["addition_embed_type"] is None:
             return None
         height, width = (side * self.factor for side in latents.shape[-2:])

@@ -1,9 +1,9 @@
-"""Open what people have: a diffusers folder, or a single file in the original layout. Only safetensors are read.
+"""Open a model: a diffusers folder, or a single file in the original layout. Only safetensors files are read.
 
-What a file predicts is not written in its tensors. The rule, in this order: what the caller says; the metadata
-`modelspec.prediction_type`; a tensor called "v_pred" (with another called "ztsnr": with zero terminal SNR); for
-families with both kinds a deviation in the bias of the last attention's first norm, as ComfyUI does it, so that both
-read a file alike; else what the family usually predicts. A folder's scheduler says it.
+The tensors of a file do not say what the model predicts. The rule, in this order: the caller's choice; the metadata
+`modelspec.prediction_type`; a tensor called "v_pred" (and "ztsnr" for zero terminal SNR); for families with both kinds,
+the deviation of the bias of the last attention's first norm, as in ComfyUI, so that both read a file alike; else the
+family's default. A folder's scheduler has the prediction.
 """
 
 import json
@@ -40,11 +40,11 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "v_prediction": "v_prediction",
     "v-prediction": "v_prediction",
 }
-FACTOR = 8  # pixels that a side of a latent stands for
+FACTOR = 8  # pixels per latent pixel, along one side
 TIMESTEPS_LIMIT = 100_000
-LAYERS_LIMIT = 1000  # of one block or encoder; a wrong number would be built for hours before its tensors are missed
-MESSAGE_LIMIT = 600  # characters of what a library says
-KINDS = (  # what stands in a tensor's name, and what the file then is; the most certain first
+LAYERS_LIMIT = 1000  # of one block or encoder; building more would take hours before tensors are found missing
+MESSAGE_LIMIT = 600  # characters of a library's error
+KINDS = (  # a pattern of tensor names, and what such a file is; the most certain first
     (r"lora_|\.lora", "It looks like a LoRA: give the model that it belongs to."),
     (
         r"(double|joint)_blocks\.|(single|joint)_transformer_blocks\.",
@@ -76,11 +76,10 @@ class Parts:
 
 
 @contextmanager
-def errors_about(path: Path) -> Iterator[None]:
-    """Whatever the libraries raise in here about a model's files becomes a BaseModelError that names the path.
+def model_errors(path: Path) -> Iterator[None]:
+    """Turn every error of the libraries in the block, of any class, into a BaseModelError that names the path.
 
-    They raise errors of any class for a file or configuration that they do not expect. Too little memory is no fault
-    of the files, and stays what it is.
+    Lack of memory is not the files' fault, so its error stays as it is.
     """
     try:
         yield
@@ -105,9 +104,9 @@ def open_parts(path: Path, *, dtype: torch.dtype, tokenizer: Path | None, predic
         return _open_folder(path, dtype, tokenizer, prediction)
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return _open_file(path, dtype, tokenizer, prediction)
-    found = "is no .safetensors file" if path.is_file() else "does not exist"
+    problem = "is not a .safetensors file" if path.is_file() else "does not exist"
     raise BaseModelError(
-        f"'{path}' {found}. Give 'starter', the folder of a diffusers pipeline (the one that holds model_index.json), "
+        f"'{path}' {problem}. Give 'starter', the folder of a diffusers pipeline (with model_index.json), "
         f"or a checkpoint of {_known()} ending in .safetensors. Nothing is downloaded by name."
     )
 
@@ -159,14 +158,14 @@ def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, predictio
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """A checkpoint in the original layout; its tensors are mapped from the disk, and read when they are copied."""
+    """A checkpoint in the original layout. Its tensors are memory-mapped, and read when they are copied."""
 
     path: Path
     metadata: Mapping[str, str]
     tensors: Mapping[str, Tensor]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start so, by the rest of their names."""
+        """The tensors whose names start with the prefix, by the rest of their names."""
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     @cached_property
@@ -186,7 +185,7 @@ def _read(path: Path) -> _File:
 
 
 def _recognised(file: _File) -> tuple[Family, Checkpoint]:
-    """The file's family and how it lies in such files. Raises BaseModelError for what is none of ours."""
+    """The file's family and its layout. Raises BaseModelError for an unsupported file."""
     path, tensors, unet, vae = file.path, file.tensors, file.unet, file.vae
     weights = {name.removesuffix(".weight"): tensor for name, tensor in unet.items() if name.endswith(".weight")}
     projections = families.projections_in(weights, lambda name: weights[name].shape)
@@ -225,8 +224,8 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
 
 
 def _prediction(file: _File, family: Family, layout: Checkpoint) -> Prediction:
-    if said := PREDICTIONS.get(file.metadata.get("modelspec.prediction_type", "").lower()):
-        return said
+    if prediction := PREDICTIONS.get(file.metadata.get("modelspec.prediction_type", "").lower()):
+        return prediction
     if "v_pred" in file.tensors:
         return "v_prediction"
     bias = file.unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
@@ -239,20 +238,20 @@ def _prediction(file: _File, family: Family, layout: Checkpoint) -> Prediction:
 def _file_encoder(
     file: _File, name: str, family: Family, stored: StoredEncoder, tokenizer: CLIPTokenizer, dtype: torch.dtype
 ) -> TextEncoder:
-    """A text encoder of a file. The encoders that OpenCLIP made were trained on prompts padded with id 0."""
+    """A text encoder of a file. OpenCLIP's encoders were trained on prompts padded with id 0."""
     tensors, pooled = file.under(stored.prefix), _pooled(family, name)
     if stored.open_clip:
-        found = ldm_layout.open_clip_tensors(tensors, projected=pooled, used=stored.layers)
+        tensors = ldm_layout.open_clip_tensors(tensors, projected=pooled, used=stored.layers)
     else:
-        found = ldm_layout.clip_tensors(tensors)
-    shape = ldm_layout.clip_config(found, activation="gelu" if stored.open_clip else "quick_gelu")
+        tensors = ldm_layout.clip_tensors(tensors)
+    shape = ldm_layout.clip_config(tensors, activation="gelu" if stored.open_clip else "quick_gelu")
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(**shape, **ids)  # type: ignore[arg-type]
     with torch.device("meta"):
         model = CLIPTextModelWithProjection(config) if pooled else CLIPTextModel(config)
     if hasattr(model, "text_model"):
-        found = {key if key.startswith("text_projection") else f"text_model.{key}": v for key, v in found.items()}
-    _fill(model, found, dtype)
+        tensors = {key if key.startswith("text_projection") else f"text_model.{key}": v for key, v in tensors.items()}
+    _fill(model, tensors, dtype)
     padding: int = 0 if stored.open_clip else tokenizer.eos_token_id  # type: ignore[assignment]
     return TextEncoder(name, model, tokenizer, padding, family.penultimate)
 
@@ -264,13 +263,15 @@ def open_tokenizer(folder: Path | None) -> CLIPTokenizer:
             files = [_hub_file(name) for name in ("vocab.json", "merges.txt")]
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise BaseModelError(
-                "A single file holds no tokenizer, and CLIP's could be had neither from the hub's cache nor from the "
-                f"hub ({HUB_TOKENIZER}). Give a folder with its vocab.json and merges.txt (tokenizer=…, --tokenizer): "
+                "A single file has no tokenizer, and CLIP's is neither in the hub's cache nor available from the hub "
+                f"({HUB_TOKENIZER}). Give a folder with its vocab.json and merges.txt (tokenizer=…, --tokenizer): "
                 "the 'tokenizer' folder of any SD pipeline, or ComfyUI's comfy/sd1_tokenizer."
             ) from error
         folder = files[0].parent
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise BaseModelError(f"No tokenizer is in '{folder}': expected tokenizer.json, or vocab.json and merges.txt.")
+        raise BaseModelError(
+            f"There is no tokenizer in '{folder}': expected tokenizer.json, or vocab.json and merges.txt."
+        )
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -286,7 +287,7 @@ def _schedule(config: Mapping[str, object], prediction: Prediction | None) -> Sc
     if "Flow" in kind or "EDM" in kind or predicts not in PREDICTIONS:
         raise BaseModelError(
             f"This model's scheduler is '{kind}' with prediction '{predicts}'; only models that predict epsilon or "
-            "v_prediction over a schedule of discrete timesteps can be learned over."
+            "v_prediction over a schedule of discrete timesteps are supported."
         )
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= TIMESTEPS_LIMIT:
@@ -296,14 +297,14 @@ def _schedule(config: Mapping[str, object], prediction: Prediction | None) -> Sc
     alphas: Tensor = DDIMScheduler.from_config(dict(config)).alphas_cumprod.float()  # type: ignore[union-attr]
     if alphas.ndim != 1 or not ((alphas >= 0) & (alphas <= 1)).all():
         raise BaseModelError(
-            "This model's scheduler has noise levels that no model is trained with: each timestep's share of the "
-            "picture must be one number from 0 to 1. Repair the betas in scheduler_config.json."
+            "This model's scheduler has invalid noise levels: each must be one number from 0 to 1. Repair the betas in "
+            "scheduler_config.json."
         )
     return Schedule(alphas, PREDICTIONS[predicts])
 
 
 def _pretrained(kind: type[Model], folder: Path, dtype: torch.dtype) -> Model:
-    """A model from its folder, complete. transformers and diffusers would fill what is missing with random numbers."""
+    """A complete model from its folder. The libraries would fill missing tensors with random numbers."""
     _check_layers(folder, _json(folder / "config.json"))
     names = [path.name for path in folder.glob("*.safetensors")]
     if names:
@@ -314,7 +315,7 @@ def _pretrained(kind: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     if lacking := sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])]):
         raise BaseModelError(
             f"'{folder}' lacks {len(lacking)} of its tensors, or has them in other shapes; the first is {lacking[0]}. "
-            "Get the folder again, complete."
+            "Get the complete folder again."
         )
     return model
 
@@ -329,30 +330,30 @@ def _check_layers(folder: Path, config: Mapping[str, object]) -> None:
 
 
 def _check_size(kind: type[nn.Module], folder: Path) -> None:
-    """Refuse a configuration of more numbers than the files hold bytes, before memory is taken for them."""
+    """Refuse a configuration with more numbers than the files have bytes, before allocating memory."""
     with torch.device("meta"):
         if issubclass(kind, PreTrainedModel):
             model: nn.Module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))  # type: ignore[union-attr]
         else:
             model = kind.from_config(kind.load_config(folder, local_files_only=True))  # type: ignore[attr-defined]
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if numbers > held:
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if numbers > size:
         raise BaseModelError(
-            f"By its config.json the model in '{folder}' has {numbers} numbers, but its files hold only {held} bytes. "
-            "They do not belong together; get the folder again, complete."
+            f"By its config.json, the model in '{folder}' has {numbers} numbers, but its files have only {size} bytes. "
+            "They do not belong together; get the complete folder again."
         )
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Give a model that was built without weights its tensors, one copy each. Raises BaseModelError unless all fit."""
-    wanted = model.state_dict()
+    """Copy the tensors into a model that was built without weights. Raises BaseModelError unless all fit."""
+    expected = model.state_dict()
     fitted = {
-        name: tensor.flatten(1) if name in wanted and wanted[name].ndim == 2 else tensor  # 1×1 convolutions
+        name: tensor.flatten(1) if name in expected and expected[name].ndim == 2 else tensor  # 1×1 convolutions
         for name, tensor in tensors.items()
     }
-    wrong = sorted(name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape)
-    if wrong or (wrong := sorted(set(fitted) - set(wanted))):
+    wrong = sorted(name for name in expected if name not in fitted or fitted[name].shape != expected[name].shape)
+    if wrong or (wrong := sorted(set(fitted) - set(expected))):
         raise BaseModelError(
             f"This file does not fit {type(model).__name__}: {len(wrong)} tensors are missing, too many, or of other "
             f"shapes, the first is {wrong[0]}. It may be incomplete, or a variant that only its own program can read."

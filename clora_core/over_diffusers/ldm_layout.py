@@ -1,7 +1,7 @@
-"""The original (ldm) layout of Stable Diffusion checkpoints, told in diffusers' and transformers' names.
+"""The original (ldm) layout of Stable Diffusion checkpoints, translated to diffusers' and transformers' names.
 
-Everything is read off the tensors' names and shapes, so any width and depth of these models is understood. Each model
-gives two things: the configuration that builds it, and its tensors under the names it will ask for.
+Everything follows from the tensors' names and shapes, so any width and depth of these models is supported. For each
+model there are two functions: its configuration, and its tensors by their new names.
 """
 
 import re
@@ -69,7 +69,7 @@ class Level:
 
 
 def unet_levels(tensors: Tensors) -> list[Level]:
-    """The UNet's resolutions, from the finest. Raises BaseModelError where they do not follow one rule."""
+    """The UNet's resolutions, from the finest. Raises BaseModelError if they are irregular."""
     levels: list[list[tuple[int, int]]] = [[]]
     for number in range(1, _count(tensors, "input_blocks")):
         stem = f"input_blocks.{number}"
@@ -87,7 +87,7 @@ def unet_levels(tensors: Tensors) -> list[Level]:
 
 
 def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_size: int) -> Config:
-    """What UNet2DConditionModel is built from. tensors: without the prefix "model.diffusion_model.".
+    """The configuration of UNet2DConditionModel. tensors: without the prefix "model.diffusion_model.".
 
     heads: of the attention at every width; None: one for each HEAD_WIDTH channels.
     """
@@ -98,7 +98,7 @@ def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_
     if depths[-1] != middle:
         raise BaseModelError("The UNet in this file has another middle block. Open it as a diffusers folder instead.")
     down = ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels]
-    each = heads or [max(1, width // HEAD_WIDTH) for width in channels]
+    head_counts = heads or [max(1, width // HEAD_WIDTH) for width in channels]
     config: Config = {
         "sample_size": sample_size,
         "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
@@ -109,7 +109,7 @@ def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "cross_attention_dim": text_width,
-        "attention_head_dim": each,  # diffusers reads this as the number of heads
+        "attention_head_dim": head_counts,  # diffusers reads this as the number of heads
         "use_linear_projection": tensors["middle_block.1.proj_in.weight"].ndim == 2,
     }
     if "label_emb.0.0.weight" in tensors:
@@ -139,7 +139,7 @@ def unet_tensors(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def vae_config(tensors: Tensors, *, scaling_factor: float) -> Config:
-    """What AutoencoderKL is built from. tensors: without the prefix "first_stage_model."."""
+    """The configuration of AutoencoderKL. tensors: without the prefix "first_stage_model."."""
     levels = range(_count(tensors, "encoder.down"))
     return {
         "block_out_channels": [tensors[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in levels],
@@ -172,7 +172,7 @@ def vae_tensors(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_tensors(tensors: Tensors) -> dict[str, Tensor]:
-    """A CLIP text encoder that was saved by transformers, without its wrapper's prefix and what no prompt needs."""
+    """A CLIP text encoder saved by transformers, without its wrapper's prefix and unused tensors."""
     plain = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     kept = ("embeddings.", "encoder.", "final_layer_norm.")
     return {name: tensor for name, tensor in plain.items() if name.startswith(kept) and "position_ids" not in name}
@@ -181,28 +181,28 @@ def clip_tensors(tensors: Tensors) -> dict[str, Tensor]:
 def open_clip_tensors(tensors: Tensors, *, projected: bool, used: int | None = None) -> dict[str, Tensor]:
     """An OpenCLIP text encoder by the names of transformers' CLIPTextModel.
 
-    projected: with its projection. used: how many of its layers at most, where not all.
+    projected: with its projection. used: the number of its first layers to keep; None for all.
     """
     layers = _count(tensors, "transformer.resblocks")
     table = dict(OPEN_CLIP_ENDS)
     for index in range(min(layers, used or layers)):
         table[f"transformer.resblocks.{index}"] = f"encoder.layers.{index}"
-    found = {}
+    renamed = {}
     for original, tensor in tensors.items():
         name = _renamed(original, table, OPEN_CLIP_PARTS)
         if original == "text_projection":
             if projected:
-                found["text_projection.weight"] = tensor.T
+                renamed["text_projection.weight"] = tensor.T
         elif stacked := re.fullmatch(r"(encoder\..*)\.in_proj_(weight|bias)", name):
             for role, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{stacked[1]}.{role}_proj.{stacked[2]}"] = part
+                renamed[f"{stacked[1]}.{role}_proj.{stacked[2]}"] = part
         elif name != "logit_scale" and not name.startswith("transformer."):
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def clip_config(tensors: Tensors, *, activation: str) -> Config:
-    """What CLIPTextConfig is built from, but for its special ids. tensors: by transformers' names."""
+    """The configuration of CLIPTextModel, without its special ids. tensors: by transformers' names."""
     words, width = tensors["embeddings.token_embedding.weight"].shape
     projection = tensors.get("text_projection.weight")
     return {
@@ -218,7 +218,7 @@ def clip_config(tensors: Tensors, *, activation: str) -> Config:
 
 
 def _count(tensors: Tensors, stem: str) -> int:
-    """How many numbered parts the names under a stem have. Raises BaseModelError unless they count from 0 on."""
+    """The number of numbered parts under a stem. Raises BaseModelError unless they count from 0."""
     start = stem + "."
     parts = {name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start)}
     numbers = {part for part in parts if part.isdecimal()}
@@ -228,7 +228,7 @@ def _count(tensors: Tensors, stem: str) -> int:
 
 
 def _renamed(name: str, table: Mapping[str, str], parts: Mapping[str, str]) -> str:
-    """The name with the longest beginning that `table` knows replaced, and after it the longest that `parts` knows."""
+    """The name with its longest beginning in `table` replaced, and after it the longest in `parts`."""
     words = name.split(".")
     for length in range(len(words), 0, -1):
         known = table.get(".".join(words[:length]))

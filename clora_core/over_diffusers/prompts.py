@@ -1,8 +1,8 @@
-"""Encode prompts in which learnable words stand, with transformers' CLIP text encoders.
+"""Encode prompts with learned words by transformers' CLIP text encoders.
 
-Long prompts are read in chunks, as ComfyUI does it (`model/chunks.py`). The text around a word is tokenized as always.
-The word's places hold a stand-in id, and while the encoder runs, a hook on its word table puts the token's vectors
-there; so gradients reach the vectors, and the table stays as it is.
+Long prompts are read in chunks, as in ComfyUI (`model/chunks.py`). The text around a word is tokenized as usual. The
+word's places hold a placeholder id; while the encoder runs, a hook on its token embedding inserts the word's vectors.
+So gradients reach the vectors, and the embedding does not change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ from ..model.layers import ROWS_AT_ONCE, check_layers
 class TextEncoder:
     """One text encoder of a model.
 
-    name: as ConceptToken's vectors and ComfyUI call it ("clip_l"). padding: the id after a prompt's end. penultimate:
-    the UNet reads the states before the last layer (SDXL), not the last ones after the final norm. skipped: how many
-    more layers at the end are left out (CLIP skip).
+    name: as in ConceptToken's vectors and ComfyUI ("clip_l"). padding: the id after a prompt's end. penultimate: the
+    UNet reads the states before the last layer (SDXL), not the last ones after the final norm. skipped: the number of
+    further layers left out at the end (CLIP skip).
     """
 
     name: str
@@ -42,18 +42,18 @@ class TextEncoder:
     def __post_init__(self) -> None:
         if len(self.tokenizer) > self.table.num_embeddings:
             raise BaseModelError(
-                f"The tokenizer of {self.name} knows {len(self.tokenizer)} tokens, but its text encoder only "
+                f"The tokenizer of {self.name} has {len(self.tokenizer)} tokens, but its text encoder only "
                 f"{self.table.num_embeddings}. They do not belong together; give the model's own tokenizer."
             )
         if self.length < 3:
             raise BaseModelError(
-                f"The text encoder {self.name} reads {self.length} tokens, its start and end included: no word fits. "
+                f"The text encoder {self.name} reads {self.length} tokens, including start and end: no word fits. "
                 "Repair model_max_length in tokenizer_config.json."
             )
 
     @property
     def table(self) -> nn.Embedding:
-        """The word table, (words, width)."""
+        """The token embedding, (tokens, width)."""
         table = self.model.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         return table
@@ -64,7 +64,7 @@ class TextEncoder:
 
     @property
     def length(self) -> int:
-        """How many ids a chunk of a prompt is made of, with its start, end and padding."""
+        """The number of ids in a chunk of a prompt, including start, end and padding."""
         return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
 
     @property
@@ -87,7 +87,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a word's vector belongs: row of ids, position in it, the word, which of its places it is."""
+    """Where a word's vector belongs: row of ids, position in the row, word, number of the vector."""
 
     row: int
     position: int
@@ -100,10 +100,9 @@ def encode(
 ) -> Conditioning:
     """Encode the prompts by all encoders: states side by side, (prompts, length, Σ widths) float32.
 
-    layers: the cross-attentions of the UNet. Where a word with a vector for each of them stands in any of the prompts,
-    all are encoded once for every layer, (prompts, length, layers · Σ widths). Pooled vectors come from the encoder
-    that has a projection, if there is one, and from the first chunk and layer. Raises ConceptError for a word that does
-    not fit these encoders.
+    layers: the number of cross-attentions of the UNet. If any prompt contains a layer-wise word, all are encoded once
+    per layer, (prompts, length, layers · Σ widths). Pooled vectors come from the encoder with a projection, if there is
+    one, and from the first chunk and layer. Raises ConceptError for a word that does not fit these encoders.
     """
     known = {token.word: token for token in tokens}
     states, pooled, masks, lengths = [], None, {}, None
@@ -113,14 +112,14 @@ def encode(
         lengths = lengths_of(counts, encoder.length)
         wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
         rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
-        found, pools = [], []
+        parts, pools = [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = range(len(rows))[start : start + ROWS_AT_ONCE]
-            with _spoken(encoder, places, known, wide, part):
+            with _with_vectors(encoder, places, known, wide, part):
                 output = encoder.model(rows[part.start : part.stop], output_hidden_states=encoder.reads_inside)
-            found.append(encoder.states(output).float())
+            parts.append(encoder.states(output).float())
             pools.append(getattr(output, "text_embeds", None))
-        states.append(side_by_side(torch.cat(found).unflatten(0, (-1, wide)).transpose(1, 2), counts))
+        states.append(side_by_side(torch.cat(parts).unflatten(0, (-1, wide)).transpose(1, 2), counts))
         if isinstance(encoder.model, CLIPTextModelWithProjection):
             pooled = torch.stack([part[0] for part in torch.cat(pools)[::wide].split(counts)]).float()
     return Conditioning(torch.cat(states, dim=-1).flatten(2), pooled, masks, lengths=lengths)
@@ -137,9 +136,9 @@ def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
 def _laid_out(
     encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
 ) -> tuple[Tensor, list[int], list[_Place]]:
-    """The prompts' ids, (rows, length), how many rows each prompt has, and the places that belong to words."""
+    """The prompts' ids, (rows, length), the number of rows of each prompt, and the places of words."""
     tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
-    stand_in = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
+    placeholder = 0 if tokenizer.eos_token_id != 0 else 1  # a second end would move the pooled position
     rows, counts, places, room = [], [], [], encoder.length - 2
     for prompt in prompts:
         prompt, ids, read = readable(prompt, pattern) if tokens else prompt, [], 0
@@ -149,7 +148,7 @@ def _laid_out(
             for index in range(token.words):
                 row, position = divmod(len(ids), room)
                 places.append(_Place(len(rows) + row, 1 + position, token.word, index))
-                ids.append(stand_in)
+                ids.append(placeholder)
             read = match.end()
         ids += encoder.ids(prompt[read:])
         parts = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in chunks(ids, room)]
@@ -161,7 +160,7 @@ def _laid_out(
 def _masks(
     places: Sequence[_Place], shape: torch.Size, counts: Sequence[int], device: torch.device
 ) -> dict[str, Tensor]:
-    """word → where it stands, (prompts, tokens) bool; the same for all encoders, which read the same tokens."""
+    """word → its places, (prompts, tokens) bool; the same for all encoders, which read the same tokens."""
     masks: dict[str, Tensor] = {}
     for place in places:
         mask = masks.setdefault(place.word, torch.zeros(shape, dtype=torch.bool))
@@ -182,12 +181,12 @@ def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptT
 
 
 @contextmanager
-def _spoken(
+def _with_vectors(
     encoder: TextEncoder, places: Sequence[_Place], tokens: Mapping[str, ConceptToken], wide: int, part: range
 ) -> Iterator[None]:
-    """While entered, the encoder's word table answers with the words' own vectors at their places.
+    """While entered, the encoder's token embedding returns the words' own vectors at their places.
 
-    wide: how many rows in a row are the same chunk, each for another layer. part: which of all rows are read.
+    wide: the number of consecutive rows with the same chunk, one per layer. part: the rows that are read.
     """
     spots = [(place, layer) for place in places for layer in range(wide) if place.row * wide + layer in part]
     if not spots:
@@ -195,14 +194,14 @@ def _spoken(
         return
     rows = torch.tensor([place.row * wide + layer - part.start for place, layer in spots])
     columns = torch.tensor([place.position for place, _ in spots])
-    spoken = []
+    inserted = []
     for place, layer in spots:
         vectors = tokens[place.word].vectors[encoder.name]
-        spoken.append(vectors[layer if len(vectors) > 1 else 0, place.index])
+        inserted.append(vectors[layer if len(vectors) > 1 else 0, place.index])
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         where = (rows.to(output.device), columns.to(output.device))
-        return output.index_put(where, torch.stack(spoken).to(output))
+        return output.index_put(where, torch.stack(inserted).to(output))
 
     handle = encoder.table.register_forward_hook(hook)
     try:

@@ -24,7 +24,7 @@ LEVELS = 4  # timesteps at which predictions are compared: the middles of equal 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A base with a museum. The sum of what acts everywhere is computed once."""
+    """A base with a museum. The sum of the deltas that act everywhere is computed once."""
 
     base: Base
     museum: Museum

@@ -1,13 +1,16 @@
-"""Draw a `Picture` of the starter world: 64×64 pixels, painted at three times the size and reduced."""
+"""Draw a `Scene` of the starter world: 64×64 pixels, painted at three times the size and reduced."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
+from ..pictures import as_floats, to_bytes
 from .styles import apply_style
-from .world import COLORS, PLACES, SHAPES, Picture
+from .world import COLORS, PLACES, SHAPES, Scene
 
 SIZE_PX = 64
 SCALE = 3
@@ -37,11 +40,11 @@ INK = (30, 25, 30)
 Color = tuple[int, int, int]
 
 
-def draw(picture: Picture) -> Image.Image:
-    """The picture, RGB, 64×64. The same picture is always drawn the same way."""
-    rng = random.Random(picture.seed)
+def draw(scene: Scene) -> Image.Image:
+    """RGB, 64×64. The same scene is always drawn the same way."""
+    rng = random.Random(scene.seed)
     canvas = Image.new("RGB", (SIZE_PX * SCALE, SIZE_PX * SCALE))
-    attributes = picture.attributes
+    attributes = scene.attributes
     _background(Brush(canvas), attributes["background"], rng)
     zoom = rng.uniform(0.98, 1.02)
     brush = Brush(canvas, x=32 + rng.uniform(-0.7, 0.7), y=35 + rng.uniform(-0.7, 0.7), zoom=zoom)
@@ -50,7 +53,12 @@ def draw(picture: Picture) -> Image.Image:
     else:
         _thing(brush, attributes["thing"], COLORS[attributes["color"]])
     small = canvas.resize((SIZE_PX, SIZE_PX), Image.Resampling.BOX)
-    return apply_style(small, picture.style)
+    return apply_style(small, scene.style)
+
+
+def drawings(scenes: Iterable[Scene]) -> Tensor:
+    """The pictures of all scenes, (n, 3, 64, 64) in [-1, 1]."""
+    return as_floats(torch.stack([to_bytes(draw(scene)) for scene in scenes]))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A small classifier that reads every attribute off a picture of the starter world: the measure of what was learned.
+"""A small classifier of all attributes of a picture of the starter world, to measure what was learned.
 
-It is trained on drawn pictures alone and ships with the starter model. It sees what no caption says, so it can tell the
-ten built-in identities apart.
+It is trained on drawn pictures only and ships with the starter model. It also recognises attributes that captions never
+mention, so it can tell the ten built-in identities apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ HEADS: dict[str, tuple[str, ...]] = {
 
 
 class Judge(nn.Module):
-    """Pictures (n, 3, 64, 64) in [-1, 1] to log-probabilities of every value of every attribute."""
+    """Pictures (n, 3, 64, 64) in [-1, 1] → log-probabilities of all values of all attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,16 +67,16 @@ def read(judge: Judge, pictures: Tensor) -> dict[str, Tensor]:
 
 
 def agreement(verdict: Mapping[str, Tensor], attributes: Sequence[Mapping[str, str]]) -> Tensor:
-    """(n,) the share of each picture's expected attributes that the judge finds most likely."""
+    """(n,): the share of each picture's expected attributes that the judge considers the most likely."""
     shares = []
     for row, expected in enumerate(attributes):
-        found = [HEADS[name][int(verdict[name][row].argmax())] == value for name, value in expected.items()]
-        shares.append(sum(found) / len(found))
+        hits = [HEADS[name][int(verdict[name][row].argmax())] == value for name, value in expected.items()]
+        shares.append(sum(hits) / len(hits))
     return torch.tensor(shares)
 
 
 def recognised(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, str]] = IDENTITIES) -> list[str]:
-    """For each picture, the identity whose traits are the most likely together."""
+    """For each picture, the identity whose traits have the highest joint probability."""
     scores = []
     for traits in among.values():
         places = {name: HEADS[name].index(value) for name, value in traits.items()}
@@ -86,14 +86,14 @@ def recognised(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, s
 
 
 def judge_loss(verdict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the attributes a picture has; -1 marks one that it has not."""
+    """Mean cross-entropy over the attributes of each picture; -1 marks an attribute that it does not have."""
     losses = [F.nll_loss(verdict[name], expected[name], ignore_index=-1, reduction="sum") for name in HEADS]
     present = torch.stack([(expected[name] >= 0).sum() for name in HEADS]).sum()
     return torch.stack(losses).sum() / present
 
 
 def expected_indices(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
-    """attribute → (n,) the place of its value among the head's values, or -1."""
+    """attribute → (n,): the index of its value, or -1."""
     return {
         name: torch.tensor([values.index(a[name]) if a.get(name) in values else -1 for a in attributes])
         for name, values in HEADS.items()

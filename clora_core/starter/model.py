@@ -1,4 +1,4 @@
-"""The starter model: Stable Diffusion's structure at a hundredth of its size, with weights that ship in this folder.
+"""The starter model: Stable Diffusion's structure at a hundredth of its size, with weights in this folder.
 
 64×64 pictures ↔ 8×8×32 latents by an `AutoencoderTiny` (TAESD's layout); a `UNet2DConditionModel` with
 cross-attention at both of its levels and no middle block; a two-layer `CLIPTextModel` over a word-level vocabulary.
@@ -20,7 +20,7 @@ from .layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocab
 
 @dataclass(frozen=True)
 class Starter:
-    """The parts of the model, as diffusers and transformers know them."""
+    """The parts of the model, in diffusers and transformers."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderTiny
@@ -29,7 +29,7 @@ class Starter:
     scheduler: DDIMScheduler
 
 
-def load_starter(*, dtype: torch.dtype = torch.float32, weights: Path = WEIGHTS) -> Starter:
+def load_starter_parts(*, dtype: torch.dtype = torch.float32, weights: Path = WEIGHTS) -> Starter:
     """The starter model with its shipped weights, frozen, in evaluation mode."""
     starter = build_starter()
     for name in ("unet", "vae", "text_encoder"):
@@ -86,7 +86,7 @@ def build_text_encoder() -> CLIPTextModel:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; what is no word of the starter world becomes `<|unknown|>`."""
+    """One token per word; all other words become `<|unknown|>`."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()

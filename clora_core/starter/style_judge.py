@@ -1,23 +1,21 @@
-"""Which style a picture is in: a linear classifier over channel statistics, fitted to drawn pictures when it is made.
+"""Recognise the style of a picture: a linear classifier over channel statistics, fitted to drawn pictures on creation.
 
-A style is what is left of a picture when its layout is gone, so it is judged by the mean and deviation of each channel
-of the picture and of the judge's first two layers of features (style as statistics of features: Huang and Belongie
-2017, arXiv:1703.06868), with linear discriminants over them. It needs no weights of its own and takes a few seconds.
+A style does not depend on the layout. The features are the mean and deviation of every channel of the picture and of
+the judge's first two layers (style as statistics of features: Huang and Belongie 2017, arXiv:1703.06868), with linear
+discriminants over them. It has no stored weights; fitting takes a few seconds.
 """
 
 import itertools
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..pictures import as_floats, to_bytes
-from .draw import draw
+from .draw import drawings
 from .judge import Judge
 from .styles import BASE, HELD_BACK
-from .world import Picture, imagine
+from .world import Scene, imagine
 
 NAMES = ("plain", *BASE, *HELD_BACK)
 EXAMPLES = 64
@@ -46,8 +44,7 @@ class StyleJudge:
 
     @classmethod
     def fitted(cls, judge: Judge, names: tuple[str, ...] = NAMES, *, seed: int = 0) -> "StyleJudge":
-        """Fitted to drawn pictures of every style, by default "plain", the base's and those to learn; the same every
-        time."""
+        """Fit drawn pictures of all styles: by default "plain", the base's styles and those to learn. Deterministic."""
         features = [style_features(judge, drawn_in(style, EXAMPLES, seed=seed)).double() for style in names]
         means = torch.stack([part.mean(0) for part in features])
         within = torch.cat([part - mean for part, mean in zip(features, means, strict=True)])
@@ -67,9 +64,5 @@ class StyleJudge:
 def drawn_in(style: str, count: int, *, seed: int) -> Tensor:
     """Pictures of the starter world in one style, (n, 3, 64, 64) in [-1, 1]."""
     rng = random.Random(f"judged {style} {seed}")
-    contents = [imagine(rng)[0] for _ in range(count)]
-    return _floats([Picture(content.attributes, style, content.seed) for content in contents])
-
-
-def _floats(pictures: Sequence[Picture]) -> Tensor:
-    return as_floats(torch.stack([to_bytes(draw(picture)) for picture in pictures]))
+    plain = [imagine(rng)[0] for _ in range(count)]
+    return drawings(Scene(scene.attributes, style, scene.seed) for scene in plain)

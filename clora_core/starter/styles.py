@@ -1,8 +1,8 @@
-"""Styles: what a whole picture can look like, as functions of finished 64×64 pictures.
+"""Styles, as functions of finished 64×64 pictures.
 
-`BASE` styles have a word in the base model's vocabulary. `HELD_BACK` styles are never shown to it: they are what a
-museum learns, `SPARE` ones what the numbers of recipes are found on before. They differ in palette and in texture that
-survives the starter's coarse latents.
+`BASE` styles have a word in the base model's vocabulary. It never saw the others: `HELD_BACK` styles are for museums to
+learn, `SPARE` styles for tuning recipes. They differ in palette, and in texture that survives the starter's coarse
+latents.
 """
 
 import random
@@ -15,8 +15,8 @@ def apply_style(picture: Image.Image, style: str) -> Image.Image:
     return picture if style == "plain" else STYLES[style](picture)
 
 
-def varied(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture, one time in four recolored, outlined or tiled at random: what the VAE learns to reconstruct."""
+def restyled(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture, in one of four cases recolored, outlined or tiled at random, to train the VAE."""
     shade = ImageOps.grayscale(picture)
     dark, light = sorted((tuple(rng.randrange(256) for _ in range(3)) for _ in range(2)), key=sum)
     match rng.randrange(20):

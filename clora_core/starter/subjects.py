@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..model.concept import TEMPLATES
 from .styles import HELD_BACK, SPARE
-from .world import IDENTITY, Picture, content, imagine, imagine_portrait
+from .world import IDENTITY, Scene, content, imagine, imagine_portrait
 
 
 def _named(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -15,7 +15,7 @@ def _named(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {name: dict(zip(IDENTITY, values.split(), strict=True)) for name, values in traits.items()}
 
 
-# Ten that are easy to take for one another: each shares four or five of its nine traits with two others or more.
+# Ten that are easy to confuse: each shares four or five of its nine traits with at least two others.
 IDENTITIES: dict[str, dict[str, str]] = _named(
     {
         #        kind   hairstyle hair  skin   face   eyes   iris   nose     mark
@@ -31,15 +31,15 @@ IDENTITIES: dict[str, dict[str, str]] = _named(
         "juno": "rabbit curly blue   pale   wide   sleepy red    triangle stripe",
     }
 )
-# Three more, as easy to confuse, on whom the numbers of recipes are found before they are measured on the ten.
-REHEARSAL: dict[str, dict[str, str]] = _named(
+# Three more, as easy to confuse, to tune recipes on before they are measured on the ten.
+SPARE_IDENTITIES: dict[str, dict[str, str]] = _named(
     {
         "kim": "cat    short  brown  gray   tall   big    yellow snout    patch",
         "lou": "cat    curly  brown  purple tall   sleepy yellow ball     beard",
         "max": "cat    short  red    gray   square tall   green  snout    beard",
     }
 )
-# Twenty more for a long sequence; each shares four or five traits with two others or more. No number was found on them.
+# Twenty more for a long sequence, each with four or five traits of at least two others. Nothing was tuned on them.
 CROWD: dict[str, dict[str, str]] = _named(
     {
         "abe": "person spiky  black  blue   round  big    black  triangle beard",
@@ -64,14 +64,14 @@ CROWD: dict[str, dict[str, str]] = _named(
         "tom": "bear   curly  yellow green  round  tall   yellow none     beard",
     }
 )
-EVERYBODY = IDENTITIES | REHEARSAL | CROWD
+ALL_IDENTITIES = IDENTITIES | SPARE_IDENTITIES | CROWD
 STYLES, SPARE_STYLES = tuple(HELD_BACK), tuple(SPARE)
 SUBJECTS = (*IDENTITIES, *STYLES)
 
 
-def alike(identity: str) -> dict[str, dict[str, str]]:
-    """Those whom an identity can be taken for: the ten, the twenty, and for one of the spare three the ten as well."""
-    groups = (IDENTITIES, CROWD, IDENTITIES | REHEARSAL)
+def candidates(identity: str) -> dict[str, dict[str, str]]:
+    """The identities it is told apart from: the ten, the twenty, or for a spare one the ten and the spare three."""
+    groups = (IDENTITIES, CROWD, IDENTITIES | SPARE_IDENTITIES)
     return next(group for group in groups if identity in group)
 
 
@@ -79,28 +79,28 @@ def pictures(subject: str, count: int, *, seed: int) -> list[Image.Image]:
     """`count` different pictures of a subject, 64×64 RGB. An identity keeps its traits; clothes, mood, place change."""
     from .draw import draw  # not when ComfyUI starts, which lists the subjects
 
-    rng = random.Random(f"{subject} {seed}")
-    return [draw(picture) for picture in imagine_subject(subject, count, rng)]
+    return [draw(scene) for scene in scenes(subject, count, seed=seed)]
+
+
+def scenes(subject: str, count: int, *, seed: int) -> list[Scene]:
+    """The scenes of `pictures`."""
+    return imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
 
 
 def captions(subject: str, count: int, *, seed: int) -> tuple[str, ...]:
-    """What those pictures of a style show, told as its template tells it: "a {word} style picture of a red boat".
-
-    Of an identity nothing: its word alone says it all.
-    """
-    if subject in EVERYBODY:
+    """The captions of these pictures of a style: "a {word} style picture of a red boat". None for an identity."""
+    if subject in ALL_IDENTITIES:
         return ()
     rng = random.Random(f"captions {subject} {seed}")
-    shown = imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
-    return tuple(f"{TEMPLATES['style']} of {content(picture, rng)}" for picture in shown)
+    return tuple(f"{TEMPLATES['style']} of {content(scene, rng)}" for scene in scenes(subject, count, seed=seed))
 
 
-def imagine_subject(subject: str, count: int, rng: random.Random) -> list[Picture]:
-    """What is on those pictures."""
-    if subject in EVERYBODY:
-        traits = EVERYBODY[subject]
-        return [Picture(imagine_portrait(rng, traits), seed=rng.getrandbits(32)) for _ in range(count)]
+def imagine_subject(subject: str, count: int, rng: random.Random) -> list[Scene]:
+    """`count` scenes of a subject."""
+    if subject in ALL_IDENTITIES:
+        traits = ALL_IDENTITIES[subject]
+        return [Scene(imagine_portrait(rng, traits), seed=rng.getrandbits(32)) for _ in range(count)]
     if subject in (*STYLES, *SPARE_STYLES):
         plain = (imagine(rng)[0] for _ in range(count))
-        return [Picture(picture.attributes, subject, picture.seed) for picture in plain]
+        return [Scene(picture.attributes, subject, picture.seed) for picture in plain]
     raise ValueError(f"no built-in subject '{subject}'. Choose one of: {', '.join(SUBJECTS)}")

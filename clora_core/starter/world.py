@@ -1,8 +1,8 @@
-"""The starter world: what can be drawn, and what a caption may say about it.
+"""The starter world: what can be drawn, and its captions.
 
-A portrait has fourteen attributes. A caption names some of `SAYABLE` and never one of `UNSAYABLE`, so the base model
-can be asked for "a smiling wide green cat with red hair" but has no word for particular eyes or noses, nor for anybody
-who has all these traits together. Such a person is what a new word has to learn.
+A portrait has fourteen attributes. A caption names some of `SAYABLE` and never one of `UNSAYABLE`. So the base model
+can draw "a smiling wide green cat with red hair", but has no word for certain eyes or noses, nor for an identity, which
+has all these traits together. That is what a new word has to learn.
 """
 
 import random
@@ -39,7 +39,17 @@ PORTRAIT: dict[str, tuple[str, ...]] = {
 }
 UNSAYABLE = ("eyes", "iris", "nose")
 SAYABLE = {name: values for name, values in PORTRAIT.items() if name not in UNSAYABLE}
-IDENTITY = ("kind", "hairstyle", "hair", "skin", "face", "eyes", "iris", "nose", "mark")  # stays in every picture
+IDENTITY = (
+    "kind",
+    "hairstyle",
+    "hair",
+    "skin",
+    "face",
+    "eyes",
+    "iris",
+    "nose",
+    "mark",
+)  # the same in every picture of an identity
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
 THINGS = ("house", "tree", "boat", "mountain", "flower", "car")
@@ -53,24 +63,24 @@ BASE_STYLES = ("plain", "gray", "sepia", "dark", "negative")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture to draw: its attributes, a style of `styles.py`, and the seed of what is left to chance."""
+class Scene:
+    """A picture to draw: its attributes, a style of `styles.py`, and the seed of random details."""
 
     attributes: Mapping[str, str]
     style: str = "plain"
     seed: int = 0
 
 
-def imagine(rng: random.Random) -> tuple[Picture, str]:
-    """A picture of the base model's training world, and its caption."""
+def imagine(rng: random.Random) -> tuple[Scene, str]:
+    """A random scene of the base model's training data, and its caption."""
     attributes = imagine_portrait(rng) if rng.random() < 0.8 else imagine_thing(rng)
     style = "plain" if rng.random() < 0.92 else rng.choice(BASE_STYLES[1:])
-    picture = Picture(attributes, style, rng.getrandbits(32))
-    return picture, caption(picture, rng)
+    scene = Scene(attributes, style, rng.getrandbits(32))
+    return scene, caption(scene, rng)
 
 
 def imagine_portrait(rng: random.Random, fixed: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Portrait attributes at random, except those that are `fixed`."""
+    """Random attributes of a portrait, except `fixed` ones."""
     drawn = {name: rng.choice(values) for name, values in PORTRAIT.items()}
     if rng.random() < 0.4:
         drawn["hat"] = "none"
@@ -80,30 +90,30 @@ def imagine_portrait(rng: random.Random, fixed: Mapping[str, str] | None = None)
 
 
 def imagine_thing(rng: random.Random) -> dict[str, str]:
-    """A thing before a background that it does not vanish in."""
+    """Random attributes of a thing, in another color than its background."""
     thing = {name: rng.choice(values) for name, values in THING.items()}
     while thing["background"] == thing["color"]:
         thing["background"] = rng.choice(THING["background"])
     return thing
 
 
-def caption(picture: Picture, rng: random.Random) -> str:
-    """What might be said of a picture and what is on it."""
-    said = content(picture, rng)
+def caption(scene: Scene, rng: random.Random) -> str:
+    """A random caption of the content and the style."""
+    phrase = content(scene, rng)
     opening = rng.choice(("a photo of ", "a photo of ", "a picture of ", ""))
-    style = "" if picture.style == "plain" else f" in {picture.style} style"
-    return opening + said + style
+    style = "" if scene.style == "plain" else f" in {scene.style} style"
+    return opening + phrase + style
 
 
-def content(picture: Picture, rng: random.Random) -> str:
-    """What might be said of what is on it: each sayable attribute with some probability, in one fixed order."""
-    attributes = picture.attributes
-    said = _portrait_phrase(attributes, rng) if "kind" in attributes else _thing_phrase(attributes)
-    return said + (place_phrase(attributes["background"]) if rng.random() < 0.75 else "")
+def content(scene: Scene, rng: random.Random) -> str:
+    """A random caption of the content: each sayable attribute with some probability, in a fixed order."""
+    attributes = scene.attributes
+    phrase = _portrait_phrase(attributes, rng) if "kind" in attributes else _thing_phrase(attributes)
+    return phrase + (place_phrase(attributes["background"]) if rng.random() < 0.75 else "")
 
 
 def place_phrase(background: str) -> str:
-    """How a caption names a background."""
+    """The part of a caption about the background."""
     match background:
         case "beach":
             return " at the beach"
@@ -115,9 +125,9 @@ def place_phrase(background: str) -> str:
 
 
 def describe(attributes: Mapping[str, str]) -> str:
-    """The caption that says everything which can be said."""
-    said = _thing_phrase(attributes) if "thing" in attributes else _portrait_phrase(attributes, None)
-    return "a photo of " + said + place_phrase(attributes["background"])
+    """The caption with all sayable attributes."""
+    phrase = _thing_phrase(attributes) if "thing" in attributes else _portrait_phrase(attributes, None)
+    return "a photo of " + phrase + place_phrase(attributes["background"])
 
 
 def _thing_phrase(attributes: Mapping[str, str]) -> str:

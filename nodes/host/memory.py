@@ -38,7 +38,7 @@ def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     copied = fitting.copied_bytes(
         unet_of(model), computed.itemsize, lambda layer: stored_dtype(layer.weight) != computed
     )
-    return fitting.step_bytes(base.family, places, recipe, latent_pixels=rows * columns, copied_bytes=copied)
+    return fitting.learning_bytes(base.family, places, recipe, latent_pixels=rows * columns, copied_bytes=copied)
 
 
 def memory_note(base: HostBase, recipe: Recipe, height: int, width: int) -> str:

@@ -16,14 +16,14 @@ from clora_core.bench.class_methods import (
     InputSpaces,
     Memory,
     WholeNetwork,
-    learned,
+    learn_task,
 )
-from clora_core.bench.classification import chosen, class_order, held_out, listed, shares
+from clora_core.bench.classification import class_order, held_out, of_classes, read_list
+from clora_core.classification.classify import task_accuracies
 from clora_core.classification.heads import logits
-from clora_core.classification.learn import layer_of
 from clora_core.classification.museum import TaskMuseum
 from clora_core.classification.recipe import METHODS
-from clora_core.classification.vision import Vision, attention_projections, open_vision
+from clora_core.classification.vision import Vision, attention_projections, layer_path, open_vision
 from clora_core.errors import ConceptError
 from clora_core.pictures import as_floats, to_picture
 from tests.classification.tasks import NAMES, pictures, recipe
@@ -50,7 +50,7 @@ def after_first(vision: Vision, kind: type, memory: Memory, weight: float = 1.0)
 def test_shares_are_counted_one_by_one():
     rng = torch.Generator().manual_seed(0)
     values, labels = torch.randn(40, 5, generator=rng), torch.randint(5, (40,), generator=rng)
-    everywhere, within = shares(values, labels, [2, 3])
+    everywhere, within = task_accuracies(values, labels, [2, 3])
     for task, own in enumerate(([0, 1], [2, 3, 4])):
         rows = [(row, label) for row, label in zip(values.tolist(), labels.tolist(), strict=True) if label in own]
         hits = sum(max(range(5), key=row.__getitem__) == label for row, label in rows)
@@ -77,7 +77,7 @@ def test_a_search_sees_no_test_picture_and_every_fourth_training_picture_tests()
 
 
 def test_chosen_classes_have_labels_in_their_order():
-    part = chosen(pictures(*NAMES, count=2), ["blue", "red"])
+    part = of_classes(pictures(*NAMES, count=2), ["blue", "red"])
     assert part.labels.tolist() == [1, 1, 0, 0]
     assert part.pictures[part.labels == 0].float().mean((0, 2, 3)).argmax() == 2
 
@@ -127,7 +127,7 @@ def test_inflora_starts_outside_of_what_old_tasks_read(vision: Vision):
     assert "head.rows" in trained.parameters() and not [name for name in trained.parameters() if "down" in name]
     for projection, delta in trained.deltas.items():
         down = delta.down.double()
-        assert (down @ memory.spaces[layer_of(projection)]).abs().max() < 1e-5
+        assert (down @ memory.spaces[layer_path(projection)]).abs().max() < 1e-5
         torch.testing.assert_close(down @ down.T, torch.eye(len(down), dtype=torch.float64) / 3, atol=1e-5, rtol=0)
 
 
@@ -165,7 +165,7 @@ def test_every_method_learns_two_tasks(name: str):
     for task in [pictures(*NAMES)] if method.joint else [FIRST, SECOND]:
         loop = method.recipe(method.weight).learning
         changes = {"learning": loop, "epochs": 2, "head": "imprint", "tasks": 2}
-        museum = museum.with_task(learned(method, method.weight, vision, museum, task, memory, **changes))
+        museum = museum.with_task(learn_task(method, method.weight, vision, museum, task, memory, **changes))
     assert museum.classes == NAMES
 
 
@@ -214,11 +214,11 @@ def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision):
         "data:\n" + "".join(f"- {file}\n" for file in files) + "targets:\n" + "".join(f"- {n}\n" for n in (3, 1, 2, 0))
     )
     (folder / "list.yaml").write_text(text)
-    task = listed(folder / "list.yaml", folder / "train", vision)
+    task = read_list(folder / "list.yaml", folder / "train", vision)
     assert task.classes == ("dark", "green", "blue", "red") and task.labels.tolist() == [3, 1, 2, 0]
     (folder / "bad.yaml").write_text("data:\n- x/../y.png\ntargets:\n- 0\n")
     with pytest.raises(ConceptError, match="leads out"):
-        listed(folder / "bad.yaml", folder / "train", vision)
+        read_list(folder / "bad.yaml", folder / "train", vision)
 
 
 def test_the_methods_of_the_command_are_among_the_compared():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clora_core.bench.forgetting_table import table_of, tables_of
-from clora_core.bench.methods import is_joint, varied
+from clora_core.bench.methods import is_joint, method_recipe
 from clora_core.bench.runs import COLUMNS
 from clora_core.cli import main
 from clora_core.method.recipe import BASELINES, RECIPES
@@ -59,7 +59,7 @@ def test_what_the_names_of_the_published_runs_stand_for_is_what_was_run():
     published = [json.loads(path.read_text()) for path in (RESULTS / "forgetting").glob("*.json")]
     assert {"c-lora", "c-lora*0.1", "ewc", "c-lora-rows"} <= {run["method"] for run in published}
     for run in published:
-        now, then = varied(run["method"], seed=run["seed"])[0].to_json(), run["recipe"]
+        now, then = method_recipe(run["method"], seed=run["seed"])[0].to_json(), run["recipe"]
         for name in ("regularizers", "rank", "learning_rate", "token_learning_rate"):
             if not (name == "rank" and is_joint(run["method"])):
                 assert now[name] == then[name], (run["method"], name)

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from clora_core.bench import search as bench_search
-from clora_core.bench.search import TRACKS, table_of
+from clora_core.bench.search import TRACKS, search_table
 from clora_core.cli import main
 from clora_core.starter.course import take_course
 from clora_core.starter.subjects import CROWD, IDENTITIES, STYLES
 
-SHORT = ["--steps", "1", "--looks", "2", "--plain", "4"]
+SHORT = ["--steps", "1", "--samples", "2", "--plain", "4"]
 
 
 def test_three_weights_are_tried_and_none_twice(tmp_path, capsys):
@@ -56,9 +56,9 @@ def test_nothing_is_searched_on_what_a_table_uses(track: str):
 
 
 def test_the_best_trial_keeps_most_and_costs_plain_prompts_least():
-    marks = {"track": "identities", "method": "one", "learned": 1.0, "forgetting": 0.0, "traits": 0.5}
+    result = {"track": "identities", "method": "one", "learned": 1.0, "forgetting": 0.0, "traits": 0.5}
     trials = [
-        marks | {"weight": w, "kept": kept, "base_damage": lost} for w, kept, lost in ((1, 0.9, 0.1), (3, 0.8, 0))
+        result | {"weight": w, "kept": kept, "base_damage": lost} for w, kept, lost in ((1, 0.9, 0.1), (3, 0.8, 0))
     ]
-    rows = table_of([*trials, marks | {"weight": 10, "kept": 1.0, "base_damage": 0.15}]).splitlines()[2:]
+    rows = search_table([*trials, result | {"weight": 10, "kept": 1.0, "base_damage": 0.15}]).splitlines()[2:]
     assert ["**" in row for row in rows] == [False, False, True]

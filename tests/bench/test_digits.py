@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from clora_core.bench.class_methods import COMPARED
-from clora_core.bench.classification import chosen, one_run
+from clora_core.bench.classification import of_classes, one_run
 from clora_core.classification.heads import head_rows, logits
 from clora_core.classification.learn import ClassPictures, TaskLearning
 from clora_core.classification.museum import TaskMuseum
@@ -52,7 +52,7 @@ def test_the_heads_agree_with_scikit_learns(digits: tuple[ClassPictures, ClassPi
     train, test = digits
     museum = TaskMuseum(vision.fingerprint)
     for own in (CLASSES[:5], CLASSES[5:]):
-        museum = museum.with_task(TaskLearning(vision, museum, chosen(train, own), METHODS["frozen"]).run())
+        museum = museum.with_task(TaskLearning(vision, museum, of_classes(train, own), METHODS["frozen"]).run())
     seen, asked = (vision.all_features(part.pictures) for part in digits)
     nearest = NearestCentroid().fit(seen.numpy(), train.labels.numpy()).predict(asked.numpy())
     assert logits(asked, head_rows(museum, "means")).argmax(1).tolist() == nearest.tolist()

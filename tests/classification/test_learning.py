@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clora_core.classification.classify import answers, reading
+from clora_core.classification.classify import class_logits, reading
 from clora_core.classification.heads import (
     logits,
     random_rows,
@@ -26,7 +26,7 @@ def test_every_method_learns_two_tasks_and_knows_all_classes(vision: Vision, met
     museum = two_tasks(vision, method, head="lda")
     test = pictures(*NAMES, seed=1)
     with reading(vision, museum):
-        guesses = answers(vision, museum, test.pictures).argmax(1)
+        guesses = class_logits(vision, museum, test.pictures).argmax(1)
     assert (guesses == test.labels).float().mean() > 0.9
     assert [bool(task.deltas) for task in museum.tasks] == {
         "frozen": [False, False],

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from clora_core.learning.fitting import Device, copied_bytes, described, fitted, step_bytes
+from clora_core.learning.fitting import Device, copied_bytes, described, fitted, learning_bytes
 from clora_core.learning.start import start_vectors
 from clora_core.method.draft import Draft
 from clora_core.method.recipe import DEFAULT_METHOD, RECIPES, Recipe, recipe_named
@@ -37,7 +37,9 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
 
     def needed(recipe: Recipe) -> float:
         pixels = (resolution // 8) ** 2
-        return models + step_bytes(family_named(family), projections, recipe, latent_pixels=pixels, copied_bytes=copied)
+        return models + learning_bytes(
+            family_named(family), projections, recipe, latent_pixels=pixels, copied_bytes=copied
+        )
 
     return fitted(draft, family_named(family), Device(gigabytes * GB, "bf16"), needed)
 
@@ -100,7 +102,9 @@ def test_what_a_regularizer_keeps_counts(method: str):
     projections, family = find_projections(unet("sd15")), family_named("sd15")
     recipe = recipe_named(method)
     plain = replace(recipe, regularizers=(), down="learned")
-    more, less = (step_bytes(family, projections, each, latent_pixels=4096, copied_bytes=0) for each in (recipe, plain))
+    more, less = (
+        learning_bytes(family, projections, each, latent_pixels=4096, copied_bytes=0) for each in (recipe, plain)
+    )
     weights = 4 * sum(projection.shape[0] * projection.shape[1] for projection in projections)
     expected = 6.5 * weights if method == "ewc" else 2 * 4 * 4096 * family.kept_bytes
     assert more - less == pytest.approx(expected, rel=0.1)

@@ -9,7 +9,7 @@ import torch
 from clora_core.errors import ConceptError, RecipeError
 from clora_core.learning.key import learning_key
 from clora_core.learning.learn import learn
-from clora_core.learning.variation import varied, varies
+from clora_core.learning.variation import varied_prompts, varies
 from clora_core.method.recipe import Recipe
 from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
@@ -24,7 +24,7 @@ def concept(caption: str, word: str = "<one>") -> Concept:
 
 def draws(caption: str, count: int = 300, **numbers: object) -> list[str]:
     recipe = Recipe(**numbers)
-    return [varied(concept(caption), recipe, number, [0], ["<one>"])[0] for number in range(count)]
+    return [varied_prompts(concept(caption), recipe, number, [0], ["<one>"])[0] for number in range(count)]
 
 
 def test_without_options_captions_are_as_they_are():
@@ -64,10 +64,10 @@ def test_lines_are_one_caption_or_one_each():
 
 def test_the_draw_depends_on_the_seed_the_batch_and_the_place():
     recipe = Recipe(shuffle_tags=True, seed=1)
-    each = [varied(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
-    assert each == [varied(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
+    each = [varied_prompts(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
+    assert each == [varied_prompts(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
     assert len({text for texts in each for text in texts}) > 6
-    assert each[0] != varied(concept(TAGS), dataclasses.replace(recipe, seed=2), 0, [0] * 4, ["<one>"])
+    assert each[0] != varied_prompts(concept(TAGS), dataclasses.replace(recipe, seed=2), 0, [0] * 4, ["<one>"])
 
 
 def test_a_resumed_learning_draws_the_same():

@@ -19,6 +19,7 @@ from clora_core.model.attach import attached
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
+from clora_core.model.moments import preserved_moments
 from clora_core.museum.museum import Museum
 from tests.small import random_deltas, short, small_concept
 
@@ -117,7 +118,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
     ("entries", "reason"),
     [
         ([{"name": "elastic"}], "no regularizer 'elastic'.*self_regularization"),
-        ([{"weight": 1}], "no regularizer 'None'.*self_regularization"),
+        ([{"weight": 1}], "a regularizer is {'weight': 1}; it must be an object with a name"),
         ([{"name": "self_regularization", "wait": 1}], "is 'wait'; it must be one of its settings: weight, relative"),
         ([{"name": "self_regularization", "weight": -1}], "weight of self_regularization is -1"),
         (
@@ -235,6 +236,7 @@ def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) ->
             latents=[bucket.latents[0] for bucket in lesson.buckets],
             as_before=new.left_out,
             measure_reference_loss=lambda: lesson.reference_loss(token),
+            measure_moments=lambda: preserved_moments(base, past.prompts, past.words),
             batch_size=2,
         )
         value = kind().begin(setting)(lesson.step(0, trained))

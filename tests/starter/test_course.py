@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clora_core.bench.forgetting_table import compared_with, table_of
-from clora_core.bench.methods import check_method, is_joint, varied
+from clora_core.bench.methods import check_method, is_joint, method_recipe
 from clora_core.cli import main
 from clora_core.errors import RecipeError
 from clora_core.measure import kernel_distance
@@ -98,7 +98,7 @@ def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch:
             concept.kind,
             concept.prompt,
         )
-        examiner.look(Museum(examiner.base.fingerprint, (exhibit,)), "neon", count=2)
+        examiner.evaluate(Museum(examiner.base.fingerprint, (exhibit,)), "neon", count=2)
     assert [prompt.replace(" in <neon> style", "") for prompt in asked[:2]] == [
         prompt.replace("in <neon> style ", "") for prompt in asked[2:]
     ]
@@ -109,7 +109,7 @@ def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch:
 def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
     recipe = starter_recipe("word-gated", seed=0, steps=200)
     museum = taught(base, Museum(base.fingerprint), concept_of("blueprint", 16, seed=0, vectors=2), recipe)
-    sight = examiner.look(museum, "blueprint", count=24)
+    sight = examiner.evaluate(museum, "blueprint", count=24)
     assert sight.alignment >= 0.5 and sight.attributes >= 0.3, "chance is 0.1"
 
 
@@ -130,20 +130,20 @@ def test_on_the_starter_model_a_recipe_has_other_rates_and_the_same_regularizers
 
 
 def test_changes_of_a_recipe_by_name():
-    stronger, wording = varied("c-lora*10", seed=3)
+    stronger, wording = method_recipe("c-lora*10", seed=3)
     assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
     assert stronger.seed == 3 and wording == "usual"
-    assert varied("c-lora+noun", seed=0)[1] == "noun"
-    assert varied("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
-    assert varied("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
+    assert method_recipe("c-lora+noun", seed=0)[1] == "noun"
+    assert method_recipe("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
+    assert method_recipe("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
     for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
         with pytest.raises(RecipeError, match="is a wording of"):
             check_method(method, track)
-    less, _ = varied("museum-maker-without-style_distillation", seed=0)
+    less, _ = method_recipe("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
-    one_part, _ = varied("museum-maker-without-layer_wise", seed=0)
+    one_part, _ = method_recipe("museum-maker-without-layer_wise", seed=0)
     assert one_part == replace(starter_recipe("museum-maker"), layer_wise=False) != starter_recipe("museum-maker")
-    assert varied("joint+first", seed=0) == (starter_recipe("sequential"), "first")
+    assert method_recipe("joint+first", seed=0) == (starter_recipe("sequential"), "first")
     assert is_joint("joint") and is_joint("joint+first") and not is_joint("separate")
     for wrong in (
         "c-lora-without-distillation",
@@ -156,7 +156,7 @@ def test_changes_of_a_recipe_by_name():
         "c-lora@0",
     ):
         with pytest.raises(RecipeError):
-            varied(wrong, seed=0)
+            method_recipe(wrong, seed=0)
 
 
 def made_up(method: str, track: str = "identities", **values: float) -> list[dict]:

@@ -10,15 +10,15 @@ from clora_core.pictures import as_floats, to_bytes
 from clora_core.starter.draw import draw
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS
-from clora_core.starter.model import build_tokenizer, load_starter
+from clora_core.starter.model import build_tokenizer, load_starter_parts
 from clora_core.starter.styles import BASE, HELD_BACK, SPARE
 from clora_core.starter.subjects import (
+    ALL_IDENTITIES,
     CROWD,
-    EVERYBODY,
     IDENTITIES,
-    REHEARSAL,
+    SPARE_IDENTITIES,
     STYLES,
-    alike,
+    candidates,
     captions,
     imagine_subject,
     pictures,
@@ -28,7 +28,7 @@ from clora_core.starter.world import (
     IDENTITY,
     PORTRAIT,
     UNSAYABLE,
-    Picture,
+    Scene,
     caption,
     describe,
     imagine,
@@ -49,7 +49,7 @@ def test_every_value_of_every_attribute_can_be_seen():
     """Changing one attribute of a portrait changes the picture."""
     plain = {name: values[0] for name, values in PORTRAIT.items()} | {"hairstyle": "short", "eyes": "big"}
     for name, values in PORTRAIT.items():
-        drawn = [draw(Picture(plain | {name: value})).tobytes() for value in values]
+        drawn = [draw(Scene(plain | {name: value})).tobytes() for value in values]
         assert len(set(drawn)) == len(values), name
 
 
@@ -58,7 +58,7 @@ def test_no_caption_tells_what_cannot_be_said():
     for number in range(200):
         portrait = imagine_portrait(rng)
         other = portrait | {name: rng.choice(PORTRAIT[name]) for name in UNSAYABLE}
-        said = [caption(Picture(attributes), random.Random(number)) for attributes in (portrait, other)]
+        said = [caption(Scene(attributes), random.Random(number)) for attributes in (portrait, other)]
         assert said[0] == said[1]
 
 
@@ -71,15 +71,15 @@ def test_each_identity_is_easily_taken_for_others(group):
 
 
 def test_the_groups_share_nobody_and_everybody_has_one_to_be_told_from():
-    groups = (IDENTITIES, REHEARSAL, CROWD)
-    assert len(EVERYBODY) == sum(map(len, groups)) == 33
-    assert len({tuple(traits.values()) for traits in EVERYBODY.values()}) == 33
-    assert all(name in alike(name) and len(alike(name)) >= 10 for name in EVERYBODY)
+    groups = (IDENTITIES, SPARE_IDENTITIES, CROWD)
+    assert len(ALL_IDENTITIES) == sum(map(len, groups)) == 33
+    assert len({tuple(traits.values()) for traits in ALL_IDENTITIES.values()}) == 33
+    assert all(name in candidates(name) and len(candidates(name)) >= 10 for name in ALL_IDENTITIES)
 
 
 def test_words_never_describe_an_identity_in_full():
     """The longest caption fits others too: those who differ in what cannot be said."""
-    for traits in EVERYBODY.values():
+    for traits in ALL_IDENTITIES.values():
         others = [traits | {name: value} for name in UNSAYABLE for value in PORTRAIT[name] if value != traits[name]]
         clothes = imagine_portrait(random.Random(0))
         assert {describe(clothes | other) for other in others} == {describe(clothes | traits)}
@@ -106,7 +106,7 @@ def test_the_tokenizer_pads_with_its_end():
 
 
 def test_an_identity_keeps_its_traits_and_changes_its_clothes():
-    for traits in EVERYBODY.values():
+    for traits in ALL_IDENTITIES.values():
         assert all(traits[name] in PORTRAIT[name] for name in IDENTITY)
     first, again, other = (pictures("ada", 4, seed=seed) for seed in (0, 0, 1))
     assert [p.tobytes() for p in first] == [p.tobytes() for p in again]
@@ -140,15 +140,15 @@ def test_the_weights_are_small_and_load():
     sizes = {path.name: path.stat().st_size for path in WEIGHTS.glob("*.safetensors")}
     assert sizes["judge.safetensors"] <= 2 * 2**20
     assert sum(sizes.values()) - sizes["judge.safetensors"] <= 12 * 2**20
-    starter = load_starter()
+    starter = load_starter_parts()
     assert not any(parameter.requires_grad for parameter in starter.unet.parameters())
 
 
 def test_the_vae_keeps_what_the_judge_reads():
     """Through the latents and back, the judge still finds nearly all that it finds on the drawings themselves."""
-    rng, judge, vae = random.Random(9), load_judge(), load_starter().vae
+    rng, judge, vae = random.Random(9), load_judge(), load_starter_parts().vae
     portraits = [imagine_portrait(rng) for _ in range(128)]
-    real = stacked([draw(Picture(attributes, seed=i)) for i, attributes in enumerate(portraits)])
+    real = stacked([draw(Scene(attributes, seed=i)) for i, attributes in enumerate(portraits)])
     with torch.no_grad():
         again = vae.decode(vae.encode(real).latents).sample
     assert agreement(read(judge, again), portraits).mean() >= 0.9 * agreement(read(judge, real), portraits).mean()
@@ -156,6 +156,6 @@ def test_the_vae_keeps_what_the_judge_reads():
 
 def test_the_judge_tells_the_identities_apart_on_real_pictures():
     judge = load_judge()
-    for name in EVERYBODY:
-        found = recognised(read(judge, stacked(pictures(name, 24, seed=77))), alike(name))
+    for name in ALL_IDENTITIES:
+        found = recognised(read(judge, stacked(pictures(name, 24, seed=77))), candidates(name))
         assert found.count(name) >= 22, name

@@ -18,16 +18,3 @@ REGULARIZERS: tuple[type[Regularizer], ...] = (
     StyleDistillation,
     WeightDirection,
 )
-
-__all__ = [
-    "REGULARIZERS",
-    "ContextPreservation",
-    "Distillation",
-    "ElasticWeights",
-    "Regularizer",
-    "RowOverlap",
-    "SelfRegularization",
-    "StyleDistillation",
-    "Term",
-    "WeightDirection",
-]

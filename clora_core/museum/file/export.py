@@ -61,7 +61,7 @@ def export_lora(
     _check_rank(rank)
     with errors_about(path):
         header = header_of(museum)
-        _check_speakable([exhibit for exhibit in museum.exhibits if exhibit.gate or not for_diffusers])
+        _check_supported([exhibit for exhibit in museum.exhibits if exhibit.gate or not for_diffusers])
         deltas, lost = museum.deltas(), None
         if not deltas:
             raise MuseumError("There is nothing to export: no exhibit of this museum has a delta.")
@@ -85,7 +85,7 @@ def export_embeddings(museum: Museum, folder: Path | str, *, overwrite: bool = F
     files = _embedding_files(museum, Path(folder))
     with errors_about(Path(folder)):
         header_of(museum)
-        _check_speakable(museum.exhibits)
+        _check_supported(museum.exhibits)
     for exhibit, path in zip(museum.exhibits, files, strict=True):
         vectors = exhibit.token.vectors
         with errors_about(path):
@@ -113,7 +113,7 @@ def export(
     other options see `export_lora`.
     """
     _check_rank(rank)
-    left_out = {e.word: why for e in museum.exhibits if (why := _why_unspeakable(e))} if words is None else {}
+    left_out = {e.word: why for e in museum.exhibits if (why := _why_unsupported(e))} if words is None else {}
     museum = museum.only([word for word in museum.words if word not in left_out] if words is None else words)
     if not museum.exhibits:
         raise MuseumError(" ".join(["There is nothing to export: no exhibits were chosen.", *left_out.values()]))
@@ -130,7 +130,7 @@ def export(
     if existing and not overwrite:
         raise MuseumError(f"'{existing[0]}' already exists. Choose another folder, or allow overwriting.")
     with errors_about(folder):
-        _check_speakable(museum.exhibits)
+        _check_supported(museum.exhibits)
         for subfolder in (folder, loras, embeddings):
             subfolder.mkdir(exist_ok=True)
     lost = {
@@ -174,7 +174,7 @@ def _embedding_files(museum: Museum, folder: Path) -> list[Path]:
     return [folder / f"{stem}{SUFFIX}" for stem in file_stems(museum.words)]
 
 
-def _why_unspeakable(exhibit: Exhibit) -> str:
+def _why_unsupported(exhibit: Exhibit) -> str:
     """Why other programs cannot show this exhibit; empty if they can."""
     layers = next(iter(exhibit.token.vectors.values())).shape[0]
     if layers > 1:
@@ -189,9 +189,9 @@ def _check_rank(rank: int | None) -> None:
         raise MuseumError(f"The rank is {rank}; it must be an integer of at least 1.")
 
 
-def _check_speakable(exhibits: Sequence[Exhibit]) -> None:
+def _check_supported(exhibits: Sequence[Exhibit]) -> None:
     for exhibit in exhibits:
-        if why := _why_unspeakable(exhibit):
+        if why := _why_unsupported(exhibit):
             raise MuseumError(f"{why} Export the other exhibits, or view this one from its museum.")
 
 

@@ -13,14 +13,13 @@ import base64
 import json
 
 from .header import Header
-from .layout import total_ranks
 
 
 def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
     """The metadata of a LoRA file called `name`. Training numbers are those of the newest exhibit."""
     family, published = header.family, header.family.published
     side = next(iter(family.resolutions.values()))
-    rank = max(total_ranks(header).values(), default=0)
+    rank = max(header.total_ranks.values(), default=0)
     pictures = {exhibit.word: _count(exhibit.facts.get("pictures")) for exhibit in header.exhibits}
     facts = {
         "ss_base_model_version": published.version,

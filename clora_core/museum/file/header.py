@@ -7,11 +7,11 @@ import base64
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, cast, get_args
 
 from ...errors import MuseumError
 from ...method.recipe import Recipe
-from ...method.regularizers import REGULARIZERS
 from ...model.base import Fingerprint
 from ...model.concept import TEMPLATES, Kind, check_word
 from ...model.families import family_named
@@ -21,7 +21,7 @@ from ...model.projections import Projection, Role
 from ...pictures import THUMBNAIL_LIMIT_BYTES, check_thumbnail
 from ...texts import normal
 from ..museum import Exhibit, Museum
-from .json_values import array, check_types, fields, integer, json_text, json_value, mapping, number, text
+from .json_values import array, fields, integer, json_text, json_value, mapping, number, text
 
 Stored = Literal["float32", "float16", "bfloat16"]
 
@@ -30,7 +30,7 @@ PROJECTIONS_LIMIT = 1024
 THUMBNAIL_LIMIT = 4 * THUMBNAIL_LIMIT_BYTES // 3  # characters of base64
 
 # The names of recipe choices in files of earlier versions.
-OLD_NAMES: Mapping[str, Mapping[object, str]] = {
+OLD_NAMES: Mapping[str, Mapping[str, str]] = {
     "applied": {"at its word": "word", "from its word on": "onwards"},
     "over": {"the museum": "museum", "the base": "base", "the last delta": "shared"},
 }
@@ -125,6 +125,15 @@ class Header:
     def words(self) -> tuple[str, ...]:
         return tuple(exhibit.word for exhibit in self.exhibits)
 
+    @cached_property
+    def total_ranks(self) -> Mapping[Projection, int]:
+        """projection → R, the sum of the ranks of all exhibits that act everywhere, where it is not 0."""
+        totals = dict.fromkeys(self.projections, 0)
+        for exhibit in self.exhibits:
+            for projection, rank in exhibit.ranks.items() if exhibit.everywhere else ():
+                totals[projection] += rank
+        return {projection: total for projection, total in totals.items() if total}
+
     def followed_by(self, other: "Header") -> "Header":
         """This header with the other's exhibits appended."""
         projections = sorted({*self.projections, *other.projections})
@@ -165,7 +174,7 @@ def header_from_json(source: str) -> Header:
     values = fields({"layers per block": 2, **given}, names, "The header")
     base = fields(values["base"], ("architecture", "digest"), "The base")
     name, digest = text(base["architecture"], "The base's architecture"), text(base["digest"], "The base's digest")
-    projections = tuple(_projection(entry) for entry in array(values["projections"], "The list of projections"))
+    projections = tuple(map(projection_from_json, array(values["projections"], "The list of projections")))
     exhibits = array(values["exhibits"], "The list of exhibits")
     reader = _ExhibitReader(projections, sorted(family_named(name).encoders))
     return Header(
@@ -254,7 +263,8 @@ class _ExhibitReader:
         return self.everywhere[rank]
 
 
-def _projection(entry: object) -> Projection:
+def projection_from_json(entry: object) -> Projection:
+    """[path, role, out, in]; its role may be any string."""
     match array(entry, "A projection"):
         case [path, role, rows, columns]:
             shape = integer(rows, "A projection's height", least=1), integer(columns, "A projection's width", least=1)
@@ -270,17 +280,13 @@ def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], wha
 
 
 def recipe_from_json(value: object, what: str) -> Recipe:
-    """A recipe that nobody vouches for. Raises MuseumError or RecipeError for anything else."""
-    values = mapping(value, what)
-    check_types(Recipe, values, what)
-    kinds = {kind.name: kind for kind in REGULARIZERS}
-    for entry in array(values.get("regularizers"), f"{what}: regularizers"):
-        numbers = dict(mapping(entry, f"{what}: a regularizer"))
-        name = text(numbers.pop("name", None), f"{what}: a regularizer's name")
-        if name in kinds:
-            check_types(kinds[name], numbers, f"{what}: {name}")
-    renamed = {name: new[values[name]] for name, new in OLD_NAMES.items() if values.get(name) in new}
-    return Recipe.from_json({**values, **renamed})
+    """A recipe from an untrusted source. Raises MuseumError or RecipeError for anything else."""
+    values = dict(mapping(value, what))
+    array(values.get("regularizers"), f"{what}: regularizers")
+    for name, names in OLD_NAMES.items():
+        if isinstance(old := values.get(name), str):
+            values[name] = names.get(old, old)
+    return Recipe.from_json(values)
 
 
 def _thumbnail(encoded: str, what: str) -> bytes:

@@ -7,8 +7,6 @@ import json
 import math
 import reprlib
 from collections.abc import Collection, Mapping
-from functools import cache
-from typing import Literal, get_args, get_origin, get_type_hints
 
 from ...errors import MuseumError
 
@@ -78,24 +76,6 @@ def number(value: object, what: str) -> float:
     if (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value)):
         return float(value)
     raise _unexpected(value, "a finite number", what)
-
-
-def check_types(kind: type, values: Mapping[str, object], what: str) -> None:
-    """Check the types of all values for int, float, bool and str fields of the dataclass `kind`."""
-    expected_types = _types(kind)
-    for name, value in values.items():
-        expected = expected_types.get(name)
-        if expected is float:
-            number(value, f"{what}: {name}")
-        elif expected in (int, bool, str) and type(value) is not expected:
-            raise _unexpected(value, f"of type {getattr(expected, '__name__', expected)}", f"{what}: {name}")
-
-
-@cache
-def _types(kind: type) -> Mapping[str, object]:
-    """Field → its type; for a Literal, the type of its first choice."""
-    hints = get_type_hints(kind).items()
-    return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in hints}
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

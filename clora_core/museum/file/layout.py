@@ -12,7 +12,6 @@ not 1, the sum holds its `up` times the strength, so that every loader shows it 
 stored under `clora.up.…`, so that nothing is rounded, or lost at strength 0.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -64,27 +63,17 @@ def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projecti
 
 def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projection, Tensor]:
     """projection → (R,): the strength of each rank row's exhibit, 0 for exhibits without a strength."""
-    scales: dict[Projection, list[float]] = {projection: [] for projection in total_ranks(header)}
+    scales: dict[Projection, list[float]] = {projection: [] for projection in header.total_ranks}
     for exhibit in _summed(header):
         for projection, rank in exhibit.ranks.items():
             scales[projection] += [strengths.get(exhibit.word, 0.0)] * rank
     return {projection: torch.tensor(scale) for projection, scale in scales.items()}
 
 
-def total_ranks(header: Header) -> dict[Projection, int]:
-    """projection → R, where it is not 0. Exhibits that share one mapping of ranks are added at once, for speed."""
-    totals = dict.fromkeys(header.projections, 0)
-    shared = {id(exhibit.ranks): exhibit.ranks for exhibit in _summed(header)}
-    for key, count in Counter(id(exhibit.ranks) for exhibit in _summed(header)).items():
-        for projection, rank in shared[key].items():
-            totals[projection] += rank * count
-    return {projection: total for projection, total in totals.items() if total}
-
-
 def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The name and shape of every tensor in a museum file with this header, each name once."""
     family = header.family
-    for projection, rank in total_ranks(header).items():
+    for projection, rank in header.total_ranks.items():
         up, down, alpha = factor_keys(projection, family)
         rows, columns = projection.shape
         yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
@@ -101,7 +90,7 @@ def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[str, Tensor | Joined]:
     """The museum's deltas as one ordinary LoRA, concatenated from pieces while they are written."""
-    shape, ranks = dict(shapes(header)), total_ranks(header)
+    shape, ranks = dict(shapes(header)), header.total_ranks
     tensors: dict[str, Tensor | Joined] = {}
     for projection, factors in pieces.items():
         up, down, alpha = factor_keys(projection, header.family)

@@ -19,7 +19,7 @@ from ..museum import CLIP_SKIP, Exhibit, Museum
 from .damage import undamaged
 from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
 from .header import ExhibitHeader, Header, Stored, header_from_json
-from .layout import factor_keys, own_keys, rank_rows, rank_scales, shapes, total_ranks, vector_keys
+from .layout import factor_keys, own_keys, rank_rows, rank_scales, shapes, vector_keys
 
 FORMAT = "clora-museum"
 VERSION = "1"
@@ -99,7 +99,7 @@ def check_sum(file: safe_open, header: Header, exhibits: Sequence[ExhibitHeader]
 
     Those programs scale by alpha / rank, so alpha must be the rank. They read `up` times the strength from the sum.
     """
-    for projection, rank in total_ranks(header).items():
+    for projection, rank in header.total_ranks.items():
         _, _, name = factor_keys(projection, header.family)
         if (alpha := float(file.get_tensor(name))) != rank:
             raise MuseumError(f"'{name}' is {alpha}; it must be the rank, {rank}.")

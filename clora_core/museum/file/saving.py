@@ -14,7 +14,7 @@ from .facts import lora_facts
 from .files import Identity, dump, errors_about, identity, opened
 from .header import Header, Stored, header_of, header_to_json
 from .joined import Joined, Rows
-from .layout import factor_keys, joined_factors, own_factors, shapes, stored, total_ranks, vectors
+from .layout import factor_keys, joined_factors, own_factors, shapes, stored, vectors
 from .museum_file import DTYPES, FORMAT, VERSION, check_sum, checked_header
 from .replacing import ChangedMeanwhileError, Waiting, replacing
 
@@ -95,7 +95,7 @@ def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]
         pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
-        for projection in total_ranks(old):
+        for projection in old.total_ranks:
             up, down, _ = factor_keys(projection, old.family)
             pieces[projection] = [(file.get_slice(up), file.get_slice(down))]
         for projection, added in _pieces(addition, old.dtype).items():
