@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..errors import BaseModelError, ConceptError, MuseumError
 from ..model.base import Fingerprint
-from ..model.low_rank import LowRank, concatenated
+from ..model.low_rank import LowRank
 from ..model.projections import Projection
+from ..museum.museum import summed
 from ..texts import unprintable
 from .recipe import TaskRecipe
 from .vision import Vision, layer_path
@@ -80,11 +81,7 @@ class TaskMuseum:
 
     def deltas(self) -> dict[Projection, LowRank]:
         """projection → Σ of the tasks' deltas, exactly, as one low-rank matrix."""
-        parts: dict[Projection, list[LowRank]] = {}
-        for task in self.tasks:
-            for projection, delta in task.deltas.items():
-                parts.setdefault(projection, []).append(delta)
-        return {projection: concatenated(own) for projection, own in sorted(parts.items())}
+        return summed(task.deltas for task in self.tasks)
 
     def inputs(self) -> dict[str, Tensor]:
         """layer → second moment of what its projections read on the pictures of all tasks; each picture counts once."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -59,10 +59,15 @@ class Exhibit:
         """Where its deltas act; None is everywhere."""
         return gate_of(self.word, self.recipe.applied)
 
+    def scaled(self, strengths: Mapping[str, float]) -> dict[Projection, LowRank]:
+        """Its deltas times its strength, and times that of its word in `strengths` (default 1)."""
+        strength = self.strength * strengths.get(self.word, 1.0)
+        return {projection: delta.scaled(strength) for projection, delta in self.deltas.items()}
+
     @property
     def scaled_deltas(self) -> dict[Projection, LowRank]:
         """Its deltas times its strength."""
-        return {projection: delta.scaled(self.strength) for projection, delta in self.deltas.items()}
+        return self.scaled({})
 
     @property
     def rank(self) -> int:
@@ -193,18 +198,22 @@ class Museum:
 
         Each is scaled by its own strength times that of its word in `strengths` (default 1).
         """
-        parts: dict[Projection, list[LowRank]] = {}
-        for exhibit in self.exhibits:
-            strength = exhibit.strength * (strengths or {}).get(exhibit.word, 1.0)
-            for projection, delta in () if exhibit.gate else exhibit.deltas.items():
-                parts.setdefault(projection, []).append(delta.scaled(strength))
-        return {projection: concatenated(own) for projection, own in sorted(parts.items())}
+        return summed(exhibit.scaled(strengths or {}) for exhibit in self.exhibits if not exhibit.gate)
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
         """projection → the same sum as one dense matrix (out, in), float32."""
         deltas = self.deltas(strengths)
         return {place: LowRank(delta.up.float(), delta.down.float()).dense() for place, delta in deltas.items()}
+
+
+def summed(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, LowRank]:
+    """projection → Σ of its deltas, exactly, as one low-rank matrix."""
+    parts: dict[Projection, list[LowRank]] = {}
+    for own in deltas:
+        for projection, delta in own.items():
+            parts.setdefault(projection, []).append(delta)
+    return {projection: concatenated(own) for projection, own in sorted(parts.items())}
 
 
 def gate_of(word: str, applied: Applied) -> Gate | None:
@@ -227,9 +236,7 @@ def viewing(
     with ExitStack() as views:
         views.enter_context(attached(base, everywhere))
         for exhibit in gated:
-            strength = exhibit.strength * (strengths or {}).get(exhibit.word, 1.0)
-            deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
-            views.enter_context(attached(base, deltas, exhibit.gate))
+            views.enter_context(attached(base, exhibit.scaled(strengths or {}), exhibit.gate))
         yield
 
 

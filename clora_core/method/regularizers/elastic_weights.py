@@ -21,7 +21,7 @@ from ...model.projections import Projection
 from ...seeds import seeded
 from ..step import Setting, Step
 from .protocol import Regularizer, Term
-from .self_regularization import LowRankOverlap
+from .self_regularization import summed_overlap
 
 PICTURES, DRAWS = 16, 64  # samples of all earlier exhibits together; noisy versions of them for gradients
 
@@ -69,7 +69,7 @@ class ElasticWeights(Regularizer):
 
     weight: float = 1.0
     name: ClassVar[str] = "elastic_weights"
-    matrices: ClassVar[int] = 3  # while Ω is measured: gradients, their squares, and what they are taken by
+    matrices: ClassVar[int] = 3  # while Ω is measured: zero deltas, their gradients, and the sums of squares
 
     def begin(self, setting: Setting) -> Term:
         roots: dict[Projection, Tensor] = {}
@@ -81,10 +81,6 @@ class ElasticWeights(Regularizer):
             roots = {place: omega.sqrt() for place, omega in importance.items()}
 
         def term(step: Step) -> Tensor:
-            total = step.zero()
-            for place, delta in step.deltas.items():
-                if place in roots:
-                    total = total + LowRankOverlap.apply(roots[place], delta.up, delta.down)
-            return weight * total
+            return weight * summed_overlap(roots, step)
 
         return term

@@ -51,6 +51,15 @@ class LowRankOverlap(torch.autograd.Function):
         return None, upstream[0] * for_up, upstream[0] * for_down
 
 
+def summed_overlap(past: Mapping[Projection, Tensor], step: AnyStep) -> Tensor:
+    """Σ `overlap` over the projections that have a past."""
+    total = step.zero()
+    for projection, delta in step.deltas.items():
+        if projection in past:
+            total = total + LowRankOverlap.apply(past[projection], delta.up, delta.down)
+    return total
+
+
 def relative_weight(kappa: float, reference_loss: float, past: list[Tensor]) -> float:
     """λ for a κ: see the equation above."""
     scale = sum(p.numel() * p.float().square().mean().item() ** 2 for p in past)
@@ -87,10 +96,6 @@ class SelfRegularization(Regularizer):
             weight = relative_weight(weight, setting.reference_loss, list(past.values()))
 
         def term(step: AnyStep) -> Tensor:
-            total = step.zero()
-            for projection, delta in step.deltas.items():
-                if projection in past:
-                    total = total + LowRankOverlap.apply(past[projection], delta.up, delta.down)
-            return weight * total
+            return weight * summed_overlap(past, step)
 
         return term

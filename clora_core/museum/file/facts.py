@@ -19,7 +19,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
     """The metadata of a LoRA file called `name`. Training numbers are those of the newest exhibit."""
     family, published = header.family, header.family.published
     side = next(iter(family.resolutions.values()))
-    rank = max(header.total_ranks.values(), default=0)
+    rank = max((rank for _, rank in header.total_ranks()), default=0)
     pictures = {exhibit.word: _count(exhibit.facts.get("pictures")) for exhibit in header.exhibits}
     facts = {
         "ss_base_model_version": published.version,

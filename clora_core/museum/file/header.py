@@ -5,9 +5,8 @@ Creating a Header checks it, so every Header is valid, whether it comes from a m
 
 import base64
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, cast, get_args
 
 from ...errors import MuseumError
@@ -125,14 +124,15 @@ class Header:
     def words(self) -> tuple[str, ...]:
         return tuple(exhibit.word for exhibit in self.exhibits)
 
-    @cached_property
-    def total_ranks(self) -> Mapping[Projection, int]:
-        """projection → R, the sum of the ranks of all exhibits that act everywhere, where it is not 0."""
-        totals = dict.fromkeys(self.projections, 0)
-        for exhibit in self.exhibits:
-            for projection, rank in exhibit.ranks.items() if exhibit.everywhere else ():
-                totals[projection] += rank
-        return {projection: total for projection, total in totals.items() if total}
+    def total_ranks(self) -> Iterator[tuple[Projection, int]]:
+        """Each projection and R, the sum of the ranks of all exhibits that act everywhere, where it is not 0.
+
+        One after another: a forged header may list millions of ranks.
+        """
+        summed = [exhibit.ranks for exhibit in self.exhibits if exhibit.everywhere]
+        for projection in self.projections:
+            if total := sum(ranks.get(projection, 0) for ranks in summed):
+                yield projection, total
 
     def followed_by(self, other: "Header") -> "Header":
         """This header with the other's exhibits appended."""

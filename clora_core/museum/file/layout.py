@@ -63,7 +63,7 @@ def rank_rows(header: Header, words: Collection[str]) -> dict[str, dict[Projecti
 
 def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projection, Tensor]:
     """projection → (R,): the strength of each rank row's exhibit, 0 for exhibits without a strength."""
-    scales: dict[Projection, list[float]] = {projection: [] for projection in header.total_ranks}
+    scales: dict[Projection, list[float]] = {projection: [] for projection, _ in header.total_ranks()}
     for exhibit in _summed(header):
         for projection, rank in exhibit.ranks.items():
             scales[projection] += [strengths.get(exhibit.word, 0.0)] * rank
@@ -73,7 +73,7 @@ def rank_scales(header: Header, strengths: Mapping[str, float]) -> dict[Projecti
 def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The name and shape of every tensor in a museum file with this header, each name once."""
     family = header.family
-    for projection, rank in header.total_ranks.items():
+    for projection, rank in header.total_ranks():
         up, down, alpha = factor_keys(projection, family)
         rows, columns = projection.shape
         yield from ((up, (rows, rank)), (down, (rank, columns)), (alpha, ()))
@@ -90,7 +90,7 @@ def shapes(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[str, Tensor | Joined]:
     """The museum's deltas as one ordinary LoRA, concatenated from pieces while they are written."""
-    shape, ranks = dict(shapes(header)), header.total_ranks
+    shape, ranks = dict(shapes(header)), dict(header.total_ranks())
     tensors: dict[str, Tensor | Joined] = {}
     for projection, factors in pieces.items():
         up, down, alpha = factor_keys(projection, header.family)

@@ -99,7 +99,7 @@ def check_sum(file: safe_open, header: Header, exhibits: Sequence[ExhibitHeader]
 
     Those programs scale by alpha / rank, so alpha must be the rank. They read `up` times the strength from the sum.
     """
-    for projection, rank in header.total_ranks.items():
+    for projection, rank in header.total_ranks():
         _, _, name = factor_keys(projection, header.family)
         if (alpha := float(file.get_tensor(name))) != rank:
             raise MuseumError(f"'{name}' is {alpha}; it must be the rank, {rank}.")

@@ -95,7 +95,7 @@ def _dump_with(addition: Museum, path: Path, new: BinaryIO) -> None:
         header = old.followed_by(header_of(addition, old.dtype))
         dtype = DTYPES[old.dtype]
         pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
-        for projection in old.total_ranks:
+        for projection, _ in old.total_ranks():
             up, down, _ = factor_keys(projection, old.family)
             pieces[projection] = [(file.get_slice(up), file.get_slice(down))]
         for projection, added in _pieces(addition, old.dtype).items():
