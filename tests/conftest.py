@@ -20,7 +20,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def base() -> Any:
-    """One for all tests: the engine promises to leave it as it is, and the tests of `learn` hold it to that."""
+    """One for all tests. The engine must not change it, which the tests of `learn` check."""
     from tests.small import small_base  # needs diffusers, which ComfyUI's Python may not have
 
     return small_base()

@@ -228,7 +228,7 @@ def open_clip_layout(clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def module_tree(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Modules nested as the names say, each with the tensors that stand under it."""
+    """Modules nested by the names, with their tensors."""
     root = nn.Module()
     for name, tensor in tensors.items():
         *path, leaf = name.split(".")

@@ -1,4 +1,4 @@
-"""One small model of each family in three forms, made once for all tests, and what the tests ask of it."""
+"""A small model of each family in three forms, made once for all tests, and helpers."""
 
 import functools
 import tempfile
@@ -55,7 +55,7 @@ def saved_model(family: str) -> Saved:
 
 @functools.cache
 def opened(family: str) -> DiffusersBase:
-    """The base in the folder. Tests leave it as it is."""
+    """The base in the folder. Tests must not change it."""
     return open_base(saved_model(family).folder)
 
 
@@ -69,7 +69,7 @@ def word_like(base: DiffusersBase, known: str, *, word: str = "<x>") -> ConceptT
 
 
 def prediction_of(base: DiffusersBase, conditioning: Conditioning) -> Tensor:
-    """What it says about fixed noisy latents, one per prompt."""
+    """Its predictions for fixed noisy latents, one per prompt."""
     count = len(conditioning.states)
     noisy = random(count, *base.latent_shape(64, 64))
     return base.predict(noisy, torch.arange(count) * 300 + 7, conditioning)

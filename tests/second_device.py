@@ -38,7 +38,7 @@ WHOLE = {aten.scaled_dot_product_attention.default}  # done as it is, not by the
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
-    """The device, for as long as the block lasts. What runs in there without using it has shown nothing, and raises."""
+    """The device for the duration of the block. Raises if the block did not use it."""
     _register()
     with _Operations() as operations:
         yield torch.device(NAME, 0)

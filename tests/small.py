@@ -87,7 +87,7 @@ C_LORA = SelfRegularization()
 def taught(
     base: Base, museum: Museum, concept: Concept, recipe: Recipe, *, companions: Sequence[Concept] = (), **more: Any
 ) -> Museum:
-    """The museum with one more exhibit, or with as many as were learned together."""
+    """The museum with one more exhibit, or with all concepts that are learned together."""
     return museum.with_exhibits(*learn(base, museum, [*companions, concept], recipe, **more))
 
 
@@ -112,7 +112,7 @@ def random_deltas(base: Base, *, rank: int = 2, size: float = 0.1, seed: int = 0
 
 
 def predictions(base: Base, prompt: str = "a photo of a cat") -> Tensor:
-    """What the model says about two fixed noisy latents."""
+    """The predictions for two fixed noisy latents."""
     latents = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         conditioning = base.encode_prompts([prompt, ""], [])
@@ -144,7 +144,7 @@ def same_bits(one: Museum, other: Museum) -> bool:
 def setting_with(
     past: Past, *, base: Base | None = None, reference_loss: float = 1.0, latents: Tensor | None = None
 ) -> Setting:
-    """A setting of which nothing but what is given and the reference loss is looked at."""
+    """A setting with dummy values for everything that is not given."""
     latents = torch.zeros(1, *LATENT_SHAPE) if latents is None else latents
     return Setting(
         base=base,  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def setting_with(
 
 
 def step_with(deltas: dict[Projection, LowRank]) -> Step:
-    """A step of which nothing but the deltas is looked at."""
+    """A step with dummy values for everything but the deltas."""
     latents = torch.zeros(1, 1, 1, 1)
     nothing = Conditioning(torch.zeros(1, 1, 1))
     return Step(0, latents, latents, torch.zeros(1, dtype=torch.long), nothing, latents, latents, deltas)

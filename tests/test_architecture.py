@@ -1,4 +1,4 @@
-"""The shape of the house: who may import whom, and habits that no file may have."""
+"""The architecture: which rooms may import which, and rules for every file."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def dotted(path: Path) -> str:
-    """storage/header.py → storage.header; a package is its own name."""
+    """museum/file/header.py → museum.file.header; a package has its own name."""
     parts = path.relative_to(CORE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__") or "clora_core"
 
@@ -43,7 +43,7 @@ MODULES = {dotted(path): path for path in FILES}
 
 
 def imports(path: Path, *, inside: bool = True) -> Iterator[str]:
-    """Absolute dotted names of all modules that a file imports; inside: also those that its functions import."""
+    """Absolute dotted names of all modules that a file imports. inside: also those imported by its functions."""
     package = ["clora_core", *path.relative_to(CORE).parent.parts]
     for node in ast.walk(tree(path)) if inside else tree(path).body:
         if isinstance(node, ast.Import):
@@ -80,7 +80,7 @@ def test_a_module_imports_only_its_own_room_and_lower_ones(module: str):
         assert floor(imported) <= floor(module), f"{module} must not know {imported}"
 
 
-def test_hardly_anything_lies_loose():
+def test_few_files_are_in_the_root():
     assert len(list(CORE.glob("*.py"))) <= LOOSE_MOST
     assert {path.name for path in CORE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
 
@@ -107,7 +107,7 @@ def test_imports_do_not_go_in_circles():
         visit(module, ())
 
 
-def test_a_circle_and_a_step_upwards_would_be_seen():
+def test_the_tests_of_imports_can_fail():
     assert floor("learning.learn") > floor("errors") and floor("cli") > floor("museum.file.header")
     assert "errors" in own_imports(CORE / "model" / "concept.py")
     assert "method.regularizers" in own_imports(CORE / "method" / "recipe.py")
@@ -157,7 +157,7 @@ def test_a_file_that_defines_a_regularizer_cites_its_paper(path: Path):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is_for(module: str):
+def test_every_module_has_a_docstring(module: str):
     if MODULES[module].read_text(encoding="utf-8").strip():
         assert ast.get_docstring(tree(MODULES[module]))
 
@@ -167,7 +167,7 @@ FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_runs_code_out_of_data(module: str):
+def test_no_data_is_executed(module: str):
     assert not {name.partition(".")[0] for name in imports(MODULES[module])} & FORBIDDEN_MODULES
     called = {ast.unparse(node.func) for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Call)}
     assert not called & FORBIDDEN_CALLS
@@ -180,7 +180,7 @@ def test_only_the_command_line_prints(module: str):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_global(module: str):
+def test_there_are_no_mutable_globals(module: str):
     assert not [node for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Global)]
     for node in tree(MODULES[module]).body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None and _is_mutable(node.value):

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, files that are named exist, and what they list is what there is."""
+"""The documents: links have targets, named files exist, and lists are complete."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def table_after(path: Path, heading: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_links_lead_somewhere(path: Path):
+def test_links_have_targets(path: Path):
     for found in LINK.findall(prose(path)):
         target, _, anchor = "".join(found).partition("#")
         if target.startswith("https://"):
@@ -52,18 +52,18 @@ def test_links_lead_somewhere(path: Path):
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *HELP], ids=name)
-def test_a_word_in_angle_brackets_is_code(path: Path):
+def test_words_in_angle_brackets_are_code(path: Path):
     """As markup it would not be seen."""
     assert not re.findall(r"(?<!\\)<(?!img |https?:)[^>\s]+>", prose(path))
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *HELP], ids=name)
-def test_no_path_of_anybodys_machine(path: Path):
+def test_no_private_paths(path: Path):
     assert not re.search(r"/(?:home|root|tmp|work|Users)/|[A-Z]:\\", text(path))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_files_that_are_named_exist(path: Path):
+def test_named_files_exist(path: Path):
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|md|png|yml))`", text(path))
     places = (ROOT, ROOT / "clora_core", ROOT / "nodes", ROOT / "nodes/host", ROOT / "clora_core/method")
     assert not [one for one in named if not any((place / one).exists() for place in places)]
@@ -73,7 +73,7 @@ def test_the_readme_is_short():
     assert len(text(ROOT / "README.md").split()) <= README_WORDS
 
 
-def test_recipes_and_baselines_are_the_ones_that_there_are():
+def test_documents_list_all_recipes_and_baselines():
     document, page = ROOT / "docs/recipes.md", ROOT / "web/docs/CLoRA_Recipe.md"
     assert table_after(document, "## The six recipes") == list(RECIPES)
     assert table_after(document, "## Baselines") == list(BASELINES)

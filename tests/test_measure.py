@@ -1,4 +1,4 @@
-"""What is said of a museum in numbers is what one would compute by hand."""
+"""Metrics of continual learning against values computed by hand."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_forgetting_is_below_zero_where_later_learning_helped():
 
 
 @pytest.mark.parametrize("measure", [initial_alignment, final_alignment, forgetting])
-def test_a_hole_in_the_matrix_is_said(measure):
+def test_a_gap_in_the_matrix_is_refused(measure):
     with pytest.raises(ValueError, match="needs a value for every concept"):
         measure([[None, None], [None, 0.3]])
 

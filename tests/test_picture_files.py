@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, resolution_px: int = 64, multiple: int = 8):
-    """Pixels, captions, and what was said."""
+    """Pixels, captions and messages."""
     said: list[str] = []
     pictures, captions = read_folder(folder, resolution_px=resolution_px, multiple=multiple, say=said.append)
     return [picture.read() for picture in pictures], captions, "\n".join(said)
@@ -207,7 +207,7 @@ def test_an_animation_gives_its_first_picture(tmp_path: Path):
 
 
 def test_transparency_becomes_white(tmp_path: Path):
-    """Under transparent pixels a file may hold anything."""
+    """Transparent pixels may have any color."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (8, 8, 4), dtype=np.uint8)
     pixels[..., 3] = 0

@@ -1,4 +1,4 @@
-"""A model family that nobody has: what somebody would write in one file of `clora_core/model/families/`."""
+"""A trial model family, as in a file of `clora_core/model/families/`."""
 
 import importlib
 
@@ -9,7 +9,7 @@ ENCODER = "clip_t"
 
 
 def added(monkeypatch: pytest.MonkeyPatch, core: str = "clora_core") -> None:
-    """For a test, the catalogue of that copy of the engine holds the trial family too."""
+    """Add the trial family to the catalogue of that copy of the engine, for one test."""
     families = importlib.import_module(f"{core}.model.families")
     parts = importlib.import_module(f"{core}.model.families.family")
     unet = importlib.import_module(f"{core}.model.families.unet")

@@ -115,7 +115,7 @@ def test_fisher_information_is_the_mean_squared_gradient_of_the_weights(vision: 
     torch.testing.assert_close(learning.terms(None, None)["elastic_weights"](step), naive, rtol=1e-4, atol=0)
 
 
-def test_inflora_starts_outside_of_what_old_tasks_read(vision: Vision):
+def test_inflora_starts_outside_of_the_old_tasks_inputs(vision: Vision):
     memory = Memory()
     learning = after_first(vision, InputSpaces, memory, weight=0.9)
     moments = learning.museum.tasks[0].inputs

@@ -1,4 +1,4 @@
-"""The benchmark of forgetting runs every recipe, goes on where it stopped, and averages what it measured."""
+"""`bench forgetting` runs every recipe, resumes after a stop, and averages its metrics."""
 
 import json
 import math
@@ -47,14 +47,14 @@ def test_the_table_gives_means_and_their_intervals():
     assert lines[3].startswith("| other | 0.5 |") and lines[3].endswith("| 1 |")
 
 
-def test_what_a_track_does_not_measure_is_no_column():
+def test_metrics_that_a_track_lacks_are_no_columns():
     results = [{"method": "one", **{name: 0.5 for name in COLUMNS if name != "edited"}}]
     title, _, row = table_of(results).splitlines()
     assert COLUMNS["edited"] not in title and COLUMNS["traits"] in title
     assert title.count("|") == row.count("|")
 
 
-def test_what_the_names_of_the_published_runs_stand_for_is_what_was_run():
+def test_the_names_of_published_runs_still_mean_the_same_recipes():
     """Weights and rates: the tables are of the recipes as they are, times the factor in the name."""
     published = [json.loads(path.read_text()) for path in (RESULTS / "forgetting").glob("*.json")]
     assert {"c-lora", "c-lora*0.1", "ewc", "c-lora-rows"} <= {run["method"] for run in published}

@@ -1,4 +1,4 @@
-"""`bench museum` measures what it says, on small museums."""
+"""`bench museum` on small museums."""
 
 import json
 import sys

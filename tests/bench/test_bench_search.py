@@ -1,4 +1,4 @@
-"""The search tries three numbers of every recipe on subjects that no table uses, and goes on where it stopped."""
+"""`bench search` tries three values per recipe on subjects that no table uses, and resumes after a stop."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_three_weights_are_tried_and_none_twice(tmp_path, capsys):
     assert (tmp_path / "search.md").read_text().strip() in capsys.readouterr().out
 
 
-def test_where_there_is_no_weight_the_rate_of_what_is_learned_is_tried_in_any_wording(tmp_path, monkeypatch):
+def test_without_a_weight_the_learning_rate_is_tried_in_every_wording(tmp_path, monkeypatch):
     prompts = []
 
     def course(*arguments, **more):
@@ -51,7 +51,7 @@ def test_a_wording_that_the_subjects_do_not_have_is_refused_before_anything_runs
 
 
 @pytest.mark.parametrize("track", TRACKS)
-def test_nothing_is_searched_on_what_a_table_uses(track: str):
+def test_searches_and_tables_use_different_subjects(track: str):
     assert not set(TRACKS[track]) & {*IDENTITIES, *CROWD, *STYLES}
 
 

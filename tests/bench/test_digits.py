@@ -1,4 +1,4 @@
-"""scikit-learn's digits, two at a time: how well they are told apart, and the heads beside scikit-learn's own."""
+"""scikit-learn's digits, two at a time: the accuracy, and our heads against scikit-learn's own."""
 
 import pytest
 import torch

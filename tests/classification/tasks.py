@@ -1,4 +1,4 @@
-"""Small tasks of colors for these tests, and naive copies of what is learned on them."""
+"""Small tasks of colors for these tests, and naive reference implementations."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ def two_tasks(vision: Vision, method: str = "c-lora", head: str = "linear") -> T
 
 
 def merged(vision: Vision, museum: TaskMuseum) -> torch.nn.Module:
-    """A copy of the network with the museum's deltas added to its weights: what the hooks must amount to."""
+    """A copy of the network with the museum's deltas added to its weights; the hooks must give the same."""
     network = copy.deepcopy(vision.network)
     for projection, module in attention_projections(network).items():
         for task in museum.tasks:

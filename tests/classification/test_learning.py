@@ -66,7 +66,7 @@ def test_the_penalty_is_equation_3(vision: Vision):
         assert term > 0 and term == pytest.approx(kappa * reference * naive / scale, rel=1e-3)
 
 
-def test_preservation_is_measured_on_what_the_layers_read(vision: Vision):
+def test_preservation_uses_the_inputs_of_the_layers(vision: Vision):
     """The reported term, against the mean over projections of E‖Δ x‖² / E‖W x‖² on the earlier task's pictures."""
     museum, old = two_tasks(vision, "sequential"), pictures("red", "green")
     first = dataclasses.replace(museum, tasks=museum.tasks[:1])
@@ -102,7 +102,7 @@ def test_a_task_keeps_the_statistics_of_the_features_with_all_deltas(vision: Vis
         torch.testing.assert_close(vision.all_features(task.pictures), features, atol=1e-4, rtol=1e-4)
 
 
-def test_the_same_inputs_give_the_same_task_whatever_ran_before(vision: Vision):
+def test_the_same_inputs_always_give_the_same_task(vision: Vision):
     museum, task = TaskMuseum(vision.fingerprint), pictures("red", "green")
     one = TaskLearning(vision, museum, task, recipe()).run()
     torch.rand(7)
@@ -148,6 +148,6 @@ def test_a_rank_above_the_width_is_refused(vision: Vision):
 @pytest.mark.parametrize(
     "change", [{"checkpointing": True}, {"applied": "word"}, {"regularizers": (Distillation(),)}], ids=str
 )
-def test_what_has_no_meaning_for_classes_is_refused(change: dict[str, object]):
+def test_settings_without_meaning_for_classes_are_refused(change: dict[str, object]):
     with pytest.raises(RecipeError):
         TaskRecipe(dataclasses.replace(METHODS["sequential"].learning, **change))

@@ -1,4 +1,4 @@
-"""Files of tasks: what is written comes back, what is damaged or foreign is refused."""
+"""Museum files of classes survive a round trip; damaged and other files are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_museum_over_another_network_is_refused(vision: Vision):
         classified(vision, museum, pictures("red").pictures)
 
 
-def test_a_museum_that_lies_about_its_shapes_is_refused_before_anything_is_computed(vision: Vision, tmp_path: Path):
+def test_wrong_shapes_are_refused_before_anything_is_computed(vision: Vision, tmp_path: Path):
     """The factors would fit in a file; their product would not fit in memory."""
     museum = two_tasks(vision, "frozen")
     huge = Projection("layers.0.query", "query", (10**6, 10**6))
@@ -87,7 +87,7 @@ def test_a_museum_that_lies_about_its_shapes_is_refused_before_anything_is_compu
         classified(vision, load_task_museum(path), pictures("red").pictures)
 
 
-def test_what_another_program_adds_meanwhile_stays(vision: Vision, tmp_path: Path):
+def test_tasks_that_another_program_adds_meanwhile_are_kept(vision: Vision, tmp_path: Path):
     museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
     empty = TaskMuseum(vision.fingerprint)
     append_task(empty, museum.tasks[0], path, base=vision)
@@ -100,7 +100,7 @@ def test_what_another_program_adds_meanwhile_stays(vision: Vision, tmp_path: Pat
     assert load_task_museum(path).classes == museum.classes
 
 
-def test_what_a_task_was_learned_on_is_written_again_if_the_file_is_gone(vision: Vision, tmp_path: Path):
+def test_a_deleted_museum_file_is_written_again(vision: Vision, tmp_path: Path):
     museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
     append_task(dataclasses.replace(museum, tasks=museum.tasks[:1]), museum.tasks[1], path, base=vision)
     assert load_task_museum(path).classes == museum.classes

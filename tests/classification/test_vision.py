@@ -1,4 +1,4 @@
-"""Folders of vision transformers: what opens, and what is refused."""
+"""Which folders of vision transformers open, and which are refused."""
 
 import dataclasses
 import json

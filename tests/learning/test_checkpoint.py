@@ -70,7 +70,7 @@ def test_a_museum_is_no_state(tmp_path):
         ("x", 1),
     ],
 )
-def test_a_state_that_lies_is_refused(entry, value, tmp_path):
+def test_an_inconsistent_state_is_refused(entry, value, tmp_path):
     path = tmp_path / "a.safetensors"
     save_state(state(), path)
     header, data = taken_apart(path)
@@ -81,7 +81,7 @@ def test_a_state_that_lies_is_refused(entry, value, tmp_path):
         load_state(path)
 
 
-def test_what_no_file_can_hold_is_refused(tmp_path):
+def test_a_state_that_no_file_can_hold_is_refused(tmp_path):
     for broken in (
         LearningState("key", 0, {"__metadata__": torch.ones(1)}),
         LearningState("key", 0, {"a": torch.ones(1, dtype=torch.complex64)}),

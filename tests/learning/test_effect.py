@@ -1,4 +1,4 @@
-"""What is said of a learning's effect is what one would measure by hand, and is nothing where nothing was learned."""
+"""The effect of a learning equals one that is computed by hand, and is zero where nothing was learned."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def untaught(base) -> Exhibit:
     return Exhibit(ConceptToken("<new>", start_vectors(base, NEW)), nothing, RECIPE)
 
 
-def test_where_nothing_is_learned_nothing_moves():
+def test_without_learning_nothing_moves():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
     found = effect(Learning(base, museum, (NEW,), RECIPE), untaught(base))

@@ -1,4 +1,4 @@
-"""Numbers that nobody chose fit the model's family and the memory of the device."""
+"""Automatic numbers fit the model's family and the device's memory."""
 
 from dataclasses import replace
 from functools import cache
@@ -55,14 +55,14 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
         ("sdxl", 80, "SDXL on 80 GB: bf16, batch 4; "),
     ],
 )
-def test_an_update_fits_into_the_device_and_that_is_said(family: str, gigabytes: int, said: str):
+def test_an_update_fits_into_the_device_and_is_described(family: str, gigabytes: int, said: str):
     recipe = recipe_on(family, gigabytes)
     told = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
     assert told == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
     assert recipe.batch_size * recipe.accumulation == 4
 
 
-def test_what_is_chosen_stays():
+def test_chosen_numbers_stay():
     numbers = {"rank": 3, "steps": 7, "learning_rate": 1e-3, "batch_size": 3, "precision": "fp32", "schedule": "linear"}
     recipe = recipe_on("sdxl", 12, OPEN.with_numbers(**numbers, seed=5))
     assert {name: getattr(recipe, name) for name in numbers} == numbers and recipe.seed == 5
@@ -73,7 +73,7 @@ def test_what_is_chosen_stays():
     assert recipe_on("sdxl", 4, Draft.of(whole)) == whole, "of a finished recipe, all is chosen"
 
 
-def test_nothing_and_auto_are_no_choice():
+def test_none_and_auto_leave_a_number_automatic():
     assert OPEN.with_numbers(rank=None, precision="auto", steps=None) == OPEN
     assert OPEN.with_numbers(rank=0).chosen == {"rank"}, "a number like any other"
 
@@ -97,7 +97,7 @@ def test_a_word_gets_as_many_vectors_as_its_family_wants_or_its_start_has(base: 
 
 
 @pytest.mark.parametrize("method", ["ewc", "lwf"])
-def test_what_a_regularizer_keeps_counts(method: str):
+def test_the_estimate_includes_regularizers(method: str):
     """Full matrices and their Fisher information; another forward pass."""
     projections, family = find_projections(unet("sd15")), family_named("sd15")
     recipe = recipe_named(method)

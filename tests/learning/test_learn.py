@@ -94,7 +94,7 @@ def modes_and_hooks(starter: Starter) -> list[tuple]:
 # Who is moved
 
 
-def test_learning_moves_every_key_and_value_projection_and_nothing_else():
+def test_learning_changes_all_key_and_value_projections_only():
     starter = small_starter()
     base = base_of(starter)
     expected = {name for name, _ in starter.unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))}
@@ -115,7 +115,7 @@ def test_past_exhibits_keep_every_bit(base: Base, first: Museum):
     assert museum.exhibits[0] is first.exhibits[0]
 
 
-def test_the_museum_that_comes_in_stays_as_it_is(base: Base, first: Museum):
+def test_the_input_museum_does_not_change(base: Base, first: Museum):
     taught(base, first, small_concept("<two>", seed=1), short(C_LORA))
     assert first.words == ("<one>",)
 
@@ -291,7 +291,7 @@ def test_the_past_is_part_of_the_model_while_learning(base: Base):
 # The same inputs give the same museum
 
 
-def test_a_second_run_gives_the_same_bits_whatever_the_global_seeds(base: Base, first: Museum):
+def test_a_second_run_gives_the_same_bits_with_other_global_seeds(base: Base, first: Museum):
     museums = []
     for seed in (1, 2):
         random.seed(seed)
@@ -349,7 +349,7 @@ def test_a_word_that_the_museum_holds_is_refused(base: Base, second: Museum):
         taught(base, second, small_concept("<two>"), short())
 
 
-def test_nothing_runs_before_a_refusal(first: Museum):
+def test_refusals_come_before_any_work(first: Museum):
     class Untouched:
         fingerprint = small_base(seed=1).fingerprint
 

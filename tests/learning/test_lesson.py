@@ -1,4 +1,4 @@
-"""What the model is shown: every picture equally often, with its own words, mirrored if wished."""
+"""Lessons: every picture equally often, with its own caption, optionally mirrored."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_a_batch_has_pictures_of_one_size_and_every_picture_is_shown_equally_oft
     assert counts == [8] * 5
 
 
-def test_what_is_drawn_depends_on_the_batch_alone(base: Base):
+def test_draws_depend_on_the_batch_only(base: Base):
     concept = of_sizes((64, 64), (48, 80), (64, 64))
     recipe = short(batch_size=2)
     lesson, shown = steps(base, concept, recipe, 9)
@@ -88,7 +88,7 @@ def test_pictures_of_several_sizes_are_learned(base: Base, regularizer: Regulari
     assert len(losses) == 6 and museum.words == ("<old>", "<one>")
 
 
-def test_a_repeated_picture_is_encoded_once_and_shown_as_often_as_it_is_repeated(base: Base):
+def test_a_repeated_picture_is_encoded_once_and_drawn_as_often_as_repeated(base: Base):
     first, second = of_sizes((64, 64), (64, 64)).pictures
     reads: list[int] = []
 
@@ -105,7 +105,7 @@ def test_a_repeated_picture_is_encoded_once_and_shown_as_often_as_it_is_repeated
         assert sum(torch.equal(one, lesson.buckets[0].latents[0, 0]) for one in step.latents) == 3
 
 
-def test_a_picture_keeps_its_caption_whatever_its_size(base: Base):
+def test_pictures_of_any_size_keep_their_captions(base: Base):
     concept = of_sizes((64, 64), (48, 80))
     _, shown = steps(base, concept, short(batch_size=1), 4)
     token = start(base, [concept], short(), Museum(base.fingerprint)).token("<one>")
@@ -133,7 +133,7 @@ def test_a_mask_goes_with_its_picture_mirrored_too(base: Base):
 
 
 def test_a_concept_is_learned_inside_its_masks_only(base: Base):
-    """What lies outside of the masks leaves no trace, as far as it is not seen through the autoencoder."""
+    """Pixels outside of the masks have no effect, except through the autoencoder."""
     rng = torch.Generator().manual_seed(0)
     pixels, mask = torch.rand(3, 64, 64, generator=rng) * 2 - 1, torch.zeros(64, 64)
     mask[:32] = 1
@@ -187,7 +187,7 @@ def test_noise_and_timesteps_change_from_batch_to_batch_and_within(base: Base):
     assert len(times.unique()) > 24 and times.min() < 250 and times.max() >= 750 and times.max() < 1000
 
 
-def test_every_picture_is_told_by_its_own_caption(base: Base):
+def test_every_picture_has_its_own_caption(base: Base):
     captions = ("a photo of {word}", "a photo of {word} with red hair", "{word} at the sea", "a cat beside {word}")
     concept = small_concept(captions=captions)
     recipe = short()
@@ -283,7 +283,7 @@ def test_gradients_of_a_prompt_that_a_batch_repeats_add_up_in_the_same_order_eve
 
 
 def test_captions_may_mention_words_that_were_learned_before(base: Base):
-    """They are spoken with what was learned of them, and stay as they are."""
+    """The learned vectors of these words are used and do not change."""
     museum = museum_of(base, "<dog>")
     concept = small_concept(captions=("{word}", "{word} and <dog>", "{word} beside a <dog>", "{word}"))
     lesson = Lesson.prepared(base, concept, short(), museum.tokens)

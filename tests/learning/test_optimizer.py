@@ -1,4 +1,4 @@
-"""Updates are AdamW's: gathered, clipped and warmed up as the recipe says."""
+"""Updates are those of AdamW, with the recipe's accumulation, clipping and warm-up."""
 
 import math
 

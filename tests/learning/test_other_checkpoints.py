@@ -1,4 +1,4 @@
-"""Another checkpoint of the same family: it is noticed, and a museum can go on over it if that is allowed."""
+"""Another checkpoint of the same family is noticed; learning over it needs permission."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_the_same_checkpoint_in_another_precision_and_an_older_museum_s_fingerpr
     assert Fingerprint("sd15", whole.digest) != whole
 
 
-def test_a_museum_goes_on_over_another_checkpoint_only_knowingly(base: Base, other: Base):
+def test_another_checkpoint_needs_permission(base: Base, other: Base):
     museum, concept, recipe = museum_of(base, "<one>"), small_concept("<two>", seed=1), short()
     with pytest.raises(BaseModelError, match="--other-checkpoint"):
         Learning(other, museum, (concept,), recipe)
@@ -56,7 +56,7 @@ def test_a_museum_goes_on_over_another_checkpoint_only_knowingly(base: Base, oth
         Learning(other, foreign, (concept,), recipe, other_checkpoint=True)
 
 
-def test_everyday_captions_belong_to_what_decides_a_result(base: Base):
+def test_everyday_captions_are_part_of_the_key(base: Base):
     key = Learning(base, Museum(base.fingerprint), (small_concept(),), short()).key
     reworded = small_base()
     reworded.family = dataclasses.replace(base.family, captions=("a red thing",))

@@ -40,7 +40,7 @@ def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_a_recipe_goes_on_over_what_was_loaded_under_inference_mode(method: str, tmp_path: Path):
+def test_a_recipe_learns_over_a_museum_loaded_in_inference_mode(method: str, tmp_path: Path):
     """As ComfyUI runs the node that loads a museum."""
     base = small_base()
     first = taught(base, Museum(base.fingerprint), small_concept("<one>"), quick(method))
@@ -52,7 +52,7 @@ def test_a_recipe_goes_on_over_what_was_loaded_under_inference_mode(method: str,
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_that_come_through_float16_are_scaled(precision: str):
-    """With precision fp32 too, which over float16 weights means what they are held in."""
+    """With precision fp32 too, which means the dtype of the weights."""
     held, scales = DiffusersBase.from_starter(small_starter(), dtype=torch.float16), []
 
     def report(progress: Progress) -> None:

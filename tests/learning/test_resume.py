@@ -1,4 +1,4 @@
-"""An interrupted learning goes on as if it had never been interrupted."""
+"""An interrupted learning resumes exactly."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,14 +61,14 @@ def test_resumed_at_any_step_is_uninterrupted(base: Base, first: Museum, recipe:
         assert [progress.loss for progress in heard] == losses[last:]
 
 
-def test_resumed_in_fp16_goes_on_with_the_same_loss_scale(base: Base, first: Museum):
+def test_resuming_in_fp16_keeps_the_loss_scale(base: Base, first: Museum):
     recipe = short(C_LORA, precision="fp16")
     whole = taught(base, first, small_concept("<two>", seed=1), recipe)
     state = stopped_at(base, first, recipe, 2)
     assert same_bits(taught(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
 
 
-def test_what_is_learned_together_is_resumed_together(base: Base, first: Museum):
+def test_joint_learning_resumes(base: Base, first: Museum):
     """Also the words of companions, and whose turn it was."""
     one, two = small_concept("<also>", seed=2), small_concept("<two>", seed=1)
     states: list[LearningState] = []
@@ -81,7 +81,7 @@ def test_what_is_learned_together_is_resumed_together(base: Base, first: Museum)
         taught(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
 
 
-def test_a_snapshot_stays_as_it_was_while_learning_goes_on(base: Base, first: Museum):
+def test_later_steps_do_not_change_a_snapshot(base: Base, first: Museum):
     kept: list[tuple[LearningState, dict[str, bytes]]] = []
 
     def report(progress: Progress) -> None:
@@ -151,7 +151,7 @@ def test_a_state_with_other_tensors_is_refused(base: Base, first: Museum, change
 
 
 def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
-    """It decides what is gone on from, and which prompts stand for them, also where no number of theirs differs."""
+    """It decides the starting point and the prompts, even if no number differs."""
     (only,) = first.exhibits
     others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="shared"))]
     museums = [first, *(Museum(first.base, (other,)) for other in others)]
@@ -159,7 +159,7 @@ def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, f
 
 
 def test_the_schedule_is_part_of_the_learning(base: Base):
-    """A model's fingerprint does not know what it predicts, which a wrong option of a command may have said."""
+    """The fingerprint does not include the prediction, which a wrong option may have set."""
     bases = [base, small_base("epsilon"), small_base()]
     bases[2].schedule = replace(base.schedule, levels=base.schedule.levels**2)
     assert len({each.fingerprint for each in bases}) == 1
@@ -212,7 +212,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base
     assert all(tensor.isfinite().all() for tensor in stop.value.state.tensors.values())
 
 
-def test_a_vae_that_makes_no_finite_latents_is_said(base: Base, monkeypatch: pytest.MonkeyPatch):
+def test_a_vae_with_latents_that_are_not_finite_is_refused(base: Base, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base, "encode_pictures", lambda pictures: torch.full((len(pictures), 4, 8, 8), torch.nan))
     with pytest.raises(BaseModelError, match=r"The VAE makes latents that are no finite numbers\. Use another VAE"):
         taught(base, Museum(base.fingerprint), small_concept(), short())
@@ -238,7 +238,7 @@ def test_a_learning_rate_that_depends_on_the_steps_makes_another_learning(base: 
     assert len(keys) == 2 and not replace(PLAIN, **dependent).open_ended
 
 
-def test_what_is_kept_along_the_way_is_what_fewer_steps_give(base: Base, first: Museum):
+def test_intermediate_exhibits_equal_those_of_fewer_steps(base: Base, first: Museum):
     concept, kept = small_concept("<two>", seed=1), []
     learning = Learning(base, first, (concept,), PLAIN)
     learning.run(report=lambda p: kept.append(learning.exhibits_at(p)))

@@ -124,12 +124,12 @@ def goes_on() -> None:
         assert both.words == ("<one>", "<three>", "<two>")
 
 
-def test_a_stopped_learning_goes_on(elsewhere: Elsewhere):
+def test_a_stopped_learning_resumes(elsewhere: Elsewhere):
     elsewhere(goes_on)
 
 
 def measured(base: DiffusersBase) -> list[float]:
-    """What a learning did, and what a report says."""
+    """The results of a learning and of a report."""
     recipe, museum = short(C_LORA, **GENTLY), Museum(base.fingerprint)
     for number, word in enumerate(("<one>", "<two>")):
         museum = taught(base, museum, small_concept(word, seed=number), recipe)

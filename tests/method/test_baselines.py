@@ -1,4 +1,4 @@
-"""Other ways to learn than a fresh pair of factors over the museum: each against what it must be by its definition."""
+"""The baselines, each against its definition."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SHARED = {"over": "shared"}
 
 
 def ended(base: Base, museum: Museum, word: str, recipe: Recipe, **more) -> tuple[Museum, Trained]:
-    """The museum after one more learning, and what it trained as it was in the end."""
+    """The museum after one more learning, and the final trained parameters."""
     seen: list[Trained] = []
     museum = taught(
         base, museum, small_concept(word, **more), recipe, report=lambda progress: seen.append(progress.trained)
@@ -61,7 +61,7 @@ def test_a_shared_delta_keeps_its_rank(base: Base):
         taught(base, museum, small_concept("<two>"), short(**SHARED, rank=3))
 
 
-def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base):
+def test_learning_over_the_base_does_not_depend_on_the_museum(base: Base):
     recipe = short(over="base")
     alone, _ = ended(base, Museum(base.fingerprint), "<new>", recipe)
     later, _ = ended(base, museum_of(base, "<old>"), "<new>", recipe)
@@ -69,7 +69,7 @@ def test_what_is_learned_over_the_base_does_not_depend_on_the_museum(base: Base)
     assert later.words == ("<old>", "<new>")
 
 
-def test_orthogonal_deltas_read_nothing_of_one_another(base: Base):
+def test_orthogonal_deltas_read_different_directions(base: Base):
     recipe = short(over="base", down="orthogonal", rank=3)
     museum = museum_of(base, "<one>", "<two>", "<three>", recipe=recipe)
     for projection in base.slots:
@@ -176,7 +176,7 @@ def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
         torch.testing.assert_close(exhibit.token.vectors["clip_l"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_shared_cannot_act_at_the_word_of_one(base: Base):
+def test_shared_deltas_cannot_be_gated(base: Base):
     with pytest.raises(LearningError, match="cannot act at the word of one"):
         taught(
             base,

@@ -59,7 +59,7 @@ def test_the_term_is_the_mean_share_by_which_keys_and_values_move(base: Base, wo
     assert term(step_with(deltas)).item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-3)
 
 
-def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Base):
+def test_all_earlier_prompts_have_the_same_weight(base: Base):
     """A layer-wise word multiplies the states of all prompts that are encoded with it, sixteen at a time."""
     rng = torch.Generator().manual_seed(0)
     layers = [6, *[1] * AT_ONCE]
@@ -73,7 +73,7 @@ def test_every_old_prompt_weighs_the_same_whatever_it_is_encoded_beside(base: Ba
     torch.testing.assert_close(second_moment([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_are_those_of_the_model_as_it_stands(base: Base):
+def test_sizes_are_those_of_the_current_model(base: Base):
     _, plain = preserved_moments(base, (), ())
     with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.slots.items()}):
         _, thrice = preserved_moments(base, (), ())

@@ -1,4 +1,4 @@
-"""Distillation holds the model to what it said for old words before the new concept."""
+"""Distillation keeps the predictions for earlier words as they were before the new concept."""
 
 from dataclasses import replace
 
@@ -37,8 +37,8 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
     assert value.item() == pytest.approx(2 * (after - before).square().mean().item(), rel=1e-5)
 
 
-def test_every_noisy_picture_is_asked_with_a_prompt_of_its_own_drawn_anew_each_step(base: Base):
-    """The term is the mean of what moved for each picture's own prompt; twelve batches of two meet all four pairs."""
+def test_every_picture_has_its_own_random_prompt_in_each_step(base: Base):
+    """The term is a mean over the pictures, each with its own prompt; twelve batches of two contain all four pairs."""
     museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short(batch_size=2)
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     prompts = [PROMPT, "a photo of a cat"]

@@ -56,7 +56,7 @@ def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weight
         torch.testing.assert_close(found[p], expected[p], rtol=1e-3, atol=1e-12)
 
 
-def test_the_weight_means_what_it_says():
+def test_the_weight_is_relative_to_the_diffusion_loss():
     place = Projection("a", "key", (6, 9))
     rng = torch.Generator().manual_seed(0)
     past, omega = {place: torch.randn(6, 9, generator=rng)}, {place: torch.rand(6, 9, generator=rng)}

@@ -131,8 +131,8 @@ def test_the_whole_recipe_teaches_one_style_after_another(base: Base):
     assert heard[-1]["weight_direction"] > 0 and heard[-1]["distillation"] > 0
 
 
-def test_training_on_begins_where_the_museum_stands(base: Base):
-    """Also with layer-wise words, and with the teacher seeing the shared delta as it was."""
+def test_a_shared_delta_continues_from_the_museum(base: Base):
+    """Also with layer-wise words, and with a teacher that uses the earlier shared delta."""
     recipe = recipe_named("museum-maker", rank=2, steps=1, batch_size=2, learning_rate=1e-2)
     museum = museum_of(base, "<one>", recipe=recipe)
     concept, losses = small_concept("<two>", seed=5), []

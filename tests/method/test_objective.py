@@ -59,7 +59,7 @@ def test_min_snr_weights_are_those_of_diffusers_snr(gamma: float):
     torch.testing.assert_close(min_snr_weight(TIMESTEPS, ours("v_prediction"), gamma=gamma), clipped / (snr + 1))
 
 
-def test_a_gamma_above_every_snr_changes_nothing_for_noise_predictions():
+def test_a_gamma_above_every_snr_has_no_effect_on_noise_predictions():
     error = step(random(2), random(3))
     plain = diffusion_loss(error, ours("epsilon"))
     torch.testing.assert_close(diffusion_loss(error, ours("epsilon"), min_snr_gamma=1e9), plain)

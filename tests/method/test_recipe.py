@@ -1,4 +1,4 @@
-"""A recipe holds only numbers that make sense, survives JSON, and its regularizers keep their contract."""
+"""Recipes refuse invalid numbers and survive JSON; regularizers keep their contract."""
 
 import dataclasses
 import inspect
@@ -64,7 +64,7 @@ def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object)
 
 
 @pytest.mark.parametrize("other", [{"applied": "word"}, {"down": "identity"}, {"down": "orthogonal"}])
-def test_a_delta_that_is_trained_on_is_learned_whole_and_applied_everywhere(other: dict[str, Any]):
+def test_a_shared_delta_is_learned_in_full_and_acts_everywhere(other: dict[str, Any]):
     with pytest.raises(RecipeError, match=r"^over is 'shared'; it must be museum or base"):
         recipe_named("single-lora", **other)
 
@@ -73,7 +73,7 @@ def test_every_field_has_bad_values_above():
     assert {*BAD, "method", "regularizers"} == {field.name for field in dataclasses.fields(Recipe)}
 
 
-def test_few_are_offered_and_the_others_are_baselines():
+def test_the_offered_recipes_and_the_number_of_baselines():
     offered = {"preservation", "word-gated-onwards", "word-gated", "c-lora", "museum-maker", "textual-inversion"}
     assert set(RECIPES) == offered and next(iter(RECIPES)) == DEFAULT_METHOD
     assert len(BASELINES) == 11 and not offered & set(BASELINES)
@@ -140,7 +140,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         ),
     ],
 )
-def test_regularizers_that_make_no_sense_are_refused(entries: object, reason: str):
+def test_invalid_regularizers_are_refused(entries: object, reason: str):
     with pytest.raises(RecipeError, match=reason):
         Recipe.from_json({"regularizers": entries})
 
@@ -179,14 +179,14 @@ def test_a_regularizer_survives_json(kind: type[Regularizer]):
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 @pytest.mark.parametrize("weight", [-1.0, NAN, INF])
-def test_a_weight_that_makes_no_sense_is_refused(kind: type[Regularizer], weight: float):
+def test_an_invalid_weight_is_refused(kind: type[Regularizer], weight: float):
     with pytest.raises(RecipeError, match=f"^The weight of {kind.name} is {weight}; it must be a finite number from 0"):
         kind(weight=weight)
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_regularizer_is_a_finite_scalar_that_moves_the_new_deltas_and_nothing_else(
+def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only(
     kind: type[Regularizer], begun: bool, base: Base
 ):
     """At the start, where `up` is zero and so is every new delta, as well as later."""

@@ -1,4 +1,4 @@
-"""C-LoRA's penalty is equation (3) of the paper, its gradient the analytic one, and its weight means what it says."""
+"""C-LoRA's penalty is equation (3) of the paper, with its analytic gradient and the documented weight."""
 
 import pytest
 import torch
@@ -165,7 +165,7 @@ def test_the_relative_weight_is_its_equation():
     assert relative_weight(3.0, 0.25, past) == pytest.approx(3.0 * 0.25 / scale, rel=1e-5)
 
 
-def test_a_past_of_zeros_costs_nothing_rather_than_infinity():
+def test_a_past_of_zeros_costs_nothing():
     place = projection("a", 6, 9)
     assert relative_weight(1.0, 0.5, [torch.zeros(6, 9)]) == 0.0
     assert penalty({place: torch.zeros(6, 9)}, {place: low_rank(6, 9)}, SelfRegularization()).item() == 0.0
@@ -206,7 +206,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
     assert found == pytest.approx(2 * naive, rel=1e-5)
 
 
-def test_with_squares_one_earlier_delta_costs_what_the_paper_says():
+def test_with_squares_one_earlier_delta_costs_as_in_the_paper():
     place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
     past = {place: old.dense().detach()}
     setting = setting_with(Past(dense=past, deltas=[{place: old}]))
@@ -216,7 +216,7 @@ def test_with_squares_one_earlier_delta_costs_what_the_paper_says():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_row_overlap_is_the_norm_of_the_dense_product_and_its_weight_means_what_it_says():
+def test_row_overlap_is_the_norm_of_the_dense_product_times_its_weight():
     place, wide = projection("a", 6, 9), projection("b", 12, 9)
     past = {place: random(6, 9, seed=2), wide: random(12, 9, seed=3)}
     new = {place: low_rank(6, 9), wide: low_rank(12, 9, seed=4)}
@@ -233,7 +233,7 @@ def test_row_overlap_is_the_norm_of_the_dense_product_and_its_weight_means_what_
     assert mean == pytest.approx(0.5, rel=0.05)
 
 
-def test_row_overlap_is_nothing_for_a_delta_that_reads_other_directions():
+def test_row_overlap_is_zero_for_a_delta_in_other_directions():
     place = projection("a", 6, 9)
     basis = torch.linalg.qr(random(9, 9)).Q
     past = {place: random(6, 4, seed=1) @ basis[:4]}

@@ -1,4 +1,4 @@
-"""While deltas are attached the model answers as if its weights had moved; afterwards as if nothing had been."""
+"""Attached deltas act like changed weights; afterwards the model is unchanged."""
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_others_hooks_see_the_projection_as_moved(base: Base):
 
 
 @pytest.mark.parametrize("onwards", [False, True])
-def test_a_backward_pass_with_checkpoints_reads_what_the_forward_pass_read(base: Base, onwards: bool):
+def test_a_checkpointed_backward_pass_repeats_the_forward_pass(base: Base, onwards: bool):
     """Also where another prompt was asked in between, and where the deltas are no longer attached."""
     word = ConceptToken("<one>", {"clip_l": torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1))})
     latents, times = torch.zeros(1, *LATENT_SHAPE), torch.tensor([500])
@@ -129,7 +129,7 @@ def test_an_exception_inside_restores_every_bit_too(base: Base):
     assert hooks(base) == before
 
 
-def test_an_unknown_projection_is_refused_and_nothing_stays_attached(base: Base):
+def test_an_unknown_projection_is_refused(base: Base):
     plain, before = predictions(base), hooks(base)
     unknown = Projection("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "key", (64, 128))
     deltas = {**random_deltas(base), unknown: torch.zeros(64, 128)}

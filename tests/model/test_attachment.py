@@ -1,4 +1,4 @@
-"""An attachment moves what it says, for several devices at the same time."""
+"""An attachment computes Δ·x, on several devices at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +30,7 @@ def test_threads_do_not_take_each_others_copies(dense: bool):
         assert max(threads.map(worst, DTYPES)) < 1e-5
 
 
-def test_a_delta_that_is_being_learned_is_read_as_it_is_now():
+def test_a_trained_delta_is_always_current():
     delta = LowRank(torch.ones(6, 1, requires_grad=True), torch.ones(1, 8))
     attachment, x = Attachment({PROJECTION: delta}), torch.ones(1, 8)
     assert torch.equal(attachment.moved(PROJECTION, x.half()), torch.full((1, 6), 8.0).half())

@@ -1,4 +1,4 @@
-"""A concept can be learned or is refused with a message that says what to do."""
+"""Concepts are valid or refused with advice."""
 
 import re
 import time
@@ -71,7 +71,7 @@ def test_texts_that_no_file_holds_or_no_prompt_needs_are_refused(odd: str):
     assert Concept("<my-cat>", PICTURES, template="a photo\n\tof {word}\r\n").prompt == "a photo\n\tof <my-cat>\r\n"
 
 
-def test_a_word_is_found_only_where_it_stands_by_itself():
+def test_a_word_is_found_only_as_a_whole_word():
     assert not mentions("two masks", "sks") and not mentions("sksy", "sks") and not mentions("a_sks", "sks")
     assert mentions("sks", "sks") and mentions("a photo of sks, smiling", "sks") and mentions("(sks:1.2)", "sks")
 
@@ -127,7 +127,7 @@ def test_characters_of_a_word_never_act_as_a_pattern(word: str):
 
 
 def one_after_another(words: list[str]) -> re.Pattern[str]:
-    """What `word_pattern` finds, told in the simplest way: each word by itself, the longest first."""
+    """A naive `word_pattern`: every word separately, the longest first."""
     bounds = [(r"(?<!\w)" if word[0].isalnum() else "", r"(?!\w)" if word[-1].isalnum() else "") for word in words]
     whole = [before + re.escape(word) + after for word, (before, after) in zip(words, bounds, strict=True)]
     return re.compile("|".join(sorted(whole, key=lambda found: -len(words[whole.index(found)]))))
@@ -158,13 +158,13 @@ def test_a_text_is_read_once_however_many_words_there_are():
     assert seconds(1000) < 10 * seconds(10)
 
 
-def test_without_captions_every_picture_is_told_by_the_template():
+def test_without_captions_every_picture_has_the_template():
     assert Concept("<a>", PICTURES).prompts() == ["a photo of <a>"] * 3
     assert Concept("<a>", PICTURES, "style").prompts() == ["a <a> style picture"] * 3
     assert Concept("<a>", PICTURES, template="{word} at home").prompts() == ["<a> at home"] * 3
 
 
-def test_captions_are_told_in_order_with_the_word_or_its_placeholder():
+def test_captions_keep_their_order_and_get_the_word():
     captions = ("{word} in blue", "a photo of <a>", "near {word}, {word}")
     concept = Concept("<a>", PICTURES, captions=captions)
     assert concept.prompts() == ["<a> in blue", "a photo of <a>", "near <a>, <a>"]
@@ -195,7 +195,7 @@ def test_a_picture_with_one_value_that_is_not_finite_is_refused(bad: float):
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 8, 8), (2, 8, 8, 3)])
-def test_what_is_no_stack_of_pictures_is_refused_with_its_shape(shape: tuple[int, ...]):
+def test_other_tensors_than_pictures_are_refused_with_their_shape(shape: tuple[int, ...]):
     with pytest.raises(ConceptError, match=re.escape(str(shape))):
         Concept("<a>", torch.zeros(shape))
 

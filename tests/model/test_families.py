@@ -1,4 +1,4 @@
-"""The catalogue of model families, and that nothing else knows one of them by its name."""
+"""The catalogue of model families, and that no other file names one of them."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ VISION = ("clora_core/classification/vision.py", "nodes/host/folders.py")  # the
 ALLOWED = ("clora_core/model/families/", "clora_core/starter/", "nodes/host/starter.py", "clora_core/bench/", *VISION)
 
 
-def test_no_other_file_knows_a_family_by_its_name() -> None:
+def test_only_its_own_file_names_a_family() -> None:
     names = {family.name for family in FAMILIES}
     for path in (path for folder in ("clora_core", "nodes") for path in (ROOT / folder).rglob("*.py")):
         if not path.relative_to(ROOT).as_posix().startswith(ALLOWED):
@@ -40,7 +40,7 @@ def test_a_family_is_told_apart_by_its_projections(family: Family) -> None:
     assert not family.has([Projection("blocks.0.self_attn.k_proj", "key", (64, family.text_width))])
 
 
-def test_names_are_for_one_family_each() -> None:
+def test_names_of_families_are_unique() -> None:
     for names in zip(*((family.name, family.title, family.published.version) for family in FAMILIES), strict=True):
         assert len(set(names)) == len(FAMILIES)
 

@@ -69,7 +69,7 @@ def test_a_prompt_without_the_word_is_answered_bit_for_bit_by_the_base(base: Bas
         assert not torch.equal(answers(base, PROMPTS[:1], [token()]), answers(base, PROMPTS[2:], []))
 
 
-def test_learning_word_gated_forgets_nothing_at_all(base: Base):
+def test_word_gated_learning_forgets_nothing(base: Base):
     recipe = short(steps=4, applied="word")
     museum = museum_of(base, "<one>", recipe=recipe)
     prompt = ["a photo of <one>"]

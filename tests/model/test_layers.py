@@ -1,4 +1,4 @@
-"""Words with a vector per cross-attention: every layer reads what the prompt means with its own vectors."""
+"""Layer-wise words: every cross-attention reads the prompt with its own vectors."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: t
 
 @pytest.mark.parametrize("at_once", [1, 4, 7])
 def test_many_rows_are_encoded_some_at_a_time(at_once: int, base: Base, monkeypatch: pytest.MonkeyPatch):
-    """Also where a prompt's layers end up in two parts; states, places and gradients are those of all at once."""
+    """Also if a prompt's layers are in two parts; states, places and gradients are the same."""
     rng = torch.Generator().manual_seed(3)
     vectors = torch.randn(LAYERS, 2, WIDTH, generator=rng).requires_grad_()
     deep, flat = ConceptToken("<deep>", {"clip_l": vectors}), torch.randn(1, 1, WIDTH, generator=rng)

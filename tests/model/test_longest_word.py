@@ -1,4 +1,4 @@
-"""A word is itself only where the longest of all known words matches, in whatever Unicode form it is written."""
+"""Only the longest known word matches, in every Unicode form."""
 
 import pytest
 import torch

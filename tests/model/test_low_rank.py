@@ -49,7 +49,7 @@ def test_the_norm_of_parts_that_cancel_is_zero_and_no_nan():
     assert nothing.norm().item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_norm_of_nothing_is_zero_and_has_a_gradient_of_zero():
+def test_the_norm_of_zero_is_zero_with_a_gradient_of_zero():
     """As where learning starts, with `up` zero."""
     one = LowRank(torch.zeros(5, 3, requires_grad=True), matrix().down.clone().requires_grad_())
     one.norm().backward()
@@ -115,7 +115,7 @@ def test_a_matrix_of_that_rank_is_its_own_truncation():
     assert truncated(whole, 2) == (whole, 0.0)
 
 
-def test_what_was_cut_apart_is_joined_in_order():
+def test_parts_are_concatenated_in_order():
     whole = matrix(rows=5, rank=9, columns=7)
     ups, downs = whole.up.split([2, 4, 3], dim=1), whole.down.split([2, 4, 3])
     joined = concatenated([LowRank(up, down) for up, down in zip(ups, downs, strict=True)])

@@ -30,7 +30,7 @@ def keys_and_values(unet: nn.Module) -> set[int]:
     return {id(projection) for block in blocks for projection in (block.attn2.to_k, block.attn2.to_v)}
 
 
-def test_the_keys_and_values_of_cross_attention_are_found_and_nothing_else(unet: UNet2DConditionModel) -> None:
+def test_only_keys_and_values_of_cross_attention_are_found(unet: UNet2DConditionModel) -> None:
     found = find_projections(unet)
     assert {id(slot.module) for slot in found.values()} == keys_and_values(unet)
     for projection, slot in found.items():

@@ -1,4 +1,4 @@
-"""One exhibit more: the file becomes, byte for byte, the one that holds the whole museum."""
+"""Appending an exhibit gives the same bytes as saving the whole museum."""
 
 import multiprocessing
 import os
@@ -54,7 +54,7 @@ def test_parts_of_any_size_give_the_same_file(parts, tmp_path, monkeypatch):
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_what_another_program_adds_meanwhile_is_kept(tmp_path, monkeypatch):
+def test_exhibits_that_another_program_adds_meanwhile_are_kept(tmp_path, monkeypatch):
     """A second append starts and ends while the first one writes."""
     from clora_core.museum.file import saving
 
@@ -120,7 +120,7 @@ def broken(shown: Exhibit) -> Exhibit:
         (lambda: broken(exhibit("<x>", projections("sd15"), seed=5)), museum().base, "not finite"),
     ],
 )
-def test_what_does_not_fit_leaves_the_file_as_it_was(addition, base, rule, tmp_path):
+def test_a_refused_addition_leaves_the_file_unchanged(addition, base, rule, tmp_path):
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
     before = path.read_bytes()

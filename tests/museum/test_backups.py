@@ -1,4 +1,4 @@
-"""What a file held before, what a killed process left, and a folder in which another process writes."""
+"""Backups, leftovers of killed processes, and folders that another process locks."""
 
 import logging
 import os
@@ -30,8 +30,8 @@ def test_the_last_three_are_kept(tmp_path: Path):
     assert [backup.name.split(".")[:3] for backup in backups_of(path)] == [["a", "museum", n] for n in "234"]
 
 
-def test_nothing_that_is_a_users_own_is_replaced_or_removed(tmp_path: Path):
-    """Neither a museum called .bak, nor files that look like backups and hold something else."""
+def test_files_of_users_are_never_replaced_or_removed(tmp_path: Path):
+    """Neither a museum called .bak, nor other files that look like backups."""
     path = tmp_path / "a.safetensors"
     own = [tmp_path / name for name in ("a.bak.safetensors", "a.1.0123abcd.backup", "a.safetensors.bak", "a.1.backup")]
     for each in own:
@@ -57,7 +57,7 @@ def test_a_backup_that_was_changed_since_is_a_users_own(tmp_path: Path):
     assert load_museum(first).words == VERSIONS[1].words
 
 
-def test_what_a_killed_process_was_writing_goes_after_a_day(tmp_path: Path):
+def test_temporary_files_of_killed_processes_are_removed_after_a_day(tmp_path: Path):
     old, new, other = (tmp_path / name for name in (".clora-0123.tmp", ".clora-4567.tmp", "notes.tmp"))
     for path in (old, new, other):
         path.write_bytes(b"half")
@@ -78,7 +78,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.close(descriptor)
 
 
-def test_a_folder_that_another_program_holds_is_said_and_waiting_can_be_stopped(held: Path):
+def test_waiting_for_a_locked_folder_is_reported_and_can_be_stopped(held: Path):
     heard: list[str] = []
 
     def stop(text: str) -> None:
@@ -151,7 +151,7 @@ def test_the_version_of_a_file_without_a_hash_is_that_of_its_time_too(tmp_path: 
         ("ä" * 120 + ".safetensors", "too long: it has 252 bytes"),
     ],
 )
-def test_names_that_some_system_cannot_hold_are_refused_on_all(
+def test_names_that_some_system_does_not_allow_are_refused_everywhere(
     name: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""One wrong bit anywhere in a museum is seen where all of it is read, and nothing is made of what is damaged."""
+"""A single wrong bit is noticed when the whole file is read, and damaged files are not used."""
 
 import random
 import re
@@ -65,7 +65,7 @@ def with_a_wrong_tensor(path: Path, save: Museum = SMALL) -> None:
     path.write_bytes(damaged(raw, len(raw) - 4, 3))
 
 
-def test_damage_is_said_with_where_the_version_before_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_error_about_damage_names_the_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a.safetensors"
     with_a_wrong_tensor(path)
     for touch in (load_museum, load_view, append):
@@ -103,7 +103,7 @@ def test_files_from_before_the_seal_are_compared_with_the_hash_of_their_tensors(
         load_museum(path)
 
 
-def test_what_other_programs_do_to_the_metadata_is_no_damage(tmp_path: Path):
+def test_metadata_of_other_programs_is_not_damage(tmp_path: Path):
     """They change the facts they show, or leave all hashes away."""
     path = tmp_path / "a.safetensors"
     save_museum(SMALL, path)

@@ -1,4 +1,4 @@
-"""Whole diffusers pipelines, with their own loaders, show what this package shows: weights, words, and prediction."""
+"""diffusers pipelines with their own loaders agree with this package: weights, words and predictions."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def random_museum(base: Base) -> Museum:
 
 
 def add_words(pipeline: diffusers.DiffusionPipeline, files: list[Path], words: tuple[str, ...]) -> None:
-    """As diffusers' documentation has it: a file as it is for one encoder, and tensor by tensor for SDXL's two."""
+    """As in diffusers' documentation: the whole file for one encoder, tensor by tensor for SDXL's two."""
     for path, word in zip(files, words, strict=True):
         tensors = load_file(path)
         if set(tensors) != {"clip_l", "clip_g"}:
@@ -60,7 +60,7 @@ def add_words(pipeline: diffusers.DiffusionPipeline, files: list[Path], words: t
 
 @torch.no_grad()
 def states_of(pipeline: diffusers.DiffusionPipeline, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the UNet is told of a prompt: states, and SDXL's pooled vectors."""
+    """The UNet's inputs for a prompt: states, and SDXL's pooled vectors."""
     encoded = pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     return encoded[0], encoded[2] if len(encoded) == 4 else None
 

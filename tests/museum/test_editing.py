@@ -1,4 +1,4 @@
-"""What edits do, and above all what they leave as it is: every tensor, bit for bit, also in the file."""
+"""Edits change what they should and nothing else: all tensors stay the same, bit for bit, also in the file."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def through_a_file(whole: Museum, folder) -> Museum:
     return load_museum(folder / "edited.safetensors")
 
 
-def test_a_new_word_stands_in_the_prompt_too_and_nothing_else_moves(tmp_path):
+def test_renaming_changes_the_word_and_the_prompts_only(tmp_path):
     after = through_a_file(renamed(museum(), "<my-cat>", "<tom>"), tmp_path)
     assert after.words == ("<tom>", "<ink>", "<bär>", "lonely")
     assert after.exhibits[0].prompt == "a photo of <tom>"
@@ -49,7 +49,7 @@ def test_only_whole_words_of_a_prompt_are_renamed():
 
 
 def test_a_word_is_renamed_in_the_prompts_of_others_too():
-    """Which later concepts leave alone: a word that nobody knows any more would be protected in vain."""
+    """Later concepts preserve these prompts; a prompt with an unknown word would be useless."""
     beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
     after = renamed(museum().with_exhibits(beside), "<my-cat>", "<tom>")
     assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
@@ -78,7 +78,7 @@ def test_a_word_that_is_taken_or_none_is_refused(new):
 
 
 @pytest.mark.parametrize("word", museum().words)
-def test_without_an_exhibit_all_others_are_what_they_were(word, tmp_path):
+def test_removing_an_exhibit_leaves_the_others_unchanged(word, tmp_path):
     after = through_a_file(without(museum(), word), tmp_path)
     assert_same(after, museum().only([other for other in museum().words if other != word]))
 
@@ -131,13 +131,13 @@ def test_merging_adds_the_others_at_the_end_and_loses_nothing(tmp_path):
     assert_same(both.only(other.words), other)
 
 
-def test_what_two_museums_have_in_common_stands_in_both_once():
+def test_merging_keeps_common_exhibits_once():
     """Two branches that were taught on from the same beginning."""
     branch = museum().with_exhibits(exhibit("<new>", projections("sd15"), seed=9))
     assert merged(museum(), branch).words == merged(branch, museum()).words == branch.words
 
 
-def test_a_word_that_means_two_things_is_said_with_a_way_out():
+def test_a_word_with_two_meanings_is_refused_with_advice():
     other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9), exhibit("<ink-2>", [], seed=1)))
     with pytest.raises(MuseumError, match=r"a different <ink>.*rename <ink> <ink-3>"):
         merged(museum(), other)
@@ -179,12 +179,12 @@ def test_edits_in_words_are_those_of_the_functions():
         ("remove <dog>", "no '<dog>'.*<my-cat>"),
     ],
 )
-def test_what_is_no_edit_gets_a_sentence(line, rule):
+def test_invalid_edits_are_refused_with_a_sentence(line, rule):
     with pytest.raises(MuseumError, match=rule):
         edited(museum(), line)
 
 
-def test_nothing_that_comes_in_is_changed():
+def test_edits_do_not_change_their_input():
     whole = museum()
     before = bits(tensors_of(whole))
     renamed(whole, "<ink>", "<x>")
@@ -221,7 +221,7 @@ def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
     assert_same(load_museum(backup), museum())
 
 
-def test_the_command_writes_elsewhere_and_replaces_nothing_unasked(file, tmp_path, capsys):
+def test_the_command_replaces_nothing_unasked(file, tmp_path, capsys):
     edit = ["edit", str(file), "--remove", "<ink>", "--to", str(tmp_path / "less.safetensors")]
     assert main(edit) == 0
     assert main(edit) == 1

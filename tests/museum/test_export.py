@@ -1,4 +1,4 @@
-"""What other programs read: their own loaders must see what the museum holds."""
+"""Exported files in other programs' own loaders."""
 
 import os
 
@@ -143,7 +143,7 @@ class _Vocabulary:
         return {}
 
 
-def test_sdxl_embedding_files_hold_both_encoders(tmp_path):
+def test_sdxl_embedding_files_have_both_encoders(tmp_path):
     whole = museum("sdxl")
     for path, shown in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
         tensors = load_file(path)
@@ -166,7 +166,7 @@ def test_transformers_learns_the_words_from_sdxl_embedding_files(tmp_path):
             assert torch.equal(rows, shown.token.vectors[name][0])
 
 
-def test_export_writes_what_it_says(tmp_path):
+def test_export_writes_the_reported_files(tmp_path):
     files = export(museum(), tmp_path / "out").files
     assert [str(path.relative_to(tmp_path / "out").as_posix()) for path in files] == [
         "loras/museum.safetensors",
@@ -189,7 +189,7 @@ def test_export_of_single_exhibits_holds_only_their_deltas(tmp_path):
     assert all(tensors[name].shape[1] == 3 for name in factors)
 
 
-def test_export_overwrites_nothing_and_begins_nothing_it_cannot_finish(tmp_path):
+def test_export_overwrites_nothing_and_checks_everything_first(tmp_path):
     (tmp_path / "embeddings").mkdir()
     taken = tmp_path / "embeddings" / "lonely.safetensors"
     taken.write_bytes(b"precious")
@@ -241,7 +241,7 @@ def test_a_lower_rank_loses_the_least_that_it_can_and_says_how_much(rank, tmp_pa
         assert file.metadata()["ss_network_dim"] == str(rank)
 
 
-def test_a_rank_that_suffices_loses_nothing_at_all(tmp_path):
+def test_a_sufficient_rank_loses_nothing(tmp_path):
     export_lora(museum(), tmp_path / "whole.safetensors")
     lost = export_lora(museum(), tmp_path / "same.safetensors", rank=12)
     assert (lost.total, lost.worst) == (0, 0)
@@ -267,7 +267,7 @@ def test_each_lora_says_its_own_loss(tmp_path):
     assert losses["bär"] == export_lora(museum().only(["<bär>"]), tmp_path / "a.safetensors", rank=3).total
 
 
-def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
+def test_exhibits_that_other_programs_cannot_show_are_left_out_and_named(tmp_path):
     layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     exported = export(layered, tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
@@ -280,7 +280,7 @@ def test_what_other_programs_cannot_show_is_left_out_and_said(tmp_path):
         export(layered.only(["<deep>"]), tmp_path / "none")
 
 
-def test_what_acts_at_its_word_only_is_left_out_and_said(tmp_path):
+def test_gated_exhibits_are_left_out_and_named(tmp_path):
     """Other programs would apply it everywhere."""
     shy = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
     exported = export(museum().with_exhibits(shy), tmp_path / "all")
@@ -294,7 +294,7 @@ def test_what_acts_at_its_word_only_is_left_out_and_said(tmp_path):
             export_lora(museum().with_exhibits(shy), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
 
 
-def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsys):
+def test_the_command_reports_the_error_of_a_rank_and_omitted_exhibits(tmp_path, capsys):
     layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     save_museum(layered, tmp_path / "zoo.safetensors")
     command = ["export", str(tmp_path / "zoo.safetensors"), "--to", str(tmp_path / "out"), "--rank", "2"]
@@ -307,7 +307,7 @@ def test_the_command_says_what_a_rank_loses_and_what_is_left_out(tmp_path, capsy
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_export_says_what_it_cannot_do(tmp_path):
+def test_impossible_exports_are_refused(tmp_path):
     layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     for attempt, rule in (
         (lambda: export(layered, tmp_path, words=["<ink>", "<deep>"]), "<deep>.*one per layer"),

@@ -29,7 +29,7 @@ def as_kohya_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, 
 
 
 def as_a_webui_reads(metadata: Mapping[str, str]) -> dict[str, object]:
-    """modules/sd_models.py: what looks like a JSON object is one."""
+    """modules/sd_models.py: values that look like JSON objects are parsed."""
     return {key: json.loads(value) if value.startswith("{") else value for key, value in metadata.items()}
 
 
@@ -64,7 +64,7 @@ def test_the_hash_is_the_one_that_kohya_civitai_and_webuis_compute(architecture,
 
 
 def test_the_hash_is_of_the_tensors_alone(tmp_path):
-    """Also an exported file's; another name or another prompt changes nothing, another number does."""
+    """Also in an exported file: it does not depend on name and prompt, only on the numbers."""
     one, other, told, moved = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "told", "moved"))
     save_museum(museum(), one)
     save_museum(museum(), other)

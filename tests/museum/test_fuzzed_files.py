@@ -1,4 +1,4 @@
-"""Ten thousand broken files: only our own error, soon, in little memory, and nothing else on the disk is touched."""
+"""Ten thousand broken files: only our own errors, fast, with little memory, and without touching other files."""
 
 import gc
 import io
@@ -98,7 +98,7 @@ def changed(source: str, rng: random.Random) -> str:
 
 
 def broken_text(text: str, rng: random.Random) -> str:
-    """Text that is JSON no longer, or JSON that nobody should write."""
+    """Invalid or unusual JSON."""
     for _ in range(rng.randint(1, 4)):
         place = rng.randint(0, len(text))
         text = text[:place] + rng.choice(PIECES) + text[place + rng.randint(0, 3) :]
@@ -181,7 +181,7 @@ class Watch:
 
 
 class Memory:
-    """The most memory of this process since the last `begin`, as Linux counts it; elsewhere nothing."""
+    """The peak memory of this process since the last `begin`; only on Linux."""
 
     def __init__(self) -> None:
         self.known = Path("/proc/self/clear_refs").exists()
@@ -200,7 +200,7 @@ class Memory:
 
 
 def small_museum() -> Museum:
-    """An ordinary exhibit, one at a strength of its own, and one that acts at its word only."""
+    """An ordinary exhibit, one with a strength, and a gated one."""
     on, own = projections("starter", 8)[:4], {"architecture": "starter"}
     cat = exhibit("<my-cat>", on, seed=1, ranks=(1,), facts={"a": [1, {}]}, thumbnail=b"\xff\xd8", **own)
     ink = exhibit("<ink>", on[1:3], seed=2, ranks=(2, 1), words=2, strength=0.5, **own)

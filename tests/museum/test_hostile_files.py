@@ -1,4 +1,4 @@
-"""Files that lie: only our own error, soon, and never half a museum."""
+"""Hostile files: only our own errors, fast, and never half a museum."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ from tests.museums import museum, put_together, taken_apart, unsealed, with_inne
 
 
 def refused(path: Path, match: str | None = None) -> None:
-    """The file gives a MuseumError that names it, however it is read, and soon."""
+    """Every way of reading the file quickly raises a MuseumError that names it."""
     began = time.process_time()
     for read in (load_museum, read_header):
         with pytest.raises(MuseumError, match=match) as caught:
@@ -31,12 +31,12 @@ def refused(path: Path, match: str | None = None) -> None:
     [b"", b"x", b"\0" * 8, b"{}" * 10, struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", HEADER_LIMIT + 1) + b"{}",
      struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 4) + b"null", struct.pack("<Q", 100_000) + b"[" * 100_000],
 )  # fmt: skip
-def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
+def test_other_file_formats_are_refused(content, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
     refused(tmp_path / "a.safetensors")
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_missing_files_and_folders_are_refused(tmp_path):
     refused(tmp_path / "missing.safetensors", "no such file")
     refused(tmp_path, "no such file")
     with pytest.raises(MuseumError):
@@ -116,7 +116,7 @@ INNER = {
 
 
 @pytest.mark.parametrize("name", INNER)
-def test_a_header_that_lies_is_refused(name, tmp_path):
+def test_an_inconsistent_header_is_refused(name, tmp_path):
     change, match = INNER[name]
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
@@ -174,8 +174,8 @@ def test_crowds_are_refused_before_they_are_parsed(inside, tmp_path):
     assert time.process_time() - began < 1
 
 
-def test_a_header_that_speaks_of_millions_of_tensors_is_refused_at_the_first(tmp_path):
-    """A short header can claim an `up` of its own for every one of 4096 exhibits on every one of 1024 projections."""
+def test_a_header_of_millions_of_tensors_is_refused_at_the_first(tmp_path):
+    """A short header can claim an own `up` for each of 4096 exhibits on each of 1024 projections."""
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
 

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings in a museum: what fits, what is refused, and that learning goes on on top of them."""
+"""Importing LoRAs and embeddings: what is supported, what is refused, and learning on top of them."""
 
 import json
 import random
@@ -39,7 +39,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_what_a_museum_has_no_place_for_is_named_and_refused_or_left_out(what, tmp_path):
+def test_unsupported_tensors_are_named_and_refused_or_left_out(what, tmp_path):
     more, named = OTHERS[what]
     plain = {f"{STEM}_attn2_to_{role}": (torch.randn(8, 2), torch.randn(2, 768)) for role in "kv"}
     tensors = {f"{stem}.lora_up.weight": up for stem, (up, _) in plain.items()}
@@ -89,7 +89,7 @@ def test_broken_files_get_one_sentence(tmp_path):
 
 
 def test_files_with_one_thing_wrong_give_museum_errors_only(tmp_path):
-    """A change may happen to be harmless; then what is read are finite numbers."""
+    """A change may be harmless; then the numbers are finite."""
     path, refused = tmp_path / "a.safetensors", 0
     save_file({"<cat>": torch.ones(2, 768)}, path, {"name": "cat"})
     embedding = path.read_bytes()
@@ -185,7 +185,7 @@ def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
         ({}, "no tensors"),
     ],
 )
-def test_what_is_no_embedding_is_refused(tensors, rule, tmp_path):
+def test_files_without_an_embedding_are_refused(tensors, rule, tmp_path):
     save_file(tensors, tmp_path / "cat.safetensors")
     with pytest.raises(MuseumError, match=rule):
         read_embedding(tmp_path / "cat.safetensors")
@@ -242,7 +242,7 @@ def test_embeddings_for_two_encoders_must_have_as_many_words(tmp_path):
         imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
 
 
-def test_what_is_exported_comes_back(tmp_path):
+def test_exports_can_be_imported(tmp_path):
     """Deltas bit for bit and words as they were, from the LoRA's own bundle or from the embedding file."""
     whole = museum()
     files = export(whole, tmp_path, separate=True).files
@@ -273,7 +273,7 @@ def test_a_lora_of_another_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.bfloat16, torch.float64])
 def test_alpha_may_be_a_whole_number(dtype, tmp_path):
-    """As trainers write it that keep what was typed; the factors may not."""
+    """Some trainers write it so; the factors may not be integers."""
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     up, down = torch.ones(320, 2), torch.ones(2, 768)
     tensors = {
@@ -295,7 +295,7 @@ def test_a_template_without_the_word_is_refused():
         imported(museum().base, "<x>", vectors, known=(), template="a photo")
 
 
-def test_learning_goes_on_on_top_of_what_was_imported(base, tmp_path):
+def test_learning_continues_on_top_of_an_import(base, tmp_path):
     """The imported numbers stay bit for bit, and the penalty keeps the new concept off the weights that they move."""
     made = exhibit("<old>", list(base.slots), seed=4, ranks=(3,), architecture="starter")
     export(Museum(base.fingerprint, (made,)), tmp_path)

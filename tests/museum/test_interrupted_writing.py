@@ -34,7 +34,7 @@ OTHER = Museum(
 
 
 def forked(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:
-    """The work in a process of its own, begun."""
+    """Start the work in its own process."""
     process = multiprocessing.get_context("fork").Process(target=_alone, args=(work, *arguments))
     process.start()
     return process
@@ -46,7 +46,7 @@ def _alone(work: Callable[..., object], *arguments: object) -> None:
 
 
 def kept(path: Path) -> Museum:
-    """What the file holds; it must be one of the two museums, whole."""
+    """The content of the file, which must be one of the two complete museums."""
     loaded = load_museum(path)
     assert_same(ONE if loaded.words == ONE.words else OTHER, loaded)
     return loaded
@@ -89,7 +89,7 @@ def test_a_process_killed_at_200_random_moments_leaves_a_whole_file(tmp_path):
 
 
 def killed_at(path: Path, line: int, save: Callable[[Path], object]) -> None:
-    """Save, and be killed when that many lines of what replaces a file have run."""
+    """Save, and be killed after this many lines of `replacing.py`."""
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable | None:
@@ -224,7 +224,7 @@ def test_a_disk_that_is_really_full_leaves_the_old_file_and_no_rubbish(small_dis
 
 @pytest.fixture
 def readable() -> Iterator[Path]:
-    """A folder that everybody may read and only its owner may write to."""
+    """A folder that only its owner may write to."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -247,7 +247,7 @@ def save_without_rights(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="has other rights")
-def test_a_folder_that_may_not_be_written_is_said(readable):
+def test_a_folder_without_permission_is_named(readable):
     path = readable / "a.safetensors"
     save_museum(ONE, path)
     path.chmod(0o644)

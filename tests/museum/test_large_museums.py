@@ -76,7 +76,7 @@ def test_sd15_has_that_many_projections():
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """The least of a few tries, in seconds of this process, so that what else the machine does hardly matters."""
+    """The least processor time of a few tries, so that other load hardly matters."""
     seconds = []
     for _ in range(7):
         began = time.process_time()
@@ -98,7 +98,7 @@ def test_the_header_costs_little_more_than_its_json(path):
 
 
 class Counted:
-    """An open file that counts the bytes of all that is read from it."""
+    """An open file that counts the bytes read from it."""
 
     def __init__(self, file: safe_open) -> None:
         self.file = file
@@ -149,7 +149,7 @@ def test_one_exhibit_is_loaded_by_reading_its_rows_alone(path, factors, monkeypa
     assert [file.read for file in files] == [rows + alphas + vectors]
 
 
-def test_what_is_viewed_is_the_sum_of_what_was_learned(path, factors):
+def test_a_view_is_the_sum_of_all_exhibits(path, factors):
     """Against float64 products of the factors that the exhibits were cut from."""
     view = load_view(path, {f"<word-{number}>": 2.0 for number in range(3, COUNT)})
     assert [token.word for token in view.tokens] == [f"<word-{number}>" for number in range(3, COUNT)]

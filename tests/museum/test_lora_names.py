@@ -1,4 +1,4 @@
-"""LoRAs as other programs write them: what is read moves the weights as their own loaders do."""
+"""LoRAs in other programs' formats change the weights as in their own loaders."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def factors(unet: UNet2DConditionModel, *, seed: int = 0, most: int = 4) -> dict
 
 
 def kohya_name(path: str, family: str) -> str:
-    """As kohya's trainer names a module: of SDXL it trains the original UNet, of all others diffusers' one."""
+    """kohya's name of a module: of the original UNet for SDXL, of diffusers' for others."""
     name = unet_name(f"{path}.weight", 2, set()).removesuffix(".weight") if family == "sdxl" else path
     return "lora_unet_" + name.replace(".", "_")
 
@@ -205,6 +205,6 @@ def test_names_of_comfyui_and_simpletuner(unets, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_read_as_it_is(dtype, unets, tmp_path):
+def test_half_precision_is_read_exactly(dtype, unets, tmp_path):
     expected = kohya_file(unets["sd15"], "sd15", tmp_path / "a.safetensors", dtype)
     assert_moves(read_lora(tmp_path / "a.safetensors"), expected)

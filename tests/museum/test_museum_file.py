@@ -1,4 +1,4 @@
-"""The museum file: what goes in comes out, and it is an ordinary LoRA with its words beside it."""
+"""Museum files survive a round trip, and are ordinary LoRAs with bundled words."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
 
 
 @pytest.mark.parametrize("applied", ["word", "onwards"])
-def test_what_acts_at_its_word_only_stays_out_of_the_sum_and_of_the_bundle(applied, tmp_path):
+def test_gated_exhibits_are_not_in_the_sum_and_the_bundle(applied, tmp_path):
     """Ordinary loaders would show it everywhere; here they see the museum without it, bit for bit."""
     recipe = replace(recipe_named("word-gated", rank=4), applied=applied)
     gated = replace(exhibit("<shy>", projections("sd15"), seed=9, words=2, recipe=recipe), strength=0.5)
@@ -85,7 +85,7 @@ OLD_RECIPES = {  # what files hold that were written before → what it is calle
 
 
 def test_files_in_the_old_words_stay_readable(tmp_path):
-    """One that was put together by hand; what is written of it has the new words."""
+    """A file made by hand; saving it again gives the new names."""
     told, exhibits, data = {"clora.format": "clora-museum", "clora.version": "1"}, [], b""
     tensors: dict[str, dict] = {}
     for number, (applied, over) in enumerate(OLD_RECIPES):
@@ -126,7 +126,7 @@ def test_half_precision_halves_the_file_and_rounds_once(dtype, torch_dtype, tmp_
     assert read_header(tmp_path / "a.safetensors").dtype == dtype
 
 
-def test_what_does_not_fit_half_precision_is_said(tmp_path):
+def test_values_beyond_half_precision_are_refused(tmp_path):
     huge = Museum(museum().base, (exhibit("<huge>", [], seed=1),))
     huge.exhibits[0].token.vectors["clip_l"][0, 0, 0] = 1e6
     with pytest.raises(MuseumError, match=r"<huge>.*not finite"):
@@ -219,7 +219,7 @@ def test_selected_words_are_read_in_the_museums_order(tmp_path):
 
 
 def test_only_the_rows_of_the_selected_words_are_read(tmp_path):
-    """A file whose other exhibits hold NaN: whoever reads more than the good rows must notice."""
+    """The other exhibits have NaN, so reading more rows would fail."""
     path = tmp_path / "a.safetensors"
     before = museum()
     save_museum(before, path)
@@ -305,8 +305,8 @@ ANY_TEXT = st.text(ODD | st.characters(codec=None, categories=None), max_size=12
 # most of these words are refused
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(word=ANY_TEXT, before=ANY_TEXT)
-def test_what_can_be_learned_can_be_kept(tmp_path_factory, word, before):
-    """A file holds every word and prompt of a Concept, and gives them back."""
+def test_every_valid_word_can_be_saved(tmp_path_factory, word, before):
+    """Every valid word and prompt survives a file."""
     try:
         concept = Concept(f"x{word}", torch.zeros(1, 3, 8, 8), template=f"{before} {{word}}")
     except ConceptError:

@@ -100,7 +100,7 @@ def odd_config(rng: random.Random) -> str:
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata, rng: random.Random) -> None:
-    """As no library would write it: one tensor in ten files of another dtype, and whatever the metadata holds."""
+    """An unusual file: in one of ten, a tensor has another dtype; any metadata."""
     entries, data = {"__metadata__": metadata}, b""
     retyped = rng.choice(sorted(tensors)) if tensors and rng.random() < 0.3 else None
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Old words beside a new concept: in their own prompts, and in what is said of the new pictures."""
+"""Earlier words while a new concept is learned: in their own prompts, and in the new captions."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -27,7 +27,7 @@ def style(*captions: str) -> Concept:
     return Concept("<new>", torch.zeros(len(captions), 3, 32, 32), "style", captions=captions)
 
 
-def test_a_style_keeps_earlier_styles_for_what_is_on_its_own_pictures(base: Base):
+def test_earlier_styles_are_preserved_with_the_new_captions(base: Base):
     held = museum(base, ("<old>", "style", "a <old> style picture"), ("<cat>", "object", "a photo of <cat>"))
     assert held.prompts_beside(style(*CAPTIONS)) == (
         "a <old> style picture",
@@ -42,7 +42,7 @@ def test_without_captions_old_prompts_are_all(base: Base):
     assert held.prompts_beside(small_concept("<c>", seed=0)) == held.prompts
 
 
-def test_the_new_word_is_replaced_where_it_stands_by_itself(base: Base):
+def test_the_new_word_is_replaced_only_as_a_whole_word(base: Base):
     concept = Concept("sks", torch.zeros(1, 3, 32, 32), captions=("sks, with masks, not {word}",))
     assert museum(base, ("<o>", "object", "")).prompts_beside(concept)[1] == "<o>, with masks, not <o>"
 
@@ -58,7 +58,7 @@ def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: in
 
 @dataclass(frozen=True)
 class Listening(Regularizer):
-    """A term without weight that keeps what it was shown."""
+    """A term of zero that records its setting."""
 
     heard: list[Setting] = field(default_factory=list)
     name: ClassVar[str] = "listening"

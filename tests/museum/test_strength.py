@@ -1,4 +1,4 @@
-"""An exhibit's own strength: every reading shows it alike, and what was learned is never rounded away."""
+"""The strength of an exhibit: the same however it is read, and without rounding the learned deltas."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def summed(whole: Museum, strengths: dict[str, float]) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("architecture", ["starter", "sd15", "sd2", "sdxl"])
-def test_it_comes_back_from_a_file_with_nothing_rounded(architecture, tmp_path):
+def test_strength_survives_a_file_without_rounding(architecture, tmp_path):
     before = strong(architecture)
     save_museum(before, tmp_path / "a.safetensors")
     after = load_museum(tmp_path / "a.safetensors")
@@ -58,7 +58,7 @@ def test_ordinary_loaders_show_every_exhibit_at_its_strength(tmp_path):
         torch.testing.assert_close(tensors[f"{stem}.alpha"] / len(down) * (up @ down), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_given_strength_multiplies_its_own():
+def test_strengths_multiply():
     twice = summed(museum(), {"<my-cat>": 0.6, "<ink>": -1.7, "<bär>": 0.0})
     for projection, matrix in strong().dense({"<my-cat>": 2.0}).items():
         torch.testing.assert_close(matrix.double(), twice[projection.path], rtol=1e-5, atol=1e-4)
@@ -110,7 +110,7 @@ def test_no_strength_at_all_is_refused(strength, tmp_path):
 
 
 @pytest.mark.parametrize("strength", ["much", None, True, 1e30, [], 0.5])
-def test_a_header_that_lies_about_it_is_refused(strength, tmp_path):
+def test_a_header_with_another_strength_is_refused(strength, tmp_path):
     """0.5 would be a strength, but the file has no factors of that exhibit's own."""
     save_museum(museum(), tmp_path / "a.safetensors")
     with_inner(tmp_path / "a.safetensors", lambda inner: inner["exhibits"][0].update(strength=strength))
@@ -121,7 +121,7 @@ def test_a_header_that_lies_about_it_is_refused(strength, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("changed", ["clora.up.<ink>.", "lora_up.weight"])
-def test_a_file_that_shows_something_else_than_what_was_learned_is_refused(changed, dtype, tmp_path):
+def test_a_file_whose_sum_differs_from_the_learned_deltas_is_refused(changed, dtype, tmp_path):
     """A tenth more of some numbers, of the exhibit's own or of its column in the sum."""
     path = tmp_path / "a.safetensors"
     save_museum(strong(), path, dtype=dtype)
@@ -166,7 +166,7 @@ def test_roundings_are_no_reason_to_refuse_a_file(size, dtype, tmp_path):
         assert load_museum(path).words == tuple(token.word for token in load_view(path).tokens)
 
 
-def test_what_is_learned_next_stands_on_what_is_shown(base):
+def test_learning_builds_on_the_exhibits_at_their_strength(base):
     """The same as after an exhibit whose factors were multiplied by hand, and not the same as at strength 1."""
     whole = museum_of(base, "<one>", "<two>", recipe=short(steps=1))
     weaker = with_strength(whole, "<one>", 0.25)

@@ -1,4 +1,4 @@
-"""Writing a museum: whole or not at all, and nothing that was there is lost."""
+"""Museums are written atomically, and existing files are not lost."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A base over diffusers sees, predicts and learns as its parts do, and stays as it was."""
+"""A base over diffusers encodes, predicts and learns like its parts, and does not change."""
 
 import pytest
 import torch

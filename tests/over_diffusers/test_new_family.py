@@ -1,4 +1,4 @@
-"""A family that is added to the catalogue, and nowhere else, can do whatever the others can."""
+"""A family that is only added to the catalogue supports everything that the others support."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_the_commands_know_it(folder, tmp_path, monkeypatch, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["base"]["architecture"] == "trial"
 
 
-def test_without_it_the_refusal_says_what_is_known(folder, tmp_path, monkeypatch) -> None:
+def test_without_it_the_error_names_the_known_families(folder, tmp_path, monkeypatch) -> None:
     with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         open_base(folder)
     with pytest.raises(BaseModelError, match=r"width 96 and is no model of SD1\.5, SD2 or SDXL"):

@@ -109,7 +109,7 @@ FOLDERS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_whose_configuration_lies_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_a_wrong_configuration_is_refused(name: str, tmp_path: Path) -> None:
     file, change = FOLDERS[name]
     path = copied("sd15", tmp_path, file)
     config = json.loads(path.read_text())
@@ -177,7 +177,7 @@ def spoiled_config(path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_whatever_is_spoiled_it_works_or_is_refused(seed: int, tmp_path: Path) -> None:
+def test_a_damaged_folder_works_or_is_refused(seed: int, tmp_path: Path) -> None:
     rng, saved = random.Random(seed), saved_model("sd15")
     if seed % 3:
         path = copied("sd15", tmp_path, rng.choice(CONFIGS))

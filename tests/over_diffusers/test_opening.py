@@ -1,4 +1,4 @@
-"""Models of every family open from a folder and from a single file, alike; what cannot be opened is explained."""
+"""Models of all families open from a folder and from a single file, with equal results; errors explain the rest."""
 
 import json
 import shutil
@@ -138,7 +138,7 @@ def test_sd2_is_read_without_its_last_text_layer() -> None:
     ],
     ids=["nothing", "tensor", "metadata", "metadata before tensor"],
 )
-def test_what_a_file_predicts_is_what_it_says(
+def test_the_prediction_of_a_file_follows_the_rule(
     tmp_path: Path, extra: dict[str, Tensor], metadata: dict[str, str], expected: Prediction
 ) -> None:
     saved, path = saved_model("sd15"), tmp_path / "model.safetensors"
@@ -155,11 +155,11 @@ def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tu
     assert schedule.prediction == ("v_prediction" if "v_pred" in extra else "epsilon")
 
 
-def test_the_caller_knows_best_what_a_file_predicts() -> None:
+def test_the_callers_prediction_wins() -> None:
     assert saved_model("sd15").open_file(prediction="v_prediction").schedule.prediction == "v_prediction"
 
 
-def test_sd2_is_taken_for_v_prediction_where_comfyui_takes_it_so(tmp_path: Path) -> None:
+def test_sd2_is_recognised_as_v_prediction_as_in_comfyui(tmp_path: Path) -> None:
     saved = saved_model("sd2")
     tensors = saved.tensors()
     bias = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -169,7 +169,7 @@ def test_sd2_is_taken_for_v_prediction_where_comfyui_takes_it_so(tmp_path: Path)
     assert (base.schedule.prediction, base.resolution_px) == ("v_prediction", 768)
 
 
-def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path) -> None:
+def test_a_folders_prediction_is_in_its_scheduler(tmp_path: Path) -> None:
     folder = copied(saved_model("sd15"), tmp_path)
     config = folder / "scheduler" / "scheduler_config.json"
     facts = json.loads(config.read_text())
@@ -213,7 +213,7 @@ def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
     refused(folder, "cannot be opened as a model")
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_parts_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "missing", r"does not exist\. Give 'starter'.*Nothing is downloaded")
     refused(tmp_path, r"no 'unet/config\.json'")
     (tmp_path / "notes.txt").write_text("hello")

@@ -1,4 +1,4 @@
-"""Prompts are encoded as diffusers' own pipelines encode them, and words in them stand for their vectors."""
+"""Prompts are encoded as in diffusers' own pipelines, with learned words replaced by their vectors."""
 
 from dataclasses import replace
 

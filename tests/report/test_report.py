@@ -1,4 +1,4 @@
-"""A report: what it measures, and that its page is one file that can be opened without harm."""
+"""Reports: the measurements, and that the page is a single harmless file."""
 
 import base64
 import dataclasses
@@ -58,8 +58,8 @@ def report(base: Base) -> Report:
     )
 
 
-def test_what_was_learned_together_has_not_moved_since(base: Base):
-    """The deltas of concepts that were learned at once stand in the last of them; a word alone has none to wait for."""
+def test_joint_concepts_have_not_moved_since(base: Base):
+    """The last of several joint concepts has their deltas; a word alone has none."""
     together = recipe_named("c-lora", rank=8)
     alone = dataclasses.replace(exhibit(base, "<alone>"), deltas={}, recipe=recipe_named("textual-inversion"))
     one = dataclasses.replace(exhibit(base, "<one>", seed=1), deltas={}, recipe=together)
@@ -98,7 +98,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
 
 
 def test_leaving_the_prompt_away_is_a_move_of_one(base: Base):
-    """A word without any effect leaves what the empty prompt gives, so it has moved by as much as it had done."""
+    """Without its word's effect, the prediction is that of the empty prompt: a displacement of 1."""
 
     class Deaf:
         def __getattr__(self, name):
@@ -117,7 +117,7 @@ def test_levels_lie_in_the_middles_of_equal_parts():
     assert levels(1000) == [125, 375, 625, 875] and levels(LEVELS) == [0, 1, 2, 3]
 
 
-def test_every_exhibit_is_seen_as_it_was_and_as_it_is(base: Base):
+def test_every_exhibit_is_sampled_then_and_now(base: Base):
     first, second = exhibit(base, "<a>"), exhibit(base, "<b>", seed=1)
     report = look(base, museum(base, first, second))
     for state, pictures in ((museum(base, first), "then"), (museum(base, first, second), "now")):
@@ -129,7 +129,7 @@ def test_every_exhibit_is_seen_as_it_was_and_as_it_is(base: Base):
     assert torch.equal(report.exhibits[1].then, report.exhibits[1].now)
 
 
-def test_what_changes_nothing_has_moved_nothing(base: Base):
+def test_without_a_change_nothing_moved(base: Base):
     still = exhibit(base, "<b>", seed=1)
     still = dataclasses.replace(
         still, deltas={p: LowRank(torch.zeros_like(d.up), d.down) for p, d in still.deltas.items()}
@@ -217,7 +217,7 @@ def test_figures_have_a_line_for_everything(report: Report):
         assert figure(report).height > figure(alone).height
 
 
-def test_too_many_exhibits_are_not_compared_in_pairs_and_that_is_said(report: Report):
+def test_the_report_says_if_there_are_too_many_exhibits_for_pairs(report: Report):
     many = dataclasses.replace(report, overlap=None)
     assert many.numbers()["overlap"] is None
     assert "too many" in as_page(many) and overlap_figure(many) != overlap_figure(report)
@@ -233,7 +233,7 @@ def test_everyday_prompts_are_spread_over_the_captions():
     assert everyday_prompts(["", "a"], 9) == ["a"]
 
 
-def test_what_cannot_be_reported_is_said(base: Base):
+def test_impossible_reports_are_refused(base: Base):
     with pytest.raises(MuseumError, match="empty"):
         look(base, museum(base))
     other = Museum(dataclasses.replace(base.fingerprint, digest="0"), (exhibit(base, "<a>"),))
@@ -243,7 +243,7 @@ def test_what_cannot_be_reported_is_said(base: Base):
         ReportSettings(pictures=0)
 
 
-def test_a_broken_thumbnail_is_said_before_anything_is_looked_at(base: Base):
+def test_a_broken_thumbnail_is_refused_before_sampling(base: Base):
     """It begins like a JPEG, which is all that reading a museum asks for."""
     seen, heard = museum(base, exhibit(base, "<a>", thumbnail=b"\xff\xd8\xff\xe0 and no more")), []
     with pytest.raises(MuseumError, match="cannot be read as a JPEG"):

@@ -1,4 +1,4 @@
-"""Courses over identities and styles on the real starter model, and what is measured of them."""
+"""Courses over identities and styles on the real starter model, and their metrics."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_the_style_judge_is_the_discriminant_of_the_textbook():
     assert ours.styles_of(pictures) == [NAMES[place] for place in distances.argmin(1).tolist()]
 
 
-def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
+def test_a_styles_captions_describe_the_content_and_name_the_word():
     concept = concept_of("neon", 6, seed=0)
     assert concept.kind == "style" and len(set(concept.captions)) == 6
     assert all(caption.endswith(" in {word} style") for caption in concept.captions)
@@ -78,7 +78,7 @@ def test_a_styles_captions_say_what_is_on_its_pictures_and_name_the_word():
     assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
 
 
-def test_a_styles_word_may_stand_before_what_is_on_the_pictures():
+def test_a_styles_word_may_come_before_the_content():
     usual, first = concept_of("neon", 6, seed=0), concept_of("neon", 6, seed=0, wording="first")
     end = " in {word} style"
     assert first.captions == tuple(f"{end.strip()} {caption.removesuffix(end)}" for caption in usual.captions)
@@ -187,7 +187,7 @@ def test_intervals_are_students():
     assert "2 ± 2.5 " in table_of(runs)
 
 
-def test_distances_between_sets_see_what_the_eye_sees(examiner: Examiner):
+def test_distances_between_sets_agree_with_the_eye(examiner: Examiner):
     same = [drawn("ada", 64, seed=seed) for seed in (1, 2)]
     other = drawn("gus", 64, seed=1)
     near, far = (

@@ -53,7 +53,7 @@ def test_every_value_of_every_attribute_can_be_seen():
         assert len(set(drawn)) == len(values), name
 
 
-def test_no_caption_tells_what_cannot_be_said():
+def test_no_caption_has_an_unsayable_attribute():
     rng = random.Random(1)
     for number in range(200):
         portrait = imagine_portrait(rng)
@@ -63,14 +63,14 @@ def test_no_caption_tells_what_cannot_be_said():
 
 
 @pytest.mark.parametrize("group", [IDENTITIES, CROWD])
-def test_each_identity_is_easily_taken_for_others(group):
+def test_every_identity_is_easily_confused_with_others(group):
     for name, traits in group.items():
         others = [other for key, other in group.items() if key != name]
         shared = [sum(traits[trait] == other[trait] for trait in IDENTITY) for other in others]
         assert sum(count >= 4 for count in shared) >= 2 and max(shared) <= 5, name
 
 
-def test_the_groups_share_nobody_and_everybody_has_one_to_be_told_from():
+def test_the_groups_are_disjoint_and_every_identity_has_candidates():
     groups = (IDENTITIES, SPARE_IDENTITIES, CROWD)
     assert len(ALL_IDENTITIES) == sum(map(len, groups)) == 33
     assert len({tuple(traits.values()) for traits in ALL_IDENTITIES.values()}) == 33
@@ -78,7 +78,7 @@ def test_the_groups_share_nobody_and_everybody_has_one_to_be_told_from():
 
 
 def test_words_never_describe_an_identity_in_full():
-    """The longest caption fits others too: those who differ in what cannot be said."""
+    """The longest caption also fits identities that differ in unsayable attributes."""
     for traits in ALL_IDENTITIES.values():
         others = [traits | {name: value} for name in UNSAYABLE for value in PORTRAIT[name] if value != traits[name]]
         clothes = imagine_portrait(random.Random(0))
@@ -123,7 +123,7 @@ def test_styles_to_learn_are_not_in_the_base():
     )
 
 
-def test_captions_say_what_is_on_the_pictures_of_a_style():
+def test_captions_describe_the_content_of_a_styles_pictures():
     told, drawn = captions("neon", 40, seed=3), imagine_subject("neon", 40, random.Random("neon 3"))
     for line, picture in zip(told, drawn, strict=True):
         kind = picture.attributes.get("kind") or picture.attributes["thing"]
@@ -144,7 +144,7 @@ def test_the_weights_are_small_and_load():
     assert not any(parameter.requires_grad for parameter in starter.unet.parameters())
 
 
-def test_the_vae_keeps_what_the_judge_reads():
+def test_the_vae_keeps_the_attributes_that_the_judge_reads():
     """Through the latents and back, the judge still finds nearly all that it finds on the drawings themselves."""
     rng, judge, vae = random.Random(9), load_judge(), load_starter_parts().vae
     portraits = [imagine_portrait(rng) for _ in range(128)]
