@@ -21,7 +21,7 @@ from clora_core.model.low_rank import LowRank
 from clora_core.model.moments import preserved_moments
 from clora_core.model.projections import Projection
 from clora_core.museum.museum import Museum
-from clora_core.over_diffusers.base import DiffusersBase
+from clora_core.over_diffusers.base import DiffusersBase, starter_parts
 from clora_core.starter.layout import LATENT_CHANNELS
 from clora_core.starter.model import Starter, build_scheduler, build_text_encoder, build_tokenizer, build_vae
 
@@ -34,7 +34,7 @@ def small_base(prediction: Prediction = "v_prediction", *, seed: int = 0) -> Dif
 
 
 def base_of(starter: Starter) -> DiffusersBase:
-    return DiffusersBase.from_starter(starter)
+    return DiffusersBase(starter_parts(starter))
 
 
 def small_starter(prediction: Prediction = "v_prediction", *, seed: int = 0) -> Starter:

@@ -104,13 +104,8 @@ def costs_of(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]
     for name, (ours, naive) in pairs.items():
         before = restore if name == "append" else None
         cost, other = cost_of(ours, rounds, before), cost_of(naive, rounds)
-        costs[name] = {
-            "seconds": cost.seconds,
-            "naive_seconds": other.seconds,
-            "ratio": cost.seconds / other.seconds,
-            "peak_bytes": cost.peak_bytes,
-            "naive_peak_bytes": other.peak_bytes,
-        }
+        naive_cost = {f"naive_{key}": value for key, value in vars(other).items()}
+        costs[name] = {**vars(cost), **naive_cost, "ratio": cost.seconds / other.seconds}
     return costs
 
 

@@ -11,7 +11,6 @@ from ..errors import MuseumError
 from ..model.attach import attached
 from .heads import head_rows, logits
 from .museum import TaskMuseum
-from .recipe import Head
 from .vision import Vision
 
 
@@ -46,12 +45,12 @@ def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int 
     ]
 
 
-def class_logits(base: Vision, museum: TaskMuseum, pictures: Tensor, head: Head | None = None) -> Tensor:
-    """The logits of all classes, (n, classes), inside `reading`. head: None for that of the museum's last task."""
+def class_logits(base: Vision, museum: TaskMuseum, pictures: Tensor) -> Tensor:
+    """The logits of all classes by the head of the museum's last task, (n, classes), inside `reading`."""
     if not museum.classes:
         raise MuseumError("This museum has no classes.")
     recipe = museum.tasks[-1].recipe
-    values = logits(base.all_features(pictures), head_rows(museum, head or recipe.head, corrected=recipe.corrected))
+    values = logits(base.all_features(pictures), head_rows(museum, recipe.head, corrected=recipe.corrected))
     if not values.isfinite().all():
         raise MuseumError("The logits are not finite: the statistics of this museum are broken.")
     return values

@@ -14,7 +14,7 @@ from ..model.text_states import preserved_states, second_moment
 from ..museum.museum import Museum
 from ..seeds import seeded
 
-QUIET_SHARE = 0.5
+QUIET_SHARE = 0.5  # of the width
 
 
 def free_directions(taken: Sequence[Tensor], rank: int, width: int) -> Tensor:
@@ -36,11 +36,11 @@ def free_directions(taken: Sequence[Tensor], rank: int, width: int) -> Tensor:
     return directions[torch.argsort(used, stable=True)[:rank].sort().values]
 
 
-def quiet_directions(base: Base, museum: Museum, *, share: float = QUIET_SHARE) -> Tensor:
+def quiet_directions(base: Base, museum: Museum) -> Tensor:
     """The projector (width, width) onto the directions that everyday and earlier prompts use the least.
 
-    They are the eigenvectors of the smallest eigenvalues of the states' second moment C; `share` is their share of the
-    width. For P that projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
+    They are the eigenvectors of the smallest eigenvalues of the states' second moment C, half of the width. For P that
+    projector, E‖Δ P s‖² ≤ ‖Δ‖²₂ · the sum of these eigenvalues. Relatives: gradient projection memory
     (arXiv:2103.09762), AlphaEdit (arXiv:2410.02355).
     """
     if base.family.reads != "states":
@@ -50,5 +50,5 @@ def quiet_directions(base: Base, museum: Museum, *, share: float = QUIET_SHARE) 
         )
     moment = second_moment(preserved_states(base, museum.prompts, museum.tokens)).cpu()
     values, vectors = torch.linalg.eigh(moment.double())
-    quiet = vectors[:, : round(len(values) * share)]
+    quiet = vectors[:, : round(len(values) * QUIET_SHARE)]
     return (quiet @ quiet.T).float()

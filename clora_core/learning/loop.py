@@ -131,7 +131,7 @@ class _Training:
             raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
         for name, value in state.tensors.items():
             if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
-                raise StateError(f"This saved state is damaged: '{name:.100}' does not fit this learning.")
+                raise StateError(f"This saved state is damaged: '{name:.100}' is not a tensor of this learning.")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def open_base(
     """
     if str(path_or_name) == NAME:
         try:
-            return DiffusersBase.from_starter(load_starter_parts(), dtype=dtype, device=device, clip_skip=clip_skip)
+            return DiffusersBase(starter_parts(load_starter_parts()), dtype=dtype, device=device, clip_skip=clip_skip)
         except (OSError, RuntimeError) as error:
             raise BaseModelError(f"The starter model cannot be loaded: {error}. Install this package again.") from error
     exact = torch.float16 if dtype == torch.float16 else torch.float32  # bfloat16 would change the fingerprint
@@ -65,6 +65,14 @@ def open_base(
         base = DiffusersBase(parts, dtype=dtype, device=device, clip_skip=clip_skip)
         base.try_out()
     return base
+
+
+def starter_parts(starter: Starter) -> Parts:
+    """The parts of a starter model, trained or not."""
+    padding = starter.tokenizer.pad_token_id
+    encoder = TextEncoder("clip_l", starter.text_encoder, starter.tokenizer, padding)  # type: ignore[arg-type]
+    schedule = Schedule(starter.scheduler.alphas_cumprod.float(), starter.scheduler.config["prediction_type"])
+    return Parts(starter.unet, starter.vae, (encoder,), schedule)
 
 
 class DiffusersBase:
@@ -95,22 +103,6 @@ class DiffusersBase:
         self._compute: torch.dtype | None = None
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # of the current call of `predict`
-
-    @classmethod
-    def from_starter(
-        cls,
-        starter: Starter,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        clip_skip: int | None = None,
-    ) -> "DiffusersBase":
-        """The base over a starter model, trained or not."""
-        padding = starter.tokenizer.pad_token_id
-        encoder = TextEncoder("clip_l", starter.text_encoder, starter.tokenizer, padding)  # type: ignore[arg-type]
-        schedule = Schedule(starter.scheduler.alphas_cumprod.float(), starter.scheduler.config["prediction_type"])
-        parts = Parts(starter.unet, starter.vae, (encoder,), schedule)
-        return cls(parts, dtype=dtype, device=device, clip_skip=clip_skip)
 
     @torch.no_grad()
     def try_out(self) -> None:

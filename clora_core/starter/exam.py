@@ -90,19 +90,19 @@ class Examiner:
     def spare_style_judge(self) -> StyleJudge:
         return StyleJudge.fitted(self.judge, (*NAMES, *SPARE_STYLES))
 
-    def evaluate(self, museum: Museum, subject: str, *, count: int, seed: int = 0) -> Evaluation:
+    def evaluate(self, museum: Museum, subject: str, *, count: int) -> Evaluation:
         """Sample the subject's word with the whole museum: in its own prompt, for a style with various contents."""
         if subject in ALL_IDENTITIES:
-            return self._identity(museum, subject, count, seed)
-        return self._style(museum, subject, count, seed)
+            return self._identity(museum, subject, count)
+        return self._style(museum, subject, count)
 
-    def edits(self, museum: Museum, identity: str, *, count: int, seed: int = 0) -> tuple[float, float]:
+    def edits(self, museum: Museum, identity: str, *, count: int) -> tuple[float, float]:
         """Sample an identity with a hat at some place. Returns how often both are visible, relative to real pictures,
         and how often the identity is still recognised."""
-        rng = random.Random(f"dressed {seed}")
+        rng = random.Random("dressed 0")
         edits = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in edits]
-        verdict = read(self.judge, self._sampled(museum, prompts, Sampling(seed=seed)))
+        verdict = read(self.judge, self._sampled(museum, prompts, Sampling()))
         real = drawings(
             Scene(imagine_portrait(rng, ALL_IDENTITIES[identity] | edit), seed=number)
             for number, edit in enumerate(edits)
@@ -117,8 +117,8 @@ class Examiner:
         with torch.no_grad():
             return self.judge.trunk(pictures)
 
-    def _identity(self, museum: Museum, subject: str, count: int, seed: int) -> Evaluation:
-        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, Sampling(seed=seed))
+    def _identity(self, museum: Museum, subject: str, count: int) -> Evaluation:
+        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, Sampling())
         verdict = read(self.judge, sampled)
         traits = {name: ALL_IDENTITIES[subject][name] for name in IDENTITY}
         if subject not in self.ceilings:
@@ -128,10 +128,10 @@ class Examiner:
         taken_for = recognised(verdict, candidates(subject))
         return Evaluation(taken_for.count(subject) / count, share, taken_for, sampled)
 
-    def _style(self, museum: Museum, subject: str, count: int, seed: int) -> Evaluation:
-        requests = plain_requests(count, seed=seed + 1)
+    def _style(self, museum: Museum, subject: str, count: int) -> Evaluation:
+        requests = plain_requests(count, seed=1)
         prompts = [styled_prompt(museum.exhibit(f"<{subject}>").prompt, prompt) for prompt, _ in requests]
-        sampled = self._sampled(museum, prompts, Sampling(seed=seed, guidance=STYLE_GUIDANCE))
+        sampled = self._sampled(museum, prompts, Sampling(guidance=STYLE_GUIDANCE))
         share = _relative_agreement(self.judge, sampled, requests, subject)
         judge = self.spare_style_judge if subject in SPARE_STYLES else self.style_judge
         taken_for = judge.styles_of(sampled)

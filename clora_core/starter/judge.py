@@ -5,7 +5,6 @@ mention, so it can tell the ten built-in identities apart.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +51,10 @@ class Judge(nn.Module):
         return {name: F.log_softmax(head(features), dim=1) for name, head in self.heads.items()}
 
 
-def load_judge(*, weights: Path = WEIGHTS) -> Judge:
+def load_judge() -> Judge:
     """The shipped judge, frozen."""
     judge = Judge()
-    judge.load_state_dict({key: value.float() for key, value in load_file(weights / "judge.safetensors").items()})
+    judge.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS / "judge.safetensors").items()})
     return judge.eval().requires_grad_(False)
 
 

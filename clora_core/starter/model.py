@@ -6,9 +6,7 @@ Group norms have 32 groups, so the same tensors fit ComfyUI's own UNet, CLIP and
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -29,15 +27,14 @@ class Starter:
     scheduler: DDIMScheduler
 
 
-def load_starter_parts(*, dtype: torch.dtype = torch.float32, weights: Path = WEIGHTS) -> Starter:
+def load_starter_parts() -> Starter:
     """The starter model with its shipped weights, frozen, in evaluation mode."""
     starter = build_starter()
     for name in ("unet", "vae", "text_encoder"):
         module: nn.Module = getattr(starter, name)
-        module.load_state_dict(
-            {key: value.float() for key, value in load_file(weights / f"{name}.safetensors").items()}
-        )
-        nn.Module.to(module.eval().requires_grad_(False), dtype)  # diffusers' own method warns without need
+        tensors = load_file(WEIGHTS / f"{name}.safetensors")
+        module.load_state_dict({key: value.float() for key, value in tensors.items()})
+        module.eval().requires_grad_(False)
     return starter
 
 

@@ -43,9 +43,9 @@ class StyleJudge:
     offset: Tensor
 
     @classmethod
-    def fitted(cls, judge: Judge, names: tuple[str, ...] = NAMES, *, seed: int = 0) -> "StyleJudge":
+    def fitted(cls, judge: Judge, names: tuple[str, ...] = NAMES) -> "StyleJudge":
         """Fit drawn pictures of all styles: by default "plain", the base's styles and those to learn. Deterministic."""
-        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=seed)).double() for style in names]
+        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=0)).double() for style in names]
         means = torch.stack([part.mean(0) for part in features])
         within = torch.cat([part - mean for part, mean in zip(features, means, strict=True)])
         scale = within.std(0).clamp_min(1e-6)

@@ -47,7 +47,7 @@ def test_without_a_weight_the_learning_rate_is_tried_in_every_wording(tmp_path, 
 def test_a_wording_that_the_subjects_do_not_have_is_refused_before_anything_runs(tmp_path, capsys):
     command = ["bench", "search", "--methods", "c-lora", "--wording", "first", *SHORT, "--out", str(tmp_path)]
     assert main(command) != 0
-    assert "+first is a wording of styles" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    assert "+first is for styles" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("track", TRACKS)

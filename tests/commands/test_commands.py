@@ -141,7 +141,7 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
         assert teach(museum, images, word, "--also", also, folder) == 1
         assert said in capsys.readouterr().err
     assert teach(museum, images, "<six>", "--also", "<seven>", folder, "--recipe", "museum-maker") == 1
-    assert "style_distillation knows one concept" in capsys.readouterr().err
+    assert "style_distillation supports one concept" in capsys.readouterr().err
     assert museum.read_bytes() == before
 
 

@@ -10,7 +10,7 @@ from clora_core.learning.learn import Progress
 from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
-from clora_core.over_diffusers.base import DiffusersBase
+from clora_core.over_diffusers.base import DiffusersBase, starter_parts
 from tests.small import same_bits, short, small_base, small_concept, small_starter, taught
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -18,7 +18,7 @@ HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @pytest.fixture(scope="module", params=HALVES)
 def held(request: pytest.FixtureRequest) -> DiffusersBase:
-    return DiffusersBase.from_starter(small_starter(), dtype=HALVES[request.param])
+    return DiffusersBase(starter_parts(small_starter()), dtype=HALVES[request.param])
 
 
 def quick(method: str, **numbers: object) -> Recipe:
@@ -53,7 +53,7 @@ def test_a_recipe_learns_over_a_museum_loaded_in_inference_mode(method: str, tmp
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_that_come_through_float16_are_scaled(precision: str):
     """With precision fp32 too, which means the dtype of the weights."""
-    held, scales = DiffusersBase.from_starter(small_starter(), dtype=torch.float16), []
+    held, scales = DiffusersBase(starter_parts(small_starter()), dtype=torch.float16), []
 
     def report(progress: Progress) -> None:
         scales.append(progress.snapshot().tensors["optimizer.scale"][0].item())

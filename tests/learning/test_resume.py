@@ -204,7 +204,7 @@ class RootOfSquares(Regularizer):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base, precision: str):
     recipe = short(RootOfSquares(), precision=precision)
-    with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is no finite number") as stop:
+    with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is not finite") as stop:
         taught(base, Museum(base.fingerprint), small_concept(), recipe)
     assert "so the model itself gives such numbers" in str(stop.value) and "learning rate" not in str(stop.value)
     assert ("precision fp32" in str(stop.value)) == (precision == "bf16")
@@ -214,7 +214,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base
 
 def test_a_vae_with_latents_that_are_not_finite_is_refused(base: Base, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base, "encode_pictures", lambda pictures: torch.full((len(pictures), 4, 8, 8), torch.nan))
-    with pytest.raises(BaseModelError, match=r"The VAE makes latents that are no finite numbers\. Use another VAE"):
+    with pytest.raises(BaseModelError, match=r"The VAE produces latents that are not finite\. Use another VAE"):
         taught(base, Museum(base.fingerprint), small_concept(), short())
 
 
@@ -227,7 +227,7 @@ def test_more_steps_go_on_from_where_fewer_ended(base: Base, first: Museum):
     whole = taught(base, first, concept, PLAIN)
     assert heard == [3, 4] and same_bits(longer, whole)
     assert longer.exhibits[-1].facts == whole.exhibits[-1].facts and longer.exhibits[-1].recipe == PLAIN
-    with pytest.raises(StateError, match="is of step 2, and only 1 steps"):
+    with pytest.raises(StateError, match="is of step 2, but the recipe has only 1 steps"):
         taught(base, first, concept, replace(PLAIN, steps=1), resume=states[-1])
 
 

@@ -13,7 +13,7 @@ from clora_core.learning.state import LearningState
 from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum, viewing
-from clora_core.over_diffusers.base import DiffusersBase, open_base
+from clora_core.over_diffusers.base import DiffusersBase, open_base, starter_parts
 from clora_core.report.review import ReportSettings, make_report
 from tests.families import FAMILIES
 from tests.saved_models import saved_model
@@ -57,7 +57,7 @@ def test_the_device_mixes_with_no_other(elsewhere: Elsewhere):
 
 
 def starter(device: Device) -> DiffusersBase:
-    return DiffusersBase.from_starter(small_starter(), device=device)
+    return DiffusersBase(starter_parts(small_starter()), device=device)
 
 
 def of_family(family: str, device: Device) -> DiffusersBase:

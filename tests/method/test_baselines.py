@@ -57,7 +57,7 @@ def test_training_on_sees_the_model_as_the_museum_shows_it(base: Base):
 
 def test_a_shared_delta_keeps_its_rank(base: Base):
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", short(**SHARED))
-    with pytest.raises(RecipeError, match="has rank 2; it cannot go on with rank 3"):
+    with pytest.raises(RecipeError, match="has rank 2; it cannot continue with rank 3"):
         taught(base, museum, small_concept("<two>"), short(**SHARED, rank=3))
 
 

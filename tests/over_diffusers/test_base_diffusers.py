@@ -8,7 +8,7 @@ from clora_core.errors import BaseModelError, ConceptError
 from clora_core.model.attach import attached
 from clora_core.model.base import Conditioning
 from clora_core.model.low_rank import LowRank
-from clora_core.over_diffusers.base import DiffusersBase
+from clora_core.over_diffusers.base import DiffusersBase, starter_parts
 from clora_core.starter.layout import TOKENS
 from clora_core.starter.model import build_starter
 from tests.families import FAMILIES, LENGTH
@@ -29,7 +29,7 @@ def base(saved: Saved) -> DiffusersBase:
 def starter() -> DiffusersBase:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DiffusersBase.from_starter(build_starter())
+        return DiffusersBase(starter_parts(build_starter()))
 
 
 @torch.no_grad()

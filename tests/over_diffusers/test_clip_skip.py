@@ -11,7 +11,7 @@ from clora_core.learning.learn import Learning
 from clora_core.model.concept import ConceptToken, skip_note
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
-from clora_core.over_diffusers.base import DiffusersBase, open_base
+from clora_core.over_diffusers.base import DiffusersBase, open_base, starter_parts
 from tests.saved_models import same, saved_model
 from tests.small import short, small_concept, small_starter
 
@@ -49,7 +49,7 @@ def test_a_layer_that_there_is_not_is_refused(family: str, skip: int) -> None:
 
 
 def test_it_is_learned_with_and_kept(tmp_path: Path) -> None:
-    bases = [DiffusersBase.from_starter(small_starter(), clip_skip=skip) for skip in (None, 1, 2)]
+    bases = [DiffusersBase(starter_parts(small_starter()), clip_skip=skip) for skip in (None, 1, 2)]
     museum, concept = Museum(bases[0].fingerprint), small_concept()
     keys = [learning_key(base, museum, [concept], short()) for base in bases]
     assert keys[0] == keys[1] != keys[2]

@@ -217,7 +217,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "missing", r"does not exist\. Give 'starter'.*Nothing is downloaded")
     refused(tmp_path, r"no 'unet/config\.json'")
     (tmp_path / "notes.txt").write_text("hello")
-    refused(tmp_path / "notes.txt", r"is no \.safetensors file")
+    refused(tmp_path / "notes.txt", r"is not a \.safetensors file")
     (tmp_path / "transformer").mkdir()
     refused(tmp_path, "Diffusion transformers are supported in ComfyUI only")
 
@@ -290,12 +290,12 @@ def test_a_missing_tokenizer_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("no network")
 
     monkeypatch.setattr(checkpoints, "hf_hub_download", unreachable)
-    refused(path, r"holds no tokenizer.*--tokenizer")
-    refused(path, "No tokenizer is in", tokenizer=tmp_path)
+    refused(path, r"has no tokenizer.*--tokenizer")
+    refused(path, "There is no tokenizer in", tokenizer=tmp_path)
     big = byte_tokenizer()
     big.add_tokens(["<more>"])
     big.save_pretrained(tmp_path / "big")
-    refused(path, "knows 515 tokens, but its text encoder only 514", tokenizer=tmp_path / "big")
+    refused(path, "has 515 tokens, but its text encoder only 514", tokenizer=tmp_path / "big")
 
 
 def test_the_tokenizer_is_taken_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clora_core.errors import ConceptError
 from clora_core.model.concept import ConceptToken
-from clora_core.over_diffusers.base import DiffusersBase
+from clora_core.over_diffusers.base import DiffusersBase, starter_parts
 from clora_core.starter.model import build_starter
 from tests.families import FAMILIES, LENGTH
 from tests.saved_models import Saved, opened, prediction_of, random, same, saved_model, word_like
@@ -30,7 +30,7 @@ def base(saved: Saved) -> DiffusersBase:
 def starter() -> DiffusersBase:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DiffusersBase.from_starter(build_starter())
+        return DiffusersBase(starter_parts(build_starter()))
 
 
 @torch.no_grad()
