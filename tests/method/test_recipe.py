@@ -48,6 +48,7 @@ BAD = {
     "caption_dropout": [-0.1, 1.1, NAN, True],
     "precision": ["float16", "", None],
     "checkpointing": ["yes", 0],
+    "stop_when_learned": ["yes", 1, None],
     "seed": [-1, 2**63, 1.5, "1", True],
 }
 

@@ -137,7 +137,7 @@ def test_changes_of_a_recipe_by_name():
     assert method_recipe("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
     assert method_recipe("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
     for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
-        with pytest.raises(RecipeError, match="is for (identities|styles), but"):
+        with pytest.raises(RecipeError, match=r"is for (identities|styles), but"):
             check_method(method, track)
     less, _ = method_recipe("museum-maker-without-style_distillation", seed=0)
     assert [r.name for r in less.regularizers] == ["weight_direction", "distillation"]
