@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host, Path(folder))
         (server.folder / "models/loras/museums").mkdir(parents=True)
-        museums = {recipe_of(path): prepared(path, server.folder / "models/loras") for path in arguments.museums}
+        museums = {recipe_of(path): copy_museum(path, server.folder / "models/loras") for path in arguments.museums}
         try:
             server.start()
             for recipe, words in museums.items():
@@ -89,7 +89,7 @@ def recipe_of(path: Path) -> str:
     return read_header(path).exhibits[0].recipe.method
 
 
-def prepared(path: Path, loras: Path) -> tuple[str, ...]:
+def copy_museum(path: Path, loras: Path) -> tuple[str, ...]:
     """Write a museum, and its exhibits as single LoRA files if possible, to ComfyUI's folders."""
     header, recipe = read_header(path), recipe_of(path)
     shutil.copy(path, loras / f"museums/{recipe}.museum.safetensors")

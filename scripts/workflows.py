@@ -30,7 +30,7 @@ NOTE = 320  # wide
 
 def main() -> None:
     with started() as server:
-        write(server.get("/object_info"))
+        write_workflows(server.get("/object_info"))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def started() -> Iterator[Server]:
             server.stop()
 
 
-def write(definitions: Mapping[str, Any]) -> None:
+def write_workflows(definitions: Mapping[str, Any]) -> None:
     """Write all workflows for a host with these node definitions."""
     for make in (*STARTER, *OWN):
         graph = make(definitions)

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000, help=f"updates, of {BATCH} pictures each")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    pictures, labels = read_folder(arguments.pictures)
+    pictures, labels = read_training_pictures(arguments.pictures)
     model = built_with_seed(lambda: Classifier(int(labels.max()) + 1), seed=6)
 
     def loss(index: int) -> Tensor:
@@ -84,7 +84,7 @@ def main() -> None:
     )
 
 
-def read_folder(folder: Path) -> tuple[Tensor, Tensor]:
+def read_training_pictures(folder: Path) -> tuple[Tensor, Tensor]:
     """All pictures, (n, 3, 64, 64) bytes, and the numbers of their classes, (n,)."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(path, number) for number, place in enumerate(classes) for path in sorted(place.glob("*.png"))]
