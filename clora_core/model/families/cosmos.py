@@ -3,7 +3,7 @@
 The projections read T5's states and nothing else. Anima, which has the same projections behind an LLM adapter, is not
 supported yet: its text goes through two tokenizers. Structure, encoder and latents: ComfyUI's
 comfy/ldm/cosmos/predict2.py and text_encoders/cosmos.py. LoRA names: those of the modules, which ComfyUI and diffusers
-read. Memory: a guess; no model of real size was run.
+read. Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
 from .blocks import NUMBERS, Blocks, Layout
@@ -22,8 +22,8 @@ COSMOS = Family(
     latent_channels=16,
     resolutions={"flow": 1024},
     published=Published("cosmos_predict2", "cosmos-predict2"),
-    kept_bytes=420_000,
-    checkpointed=0.1,
+    kept_bytes=550_000,
+    checkpointed=0.09,
     reads="function",
     frames=True,
     side_px=16,

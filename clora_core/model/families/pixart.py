@@ -1,7 +1,8 @@
 """PixArt-α and PixArt-Σ: a transformer with separate cross-attention that reads a small network's view of T5's states.
 
 Structure and encoders: ComfyUI's comfy/ldm/pixart/pixartms.py and text_encoders/pixart_t5.py; keys and values are one
-weight there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
+weight there. LoRA names: diffusers', which ComfyUI reads too.
+Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
 from .blocks import NUMBERS, Blocks, Layout
@@ -21,8 +22,8 @@ PIXART = Family(
     latent_channels=4,
     resolutions={"epsilon": 1024},
     published=Published("pixart", "pixart-sigma"),
-    kept_bytes=230_000,
-    checkpointed=0.1,
+    kept_bytes=195_000,
+    checkpointed=0.12,
     reads="function",
     least_side=64,  # its position embedding divides by the side over 64, rounded
     side_px=16,

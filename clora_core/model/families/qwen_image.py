@@ -3,7 +3,7 @@
 Deltas go on the text's keys and values. The edit model has the same network and is told apart by nothing; it learns as
 the text-to-image model does. Structure, encoder and latents: ComfyUI's comfy/ldm/qwen_image/model.py and
 text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
-Memory: a guess; no model of real size was run.
+Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
 from .blocks import NUMBERS, Blocks, Layout
@@ -30,8 +30,8 @@ QWEN_IMAGE = Family(
     latent_channels=16,
     resolutions={"flow": 1328},
     published=Published("qwen_image", "Qwen-Image"),
-    kept_bytes=2_500_000,
-    checkpointed=0.08,
+    kept_bytes=1_450_000,
+    checkpointed=0.09,
     reads="stream",
     frames=True,
     side_px=16,

@@ -2,7 +2,8 @@
 
 Deltas go on the text's keys and values. Structure, encoders and latents: ComfyUI's
 comfy/ldm/modules/diffusionmodules/mmdit.py and text_encoders/sd3_clip.py; queries, keys and values are one weight
-there. LoRA names: diffusers', which ComfyUI reads too. Memory: a guess; no model of real size was run.
+there. LoRA names: diffusers', which ComfyUI reads too.
+Memory: of 3.5 large, counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
 from .blocks import NUMBERS, Blocks, Layout
@@ -22,8 +23,8 @@ SD3 = Family(
     latent_channels=16,
     resolutions={"flow": 1024},
     published=Published("sd3", "stable-diffusion-v3-medium", implementation="https://github.com/Stability-AI/sd3.5"),
-    kept_bytes=900_000,
-    checkpointed=0.08,
+    kept_bytes=726_000,
+    checkpointed=0.1,
     reads="stream",
     side_px=16,
     guidance=4.5,

@@ -1,0 +1,178 @@
+"""Count what a training step of each transformer family keeps for the backward pass, at its real size.
+
+    COMFYUI_PATH=… PYTHONPATH=. python benchmarks/transformer_memory.py        (with ComfyUI's own Python)
+
+ComfyUI's own network classes run forward on torch's meta device, which has shapes but no memory, in bfloat16, for one
+picture of 1024×1024 pixels and 512 text tokens. Every tensor that autograd saves is counted once, weights not.
+Attention keeps its inputs and its output, as flash attention on a GPU does. Gradients begin at the first trained
+projection. Bytes per latent pixel are the families' `kept_bytes`. With gradient checkpointing, only the inputs of the
+blocks and one block are kept, which gives `checkpointed`.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.host.finding import find_host, import_host
+
+SIDE = 128  # of the latents
+TOKENS = 512
+FLUX = {"hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38}
+FLUX |= {"axes_dim": [16, 56, 56]}
+# What differs from the small networks of the tests. Sizes: ComfyUI's model detection, and the published weights.
+REAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "cosmos-predict2 (2B)": (
+        "cosmos-predict2",
+        {"model_channels": 2048, "num_blocks": 28, "num_heads": 16, "adaln_lora_dim": 256},
+    ),
+    "pixart (Sigma)": ("pixart", {"input_size": 128, "hidden_size": 1152, "depth": 28, "num_heads": 16}),
+    "wan (1.3B)": ("wan", {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
+    "wan (14B)": ("wan", {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
+    "flux (dev)": ("flux", FLUX),
+    "chroma": ("chroma", {**FLUX, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}),
+    "sd3 (3.5 large)": (
+        "sd3",
+        {
+            "depth": 38,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 4096, "out_features": 64 * 38},
+            },
+            "pos_embed_max_size": 192,
+            "num_patches": 36864,
+        },
+    ),
+    "qwen-image": ("qwen-image", {"num_layers": 60, "num_attention_heads": 24}),
+}
+BLOCKS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks")
+
+
+class FlashAttention(torch.autograd.Function):
+    """Its shapes, and what it saves; the backward pass does not run."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Tensor:
+    return FlashAttention.apply(query, key, value)
+
+
+class Kept:
+    """The bytes that autograd saves while it is entered, and how many of them each block saves."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+        self.storages: dict[int, tuple[Any, str]] = {}
+        self.inputs: dict[str, int] = {}
+        self.block = ""
+
+    def save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            self.storages.setdefault(storage._cdata, (storage, self.block))
+        return tensor
+
+    def total(self, block: str | None = None) -> int:
+        return sum(storage.nbytes() for storage, own in self.storages.values() if block in (None, own))
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[None]:
+        handles = []
+        for group in BLOCKS:
+            for number, block in enumerate(getattr(network, group, ())):
+                name = f"{group}.{number}"
+                handles.append(block.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+                handles.append(block.register_forward_hook(self._leave))
+        with torch.autograd.graph.saved_tensors_hooks(self.save, lambda tensor: tensor):
+            yield
+        for handle in handles:
+            handle.remove()
+
+    def _enter(self, name: str) -> Any:
+        def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            self.block = name
+            given = [value for value in (*inputs, *options.values()) if isinstance(value, Tensor)]
+            self.inputs[name] = sum(value.nbytes for value in given if value.requires_grad)
+
+        return enter
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        self.block = ""
+
+    def checkpointed(self) -> int:
+        outside = self.total("")
+        return outside + sum(self.inputs.values()) + max(self.total(block) for block in self.inputs)
+
+
+def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
+    """Of one forward pass, and the billions of weights."""
+    import comfy.supported_models
+    from clora_pack.clora_core.model.families import family_named
+    from clora_pack.nodes.host.differentiable import differentiable_transformer, plain_attention
+
+    from tests.host.small_transformers import NETWORKS
+
+    name, config = NETWORKS[family]
+    kind = getattr(comfy.supported_models, name)({**config, **sizes})
+    kind.set_inference_dtype(torch.bfloat16, None)
+    with torch.no_grad():
+        model = kind.get_model({}, "", device=torch.device("meta"))
+        network = model.diffusion_model.to(device="meta").requires_grad_(False)
+    known = family_named(family)
+    modules = dict(network.named_modules())
+    places = known.structure.find(modules, lambda module: modules[module].weight.shape)
+    for path in {place.module for place in places.values()}:
+        modules[path].register_forward_hook(
+            lambda module, inputs, output: output + torch.zeros_like(output).requires_grad_()
+        )
+    context = torch.empty(1, TOKENS, known.text_width, device="meta", dtype=torch.bfloat16)
+    latents = torch.empty(1, *known.latent_shape(SIDE, SIDE), device="meta", dtype=torch.bfloat16)
+    options: dict[str, Any] = {}
+    if family in ("flux", "sd3"):
+        options["y"] = torch.empty(1, 768 if family == "flux" else 2048, device="meta", dtype=torch.bfloat16)
+    if family in ("flux", "chroma"):
+        options["guidance"] = torch.empty(1, device="meta", dtype=torch.bfloat16)
+    if family == "cosmos-predict2":
+        options["padding_mask"] = torch.empty(1, 1, SIDE * 8, SIDE * 8, device="meta", dtype=torch.bfloat16)
+    seen = Kept(network)
+    options["transformer_options"] = {"optimized_attention_override": plain_attention}
+    learning = differentiable_transformer(network, nn.Identity(), dtype=torch.bfloat16, again=None)
+    with learning, seen.watching(network):
+        network(latents, torch.empty(1, device="meta"), context=context, control=None, **options)
+    return seen, sum(weight.numel() for weight in network.parameters()) / 1e9
+
+
+def main() -> None:
+    import_host(find_host())  # type: ignore[arg-type]
+    import comfy.ldm.pixart.blocks
+    import comfy.ops
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    comfy.ldm.pixart.blocks.optimized_attention = attention_pytorch  # which takes no override
+    comfy.ops.scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention = attention
+    for title, (family, sizes) in REAL.items():
+        seen, billions = kept(family, sizes)
+        total, checkpointed = seen.total(), seen.checkpointed()
+        row = {
+            "model": title,
+            "weights (billions)": round(billions, 2),
+            "kept (bytes per latent pixel)": total // SIDE**2,
+        }
+        row |= {"kept (GiB)": round(total / 2**30, 2), "checkpointed (GiB)": round(checkpointed / 2**30, 2)}
+        print(json.dumps(row | {"checkpointed": round(checkpointed / total, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
