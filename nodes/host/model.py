@@ -16,6 +16,7 @@ from ...clora_core.model.base import Fingerprint, Prediction, Schedule, fingerpr
 from ...clora_core.model.families import recognized
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.projections import Place, Projection, Slot
+from .refused import why_refused
 
 ModelPatcher = comfy.model_patcher.ModelPatcher
 PREFIX = "diffusion_model."
@@ -38,6 +39,8 @@ def family_of(model: ModelPatcher) -> Family:
 
 
 def _recognized(model: ModelPatcher) -> tuple[Family, dict[Projection, Slot]]:
+    if reason := why_refused(model.model):
+        raise BaseModelError(f"{type(model.model).__name__} does not support C-LoRA. {reason}")
     try:
         return recognized(unet_of(model))
     except BaseModelError as error:
