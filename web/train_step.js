@@ -159,11 +159,11 @@ function title({ word, step, steps, resumed, where, part: [done, of] = [0, 0], s
     kept: say("training.kept"),
     stopped: say("training.stopped"),
   }[where] ?? ""
-  const said = RUNNING.includes(where) && !isConnected() ? say("training.disconnected") : right
+  const status = RUNNING.includes(where) && !isConnected() ? say("training.disconnected") : right
   return [
     element("b", {}, word),
     element("span", {}, ended(where) ? say("training.steps", { steps: step }) : say("training.step", { step, steps })),
-    element("span", { class: "clora-where", title: said }, said),
+    element("span", { class: "clora-where", title: status }, status),
   ]
 }
 

@@ -31,14 +31,14 @@ def load_pictures(folder: str, files: str = "") -> tuple[list[Tensor], list[str]
     notes: list[str] = []
     chosen = chosen_pictures(folder, files)
     root = chosen[0].parent if chosen else picture_folder(folder)
-    found = each_picture(chosen or files_in(root, notes.append), _read, notes.append, root=root)
+    pictures = each_picture(chosen or files_in(root, notes.append), _read, notes.append, root=root)
     listing = Listing()
-    captions = [caption_of(path, listing) for path, _ in found]
-    thumbnails = [ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="#222") for _, picture in found]
+    captions = [caption_of(path, listing) for path, _ in pictures]
+    thumbnails = [ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="#222") for _, picture in pictures]
     with_captions = sum(map(bool, captions))
-    summary = f"{len(found)} pictures, {with_captions} with a caption"
-    images = [from_files([picture]) for _, picture in found]
-    masks = [_mask(mask_of(path, listing), picture) for path, picture in found]
+    summary = f"{len(pictures)} pictures, {with_captions} with a caption"
+    images = [from_files([picture]) for _, picture in pictures]
+    masks = [_mask(mask_of(path, listing), picture) for path, picture in pictures]
     return images, captions, masks, from_files(thumbnails), "\n".join([summary, *notes])
 
 

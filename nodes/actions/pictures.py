@@ -37,16 +37,16 @@ def from_images(
     """
     check_images(images)
     area = min(resolution_px**2, max(stack.shape[1] * stack.shape[2] for stack in images))
-    each = [mask for stack in masks for mask in stack.reshape(-1, *stack.shape[-2:])]
-    if each and len(each) != (count := sum(map(len, images))):
-        raise ConceptError(f"There are {len(each)} masks for {count} pictures. Connect one mask per picture, or none.")
+    flat = [mask for stack in masks for mask in stack.reshape(-1, *stack.shape[-2:])]
+    if flat and len(flat) != (count := sum(map(len, images))):
+        raise ConceptError(f"There are {len(flat)} masks for {count} pictures. Connect one mask per picture, or none.")
     prepared = []
     for stack in images:
         size = int(stack.shape[1]), int(stack.shape[2])
         target = bucket(size, area_px=area, multiple=multiple)
         scaled, crop = covering(size, target)
         for image in stack:
-            read_mask = partial(_fitted_mask, each[len(prepared)], size, target, scaled, crop) if each else None
+            read_mask = partial(_fitted_mask, flat[len(prepared)], size, target, scaled, crop) if flat else None
             prepared.append(Picture.of(partial(_fitted, image, target, scaled, crop), size, crop, read_mask))
     return prepared
 

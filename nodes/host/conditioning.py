@@ -128,7 +128,7 @@ class _MarkedEncoding:
         states, pooled, *extra = self.encode(pairs)
         masks = {name: places([[pair[0] for pair in row] for row in rows]) for name, rows in pairs.items()}
         sizes = {name: (len(rows), len(rows[0])) for name, rows in pairs.items()}
-        found = {
+        word_places = {
             word: over_states(
                 {name: own.get(word, torch.zeros(sizes[name], dtype=torch.bool)) for name, own in masks.items()},
                 states.shape[1],
@@ -138,10 +138,10 @@ class _MarkedEncoding:
         layers = self._all_layers(pairs, states)
         clips_only = set(pairs) <= set(CLIPS)
         chunk = max(length for _, length in sizes.values()) if clips_only else states.shape[1]
-        remember(states, chunk, found, layers)
+        remember(states, chunk, word_places, layers)
         if clips_only:
             self._compare_skip(pairs)
-        extras = {**(extra[0] if extra else {}), PLACES: found}
+        extras = {**(extra[0] if extra else {}), PLACES: word_places}
         if layers is not None:
             extras[LAYERS] = layers
         return states, pooled, extras

@@ -55,8 +55,8 @@ def museum_version(name: str) -> str:
 def picture_folders() -> list[str]:
     """The folders in ComfyUI's input folder, with / between the parts of a name, without hidden ones."""
     root = Path(folder_paths.get_input_directory())
-    found = [Path(folder, name).relative_to(root) for folder, names, _ in os.walk(root) for name in names]
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    folders = [Path(folder, name).relative_to(root) for folder, names, _ in os.walk(root) for name in names]
+    return sorted(path.as_posix() for path in folders if not any(part.startswith(".") for part in path.parts))
 
 
 def picture_folder(name: str) -> Path:
@@ -76,12 +76,12 @@ def chosen_pictures(folder: str, files: str) -> list[Path]:
     root = Path(folder_paths.get_input_directory())
     paths = []
     for line in filter(None, map(str.strip, files.splitlines())):
-        found = [path for path in (root / folder / line, root / line) if os.path.isfile(path)]  # never raises
-        if not found or not found[0].resolve().is_relative_to(root.resolve()):
+        candidates = [path for path in (root / folder / line, root / line) if os.path.isfile(path)]  # never raises
+        if not candidates or not candidates[0].resolve().is_relative_to(root.resolve()):
             raise ConceptError(
                 f"There is no file '{line:.200}' in '{root / folder}'. Write one file per line, as it is named there."
             )
-        paths.append(found[0])
+        paths.append(candidates[0])
     return paths
 
 
@@ -96,8 +96,8 @@ def pictures_version(name: str) -> str:
 
 def vision_names() -> list[str]:
     """The vision transformers that can be opened: the starter, and folders with a config.json in models/clip_vision."""
-    found = {path.parent.name for folder in _vision_folders() for path in folder.glob("*/config.json")}
-    return [STARTER, *sorted(found - {STARTER})]
+    names = {path.parent.name for folder in _vision_folders() for path in folder.glob("*/config.json")}
+    return [STARTER, *sorted(names - {STARTER})]
 
 
 def vision_path(name: str) -> Path | str:

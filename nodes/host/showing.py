@@ -124,14 +124,14 @@ def _places(states: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Ten
 
     Says it if a conditioning of ours was changed so that no more can be found.
     """
-    found = dict(known or {})
+    result = dict(known or {})
     for part, chunk in recalled(states):
         for word, mask in chunk.places.items() if chunk else ():
             whole = torch.zeros(1, states.shape[1], dtype=torch.bool)
-            if word in found:
-                whole[:, : found[word].shape[1]] = found[word][:, : states.shape[1]]
+            if word in result:
+                whole[:, : result[word].shape[1]] = result[word][:, : states.shape[1]]
             whole[0, part] |= mask
-            found[word] = whole
+            result[word] = whole
         if chunk is None and known is not None and states[0, part].any():
             say(CHANGED)
-    return found
+    return result

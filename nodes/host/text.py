@@ -44,10 +44,10 @@ def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Concep
         lengths = lengths_of(counts, tokenizer.max_length)
         layers = layers_in([piece for row in rows for piece in row])
         rows = [[layer_of(piece, layer) for piece in row] for row in rows for layer in range(layers)]
-        found = [encoder.encode(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
-        each = torch.cat([part[0].float() for part in found]).unflatten(0, (-1, layers)).transpose(1, 2)
-        states.append(side_by_side(each, counts))
-        pools = None if found[0][1] is None else torch.cat([part[1] for part in found])[::layers].split(counts)
+        encoded = [encoder.encode(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        stacked = torch.cat([part[0].float() for part in encoded]).unflatten(0, (-1, layers)).transpose(1, 2)
+        states.append(side_by_side(stacked, counts))
+        pools = None if encoded[0][1] is None else torch.cat([part[1] for part in encoded])[::layers].split(counts)
         pooled = None if pools is None else torch.stack([part[0] for part in pools])
     reads_pooled = len(states) > 1  # SDXL's UNet also reads the last encoder's pooled vector
     joined = torch.cat(states, dim=-1).flatten(2)
