@@ -20,6 +20,7 @@ from clora_core.museum.file import save_museum
 from clora_core.museum.museum import Museum
 from clora_core.museum.overlap import overlap_matrix, size
 from clora_core.pictures import from_thumbnail
+from clora_core.texts import normal
 from tests.museums import exhibit, museum, projections, put_together, taken_apart, unsealed, with_inner
 
 ESCAPE = "<x>\x1b[2J\x9b1m\0"
@@ -67,7 +68,7 @@ def test_a_terminal_or_file_that_lacks_characters_gets_escapes(path: Path, encod
         out.flush()
         printed = out.buffer.getvalue().decode(encoding)
         assert r"\u6728 \ud83d\udc69" in printed and ("“cat” ·" in printed) == (encoding == "cp1252")
-    assert json.loads(printed)["exhibits"][0]["prompt"] == prompt
+    assert json.loads(printed)["exhibits"][0]["prompt"] == normal(prompt)
 
 
 def places(tree: object) -> Iterator[tuple[Any, Any]]:
