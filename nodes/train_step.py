@@ -85,8 +85,8 @@ class TrainStep(io.ComfyNode):
                     default=100,
                     min=0,
                     max=100_000,
-                    tooltip="Steps between previews of the new word; 0 turns them off. Previews do not affect the "
-                    "result.",
+                    tooltip="Steps between previews of the new word; 0 turns them off, and the comparison with earlier "
+                    "exhibits at the end. They do not affect the result.",
                 ),
                 MUSEUM.Input(
                     "museum",

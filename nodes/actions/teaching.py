@@ -110,7 +110,8 @@ def stored_or_learned(
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
-        diary.compare(_before_and_after(base, learning, exhibits, _advance(diary, "comparing")))
+        if preview_every:
+            diary.compare(_before_and_after(base, learning, exhibits, _advance(diary, "comparing")))
         measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
         diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
     except BaseException as error:
@@ -124,6 +125,7 @@ def stored_or_learned(
 def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool) -> Diary:
     panel, recipe = Panel(), learning.recipe
     height, width = learning.concepts[-1].size
+    compared = 2 * min(len(learning.museum.exhibits) + 1, MOST)
     return Diary(
         ", ".join(learning.words),
         recipe.steps,
@@ -132,7 +134,7 @@ def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool)
         key=key,
         resumable=resumable,
         preview_every=preview_every,
-        pictures=len(_prompts(learning, height, width)) + 2 * min(len(learning.museum.exhibits) + 1, MOST),
+        pictures=len(_prompts(learning, height, width)) + compared * bool(preview_every),
         clock=Clock(costs(recipe.batch_size * recipe.accumulation, passes(learning.museum))),
     )
 
