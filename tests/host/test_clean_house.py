@@ -253,10 +253,12 @@ CANCEL, UNET = comfy.model_management.interrupt_current_processing, "diffusion_m
 BESIDE: dict[str, tuple[int, str, int, Callable[[], object], list[str]]] = {
     # model or VAE, its part, the call of it that things happen at, what happens, what is on disk then
     "cancelled while pictures are read": (2, "taesd_encoder", 1, CANCEL, []),
-    "cancelled while a preview is sampled": (0, UNET, 7, CANCEL, ["state"]),
-    "cancelled while a preview is decoded": (2, "taesd_decoder", 1, CANCEL, ["state"]),
-    "cancelled while the result is sampled": (0, UNET, 50, CANCEL, ["state"]),
-    "out of memory in a preview": (0, UNET, 7, run_out, ["state"]),
+    "cancelled while the untrained model is sampled": (0, UNET, 7, CANCEL, []),
+    "cancelled while a preview is sampled": (0, UNET, 27, CANCEL, ["state"]),
+    "cancelled while a preview is decoded": (2, "taesd_decoder", 2, CANCEL, ["state"]),
+    "cancelled while the result is sampled": (0, UNET, 70, CANCEL, ["kept"]),
+    "cancelled while it is compared": (0, UNET, 90, CANCEL, ["kept"]),
+    "out of memory in a preview": (0, UNET, 27, run_out, ["state"]),
 }
 
 
@@ -269,11 +271,12 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
     with pytest.raises((INTERRUPTED, torch.OutOfMemoryError)):
         quick_step(models)
     handle.remove()
-    assert [file.name.split(".")[1] for file in own_results.glob("*")] == kept
+    states = {"state": own_results, "kept": own_results.with_name("kept")}  # of the whole training, it stays
+    assert [name for name, folder in states.items() if list(folder.glob("*.state.safetensors"))] == kept
     assert traces(models) == left
     assert sampled(models).equal(before)
     resumed = quick_step(models)
-    shutil.rmtree(own_results)
+    shutil.rmtree(own_results.parent)
     whole = quick_step(models)
     assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
 
@@ -281,7 +284,7 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
 @pytest.mark.parametrize("spoil", ["a wrong bit", "of another learning", "a number that is none"])
 def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: Path, spoil: str):
     models = load_starter()
-    handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(7, CANCEL))
+    handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(27, CANCEL))
     with pytest.raises(INTERRUPTED):
         quick_step(models)
     handle.remove()
@@ -296,7 +299,7 @@ def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: 
         path.write_bytes(save(tensors, metadata_of(path)))  # which `save_state` refuses
     anew = quick_step(models)
     assert path.with_name(f"{path.name}.damaged").exists() and not path.exists()
-    shutil.rmtree(own_results)
+    shutil.rmtree(own_results.parent)
     whole = quick_step(models)
     assert anew[0] == whole[0] and same_museum(anew[1], whole[1])
 
@@ -310,7 +313,8 @@ def metadata_of(path: Path) -> dict[str, str]:
 def test_where_no_result_can_be_kept_training_works_and_says_so(own_results: Path, caplog: pytest.LogCaptureFixture):
     models = load_starter()
     whole = quick_step(models)
-    shutil.rmtree(own_results)
+    shutil.rmtree(own_results.parent)
+    own_results.parent.mkdir()
     own_results.write_text("in the way")
     with caplog.at_level("INFO"):
         found = quick_step(models)
@@ -327,7 +331,7 @@ def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
         state, threads = torch.get_rng_state(), torch.get_num_threads()
         found.append(quick_step(load_starter()))
         assert torch.get_rng_state().equal(state) and torch.get_num_threads() == threads
-        shutil.rmtree(own_results)
+        shutil.rmtree(own_results.parent)
     assert found[0][0] == found[1][0] and same_museum(found[0][1], found[1][1])
 
 

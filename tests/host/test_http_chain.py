@@ -138,7 +138,7 @@ def test_two_queued_prompts_do_not_disturb_one_another(server: Server):
     assert all(run.succeeded for run in runs), [run.error for run in runs]
     together = [server.pictures(run, "show") for run in runs]
     server.stop()
-    shutil.rmtree(server.results_folder)
+    shutil.rmtree(server.results_folder.parent)
     shutil.rmtree(server.folder / "models/loras/museums")
     server.start()
     alone = [server.pictures(server.run(prompt), "show") for prompt in reversed(prompts)][::-1]
