@@ -111,6 +111,7 @@ def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server)
     (kept,) = [server.results_folder / name for name in server.results if name not in before]
     expected = load_file(kept)
     kept.unlink()
+    shutil.rmtree(server.results_folder.with_name("kept"))  # the state at the end
 
     watched = saved_chain(1, name, steps=steps, training_seed=7, preview_every=20)  # another node, the same learning
     assert interrupted(server, watched) < steps
