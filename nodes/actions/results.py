@@ -98,8 +98,10 @@ class Store:
         """The state with the most steps, up to that many: of an interrupted run, or kept after one."""
         state = self.state(key)
         if state and state.step > steps:  # of a longer run, which may still go on from it
-            self.kept.keep_state(_at(key, state.step), state)
-            self._state_path(key).unlink(missing_ok=True)
+            longer = self.kept._state_path(_at(key, state.step))
+            longer.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._state_path(key), longer)
+            self.kept._clean(longer)
             state = None
         for step in self.kept.steps_of(key):
             kept = self.kept.state(_at(key, step)) if (state.step if state else 0) < step <= steps else None

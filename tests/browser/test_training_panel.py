@@ -29,7 +29,6 @@ CONTRASTS = """() => {  // of every text in a panel, as WCAG 2.2 defines it: [te
     return [part.textContent, (most + 0.05) / (least + 0.05)]
   })
 }"""
-SAYINGS = "() => [...document.querySelectorAll('.clora-text')].map((one) => one.textContent).filter(Boolean)"
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
 
 
@@ -109,14 +108,7 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     kept = wait_until_drawn(frontend, "<ada>", "learned before")
     assert kept["points"] == [12, 12] and kept["film"] == first["film"]
 
-    (asked,) = [node for node in frontend.nodes("CLIPTextEncode") if "<ada>" in frontend.value(node, "text")]
-    for text, more in (("a photo of <adda>", ["The museum has no word <adda>. Did you mean <ada>?"]), ("<ada>", [])):
-        frontend.set(asked, "text", text)
-        frontend.run()
-        frontend.page.wait_for_timeout(500)
-        frontend.wait_until_idle()
-        assert [said for said in frontend.page.evaluate(SAYINGS) if "<adda>" in said] == more
-
+    look_at_all(frontend)
     for palette in PALETTES:
         frontend.page.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
         frontend.page.wait_for_timeout(500)
