@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_and_no_other_workflow_shows_it(opened: tuple[Serv
     load(frontend)
     first = frontend.page.evaluate("() => app.graph.serialize()")
     frontend.run()
-    wait_for_frames(frontend, 1)
+    wait_for_frames(frontend, 3)  # a real picture, the untrained model, and a preview
     step = stop(frontend)
     stopped = panel(frontend)
     assert f"Stopped at step {step} · Run goes on from here" in stopped["note"] and stopped["points"]
