@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from ..learning.effect import effect, passes
@@ -74,17 +75,25 @@ class Along:
             (f"{row.word} {title}", picture)
             for row in rows
             for title, picture in (
-                ("real", from_thumbnail(row.real)),
+                ("real", from_thumbnail(row.real) if row.real else Image.new("RGB", (1, 1), "white")),
                 ("when learned", to_picture(row.then)),
                 ("now", to_picture(row.now)),
             )
         ]
-        target = self._beside(".png")
-        thumbnail_sheet(pictures, columns=3).save(target)
-        self.say(f"{target} shows exhibits when they were learned, and now.")
+        if self._saved(thumbnail_sheet(pictures, columns=3), target := self._beside(".png")):
+            self.say(f"{target} shows exhibits when they were learned, and now.")
 
     def _draw(self, step: int, picture: Tensor) -> None:
-        to_picture(picture).save(self._beside(f"-{step:04}.png"))
+        self._saved(to_picture(picture), self._beside(f"-{step:04}.png"))
+
+    def _saved(self, picture: Image.Image, target: Path) -> bool:
+        """Whether the picture could be written. If not, that is said, and learning goes on."""
+        try:
+            picture.save(target)
+        except OSError as error:
+            self.say(f"The picture cannot be written to '{target}': {error}.")
+            return False
+        return True
 
     def _due(self, every: int, step: int) -> bool:
         return bool(every) and step % (every * len(self.learning.concepts)) == 0

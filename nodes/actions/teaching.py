@@ -202,7 +202,9 @@ def _learn(
     if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
         note += f" · {enlarged} much smaller than the others, enlarged"
     if not recipe.open_ended:
-        note += " · the learning rate depends on the number of steps: with another number, training starts over"
+        note += " · with another number of steps, training starts over" + ", and keep_every keeps nothing" * (
+            keep_every > 0
+        )
     note = " · ".join([note, *learning.notes])
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)

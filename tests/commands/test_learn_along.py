@@ -1,10 +1,11 @@
 """`learn`: what it writes along the way, how a training goes on, and the numbers that it chooses itself."""
 
 import re
+from dataclasses import replace
 
 from PIL import Image
 
-from clora_core.museum.file import load_museum
+from clora_core.museum.file import load_museum, save_museum
 
 from .test_commands import teach
 
@@ -53,3 +54,14 @@ def test_previews_along_the_way_and_what_changed_at_the_end(tmp_path, images, ca
     assert Image.open(tmp_path / "m.eve-0000.png").size == (64, 64)
     sheet = Image.open(tmp_path / "m.eve.png")
     assert sheet.width > 3 * 128 and sheet.height > 2 * 128, "two exhibits, three pictures of each"
+
+
+def test_an_exhibit_without_a_picture_or_a_preview_that_cannot_be_written_stops_nothing(tmp_path, images, capsys):
+    museum = tmp_path / "m.safetensors"
+    assert teach(museum, images, "<ada>") == 0
+    (ada,) = (whole := load_museum(museum)).exhibits
+    save_museum(replace(whole, exhibits=(replace(ada, thumbnail=b""),)), museum, overwrite=True)
+    (tmp_path / "m.eve-0000.png").mkdir()  # in the way
+    assert teach(museum, images, "<eve>", "--preview-every", "2") == 0
+    assert "cannot be written to" in capsys.readouterr().out
+    assert (tmp_path / "m.eve.png").is_file() and load_museum(museum).words == ("<ada>", "<eve>")
