@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import ConceptError
 from .pictures import Picture, as_floats, bucket, covering, to_bytes
+from .texts import counted
 
 # What Pillow reads without running another program; HEIF if pillow-heif is installed.
 FORMATS = ("PNG JPEG MPO WEBP BMP DIB GIF TIFF AVIF HEIF JPEG2000 PPM TGA ICO PCX SGI QOI").split()
@@ -59,8 +60,6 @@ def read_folder(
     read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask, listing=listing)
     found = each_picture(files_in(folder, say), read, say, root=folder)
     captions = [caption_of(path, listing) for path, _ in found]
-    if any(captions) and not all(captions):
-        say(f"{captions.count('')} of {len(captions)} pictures have no caption; they use the concept's template.")
     counts = [_repeats(path, folder) for path, _ in found]
     places = [place for place, count in enumerate(counts) for _ in range(count // math.gcd(*counts))]
     sizes = {picture.size for _, picture in found}
@@ -68,7 +67,10 @@ def read_folder(
     several = f", in {len(sizes)} sizes" if len(sizes) > 1 else ""
     masks = sum(picture.read_mask is not None for _, picture in found)
     masked = f", {masks} with a mask" if masks else ""
-    say(f"{len(found)} pictures in '{folder}'{repeated}{several}{masked}.")
+    own = sum(map(bool, captions))
+    captioned = f", {own} with a caption" if own else ""
+    others = " The others use the concept's template." if 0 < own < len(found) else ""
+    say(f"{counted(len(found), 'picture')} in '{folder}'{repeated}{several}{masked}{captioned}.{others}")
     pictures = tuple(found[place][1] for place in places)
     return pictures, tuple(captions[place] for place in places) if any(captions) else ()
 

@@ -53,6 +53,12 @@ def misleading(text: str) -> str:
     return match[0] if (match := UNSAFE.search(text)) else ""
 
 
+def counted(count: int, thing: str) -> str:
+    """ "1 class", "2 classes" """
+    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{count} {thing if count == 1 else plural}"
+
+
 def encodable(text: str, encoding: str) -> str:
     r"""The text with characters that the encoding does not have escaped as in JSON (\u6728)."""
     try:

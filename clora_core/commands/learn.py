@@ -32,6 +32,7 @@ from ..museum.file.replacing import set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..pictures import Picture
+from ..texts import counted
 from .along import Along
 from .model import add_base, add_kind, device_of, needed_bytes, open_chosen
 from .progress import Bar, Say, listening_for_ctrl_c
@@ -153,7 +154,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
     )
     concepts = tuple(_concept(word, *pictures_in(folder), arguments) for word, folder in folders)
-    names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
+    names = " and ".join(f"{concept.word} from {counted(len(concept.pictures), 'picture')}" for concept in concepts)
     size = max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
     device = device_of(base.device)
     recipe = shared_by(

@@ -13,6 +13,7 @@ from ..model.sampling import Sampling, sample
 from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
 from ..sheets import grid
+from ..texts import counted
 from .model import add_base, add_sampling, open_chosen
 from .progress import Bar, Say
 
@@ -81,4 +82,4 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         grid(pictures, columns=min(4, arguments.count)).save(arguments.out)
     except (OSError, ValueError) as error:
         raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
-    say(f"{arguments.out}: {arguments.count} pictures of “{arguments.prompt}”")
+    say(f"{arguments.out}: {counted(arguments.count, 'picture')} of “{arguments.prompt}”")

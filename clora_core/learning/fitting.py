@@ -17,6 +17,7 @@ from ..method.recipe import Recipe
 from ..model.families.family import Family
 from ..model.precision import Precision
 from ..model.projections import Projection
+from ..texts import counted
 
 USABLE = 0.75  # of the device's memory; the rest is for the desktop, decoding pictures, and what the estimate misses
 
@@ -81,7 +82,7 @@ def described(recipe: Recipe, family: Family, device: Device) -> str:
     rank = f"rank {recipe.rank}, " if recipe.rank else ""
     rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"
     where = f" on {device.total_bytes / 2**30:.0f} GB" if math.isfinite(device.total_bytes) else ""
-    return f"{family.title}{where}: {how}; {rank}{recipe.steps} steps, learning rates {rates}"
+    return f"{family.title}{where}: {how}; {rank}{counted(recipe.steps, 'step')}, learning rates {rates}"
 
 
 def learning_bytes(

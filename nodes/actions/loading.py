@@ -16,6 +16,7 @@ from ...clora_core.picture_files import (
     mask_values,
     upright,
 )
+from ...clora_core.texts import counted
 from ..host.folders import chosen_pictures, picture_folder
 from .pictures import from_files
 
@@ -36,7 +37,7 @@ def load_pictures(folder: str, files: str = "") -> tuple[list[Tensor], list[str]
     captions = [caption_of(path, listing) for path, _ in pictures]
     thumbnails = [ImageOps.pad(picture, (THUMBNAIL_PX, THUMBNAIL_PX), color="#222") for _, picture in pictures]
     with_captions = sum(map(bool, captions))
-    summary = f"{len(pictures)} pictures, {with_captions} with a caption"
+    summary = f"{counted(len(pictures), 'picture')}, {with_captions} with a caption"
     images = [from_files([picture]) for _, picture in pictures]
     masks = [_mask(mask_of(path, listing), picture) for path, picture in pictures]
     return images, captions, masks, from_files(thumbnails), "\n".join([summary, *notes])

@@ -22,6 +22,7 @@ from ...clora_core.museum.editing import dated
 from ...clora_core.museum.museum import STOPPED, Exhibit, Museum, viewing
 from ...clora_core.pictures import Size, to_picture
 from ...clora_core.report.before_after import MOST, BeforeAfter, before_and_after, sampled_before
+from ...clora_core.texts import counted
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
 from ..host.folders import results_folder
@@ -195,7 +196,7 @@ def _learn(
     count = sum(len(concept.pictures) for concept in concepts)
     numbers = described(recipe, base.family, device_of(base))
     memory = memory_note(base, recipe, *_largest(concepts))
-    note = f"teaching {diary.words} with {count} pictures · {numbers} · {memory}"
+    note = f"teaching {diary.words} with {counted(count, 'picture')} · {numbers} · {memory}"
     pictures = [picture for concept in concepts for picture in concept.pictures]
     if (sizes := len({picture.size for picture in pictures})) > 1:
         note += f" · {sizes} sizes"
