@@ -39,7 +39,7 @@ def training(frontend: Frontend, steps: int) -> None:
     """The last Train Step when it is done."""
     frontend.load("1-three-concepts", CLoRA_TrainStep={"steps": steps, "preview_every": steps // 5})
     last = frontend.nodes("CLoRA_TrainStep")[-1]
-    frontend.page.set_viewport_size({"width": 1280, "height": 1000})
+    frontend.page.set_viewport_size({"width": 1280, "height": 1200})
     frontend.look_at(last, x=480, y=100)
     frontend.run()
     frontend.page.wait_for_selector(".clora-training:has(b:text-is('<cleo>')) dt", timeout=RUN_MS)

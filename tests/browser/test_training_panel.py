@@ -78,8 +78,9 @@ def look_at_all(frontend: Frontend) -> None:
 
 
 def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request: pytest.FixtureRequest):
-    seed = {"training_seed": int(request.node.callspec.params["frontend"])}  # or the second way finds it learned
-    frontend.load("1-three-concepts", **{**QUICK, KIND: QUICK[KIND] | seed})
+    seed = int(request.node.callspec.params["frontend"])  # or the second way finds it learned
+    own = {KIND: QUICK[KIND] | {"training_seed": seed}, "CLoRA_SaveMuseum": {"name": f"seen{seed}"}}
+    frontend.load("1-three-concepts", **QUICK | own)
     look_at_all(frontend)
     frontend.page.wait_for_selector(".clora-empty >> nth=2")
     frontend.run()
@@ -108,9 +109,28 @@ def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request
     kept = wait_until_drawn(frontend, "<ada>", "learned before")
     assert kept["points"] == [12, 12] and kept["film"] == first["film"]
 
+    asks_for_an_unknown_word(frontend)
+
     look_at_all(frontend)
     for palette in PALETTES:
         frontend.page.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
         frontend.page.wait_for_timeout(500)
         contrasts = frontend.page.evaluate(CONTRASTS)
         assert len(contrasts) > 20 and not [pair for pair in contrasts if pair[1] < 4.5], palette
+
+
+def asks_for_an_unknown_word(frontend: Frontend) -> None:
+    """A prompt's node says that a word is not known, and says no more of it once the word is right."""
+    (prompt, *_) = (id for id in frontend.nodes("CLIPTextEncode") if "<ada>" in frontend.value(id, "text"))
+    right = frontend.value(prompt, "text")
+    warned = ".clora-text:has-text('<adda>')"
+    frontend.wait_until_idle()
+    frontend.look_at(prompt)
+    frontend.set(prompt, "text", right.replace("<ada>", "<adda>"))
+    frontend.run()
+    frontend.page.wait_for_selector(warned, timeout=120_000)
+    assert "<ada>" in frontend.page.locator(warned).text_content()
+    frontend.set(prompt, "text", right + ", smiling")
+    frontend.run()
+    frontend.page.wait_for_selector(warned, state="hidden", timeout=120_000)
+    frontend.wait_until_idle()
