@@ -14,7 +14,7 @@ from torch import Tensor
 from .optimizer import Trainable
 
 EVERY = 25  # steps between two measurements
-PATIENCE = 6  # measurements without a gain that end the training
+PATIENCE = 12  # measurements without a gain that end the training
 GAIN = 0.01  # how much lower an error has to be
 LEAST_PICTURES = 5  # different ones, for one to be left out
 MEMORY, BEST = "measured", "best."  # names in a saved state
