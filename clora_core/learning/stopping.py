@@ -1,12 +1,14 @@
 """Stop when the concept is learned: when the error on a picture that is left out of training no longer falls.
 
 Ours, from no paper. The error is always measured with the same noise, which training does not draw, so it falls while
-the concept is learned, and rises when the pictures begin to be copied. The result is what was learned at the last
-measurement that was clearly better than all before.
+the concept is learned, and rises when the pictures begin to be copied. A few measurements are averaged, since the error
+of a training at a constant rate goes up and down. The result is what was learned at the last one whose average was
+clearly lower than all before.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from .optimizer import Trainable
 
 EVERY = 25  # steps between two measurements
+AVERAGED = 4  # measurements
 PATIENCE = 12  # measurements without a gain that end the training
 GAIN = 0.01  # how much lower an error has to be
 LEAST_PICTURES = 5  # different ones, for one to be left out
@@ -43,13 +46,22 @@ class Stopping:
             return
         own, left_out = torch.tensor(self._measure()).tolist()  # as a saved state holds them
         self.measurements.append(Measured(step, own, left_out))
-        if self.best is self.measurements[-1]:
+        if self.best.step == step:
             self._best = {name: value.detach().cpu().clone() for name, value in self._trained.parameters().items()}
 
     @property
+    def averages(self) -> list[Measured]:
+        """For each measurement, the mean of the last few."""
+        windows = [self.measurements[max(0, end - AVERAGED) : end] for end in range(1, len(self.measurements) + 1)]
+        return [
+            Measured(last[-1].step, fmean(one.own for one in last), fmean(one.left_out for one in last))
+            for last in windows
+        ]
+
+    @property
     def best(self) -> Measured:
-        """The last measurement that was clearly better than all before it."""
-        best, *others = self.measurements
+        """The last average that was clearly lower than all before it."""
+        best, *others = self.averages
         for other in others:
             if other.left_out < (1 - GAIN) * best.left_out:
                 best = other
@@ -70,7 +82,7 @@ class Stopping:
         where = "on the picture left out of training" if self._leaves_out else "on its pictures, with new noise"
         if not self.ended:
             return f"Not stopped before step {steps}: the error {where} may still fall. More steps may help."
-        best, last = self.best, self.measurements[-1]
+        best, last = self.best, self.averages[-1]
         rose, fell = last.left_out / best.left_out - 1, 1 - last.own / best.own
         if self._leaves_out and rose > GAIN and fell > 0:
             return (

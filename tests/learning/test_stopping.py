@@ -10,7 +10,7 @@ from clora_core.learning import stopping
 from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.state import LearningState, StateError
-from clora_core.learning.stopping import EVERY, PATIENCE, Stopping
+from clora_core.learning.stopping import AVERAGED, EVERY, PATIENCE, Stopping
 from clora_core.model.base import Base
 from clora_core.museum.museum import STOPPED, Exhibit, Museum
 from clora_core.pictures import in_memory
@@ -42,7 +42,7 @@ def after(left_out: list[float], own: list[float] | None = None, *, leaves_out: 
 
 
 def test_it_ends_when_the_error_has_not_clearly_fallen_for_a_while():
-    falling = [0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+    falling = [0.5, 0.4, 0.3, 0.2, 0.1, *[0.05] * AVERAGED]
     assert not after(falling)[0].ended
     flat = [*falling, *[0.0499] * (PATIENCE - 1)]
     assert not after(flat)[0].ended and after([*flat, 0.0499])[0].ended
@@ -51,6 +51,10 @@ def test_it_ends_when_the_error_has_not_clearly_fallen_for_a_while():
     assert watched.ended and watched.best.step == EVERY * (len(flat) + 1)
     watched.restore()
     assert trained.value.item() == watched.best.step
+
+
+def test_one_low_error_is_no_gain():
+    assert after([*[0.1] * AVERAGED, 0.097, 0.1])[0].best.step == EVERY
 
 
 LAST = EVERY * (PATIENCE + 1)
