@@ -17,7 +17,7 @@ from .exam import Evaluation, Examiner, Wording, concept_of, plain_prompts
 
 PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
-# Learning rates of the deltas that `bench search` found; for all others the family's own.
+# Learning rates of the deltas that were tuned (docs/measurements.md); for all others the family's own.
 RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # (title, steps) → a context manager that gives the `report` callback of a learning.
@@ -58,7 +58,7 @@ class Course:
 
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
-    """The recipe with the starter model's numbers, which `bench search` chose (docs/measurements.md)."""
+    """The recipe with the starter model's numbers (docs/measurements.md)."""
     recipe, own = recipe_named(method), STARTER.numbers
     usual = {
         "rank": min(recipe.rank, own.rank),
