@@ -23,6 +23,7 @@ from ..learning.state import LearningState, NotFiniteError, StateError, load_sta
 from ..method.draft import AUTO, AUTOMATIC, Draft
 from ..method.recipe import Recipe, recipe_named, shared_by
 from ..method.regularizers import SelfRegularization
+from ..method.settings import SETTINGS
 from ..model.base import Base
 from ..model.concept import Concept, check_word
 from ..museum.editing import dated
@@ -39,32 +40,6 @@ from .recipe import add_recipe, tell_of_baseline
 
 RESOLUTION_LIMIT_PX = 4096
 SAVE_EVERY = 50  # steps between two autosaves
-
-NUMBERS = {
-    "rank": "of every delta; a higher rank holds more detail and needs more memory",
-    "steps": "optimizer steps",
-    "learning_rate": "of the deltas",
-    "token_learning_rate": "of the word's vectors",
-    "batch_size": "pictures per batch",
-    "accumulation": "batches per optimizer step",
-    "clip_norm": "maximum gradient norm",
-    "weight_decay": "of the deltas",
-    "schedule": "of the learning rates: constant, cosine or linear (to zero)",
-    "warmup": "fraction of the steps in which the learning rates rise from zero",
-    "min_snr_gamma": "min-SNR weighting of timesteps; 5 is common, 0 is off",
-    "precision": "fp32, bf16 or fp16",
-    "seed": "of all randomness in training",
-    "keep_tokens": "tags of a caption that stay first, in their order, for --shuffle-tags and --tag-dropout",
-    "tag_dropout": "share of the tags that are left out at random, never one with the new word",
-    "caption_dropout": "share of the captions that are replaced by the template at random",
-}
-SWITCHES = {
-    "flip": "mirror pictures at random, half of the time",
-    "checkpointing": "less memory, about a third slower",
-    "stop_when_learned": "end before --steps, when the error on a picture that is left out of training no longer falls",
-    "shuffle_tags": "put the tags of a caption (the parts between commas) in a random order every time",
-    "caption_lines": "every line of a caption file is a caption, drawn at random (otherwise its lines are joined)",
-}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -122,14 +97,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="also save a sample picture every N steps, and at the end a sheet of exhibits before and after",
     )
-    for name, meaning in SWITCHES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
-    defaults = Recipe()
-    types = typing.get_type_hints(Recipe)
-    for name, meaning in NUMBERS.items():
-        kind, default = types[name], AUTO if name in AUTOMATIC else getattr(defaults, name)
+    defaults, types = Recipe(), typing.get_type_hints(Recipe)
+    for name, setting in SETTINGS.items():
+        option, kind, default = f"--{name.replace('_', '-')}", types[name], getattr(defaults, name)
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=setting.meaning)
+            continue
         options: dict = {"type": _number(kind)} if kind in (int, float) else {"choices": [AUTO, *typing.get_args(kind)]}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{meaning} ({default})", **options)
+        parser.add_argument(option, help=f"{setting.meaning} ({AUTO if name in AUTOMATIC else default})", **options)
     parser.set_defaults(run=run)
 
 
@@ -267,8 +242,7 @@ def _concept(
 
 def _draft(arguments: argparse.Namespace) -> Draft:
     """The named recipe with the numbers from the command line."""
-    numbers = {name: getattr(arguments, name) for name in NUMBERS}
-    numbers |= {name: getattr(arguments, name) or None for name in SWITCHES}
+    numbers = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not False}
     draft = Draft(recipe_named(arguments.recipe)).with_numbers(**numbers)
     if arguments.forgetting_lambda is not None:
         if arguments.recipe != "c-lora":
