@@ -47,7 +47,7 @@ class LearningRecipe(io.ComfyNode):
                 recipe_input("caption_lines"),
                 recipe_input("stop_when_learned"),
             ],
-            outputs=[RECIPE.Output("recipe", display_name="recipe", tooltip="Connect it to a Train Step.")],
+            outputs=[RECIPE.Output("recipe", tooltip="Connect it to a Train Step.")],
         )
 
     @classmethod

@@ -22,8 +22,13 @@ RECIPE = io.Custom("CLORA_RECIPE")
 def node_schema(
     node_id: str, display_name: str, description: str, *, search_aliases: Sequence[str], **options: Any
 ) -> io.Schema:
-    """A node's schema. Older versions of ComfyUI have no search aliases. options: the other fields of `io.Schema`."""
+    """A node's schema. Older versions of ComfyUI have no search aliases. options: the other fields of `io.Schema`.
+
+    An output without a display name is called by its id, not by its type.
+    """
     options = {"inputs": [], "outputs": [], **options}  # ComfyUI's own default is None
+    for output in options["outputs"]:
+        output.display_name = output.display_name or output.id
     if any(field.name == "search_aliases" for field in dataclasses.fields(io.Schema)):
         options["search_aliases"] = list(search_aliases)
     return io.Schema(node_id, display_name, CATEGORY, description=description, **options)
