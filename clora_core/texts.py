@@ -68,3 +68,9 @@ def shortened(text: str) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[:BEGINNING]}…{text[1 + BEGINNING - LONGEST :]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 class", "2 classes", "3 steps" """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from ..errors import CLoRAError
 from ..learning.effect import effect, passes
 from ..learning.learn import Learning
 from ..learning.loop import Progress
@@ -18,7 +19,7 @@ from ..museum.file import save_museum
 from ..museum.museum import STOPPED, Exhibit, Museum
 from ..pictures import from_thumbnail, to_picture
 from ..report.before_after import before_and_after, sampled_before
-from ..sheets import thumbnail_sheet
+from ..sheets import thumbnail_sheet, write_picture
 from .progress import Bar, Say
 
 
@@ -89,9 +90,9 @@ class Along:
     def _saved(self, picture: Image.Image, target: Path) -> bool:
         """Whether the picture could be written. If not, that is said, and learning goes on."""
         try:
-            picture.save(target)
-        except OSError as error:
-            self.say(f"The picture cannot be written to '{target}': {error}.")
+            write_picture(picture, target)
+        except CLoRAError as error:
+            self.say(str(error))
             return False
         return True
 

@@ -23,8 +23,8 @@ from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
 from ..museum.file import check_names, check_target, identity
 from ..picture_files import each_picture, files_in, upright
-from ..sheets import confusion_sheet
-from ..texts import printable
+from ..sheets import confusion_sheet, write_picture
+from ..texts import counted, printable
 from .edit import InOrder
 from .learn import run_resumably, state_path
 from .model import check_device
@@ -98,7 +98,7 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     check_new(museum, [folder.name for folder in folders])
     recipe = _recipe(arguments, museum, say)
     task = read_classes(folders, base, say)
-    say(f"Learning {_counted(len(task.classes), 'class')} from {_counted(len(task.labels), 'picture')}.")
+    say(f"Learning {counted(len(task.classes), 'class')} from {counted(len(task.labels), 'picture')}.")
     learning = TaskLearning(base, museum, task, recipe)
     state = state_path(arguments.museum, task.classes[0], learning.key)
     learned = run_resumably(learning.run, state, say, title=task.classes[0], steps=learning.loop.steps)
@@ -107,7 +107,7 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     state.unlink(missing_ok=True)
     if len(after.tasks) > len(museum.tasks) + 1:
         say("Another program added a task to this museum meanwhile. The two tasks were learned without each other.")
-    say(f"{arguments.museum} now has {_counted(len(after.classes), 'class')} in {_counted(len(after.tasks), 'task')}.")
+    say(f"{arguments.museum} now has {counted(len(after.classes), 'class')} in {counted(len(after.tasks), 'task')}.")
 
 
 def _recipe(arguments: argparse.Namespace, museum: TaskMuseum, say: Say) -> TaskRecipe:
@@ -174,7 +174,7 @@ def run_test(arguments: argparse.Namespace, say: Say) -> None:
 
 def run_show(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_task_museum(arguments.museum)
-    say(f"{arguments.museum}: {_counted(len(museum.classes), 'class')} over {museum.base}")
+    say(f"{arguments.museum}: {counted(len(museum.classes), 'class')} over {museum.base}")
     for place, task in enumerate(museum.tasks, start=1):
         rank = max((delta.rank for delta in task.deltas.values()), default=0)
         facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}"]
@@ -255,11 +255,6 @@ def _write(path: Path, content: str) -> None:
         raise ConceptError(f"'{path}' cannot be written: {error.strerror or error}.") from error
 
 
-def _counted(count: int, thing: str) -> str:
-    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
-    return f"{count} {thing if count == 1 else plural}"
-
-
 def _draw_confusion(result: Accuracies, classes: Sequence[str], path: Path) -> None:
     """Row: the class of the pictures; column: what they were taken for; the darker, the larger its share of the row."""
     names = [name for name in classes if name in result.confusion]
@@ -268,7 +263,4 @@ def _draw_confusion(result: Accuracies, classes: Sequence[str], path: Path) -> N
         [result.confusion[name].get(other, 0) / sum(result.confusion[name].values()) for other in columns]
         for name in names
     ]
-    try:
-        confusion_sheet(shares, names, columns).save(path)
-    except (OSError, ValueError) as error:
-        raise ConceptError(f"The picture cannot be written to '{path}': {error}.") from error
+    write_picture(confusion_sheet(shares, names, columns), path)

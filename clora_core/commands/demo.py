@@ -19,8 +19,8 @@ from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_cours
 from ..starter.exam import Evaluation, Examiner, drawn, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.layout import NAME
+from .model import add_recipe, tell_of_baseline
 from .progress import Say, watched_bar
-from .recipe import add_recipe, tell_of_baseline
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
 

@@ -34,9 +34,8 @@ from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..pictures import Picture
 from .along import Along
-from .model import add_base, add_kind, device_of, needed_bytes, open_chosen
+from .model import add_base, add_kind, add_recipe, device_of, needed_bytes, open_chosen, tell_of_baseline
 from .progress import Bar, Say, listening_for_ctrl_c
-from .recipe import add_recipe, tell_of_baseline
 
 RESOLUTION_LIMIT_PX = 4096
 SAVE_EVERY = 50  # steps between two autosaves

@@ -9,11 +9,13 @@ import torch
 
 from ..errors import BaseModelError
 from ..learning.fitting import Device, copied_bytes, learning_bytes
-from ..method.recipe import Recipe
+from ..method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, Recipe
 from ..model.concept import TEMPLATES
 from ..model.precision import AUTOCAST
+from ..model.sampling import Sampling
 from ..over_diffusers.base import DiffusersBase, open_base
 from ..pictures import Size
+from .progress import Say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +43,29 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is off (7.5; 5 on the starter)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's resolution)")
+
+
+def sampling_of(arguments: argparse.Namespace, base: DiffusersBase) -> tuple[Sampling, tuple[int, ...]]:
+    """What `add_sampling` says, and the shape of the latents of a square picture of that size."""
+    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
+    side = arguments.size or base.resolution_px
+    return Sampling(arguments.steps, guidance, arguments.seed), base.latent_shape(side, side)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """--recipe. `recipe_named` refuses unknown names."""
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT_METHOD,
+        metavar="NAME",
+        help=f"how to learn: {', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines in docs/measurements.md",
+    )
+
+
+def tell_of_baseline(method: str, say: Say) -> None:
+    """Tell the user if the method is a baseline."""
+    if method in BASELINES:
+        say(f"{method} is a baseline, kept for comparison.")
 
 
 def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
