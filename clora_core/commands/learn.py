@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import Cancelled, CLoRAError, ConceptError, LearningError, MuseumError, RecipeError
+from ..errors import Cancelled, ConceptError, LearningError, MuseumError, RecipeError
 from ..learning.fitting import described, fitted
 from ..learning.learn import Learning
 from ..learning.loop import Progress
@@ -29,7 +29,7 @@ from ..model.concept import Concept, check_word
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import identity, refused_by_the_system
-from ..museum.file.replacing import set_aside
+from ..museum.file.replacing import read_if_intact, set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..pictures import Picture
@@ -300,7 +300,7 @@ def run_resumably(
         try:
             return run(report=report, resume=resume)
         except StateError as error:
-            _set_aside(path, error, say)
+            set_aside(path, error, say)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)
@@ -316,23 +316,10 @@ def state_path(museum: Path, name: str, key: str) -> Path:
 
 def _resumable(path: Path, say: Say) -> LearningState | None:
     if path.exists():
-        try:
-            state = load_state(path)
-        except MuseumError as error:
-            if isinstance(error.__cause__, PermissionError):
-                say(f"{error} The training starts over.")
-                return None
-            if refused_by_the_system(error):
-                raise
-            _set_aside(path, error, say)
-            return None
-        say(f"Resuming from step {state.step}.")
+        if state := read_if_intact(path, load_state, say):
+            say(f"Resuming from step {state.step}.")
         return state
     same_word, *_ = path.name.rsplit(".", 3)
     for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
         say(f"{other} holds an unfinished training of this name with other inputs. It is kept.")
     return None
-
-
-def _set_aside(path: Path, error: CLoRAError, say: Say) -> None:
-    say(f"{error} It is renamed to '{set_aside(path).name}', and the training starts over.")

@@ -217,7 +217,7 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
     capsys.readouterr()
     assert teach(museum, images, "<ada>") == 0
     told = capsys.readouterr().out
-    assert f"renamed to '{begun.name}.damaged', and the training starts over" in told
+    assert f"set aside as '{begun.name}.damaged', and the training starts over" in told
     assert begun.with_name(f"{begun.name}.damaged").read_bytes() == before and not begun.exists()
     assert load_museum(museum).words == ("<ada>",)
 
