@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measure import drop_per_step, final_alignment, forgetting, initial_alignment, kernel_distance, worst_drop
+from ..measure import final_alignment, forgetting, initial_alignment, kernel_distance
 from ..museum.museum import Museum
 from ..starter.course import PICTURES, Course
 from ..starter.exam import Evaluation, Examiner, drawn
@@ -46,11 +46,8 @@ def metrics(
         "learned": initial_alignment(course.alignment),
         "kept": final_alignment(course.alignment),
         "forgetting": forgetting(course.alignment),
-        "worst_drop": worst_drop(course.alignment),
-        "drop_per_step": drop_per_step(course.alignment),
         "confusion": _mean([_confused(*pair, subjects) for pair in zip(last, subjects, strict=True)]),
         "traits": _mean([evaluation.attributes for evaluation in last]),
-        "image_alignment": _mean(list(map(_cosine, real, late))),
         "distance": _mean(at_end),
         "distances_when_learned": when_learned,
         "plasticity": _mean(when_learned),
@@ -78,11 +75,6 @@ def _confused(evaluation: Evaluation, subject: str, subjects: Sequence[str]) -> 
     """The share of a subject's pictures in which another learned subject is recognised."""
     others = set(subjects) - {subject}
     return sum(name in others for name in evaluation.taken_for) / len(evaluation.taken_for)
-
-
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """Mean cosine over all pairs, as image alignment is measured with CLIP (Custom Diffusion, arXiv:2212.04488)."""
-    return float((torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(other).T).mean())
 
 
 def _nearest(sampled: Tensor, real: Tensor) -> float:
