@@ -4,7 +4,6 @@ The weights have the names of diffusers and transformers (`clora_core/starter/mo
 ComfyUI's UNet, CLIP and TAESD.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...clora_core.starter.layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocabulary
+from ...clora_core.starter.layout import LATENT_CHANNELS, TEXT_CONFIG, TOKENS, WEIGHTS
+from ...clora_core.starter.tokenizer import build_tokenizer
 from .base import VAE
 from .model import ModelPatcher
 from .words import CLIP
 
-WIDTH = 128
-SPECIAL = (START, END, UNKNOWN)
-WORDS = re.compile("|".join([*map(re.escape, SPECIAL), r"\w+", r"[^\w\s]+"]))
+WIDTH: int = TEXT_CONFIG["hidden_size"]
 
 
 def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
@@ -114,26 +112,11 @@ UNET: Mapping[str, Any] = {
 
 
 class WordLevel:
-    """A tokenizer with one token per word, with the interface of transformers. Other words become the unknown token."""
+    """The starter's tokenizer, for ComfyUI's class, which opens tokenizers by a path; it is not used."""
 
-    def __init__(self) -> None:
-        self.vocab = {word: index for index, word in enumerate(vocabulary())}
-        self.unk_token_id = self.vocab[UNKNOWN]
-
-    @classmethod
-    def from_pretrained(cls, path: str, **options: Any) -> "WordLevel":
-        """ComfyUI's tokenizer calls this with a path, which is not used."""
-        return cls()
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        ids = [self._id(word) for word in WORDS.findall(text)]
-        return {"input_ids": [self.vocab[START], *ids, self.vocab[END]]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return dict(self.vocab)
-
-    def _id(self, word: str) -> int:
-        return self.vocab.get(word if word in SPECIAL else word.lower(), self.unk_token_id)
+    @staticmethod
+    def from_pretrained(path: str, **options: Any) -> Any:
+        return build_tokenizer()
 
 
 class StarterWords(comfy.sd1_clip.SDTokenizer):
@@ -155,26 +138,17 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
     def __init__(
         self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None, **options: Any
     ) -> None:
-        ids = {word: index for index, word in enumerate(vocabulary())}
+        start, end = TEXT_CONFIG["bos_token_id"], TEXT_CONFIG["eos_token_id"]
         super().__init__(
             device=device,
             dtype=dtype,
             max_length=TOKENS,
-            textmodel_json_config={
-                "vocab_size": len(ids),
-                "hidden_size": WIDTH,
-                "intermediate_size": 4 * WIDTH,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": TOKENS,
-                "hidden_act": "quick_gelu",
-                "eos_token_id": ids[END],
-            },
-            special_tokens={"start": ids[START], "end": ids[END], "pad": ids[END]},
+            textmodel_json_config=dict(TEXT_CONFIG),
+            special_tokens={"start": start, "end": end, "pad": end},
             return_projected_pooled=False,
             model_options=model_options or {},
         )
-        table = self.operations.Embedding(len(ids), WIDTH, device=device, dtype=dtype)
+        table = self.operations.Embedding(TEXT_CONFIG["vocab_size"], WIDTH, device=device, dtype=dtype)
         self.transformer.set_input_embeddings(table.requires_grad_(False))
 
 
