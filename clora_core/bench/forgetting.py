@@ -9,16 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from ..commands.progress import Say, watched_bar
 from ..method.recipe import BASELINES, RECIPES
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
-from ..starter.course import Course, take_course
-from ..starter.exam import Examiner, drawn, plain_prompts
+from ..starter.course import take_course
+from ..starter.exam import Examiner, plain_prompts
 from ..starter.judge import load_judge
 from ..starter.subjects import CROWD, IDENTITIES, SPARE_IDENTITIES, SPARE_STYLES, STYLES
 from .forgetting_table import matrices_of, tables_of
@@ -110,7 +107,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             )
             result = metrics(examiner, subjects, course, before, edits=arguments.edits)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
-            _sheet(subjects, course).save(path.with_suffix(".jpg"), quality=80)
+            titles = ["real", *(f"after <{name}>" for name in subjects)]
+            contact_sheet(course.rows(4), titles, columns=2).save(path.with_suffix(".jpg"), quality=80)
             write_json(path, result | {"recipe": recipe.to_json()})
         last = read_json(path)
         say(f"{method}, order {order}, seed {seed}: kept {last['kept']:.2f}, forgotten {last['forgetting']:.2f}")
@@ -142,13 +140,3 @@ def in_order(names: Sequence[str], order: int) -> list[str]:
     shuffled = list(names)
     random.Random(f"order {order}").shuffle(shuffled)
     return shuffled
-
-
-def _sheet(subjects: Sequence[str], course: Course) -> Image.Image:
-    """A row per concept and a column per learned concept; real pictures come first."""
-    rows = []
-    for place, name in enumerate(subjects):
-        blocks: list[Tensor | None] = [drawn(name, 4, seed=0)]
-        blocks += [row[place].pictures if place < len(row) else None for row in course.evaluations]
-        rows.append((f"<{name}>", blocks))
-    return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=2)

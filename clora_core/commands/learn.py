@@ -4,14 +4,12 @@ import argparse
 import dataclasses
 import glob
 import hashlib
-import math
 import os
 import shutil
 import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,18 +19,17 @@ from ..learning.learn import Learning
 from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
-from ..method.recipe import Recipe, recipe_named, shared_by
+from ..method.recipe import Recipe, recipe_named
 from ..method.regularizers import SelfRegularization
 from ..method.settings import SETTINGS
 from ..model.base import Base
-from ..model.concept import Concept, check_word
+from ..model.concept import Concept, check_word, largest
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import identity, refused_by_the_system
 from ..museum.file.replacing import read_if_intact, set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
-from ..pictures import Picture
 from .along import Along
 from .model import add_base, add_kind, add_recipe, device_of, needed_bytes, open_chosen, tell_of_baseline
 from .progress import Bar, Say, listening_for_ctrl_c
@@ -123,17 +120,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not base.family.side_px <= resolution <= RESOLUTION_LIMIT_PX:
         limits = f"{base.family.side_px} to {RESOLUTION_LIMIT_PX}"
         raise ConceptError(f"--resolution is {resolution}; it must be {limits} pixels for this model.")
-    pictures_in = partial(
-        read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
-    )
-    concepts = tuple(_concept(word, *pictures_in(folder), arguments) for word, folder in folders)
+    options = {"resolution_px": resolution, "multiple": base.family.side_px, "alpha_mask": arguments.alpha_mask}
+    read_folders = [(word, *read_folder(folder, say=say, **options)) for word, folder in folders]
+    wording = arguments.kind, arguments.template
+    vectors = arguments.vectors or 0, arguments.start, arguments.token_seed
+    concepts = tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
     names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
-    size = max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
-    device = device_of(base.device)
-    recipe = shared_by(
-        fitted(draft, base.family, device, lambda choice: needed_bytes(base, shared_by(choice, len(folders)), size)),
-        len(folders),
-    )
+    device, size = device_of(base.device), largest(concepts)
+    recipe = fitted(draft, base.family, device, lambda choice: needed_bytes(base, choice, size), len(concepts))
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")
@@ -222,21 +216,6 @@ def _add_to_file(new: Museum, path: Path) -> Path:
             if not path.exists():
                 raise
     return append_exhibits(new.exhibits, path, base=new.base)
-
-
-def _concept(
-    word: str, pictures: Sequence[Picture], captions: tuple[str, ...], arguments: argparse.Namespace
-) -> Concept:
-    return Concept(
-        word,
-        pictures,
-        arguments.kind,
-        arguments.template,
-        captions,
-        arguments.vectors or 0,
-        arguments.start,
-        arguments.token_seed,
-    )
 
 
 def _draft(arguments: argparse.Namespace) -> Draft:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,6 +121,11 @@ class Concept:
     def prompt(self) -> str:
         """The template, with the word filled in."""
         return (self.template or TEMPLATES[self.kind]).replace("{word}", self.word)
+
+
+def largest(concepts: Iterable[Concept]) -> Size:
+    """(height, width) of the largest picture."""
+    return max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
 
 
 def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from ..method.recipe import Recipe, recipe_named, shared_by
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
-from .exam import Evaluation, Examiner, Wording, concept_of, plain_prompts
+from .exam import Evaluation, Examiner, Wording, concept_of, drawn, plain_prompts
 
 PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
@@ -50,6 +50,17 @@ class Course:
 
     def _matrix(self, rows: list[list[float]]) -> list[list[float | None]]:
         return [[*row, *[None] * (len(rows) - len(row))] for row in rows]
+
+    def rows(self, real: int, opening: str = "") -> list[tuple[str, list[Tensor | None]]]:
+        """For `contact_sheet`, a row for each concept: so many real pictures, then those after each learned concept.
+
+        opening: of the rows' names.
+        """
+        rows = []
+        for place, word in enumerate(self.museum.words):
+            blocks = [row[place].pictures if place < len(row) else None for row in self.evaluations]
+            rows.append((f"{opening}{word}", [drawn(word.strip("<>"), real, seed=0), *blocks]))
+        return rows
 
     @property
     def norms(self) -> list[float]:
