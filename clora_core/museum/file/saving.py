@@ -68,7 +68,7 @@ def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, 
     """projection → the factors of every exhibit that acts everywhere, `up` times the exhibit's strength."""
     pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
     for exhibit in museum.exhibits:
-        for projection, delta in () if exhibit.gate else exhibit.scaled_deltas.items():
+        for projection, delta in () if exhibit.gate else exhibit.scaled().items():
             up, down = (stored(factor, DTYPES[dtype], projection.path) for factor in (delta.up, delta.down))
             pieces.setdefault(projection, []).append((up, down))
     return pieces
