@@ -11,13 +11,11 @@ from ..errors import BaseModelError
 from ..learning.fitting import Device, copied_bytes, learning_bytes
 from ..method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, Recipe
 from ..model.concept import TEMPLATES
-from ..model.precision import AUTOCAST
+from ..model.precision import AUTOCAST, DTYPES
 from ..model.sampling import Sampling
 from ..over_diffusers.base import DiffusersBase, open_base
 from ..pictures import Size
 from .progress import Say
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -55,7 +55,7 @@ def _as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, obj
             "word": entry.word,
             "kind": entry.kind,
             "prompt": entry.prompt,
-            "rank": max(entry.ranks.values(), default=0),
+            "rank": entry.rank,
             "projections": len(entry.ranks),
             "strength": entry.strength,
             "applied": entry.recipe.applied,
@@ -111,7 +111,7 @@ def _write_sheet(header: Header, path: Path) -> None:
 def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
     """Up to three lines: the recipe, special properties, and the facts."""
     recipe = entry.recipe
-    learned = [recipe.method, f"rank {max(entry.ranks.values(), default=0)}", counted(recipe.steps, "step")]
+    learned = [recipe.method, f"rank {entry.rank}", counted(recipe.steps, "step")]
     learned += [f"norm {norm:.3g}"] if norm is not None else []
     special = [counted(entry.words, "vector")] if entry.words > 1 else []
     special += [] if entry.strength == 1 else [f"strength {entry.strength:g}"]

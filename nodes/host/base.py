@@ -19,7 +19,7 @@ from ...clora_core.model.chunks import by_length
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.precision import Precision
+from ...clora_core.model.precision import DTYPES, Precision
 from ...clora_core.model.projections import Projection, Slot
 from .differentiable import differentiable, differentiable_transformer, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
@@ -31,7 +31,6 @@ from .view import base_beneath
 from .words import CLIP, encoders, table, widths
 
 VAE = comfy.sd.VAE
-DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURES_AT_ONCE = 4
 EVERYTHING = 10**20  # bytes to request, so that ComfyUI unloads all other models
 

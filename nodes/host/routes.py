@@ -75,7 +75,7 @@ def _content(name: str) -> dict[str, Any]:
                 "kind": exhibit.kind,
                 "prompt": shortened(exhibit.prompt),
                 "recipe": shortened(exhibit.recipe.method),
-                "rank": max(exhibit.ranks.values(), default=0),
+                "rank": exhibit.rank,
                 "steps": exhibit.recipe.steps,
                 "applied": exhibit.recipe.applied,
                 "strength": exhibit.strength,

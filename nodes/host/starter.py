@@ -6,7 +6,6 @@ ComfyUI's UNet, CLIP and TAESD.
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.clip_model
@@ -36,35 +35,35 @@ def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
     return load_model(), load_clip(), load_vae()
 
 
-def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
+def load_model() -> ModelPatcher:
     offload = comfy.model_management.unet_offload_device()
     config = StarterConfig(UNET)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=offload)
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    _fill(model.diffusion_model, {names[name]: tensor for name, tensor in _tensors(weights, "unet").items()})
+    _fill(model.diffusion_model, {names[name]: tensor for name, tensor in _tensors("unet").items()})
     return ModelPatcher(model.eval(), comfy.model_management.get_torch_device(), offload)
 
 
-def load_clip(weights: Path = WEIGHTS, **options: Any) -> CLIP:
+def load_clip(**options: Any) -> CLIP:
     """options: what ComfyUI passes when it needs a paged model as a whole."""
     tokenizer = partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=StarterWords)
     encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=StarterEncoder)
     target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
     folders = folder_paths.get_folder_paths("embeddings")
     clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
-    clip.patcher.cached_patcher_init = (_text_patcher, (weights,))
+    clip.patcher.cached_patcher_init = (_text_patcher, ())
     tensors = {
         name if name.startswith("text_model.") else f"text_model.{name}": tensor
-        for name, tensor in _tensors(weights, "text_encoder").items()
+        for name, tensor in _tensors("text_encoder").items()
     }
     projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class needs one; the UNet does not use it
     _fill(clip.cond_stage_model.clip_l.transformer, tensors | projection)
     return clip
 
 
-def load_vae(weights: Path = WEIGHTS) -> VAE:
-    tensors = {_vae_name(name): tensor for name, tensor in _tensors(weights, "vae").items()}
+def load_vae() -> VAE:
+    tensors = {_vae_name(name): tensor for name, tensor in _tensors("vae").items()}
     scale = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     return VAE(sd=tensors | scale, dtype=torch.float32)
 
@@ -152,8 +151,8 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
         self.transformer.set_input_embeddings(table.requires_grad_(False))
 
 
-def _text_patcher(weights: Path, **options: Any) -> ModelPatcher:
-    return load_clip(weights, **options).patcher
+def _text_patcher(**options: Any) -> ModelPatcher:
+    return load_clip(**options).patcher
 
 
 def _vae_name(name: str) -> str:
@@ -162,8 +161,8 @@ def _vae_name(name: str) -> str:
     return f"taesd_{side}.{int(layer) + (side == 'decoder')}.{rest}"
 
 
-def _tensors(weights: Path, part: str) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(weights / f"{part}.safetensors").items()}
+def _tensors(part: str) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(WEIGHTS / f"{part}.safetensors").items()}
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
