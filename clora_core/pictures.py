@@ -68,7 +68,7 @@ class Picture:
 
 def in_memory(pixels: Tensor) -> tuple[Picture, ...]:
     """Pictures of pixels that are in memory anyway, (n, 3, height, width) in [-1, 1]."""
-    return tuple(Picture.of(functools.partial(_same, own), _size(own)) for own in pixels)
+    return tuple(Picture.of(lambda own=own: own, _size(own)) for own in pixels)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -150,10 +150,6 @@ def from_thumbnail(encoded: bytes) -> Image.Image:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
-
-
-def _same(pixels: Tensor) -> Tensor:
-    return pixels
 
 
 def _size(pixels: Tensor) -> Size:

@@ -15,7 +15,7 @@ from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import take_course
-from ..starter.exam import Examiner, plain_prompts
+from ..starter.exam import Examiner
 from ..starter.judge import load_judge
 from ..starter.subjects import CROWD, IDENTITIES, SPARE_IDENTITIES, SPARE_STYLES, STYLES
 from .forgetting_table import matrices_of, tables_of
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_base("starter")
     examiner = Examiner(base, load_judge())
     names = TRACKS[arguments.subjects][: arguments.concepts]
-    before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
+    before = examiner.plain_prompts(Museum(base.fingerprint), count=arguments.plain)
     for method, order, seed in _planned(arguments):
         recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
         name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system

@@ -24,7 +24,7 @@ HELD_OUT = 10_000  # the seed of held-out real pictures
 def metrics(
     examiner: Examiner, subjects: Sequence[str], course: Course, before: tuple[float, Tensor], *, edits: int
 ) -> dict[str, Any]:
-    """The metrics by name. before: `plain_prompts` of the base model. edits: edited pictures of each identity."""
+    """The metrics by name. before: the base model's `plain_prompts`. edits: edited pictures of each identity."""
     first, last = [row[place] for place, row in enumerate(course.evaluations)], course.evaluations[-1]
     count = len(last[0].pictures)
 

@@ -25,7 +25,7 @@ from ..museum.file import check_names, check_target, identity
 from ..picture_files import each_picture, files_in, upright
 from ..sheets import confusion_sheet, write_picture
 from ..texts import counted, printable
-from .edit import InOrder
+from .edit import add_edits
 from .learn import run_resumably, state_path
 from .model import check_device
 from .progress import Say
@@ -81,11 +81,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     edit = kinds.add_parser("edit", help="rename or remove a class")
     edit.add_argument("museum", type=Path, help="museum file")
-    edits = (("rename", ("OLD", "NEW"), "rename a class"), ("remove", ("CLASS",), "remove a class"))
-    for name, values, meaning in edits:
-        edit.add_argument(
-            f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
-        )
+    add_edits(edit, ("rename", ("OLD", "NEW"), "rename a class"), ("remove", ("CLASS",), "remove a class"))
     edit.set_defaults(run=run_edit)
 
 

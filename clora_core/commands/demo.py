@@ -15,7 +15,7 @@ from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
-from ..starter.exam import Evaluation, Examiner, plain_prompts
+from ..starter.exam import Evaluation, Examiner
 from ..starter.judge import load_judge
 from ..starter.layout import NAME
 from .model import add_recipe, tell_of_baseline
@@ -53,11 +53,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     target = out / "museum.safetensors"
     if not arguments.replace:
         _check_own(target)
-    base, judge = open_base(NAME), load_judge()
-    examiner = Examiner(base, judge)
+    examiner = Examiner(base := open_base(NAME), load_judge())
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
     tell_of_baseline(recipe.method, say)
-    before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
+    before, _ = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
     course = _run_course(examiner, subjects, recipe, say)

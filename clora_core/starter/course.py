@@ -13,7 +13,7 @@ from ..method.recipe import Recipe, recipe_named, shared_by
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
-from .exam import Evaluation, Examiner, Wording, concept_of, drawn, plain_prompts
+from .exam import Evaluation, Examiner, Wording, concept_of, drawn
 
 PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
@@ -131,6 +131,6 @@ def take_course(
             [examiner.evaluate(shown_for(subject), subject, count=count) for subject, count in counts.items()]
         )
         evaluated(evaluations[-1])
-    kept, pictures = plain_prompts(base, shown_for(subjects[-1]), examiner.judge, count=plain)
+    kept, pictures = examiner.plain_prompts(shown_for(subjects[-1]), count=plain)
     seconds_evaluating = time.monotonic() - began - seconds
     return Course(museum, evaluations, kept, pictures, seconds, processor_seconds, seconds_evaluating)
