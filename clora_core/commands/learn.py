@@ -31,7 +31,7 @@ from ..museum.file.replacing import read_if_intact, set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from .along import Along
-from .model import add_base, add_kind, add_recipe, device_of, needed_bytes, open_chosen, tell_of_baseline
+from .model import add_base, add_kind, add_recipe, open_chosen, probed, tell_of_baseline, training_bytes
 from .progress import Bar, Say, listening_for_ctrl_c
 
 RESOLUTION_LIMIT_PX = 4096
@@ -126,8 +126,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     vectors = arguments.vectors or 0, arguments.start, arguments.token_seed
     concepts = tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
     names = " and ".join(f"{concept.word} from {len(concept.pictures)} pictures" for concept in concepts)
-    device, size = device_of(base.device), largest(concepts)
-    recipe = fitted(draft, base.family, device, lambda choice: needed_bytes(base, choice, size), len(concepts))
+    device, size = probed(base.device), largest(concepts)
+    recipe = fitted(draft, base.family, device, lambda choice: training_bytes(base, choice, size), len(concepts))
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")
@@ -194,7 +194,7 @@ def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
 def _kept(new: Museum, path: Path, say: Say) -> Path:
     """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, and that is said."""
     try:
-        return _add_to_file(new, path)
+        return append_exhibits(new.exhibits, path, base=new.base)
     except MuseumError as error:
         if not refused_by_the_system(error):
             raise
@@ -205,17 +205,6 @@ def _kept(new: Museum, path: Path, say: Say) -> Path:
         later = f"edit {path} --merge {rescued}" if path.exists() else f"copy it to {path}"
         say(f"What was learned is saved as '{rescued}'. To add it later: {later}")
         raise
-
-
-def _add_to_file(new: Museum, path: Path) -> Path:
-    """Add the exhibits to the current file: another program may have created or changed it during the training."""
-    if not path.exists():
-        try:
-            return save_museum(new, path)
-        except MuseumError:
-            if not path.exists():
-                raise
-    return append_exhibits(new.exhibits, path, base=new.base)
 
 
 def _draft(arguments: argparse.Namespace) -> Draft:

@@ -79,7 +79,7 @@ def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
     )
 
 
-def device_of(device: torch.device) -> Device:
+def probed(device: torch.device) -> Device:
     """What a device offers. Where its memory cannot be asked for, it counts as enough."""
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -89,7 +89,7 @@ def device_of(device: torch.device) -> Device:
     return Device(math.inf, "fp32")
 
 
-def needed_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
+def training_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
     """Approximate memory of a training step with pictures of that (height, width) in pixels, with the models."""
     *_, rows, columns = base.latent_shape(*size)
     computed = AUTOCAST[recipe.precision] or base.unet.dtype
