@@ -3,6 +3,7 @@
 Byte tensors are (3, height, width) uint8; float tensors have the same shape and the range [-1, 1] of all models here.
 """
 
+import base64
 import functools
 import hashlib
 import io
@@ -122,6 +123,11 @@ def thumbnail(picture: Image.Image | Tensor) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def as_uri(jpeg: bytes) -> str:
+    """A JPEG as a page or the metadata of a LoRA holds it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def check_thumbnail(encoded: bytes) -> None:
