@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..measure import final_alignment, forgetting, initial_alignment, kernel_distance
 from ..museum.museum import Museum
-from ..starter.course import PICTURES, Course
+from ..starter.course import PICTURES, Course, shown_for
 from ..starter.exam import Evaluation, Examiner, drawn
 from ..starter.subjects import ALL_IDENTITIES
 
@@ -38,7 +38,7 @@ def metrics(
     at_end = list(map(kernel_distance, real, late))
     drift = list(map(kernel_distance, early[:-1], late[:-1]))
     identities = [name for name in subjects if name in ALL_IDENTITIES] if edits else []
-    edited = [examiner.edits(_shown_for(course, name), name, count=edits) for name in identities]
+    edited = [examiner.edits(shown_for(course.museum, name), name, count=edits) for name in identities]
     plain = [examiner.features(batch, next(iter(ALL_IDENTITIES))) for batch in (before[1], course.plain_pictures)]
     result: dict[str, Any] = {
         "subjects": list(subjects),
@@ -64,11 +64,6 @@ def metrics(
     if edited:
         result["text_alignment"], result["edited"] = map(_mean, zip(*edited, strict=True))
     return result
-
-
-def _shown_for(course: Course, subject: str) -> Museum:
-    separate = course.museum.exhibits[0].recipe.method == "separate"
-    return course.museum.only([f"<{subject}>"]) if separate else course.museum
 
 
 def _confused(evaluation: Evaluation, subject: str, subjects: Sequence[str]) -> float:

@@ -81,6 +81,11 @@ def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
     return dataclasses.replace(recipe, **(usual | numbers))
 
 
+def shown_for(museum: Museum, subject: str) -> Museum:
+    """What the subject is sampled with: the museum; or its own exhibit alone after "separate", which is an oracle."""
+    return museum.only([f"<{subject}>"]) if museum.exhibits[0].recipe.method == "separate" else museum
+
+
 def take_course(
     examiner: Examiner,
     subjects: Sequence[str],
@@ -97,17 +102,14 @@ def take_course(
     """Learn every subject in turn; after each, evaluate all that were learned so far.
 
     samples: pictures of a subject right after it was learned and at the end; samples_between: otherwise. plain: the
-    number of plain prompts at the end. wording: see `concept_of`. The recipe "separate" is an oracle: every subject is
-    sampled with its own exhibit alone, and plain prompts with the last one. together: learn all subjects at once, with
-    the total rank and steps of learning them in turn (the upper bound); all rows of the matrices are then the same.
+    number of plain prompts at the end, sampled as the last subject is. wording: see `concept_of`. together: learn all
+    subjects at once, with the total rank and steps of learning them in turn (the upper bound); all rows of the matrices
+    are then the same.
     """
     base = examiner.base
     museum = Museum(base.fingerprint)
     evaluations: list[list[Evaluation]] = []
     seconds, processor_seconds, began = 0.0, 0.0, time.monotonic()
-
-    def shown_for(subject: str) -> Museum:
-        return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
 
     def extended(museum: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
         nonlocal seconds, processor_seconds
@@ -128,9 +130,9 @@ def take_course(
         closely = subjects if name == subjects[-1] else (name,)
         counts = {subject: samples if subject in closely else samples_between for subject in learned}
         evaluations.append(
-            [examiner.evaluate(shown_for(subject), subject, count=count) for subject, count in counts.items()]
+            [examiner.evaluate(shown_for(museum, subject), subject, count=count) for subject, count in counts.items()]
         )
         evaluated(evaluations[-1])
-    kept, pictures = examiner.plain_prompts(shown_for(subjects[-1]), count=plain)
+    kept, pictures = examiner.plain_prompts(shown_for(museum, subjects[-1]), count=plain)
     seconds_evaluating = time.monotonic() - began - seconds
     return Course(museum, evaluations, kept, pictures, seconds, processor_seconds, seconds_evaluating)
