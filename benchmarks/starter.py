@@ -16,7 +16,7 @@ from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.sheets import grid
-from clora_core.starter.exam import LATENT_SHAPE, drawn, plain_prompts
+from clora_core.starter.exam import LATENT_SHAPE, Examiner, drawn
 from clora_core.starter.judge import load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
 
@@ -26,7 +26,7 @@ SAMPLES, SEED = 500, 1
 
 def main() -> None:
     base, judge = open_base("starter"), load_judge()
-    share, pictures = plain_prompts(base, Museum(base.fingerprint), judge, count=SAMPLES, seed=SEED)
+    share, pictures = Examiner(base, judge).plain_prompts(Museum(base.fingerprint), count=SAMPLES, seed=SEED)
     sample(base, ["a photo of a cat"], latent_shape=LATENT_SHAPE)
     begun = time.perf_counter()
     sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=LATENT_SHAPE)

@@ -26,16 +26,6 @@ def forgetting(alignment: Matrix) -> float:
     return _mean([_known(alignment[place][place]) - _known(last[place]) for place in range(len(last) - 1)])
 
 
-def worst_drop(alignment: Matrix) -> float:
-    """Mean over all but the last concept of its best a_ij before the end, minus a_Nj.
-
-    The definition of Chaudhry et al. 2018, arXiv:1801.10112.
-    """
-    count = len(alignment)
-    best = [max(_known(alignment[after][place]) for after in range(place, count - 1)) for place in range(count - 1)]
-    return _mean([value - _known(alignment[-1][place]) for place, value in enumerate(best)])
-
-
 def drop_per_step(alignment: Matrix) -> float:
     """Mean over every step t from the second, of the mean over all earlier concepts, of a_t-1,j - a_tj.
 

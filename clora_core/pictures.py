@@ -3,6 +3,7 @@
 Byte tensors are (3, height, width) uint8; float tensors have the same shape and the range [-1, 1] of all models here.
 """
 
+import base64
 import functools
 import hashlib
 import io
@@ -68,7 +69,7 @@ class Picture:
 
 def in_memory(pixels: Tensor) -> tuple[Picture, ...]:
     """Pictures of pixels that are in memory anyway, (n, 3, height, width) in [-1, 1]."""
-    return tuple(Picture.of(functools.partial(_same, own), _size(own)) for own in pixels)
+    return tuple(Picture.of(lambda own=own: own, _size(own)) for own in pixels)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -124,6 +125,11 @@ def thumbnail(picture: Image.Image | Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def as_uri(jpeg: bytes) -> str:
+    """A JPEG as a page or the metadata of a LoRA holds it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
 def check_thumbnail(encoded: bytes) -> None:
     """Raise MuseumError for a thumbnail that is not a JPEG or takes long to decode. Does not decode it."""
     if not encoded.startswith(JPEG_START):
@@ -150,10 +156,6 @@ def from_thumbnail(encoded: bytes) -> Image.Image:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise MuseumError(f"A thumbnail cannot be read as a JPEG: {error}.") from error
-
-
-def _same(pixels: Tensor) -> Tensor:
-    return pixels
 
 
 def _size(pixels: Tensor) -> Size:

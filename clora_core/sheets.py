@@ -1,10 +1,12 @@
 """Arrange pictures on one sheet."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from .errors import CLoRAError
 from .pictures import THUMBNAIL_PX, to_picture
 
 GAP_PX, LABEL_PX, TITLE_PX = 10, 92, 24
@@ -73,3 +75,11 @@ def confusion_sheet(shares: Sequence[Sequence[float]], rows: Sequence[str], colu
             left = label + place * cell
             pen.rectangle((left, top, left + cell - 2, top + cell - 2), fill=(shade, shade, 255 if share else 245))
     return sheet
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture to a file. Raises CLoRAError if that is not possible."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error

@@ -53,12 +53,6 @@ def misleading(text: str) -> str:
     return match[0] if (match := UNSAFE.search(text)) else ""
 
 
-def counted(count: int, thing: str) -> str:
-    """ "1 class", "2 classes" """
-    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
-    return f"{count} {thing if count == 1 else plural}"
-
-
 def encodable(text: str, encoding: str) -> str:
     r"""The text with characters that the encoding does not have escaped as in JSON (\u6728)."""
     try:
@@ -74,3 +68,9 @@ def shortened(text: str) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[:BEGINNING]}…{text[1 + BEGINNING - LONGEST :]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 class", "2 classes", "3 steps" """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"

@@ -56,10 +56,8 @@ class ConceptTokenNode(io.ComfyNode):
                 io.Int.Input("token_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the random start vectors."),
             ],
             outputs=[
-                CONCEPT.Output("concept", display_name="concept", tooltip="Connect it to a Train Step."),
-                io.String.Output(
-                    "prompt", display_name="prompt", tooltip="The template with the word filled in, for a text encoder."
-                ),
+                CONCEPT.Output("concept", tooltip="Connect it to a Train Step."),
+                io.String.Output("prompt", tooltip="The template with the word filled in, for a text encoder."),
             ],
         )
 

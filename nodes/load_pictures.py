@@ -35,19 +35,16 @@ class LoadPictures(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "images",
-                    display_name="images",
                     is_output_list=True,
                     tooltip="The pictures, for the images of a Train Step.",
                 ),
                 io.String.Output(
                     "captions",
-                    display_name="captions",
                     is_output_list=True,
                     tooltip="The caption of each picture; empty texts where there is none.",
                 ),
                 io.Mask.Output(
                     "masks",
-                    display_name="masks",
                     is_output_list=True,
                     tooltip="The mask beside each picture, cat.mask.png for cat.jpg; empty where there is none.",
                 ),

@@ -57,9 +57,9 @@ class MuseumReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("exhibits", display_name="exhibits", tooltip="Every exhibit, when learned and now."),
-                io.Image.Output("overlap", display_name="overlap", tooltip="How far exhibits change the same weights."),
-                io.Image.Output("moved", display_name="moved", tooltip="Bar chart: how far the predictions moved."),
+                io.Image.Output("exhibits", tooltip="Every exhibit, when learned and now."),
+                io.Image.Output("overlap", tooltip="How far exhibits change the same weights."),
+                io.Image.Output("moved", tooltip="Bar chart: how far the predictions moved."),
             ],
             is_output_node=True,
         )

@@ -32,18 +32,14 @@ class SortPictures(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(
-                    "text", display_name="text", tooltip="One line per picture: its five likeliest classes."
-                ),
+                io.String.Output("text", tooltip="One line per picture: its five likeliest classes."),
                 io.String.Output(
                     "classes",
-                    display_name="classes",
                     is_output_list=True,
                     tooltip="The likeliest class of each picture.",
                 ),
                 io.Float.Output(
                     "shares",
-                    display_name="shares",
                     is_output_list=True,
                     tooltip="The share of that class, 0 to 1. Shares rank classes; they are no probabilities.",
                 ),

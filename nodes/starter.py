@@ -19,9 +19,9 @@ class StarterModel(io.ComfyNode):
             "seconds to minutes, even without a GPU. No download needed.",
             search_aliases=["example model", "demo", "load checkpoint", "tiny", "offline", "c-lora"],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="Predicts v. Sample it at 64×64 pixels."),
-                io.Clip.Output("clip", display_name="clip", tooltip="Knows only the words of its small world."),
-                io.Vae.Output("vae", display_name="vae", tooltip="Converts 64×64 pixels to 32×8×8 latents and back."),
+                io.Model.Output("model", tooltip="Predicts v. Sample it at 64×64 pixels."),
+                io.Clip.Output("clip", tooltip="Knows only the words of its small world."),
+                io.Vae.Output("vae", tooltip="Converts 64×64 pixels to 32×8×8 latents and back."),
             ],
         )
 
@@ -62,10 +62,9 @@ class StarterPictures(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", tooltip="The pictures, 64×64 pixels each."),
+                io.Image.Output("images", tooltip="The pictures, 64×64 pixels each."),
                 io.String.Output(
                     "captions",
-                    display_name="captions",
                     tooltip="For a style: one caption per picture, with {word} in it, for a Train Step. Empty for a "
                     "character, which needs no captions.",
                 ),

@@ -8,7 +8,7 @@ from ..clora_core.method.draft import Draft
 from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES
 from .actions.inputs import ConceptInputs
 from .host.progress import checkpoint_name
-from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema
+from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema, recipe_input
 
 DEFAULT = RECIPES[DEFAULT_METHOD]
 
@@ -34,39 +34,10 @@ class TrainStep(io.ComfyNode):
                     "to about the area of the largest, at most the model's resolution.",
                 ),
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=100_000,
-                    tooltip="Number of updates; 0 is auto. More learns the concept better; too many copy the pictures. "
-                    "With a constant learning rate, more steps than before go on from there.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-5,
-                    round=1e-7,
-                    tooltip="Size of each update; 0 is auto, which suits the model. Higher is faster but less stable.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=256,
-                    tooltip="Capacity of the change; 0 is auto. Higher holds more detail and makes the museum file "
-                    "larger.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=0,
-                    min=0,
-                    max=256,
-                    tooltip="Pictures per batch; 0 is auto, which fits the device's memory. More is more stable, but "
-                    "slower and needs more memory.",
-                ),
+                recipe_input("steps"),
+                recipe_input("learning_rate"),
+                recipe_input("rank"),
+                recipe_input("batch_size"),
                 io.Float.Input(
                     "forgetting_weight",
                     default=1.0,
@@ -134,8 +105,8 @@ class TrainStep(io.ComfyNode):
                 io.Model.Output("taught_model", display_name="model", tooltip="The model with the new museum."),
                 io.Clip.Output("taught_clip", display_name="clip", tooltip="The text encoder with all its words."),
                 MUSEUM.Output("taught_museum", display_name="museum", tooltip="The museum with the new exhibit."),
-                io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Image.Output("preview", display_name="preview", tooltip="Pictures of the new word after training."),
+                io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.Image.Output("preview", tooltip="Pictures of the new word after training."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             is_input_list=True,

@@ -9,7 +9,6 @@ from clora_core.measure import (
     forgetting,
     initial_alignment,
     kernel_distance,
-    worst_drop,
 )
 from clora_core.method.recipe import Recipe
 from clora_core.model.base import Fingerprint
@@ -42,11 +41,10 @@ def test_three_concepts_by_hand():
     assert forgetting(alignment) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
 
 
-def test_other_ways_of_counting_by_hand():
+def test_the_drop_per_step_by_hand():
     alignment = [[0.9, None, None], [1.0, 0.8, None], [0.5, 0.9, 0.6]]
-    assert worst_drop(alignment) == pytest.approx(((1.0 - 0.5) + (0.8 - 0.9)) / 2)
     assert drop_per_step(alignment) == pytest.approx(((0.9 - 1.0) + ((1.0 - 0.5) + (0.8 - 0.9)) / 2) / 2)
-    assert worst_drop([[0.4]]) == drop_per_step([[0.4]]) == 0
+    assert drop_per_step([[0.4]]) == 0
 
 
 def features(count: int, *, seed: int, shift: float = 0.0) -> torch.Tensor:

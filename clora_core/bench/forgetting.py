@@ -9,24 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from ..commands.progress import Say, watched_bar
 from ..method.recipe import BASELINES, RECIPES
 from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
-from ..starter.course import Course, take_course
-from ..starter.exam import Examiner, drawn, plain_prompts
+from ..starter.course import take_course
+from ..starter.exam import Examiner
 from ..starter.judge import load_judge
-from ..starter.subjects import CROWD, IDENTITIES, STYLES
+from ..starter.subjects import CROWD, IDENTITIES, SPARE_IDENTITIES, SPARE_STYLES, STYLES
 from .forgetting_table import matrices_of, tables_of
 from .methods import COMPARED, JOINT, check_method, is_joint, method_recipe
 from .metrics import metrics
 from .runs import Run, read_json, write_json
 
-TRACKS = {"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)}
+TRACKS = {
+    **{"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)},
+    **{"spare-identities": tuple(SPARE_IDENTITIES), "spare-styles": SPARE_STYLES},  # to tune recipes on
+}
 SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS = 64, 12, 96, 12
 QUICK: Mapping[str, Any] = {
     **{"concepts": 2, "seeds": [0], "orders": 1, "steps": 4},
@@ -42,17 +42,21 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "and with several seeds, and measure what is recognised, forgotten and damaged. Takes hours on a CPU. After a "
         "stop, the same command resumes; finished runs are not repeated.",
         epilog="A method is the name of a recipe, optionally modified: c-lora*10 (ten times the protection; *0: none), "
-        "sequential@0.006 (learning rate), c-lora+noun (words start from a noun that stays in the prompt), "
+        "sequential@0.006 (learning rate; of the word if nothing else is learned), c-lora+noun "
+        "(words start from a noun that stays in the prompt), "
         "c-lora+first (a style's word comes before the content), museum-maker-without-style_distillation (or without "
         "another of its terms, or without layer_wise). joint learns all subjects at once. "
         f"Recipes: {', '.join(RECIPES)}. Baselines: {', '.join(BASELINES)}.",
     )
     parser.add_argument("--methods", nargs="+", default=[*COMPARED, JOINT], help="recipes, optionally modified (all)")
     parser.add_argument(
-        "--subjects", choices=list(TRACKS), default="identities", help="the subjects; a crowd has twenty (identities)"
+        "--subjects",
+        choices=list(TRACKS),
+        default="identities",
+        help="the subjects; spare ones are for tuning (identities)",
     )
     parser.add_argument(
-        "--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles, 20 in a crowd)"
+        "--concepts", type=int, help="subjects in a sequence (all: 10 identities, 5 styles, 20 in a crowd, 3 spare)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
     parser.add_argument("--orders", type=int, default=2, help="orders of the subjects; seeds alternate (2)")
@@ -83,7 +87,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     base = open_base("starter")
     examiner = Examiner(base, load_judge())
     names = TRACKS[arguments.subjects][: arguments.concepts]
-    before = plain_prompts(base, Museum(base.fingerprint), examiner.judge, count=arguments.plain)
+    before = examiner.plain_prompts(Museum(base.fingerprint), count=arguments.plain)
     for method, order, seed in _planned(arguments):
         recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
         name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system
@@ -103,7 +107,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             )
             result = metrics(examiner, subjects, course, before, edits=arguments.edits)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
-            _sheet(subjects, course).save(path.with_suffix(".jpg"), quality=80)
+            titles = ["real", *(f"after <{name}>" for name in subjects)]
+            contact_sheet(course.rows(4), titles, columns=2).save(path.with_suffix(".jpg"), quality=80)
             write_json(path, result | {"recipe": recipe.to_json()})
         last = read_json(path)
         say(f"{method}, order {order}, seed {seed}: kept {last['kept']:.2f}, forgotten {last['forgetting']:.2f}")
@@ -135,13 +140,3 @@ def in_order(names: Sequence[str], order: int) -> list[str]:
     shuffled = list(names)
     random.Random(f"order {order}").shuffle(shuffled)
     return shuffled
-
-
-def _sheet(subjects: Sequence[str], course: Course) -> Image.Image:
-    """A row per concept and a column per learned concept; real pictures come first."""
-    rows = []
-    for place, name in enumerate(subjects):
-        blocks: list[Tensor | None] = [drawn(name, 4, seed=0)]
-        blocks += [row[place].pictures if place < len(row) else None for row in course.evaluations]
-        rows.append((f"<{name}>", blocks))
-    return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=2)

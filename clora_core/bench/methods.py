@@ -30,7 +30,8 @@ def method_recipe(method: str, *, seed: int, steps: int | None = None) -> tuple[
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))
     if match["rate"]:
-        recipe = dataclasses.replace(recipe, learning_rate=float(match["rate"]))
+        rate = "learning_rate" if recipe.rank else "token_learning_rate"
+        recipe = dataclasses.replace(recipe, **{rate: float(match["rate"])})
     if match["term"]:
         recipe = _without(recipe, match["term"])
     return recipe, cast(Wording, match["wording"] or "usual")
@@ -54,5 +55,5 @@ def _without(recipe: Recipe, term: str) -> Recipe:
 def check_method(method: str, track: str) -> None:
     """Raise RecipeError for an unknown method, or for a wording that does not apply to these subjects."""
     _, wording = method_recipe(method, seed=0)
-    if wording != "usual" and WORDED[wording] != track:
+    if wording != "usual" and not track.endswith(WORDED[wording]):
         raise RecipeError(f"'{method}': +{wording} is for {WORDED[wording]}, but the subjects are {track}.")

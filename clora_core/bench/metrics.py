@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measure import drop_per_step, final_alignment, forgetting, initial_alignment, kernel_distance, worst_drop
+from ..measure import final_alignment, forgetting, initial_alignment, kernel_distance
 from ..museum.museum import Museum
-from ..starter.course import PICTURES, Course
+from ..starter.course import PICTURES, Course, shown_for
 from ..starter.exam import Evaluation, Examiner, drawn
 from ..starter.subjects import ALL_IDENTITIES
 
@@ -24,7 +24,7 @@ HELD_OUT = 10_000  # the seed of held-out real pictures
 def metrics(
     examiner: Examiner, subjects: Sequence[str], course: Course, before: tuple[float, Tensor], *, edits: int
 ) -> dict[str, Any]:
-    """The metrics by name. before: `plain_prompts` of the base model. edits: edited pictures of each identity."""
+    """The metrics by name. before: the base model's `plain_prompts`. edits: edited pictures of each identity."""
     first, last = [row[place] for place, row in enumerate(course.evaluations)], course.evaluations[-1]
     count = len(last[0].pictures)
 
@@ -38,7 +38,7 @@ def metrics(
     at_end = list(map(kernel_distance, real, late))
     drift = list(map(kernel_distance, early[:-1], late[:-1]))
     identities = [name for name in subjects if name in ALL_IDENTITIES] if edits else []
-    edited = [examiner.edits(_shown_for(course, name), name, count=edits) for name in identities]
+    edited = [examiner.edits(shown_for(course.museum, name), name, count=edits) for name in identities]
     plain = [examiner.features(batch, next(iter(ALL_IDENTITIES))) for batch in (before[1], course.plain_pictures)]
     result: dict[str, Any] = {
         "subjects": list(subjects),
@@ -46,11 +46,8 @@ def metrics(
         "learned": initial_alignment(course.alignment),
         "kept": final_alignment(course.alignment),
         "forgetting": forgetting(course.alignment),
-        "worst_drop": worst_drop(course.alignment),
-        "drop_per_step": drop_per_step(course.alignment),
         "confusion": _mean([_confused(*pair, subjects) for pair in zip(last, subjects, strict=True)]),
         "traits": _mean([evaluation.attributes for evaluation in last]),
-        "image_alignment": _mean(list(map(_cosine, real, late))),
         "distance": _mean(at_end),
         "distances_when_learned": when_learned,
         "plasticity": _mean(when_learned),
@@ -69,20 +66,10 @@ def metrics(
     return result
 
 
-def _shown_for(course: Course, subject: str) -> Museum:
-    separate = course.museum.exhibits[0].recipe.method == "separate"
-    return course.museum.only([f"<{subject}>"]) if separate else course.museum
-
-
 def _confused(evaluation: Evaluation, subject: str, subjects: Sequence[str]) -> float:
     """The share of a subject's pictures in which another learned subject is recognised."""
     others = set(subjects) - {subject}
     return sum(name in others for name in evaluation.taken_for) / len(evaluation.taken_for)
-
-
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """Mean cosine over all pairs, as image alignment is measured with CLIP (Custom Diffusion, arXiv:2212.04488)."""
-    return float((torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(other).T).mean())
 
 
 def _nearest(sampled: Tensor, real: Tensor) -> float:

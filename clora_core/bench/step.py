@@ -6,7 +6,6 @@ inversion). It is timed in turns with the real `learn`, on the same pictures in 
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from ..over_diffusers.base import DiffusersBase
 from ..pictures import in_memory
 from ..seeds import seeded
 from .measuring import machine, random_museum
+from .runs import write_json
 from .shaped_bases import UNETS, shaped_base
 
 
@@ -78,7 +78,7 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
         settings = numbers | {name: getattr(arguments, name) for name in ("family", "size", "rounds")}
         report = {"machine": machine(base.device), "settings": settings, "frozen_seconds": unit, "steps": rows}
         report |= {"memory_peak_gib": peak, "weights_gib": weights_gib(base)}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, report)
 
 
 def frozen_steps(base: DiffusersBase, concept: Concept, recipe: Recipe) -> Iterator[float]:

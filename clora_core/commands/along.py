@@ -3,22 +3,21 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from ..errors import CLoRAError
 from ..learning.effect import effect, passes
 from ..learning.learn import Learning
 from ..learning.loop import Progress
-from ..model.sampling import Sampling, sample
 from ..museum.editing import dated
 from ..museum.file import save_museum
-from ..museum.museum import STOPPED, Exhibit, Museum
+from ..museum.museum import STOPPED, Exhibit
 from ..pictures import from_thumbnail, to_picture
-from ..report.before_after import before_and_after, sampled_before
-from ..sheets import thumbnail_sheet
+from ..report.before_after import compared, sampled_before, sampled_now
+from ..sheets import thumbnail_sheet, write_picture
 from .progress import Bar, Say
 
 
@@ -36,7 +35,7 @@ class Along:
     def begin(self) -> None:
         """Draw the word before it is learned."""
         if self.preview_every:
-            self._draw(0, sampled_before(self.learning, self._sampling))
+            self._draw(0, sampled_before(self.learning))
 
     def step(self, progress: Progress) -> None:
         if self._due(self.keep_every, progress.step) and progress.step < progress.steps:
@@ -46,10 +45,8 @@ class Along:
             save_museum(self.learning.museum.with_exhibits(*new), target, overwrite=True)
             self.say(f"{target} is the museum after step {progress.step}.")
         if self._due(self.preview_every, progress.step):
-            base, concept = self.learning.base, self.learning.concepts[-1]
-            tokens = [*self.learning.museum.tokens, progress.trained.token(concept.word)]
-            shape = base.latent_shape(*concept.size)
-            self._draw(progress.step, sample(base, [concept.prompt], tokens, self._sampling, latent_shape=shape)[0])
+            token = progress.trained.token(self.learning.words[-1])
+            self._draw(progress.step, sampled_now(self.learning, token))
 
     def end(self, exhibits: Sequence[Exhibit]) -> None:
         """Say what learning changed, and draw exhibits before and after."""
@@ -64,13 +61,11 @@ class Along:
             mean = sum(moved.values()) / len(moved)
             self.say(f"Earlier words moved by {mean:.1%} (0% is unchanged); most: {most}, {moved[most]:.1%}.")
         if self.preview_every:
-            self._compare(learning.museum.with_exhibits(*exhibits))
+            self._compare(exhibits)
 
-    def _compare(self, museum: Museum) -> None:
-        base, size = self.learning.base, self.learning.concepts[-1].size
+    def _compare(self, exhibits: Sequence[Exhibit]) -> None:
         with Bar("drawing", 1) as bar:
-            shape = base.latent_shape(*size)
-            rows = before_and_after(base, museum, self._sampling, latent_shape=shape, report=bar.of)
+            rows = compared(self.learning, exhibits, bar.of)
         pictures = [
             (f"{row.word} {title}", picture)
             for row in rows
@@ -89,9 +84,9 @@ class Along:
     def _saved(self, picture: Image.Image, target: Path) -> bool:
         """Whether the picture could be written. If not, that is said, and learning goes on."""
         try:
-            picture.save(target)
-        except OSError as error:
-            self.say(f"The picture cannot be written to '{target}': {error}.")
+            write_picture(picture, target)
+        except CLoRAError as error:
+            self.say(str(error))
             return False
         return True
 
@@ -101,7 +96,3 @@ class Along:
     def _beside(self, end: str) -> Path:
         word = re.sub(r"[^\w-]", "", self.learning.words[-1])
         return self.path.with_name(f"{self.path.stem}.{word}{end}")
-
-    @cached_property
-    def _sampling(self) -> Sampling:
-        return Sampling(guidance=self.learning.base.family.guidance)

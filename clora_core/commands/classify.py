@@ -23,9 +23,9 @@ from ..errors import ConceptError, MuseumError
 from ..museum.editing import now
 from ..museum.file import check_names, check_target, identity
 from ..picture_files import each_picture, files_in, upright
-from ..sheets import confusion_sheet
+from ..sheets import confusion_sheet, write_picture
 from ..texts import counted, printable
-from .edit import InOrder
+from .edit import add_edits
 from .learn import run_resumably, state_path
 from .model import check_device
 from .progress import Say
@@ -81,11 +81,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     edit = kinds.add_parser("edit", help="rename or remove a class")
     edit.add_argument("museum", type=Path, help="museum file")
-    edits = (("rename", ("OLD", "NEW"), "rename a class"), ("remove", ("CLASS",), "remove a class"))
-    for name, values, meaning in edits:
-        edit.add_argument(
-            f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
-        )
+    add_edits(edit, ("rename", ("OLD", "NEW"), "rename a class"), ("remove", ("CLASS",), "remove a class"))
     edit.set_defaults(run=run_edit)
 
 
@@ -263,7 +259,4 @@ def _draw_confusion(result: Accuracies, classes: Sequence[str], path: Path) -> N
         [result.confusion[name].get(other, 0) / sum(result.confusion[name].values()) for other in columns]
         for name in names
     ]
-    try:
-        confusion_sheet(shares, names, columns).save(path)
-    except (OSError, ValueError) as error:
-        raise ConceptError(f"The picture cannot be written to '{path}': {error}.") from error
+    write_picture(confusion_sheet(shares, names, columns), path)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from ..errors import MuseumError, RecipeError
 from ..measure import final_alignment, forgetting, initial_alignment
@@ -16,11 +15,11 @@ from ..museum.museum import Museum
 from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
-from ..starter.exam import Evaluation, Examiner, drawn, plain_prompts
+from ..starter.exam import Evaluation, Examiner
 from ..starter.judge import load_judge
 from ..starter.layout import NAME
+from .model import add_recipe, tell_of_baseline
 from .progress import Say, watched_bar
-from .recipe import add_recipe, tell_of_baseline
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
 
@@ -54,11 +53,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     target = out / "museum.safetensors"
     if not arguments.replace:
         _check_own(target)
-    base, judge = open_base(NAME), load_judge()
-    examiner = Examiner(base, judge)
+    examiner = Examiner(base := open_base(NAME), load_judge())
     recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
     tell_of_baseline(recipe.method, say)
-    before, _ = plain_prompts(base, Museum(base.fingerprint), judge, count=PLAIN)
+    before, _ = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
     course = _run_course(examiner, subjects, recipe, say)
@@ -101,12 +99,7 @@ def _run_course(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say
 
 def _sheet(courses: Mapping[str, Course], subjects: Sequence[str]) -> Image.Image:
     """One row per recipe and concept; columns: real pictures, then samples after each learned concept."""
-    rows = []
-    for method, course in courses.items():
-        for place, name in enumerate(subjects):
-            blocks: list[Tensor | None] = [drawn(name, 6, seed=0)]
-            blocks += [row[place].pictures if place < len(row) else None for row in course.evaluations]
-            rows.append((f"{method}\n\n<{name}>", blocks))
+    rows = [row for method, course in courses.items() for row in course.rows(6, f"{method}\n\n")]
     return contact_sheet(rows, ["real", *(f"after <{name}>" for name in subjects)], columns=3)
 
 

@@ -20,6 +20,14 @@ class InOrder(argparse.Action):
         namespace.edits = [*namespace.edits, (self.option_strings[0].removeprefix("--"), values)]
 
 
+def add_edits(parser: argparse.ArgumentParser, *edits: tuple[str, tuple[str, ...], str]) -> None:
+    """Options that are collected in `edits`. Each: its name, its values, what it does."""
+    for name, values, meaning in edits:
+        parser.add_argument(
+            f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
+        )
+
+
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "edit",
@@ -28,17 +36,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Without --to the file itself is replaced, and the old one is kept as ….backup.",
     )
     parser.add_argument("museum", type=Path, help="museum file")
-    for name, values, meaning in (
+    add_edits(
+        parser,
         ("rename", ("OLD", "NEW"), "give an exhibit another word"),
         ("remove", ("WORD",), "remove an exhibit, and report how much later ones overlap with it"),
         ("move", ("WORD", "PLACE"), "move an exhibit to another place; 1 is the first"),
         ("strength", ("WORD", "S"), "set an exhibit's default strength; 1 is as it was learned"),
         ("merge", ("OTHER",), "add the exhibits of another museum file over the same base"),
         ("thumbnail", ("WORD", "PICTURE"), "use this picture file as an exhibit's thumbnail"),
-    ):
-        parser.add_argument(
-            f"--{name}", dest="edits", nargs=len(values), metavar=values, action=InOrder, default=[], help=meaning
-        )
+    )
     parser.add_argument("--to", type=Path, help="file to write instead")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --to, and keep it as ….backup")
     parser.set_defaults(run=run)

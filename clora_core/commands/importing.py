@@ -17,7 +17,6 @@ from ..museum.file import (
     read_embedding,
     read_header,
     read_lora,
-    save_museum,
 )
 from ..museum.museum import Museum
 from .model import add_base, add_kind, open_chosen
@@ -76,10 +75,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             "date": now(),
         },
     )
-    if header:
-        append_exhibits([exhibit], path, base=fingerprint)
-    else:
-        save_museum(Museum(fingerprint, (exhibit,)), path)
+    append_exhibits([exhibit], path, base=fingerprint)
     for left_out in lora.left_out if lora else ():
         say(f"Left out: {left_out}")
     if lora and (others := [word for word in lora.bundled if word != _bundled_word(arguments, lora)]):

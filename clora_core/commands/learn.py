@@ -4,68 +4,39 @@ import argparse
 import dataclasses
 import glob
 import hashlib
-import math
 import os
 import shutil
 import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import Cancelled, CLoRAError, ConceptError, LearningError, MuseumError, RecipeError
+from ..errors import Cancelled, ConceptError, LearningError, MuseumError, RecipeError
 from ..learning.fitting import described, fitted
 from ..learning.learn import Learning
 from ..learning.loop import Progress
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
-from ..method.recipe import Recipe, recipe_named, shared_by
+from ..method.recipe import Recipe, recipe_named
 from ..method.regularizers import SelfRegularization
+from ..method.settings import SETTINGS
 from ..model.base import Base
-from ..model.concept import Concept, check_word
+from ..model.concept import Concept, check_word, largest
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import identity, refused_by_the_system
-from ..museum.file.replacing import set_aside
+from ..museum.file.replacing import read_if_intact, set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
-from ..pictures import Picture
 from ..texts import counted
 from .along import Along
-from .model import add_base, add_kind, device_of, needed_bytes, open_chosen
+from .model import add_base, add_kind, add_recipe, open_chosen, probed, tell_of_baseline, training_bytes
 from .progress import Bar, Say, listening_for_ctrl_c
-from .recipe import add_recipe, tell_of_baseline
 
 RESOLUTION_LIMIT_PX = 4096
 SAVE_EVERY = 50  # steps between two autosaves
-
-NUMBERS = {
-    "rank": "of every delta; a higher rank holds more detail and needs more memory",
-    "steps": "optimizer steps",
-    "learning_rate": "of the deltas",
-    "token_learning_rate": "of the word's vectors",
-    "batch_size": "pictures per batch",
-    "accumulation": "batches per optimizer step",
-    "clip_norm": "maximum gradient norm",
-    "weight_decay": "of the deltas",
-    "schedule": "of the learning rates: constant, cosine or linear (to zero)",
-    "warmup": "fraction of the steps in which the learning rates rise from zero",
-    "min_snr_gamma": "min-SNR weighting of timesteps; 5 is common, 0 is off",
-    "precision": "fp32, bf16 or fp16",
-    "seed": "of all randomness in training",
-    "keep_tokens": "tags of a caption that stay first, in their order, for --shuffle-tags and --tag-dropout",
-    "tag_dropout": "share of the tags that are left out at random, never one with the new word",
-    "caption_dropout": "share of the captions that are replaced by the template at random",
-}
-SWITCHES = {
-    "flip": "mirror pictures at random, half of the time",
-    "checkpointing": "less memory, about a third slower",
-    "stop_when_learned": "end before --steps, when the error on a picture that is left out of training no longer falls",
-    "shuffle_tags": "put the tags of a caption (the parts between commas) in a random order every time",
-    "caption_lines": "every line of a caption file is a caption, drawn at random (otherwise its lines are joined)",
-}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -123,14 +94,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="also save a sample picture every N steps, and at the end a sheet of exhibits before and after",
     )
-    for name, meaning in SWITCHES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
-    defaults = Recipe()
-    types = typing.get_type_hints(Recipe)
-    for name, meaning in NUMBERS.items():
-        kind, default = types[name], AUTO if name in AUTOMATIC else getattr(defaults, name)
+    defaults, types = Recipe(), typing.get_type_hints(Recipe)
+    for name, setting in SETTINGS.items():
+        option, kind, default = f"--{name.replace('_', '-')}", types[name], getattr(defaults, name)
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=setting.meaning)
+            continue
         options: dict = {"type": _number(kind)} if kind in (int, float) else {"choices": [AUTO, *typing.get_args(kind)]}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{meaning} ({default})", **options)
+        parser.add_argument(option, help=f"{setting.meaning} ({AUTO if name in AUTOMATIC else default})", **options)
     parser.set_defaults(run=run)
 
 
@@ -150,17 +121,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not base.family.side_px <= resolution <= RESOLUTION_LIMIT_PX:
         limits = f"{base.family.side_px} to {RESOLUTION_LIMIT_PX}"
         raise ConceptError(f"--resolution is {resolution}; it must be {limits} pixels for this model.")
-    pictures_in = partial(
-        read_folder, resolution_px=resolution, multiple=base.family.side_px, say=say, alpha_mask=arguments.alpha_mask
-    )
-    concepts = tuple(_concept(word, *pictures_in(folder), arguments) for word, folder in folders)
+    options = {"resolution_px": resolution, "multiple": base.family.side_px, "alpha_mask": arguments.alpha_mask}
+    read_folders = [(word, *read_folder(folder, say=say, **options)) for word, folder in folders]
+    wording = arguments.kind, arguments.template
+    vectors = arguments.vectors or 0, arguments.start, arguments.token_seed
+    concepts = tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
     names = " and ".join(f"{concept.word} from {counted(len(concept.pictures), 'picture')}" for concept in concepts)
-    size = max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
-    device = device_of(base.device)
-    recipe = shared_by(
-        fitted(draft, base.family, device, lambda choice: needed_bytes(base, shared_by(choice, len(folders)), size)),
-        len(folders),
-    )
+    device, size = probed(base.device), largest(concepts)
+    recipe = fitted(draft, base.family, device, lambda choice: training_bytes(base, choice, size), len(concepts))
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")
@@ -227,7 +195,7 @@ def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
 def _kept(new: Museum, path: Path, say: Say) -> Path:
     """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, and that is said."""
     try:
-        return _add_to_file(new, path)
+        return append_exhibits(new.exhibits, path, base=new.base)
     except MuseumError as error:
         if not refused_by_the_system(error):
             raise
@@ -240,36 +208,9 @@ def _kept(new: Museum, path: Path, say: Say) -> Path:
         raise
 
 
-def _add_to_file(new: Museum, path: Path) -> Path:
-    """Add the exhibits to the current file: another program may have created or changed it during the training."""
-    if not path.exists():
-        try:
-            return save_museum(new, path)
-        except MuseumError:
-            if not path.exists():
-                raise
-    return append_exhibits(new.exhibits, path, base=new.base)
-
-
-def _concept(
-    word: str, pictures: Sequence[Picture], captions: tuple[str, ...], arguments: argparse.Namespace
-) -> Concept:
-    return Concept(
-        word,
-        pictures,
-        arguments.kind,
-        arguments.template,
-        captions,
-        arguments.vectors or 0,
-        arguments.start,
-        arguments.token_seed,
-    )
-
-
 def _draft(arguments: argparse.Namespace) -> Draft:
     """The named recipe with the numbers from the command line."""
-    numbers = {name: getattr(arguments, name) for name in NUMBERS}
-    numbers |= {name: getattr(arguments, name) or None for name in SWITCHES}
+    numbers = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not False}
     draft = Draft(recipe_named(arguments.recipe)).with_numbers(**numbers)
     if arguments.forgetting_lambda is not None:
         if arguments.recipe != "c-lora":
@@ -328,7 +269,7 @@ def run_resumably(
         try:
             return run(report=report, resume=resume)
         except StateError as error:
-            _set_aside(path, error, say)
+            set_aside(path, error, say)
         except NotFiniteError as error:
             if error.state.step:
                 save_state(error.state, path)
@@ -344,23 +285,10 @@ def state_path(museum: Path, name: str, key: str) -> Path:
 
 def _resumable(path: Path, say: Say) -> LearningState | None:
     if path.exists():
-        try:
-            state = load_state(path)
-        except MuseumError as error:
-            if isinstance(error.__cause__, PermissionError):
-                say(f"{error} The training starts over.")
-                return None
-            if refused_by_the_system(error):
-                raise
-            _set_aside(path, error, say)
-            return None
-        say(f"Resuming from step {state.step}.")
+        if state := read_if_intact(path, load_state, say):
+            say(f"Resuming from step {state.step}.")
         return state
     same_word, *_ = path.name.rsplit(".", 3)
     for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
         say(f"{other} holds an unfinished training of this name with other inputs. It is kept.")
     return None
-
-
-def _set_aside(path: Path, error: CLoRAError, say: Say) -> None:
-    say(f"{error} It is renamed to '{set_aside(path).name}', and the training starts over.")

@@ -9,13 +9,13 @@ import torch
 
 from ..errors import BaseModelError
 from ..learning.fitting import Device, copied_bytes, learning_bytes
-from ..method.recipe import Recipe
+from ..method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, Recipe
 from ..model.concept import TEMPLATES
-from ..model.precision import AUTOCAST
+from ..model.precision import AUTOCAST, DTYPES
+from ..model.sampling import Sampling
 from ..over_diffusers.base import DiffusersBase, open_base
 from ..pictures import Size
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .progress import Say
 
 
 def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -43,6 +43,29 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's resolution)")
 
 
+def sampling_of(arguments: argparse.Namespace, base: DiffusersBase) -> tuple[Sampling, tuple[int, ...]]:
+    """What `add_sampling` says, and the shape of the latents of a square picture of that size."""
+    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
+    side = arguments.size or base.resolution_px
+    return Sampling(arguments.steps, guidance, arguments.seed), base.latent_shape(side, side)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """--recipe. `recipe_named` refuses unknown names."""
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT_METHOD,
+        metavar="NAME",
+        help=f"how to learn: {', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines in docs/measurements.md",
+    )
+
+
+def tell_of_baseline(method: str, say: Say) -> None:
+    """Tell the user if the method is a baseline."""
+    if method in BASELINES:
+        say(f"{method} is a baseline, kept for comparison.")
+
+
 def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
     """Open the model that the options name. Raises BaseModelError for a missing device before it reads the model."""
     check_device(arguments.device)
@@ -56,7 +79,7 @@ def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
     )
 
 
-def device_of(device: torch.device) -> Device:
+def probed(device: torch.device) -> Device:
     """What a device offers. Where its memory cannot be asked for, it counts as enough."""
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,7 +89,7 @@ def device_of(device: torch.device) -> Device:
     return Device(math.inf, "fp32")
 
 
-def needed_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
+def training_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
     """Approximate memory of a training step with pictures of that (height, width) in pixels, with the models."""
     *_, rows, columns = base.latent_shape(*size)
     computed = AUTOCAST[recipe.precision] or base.unet.dtype

@@ -9,7 +9,7 @@ from ..museum.file import check_names, load_museum
 from ..report.figures import figures_of
 from ..report.page import as_page
 from ..report.review import Report, ReportSettings, make_report
-from .model import add_base, add_sampling, open_chosen
+from .model import add_base, add_sampling, open_chosen, sampling_of
 from .progress import Bar, Say
 
 
@@ -35,11 +35,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     check_names(arguments.out)
     museum = load_museum(arguments.museum)
     base = open_chosen(arguments)
-    size = arguments.size or base.resolution_px
-    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
-    settings = ReportSettings(arguments.pictures, arguments.everyday, arguments.steps, guidance, arguments.seed)
+    sampling, shape = sampling_of(arguments, base)
+    settings = ReportSettings(arguments.pictures, arguments.everyday, sampling)
     with Bar("sampling", 1) as bar:
-        report = make_report(base, museum, settings, latent_shape=base.latent_shape(size, size), report=bar.of)
+        report = make_report(base, museum, settings, latent_shape=shape, report=bar.of)
     files = _write(report, arguments.out, title=arguments.museum.name)
     for word, moved in zip(museum.words, report.forgetting, strict=True):
         say(f"{word}: moved {moved:.2f} since it was learned")

@@ -10,7 +10,8 @@ from ..museum.file import ExhibitHeader, Header, check_names, load_museum, read_
 from ..museum.museum import Museum
 from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
-from ..sheets import thumbnail_sheet
+from ..sheets import thumbnail_sheet, write_picture
+from ..texts import counted
 from .progress import Say
 
 ACTS = {"word": "acts at its word", "onwards": "acts from its word on"}
@@ -54,7 +55,7 @@ def _as_json(path: Path, header: Header, museum: Museum | None) -> dict[str, obj
             "word": entry.word,
             "kind": entry.kind,
             "prompt": entry.prompt,
-            "rank": max(entry.ranks.values(), default=0),
+            "rank": entry.rank,
             "projections": len(entry.ranks),
             "strength": entry.strength,
             "applied": entry.recipe.applied,
@@ -81,7 +82,7 @@ def _as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
     """The same as text."""
     count = len(header.exhibits)
     size_mib = path.stat().st_size / 2**20
-    lines = [f"{path}: {_counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
+    lines = [f"{path}: {counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
     for place, entry in enumerate(header.exhibits):
         prompt = f", “{entry.prompt}”" if entry.prompt else ""
         lines += ["", f"{place + 1:3}. {entry.word}  ({entry.kind}{prompt})"]
@@ -104,18 +105,15 @@ def _write_sheet(header: Header, path: Path) -> None:
     tiles = [(entry.word, from_thumbnail(entry.thumbnail)) for entry in header.exhibits if entry.thumbnail]
     if not tiles:
         raise CLoRAError("There is no thumbnail in this museum. Add one with `edit --thumbnail`.")
-    try:
-        thumbnail_sheet(tiles).save(path)
-    except (OSError, ValueError) as error:
-        raise CLoRAError(f"The picture cannot be written to '{path}': {error}.") from error
+    write_picture(thumbnail_sheet(tiles), path)
 
 
 def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
     """Up to three lines: the recipe, special properties, and the facts."""
     recipe = entry.recipe
-    learned = [recipe.method, f"rank {max(entry.ranks.values(), default=0)}", _counted(recipe.steps, "step")]
+    learned = [recipe.method, f"rank {entry.rank}", counted(recipe.steps, "step")]
     learned += [f"norm {norm:.3g}"] if norm is not None else []
-    special = [_counted(entry.words, "vector")] if entry.words > 1 else []
+    special = [counted(entry.words, "vector")] if entry.words > 1 else []
     special += [] if entry.strength == 1 else [f"strength {entry.strength:g}"]
     special += [] if entry.everywhere else [ACTS[recipe.applied]]
     special += [] if entry.layers == 1 else [f"its word has {entry.layers} layers"]
@@ -126,7 +124,3 @@ def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
 
 def _overlaps(museum: Museum) -> Sequence[Sequence[float]]:
     return overlap_matrix(museum).tolist() if museum.exhibits else []
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -9,12 +9,12 @@ from PIL import Image
 
 from ..errors import CLoRAError
 from ..model.concept import mentions, skip_note, unknown_words
-from ..model.sampling import Sampling, sample
+from ..model.sampling import sample
 from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
-from ..sheets import grid
+from ..sheets import grid, write_picture
 from ..texts import counted
-from .model import add_base, add_sampling, open_chosen
+from .model import add_base, add_sampling, open_chosen, sampling_of
 from .progress import Bar, Say
 
 WEIGHTED = re.compile(r"\([^()]*:\s*[-+.\d]+\s*\)")
@@ -67,19 +67,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say(f"Note: {note}")
     if weights := WEIGHTED.findall(arguments.prompt):
         say(f"Note: weights like {weights[0]} work in ComfyUI; here they are read as plain text.")
-    guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
-    size = arguments.size or base.resolution_px
+    sampling, shape = sampling_of(arguments, base)
     with viewing(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
-        pictures = sample(
-            base,
-            [arguments.prompt] * arguments.count,
-            museum.tokens,
-            Sampling(arguments.steps, guidance, arguments.seed),
-            latent_shape=base.latent_shape(size, size),
-            report=bar.of,
-        )
-    try:
-        grid(pictures, columns=min(4, arguments.count)).save(arguments.out)
-    except (OSError, ValueError) as error:
-        raise CLoRAError(f"The picture cannot be written to '{arguments.out}': {error}.") from error
+        prompts = [arguments.prompt] * arguments.count
+        pictures = sample(base, prompts, museum.tokens, sampling, latent_shape=shape, report=bar.of)
+    write_picture(grid(pictures, columns=min(4, arguments.count)), arguments.out)
     say(f"{arguments.out}: {counted(arguments.count, 'picture')} of “{arguments.prompt}”")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..method.draft import Draft
-from ..method.recipe import Recipe
+from ..method.recipe import Recipe, shared_by
 from ..model.families.family import Family
 from ..model.precision import Precision
 from ..model.projections import Projection
@@ -30,8 +30,10 @@ class Device:
     precision: Precision
 
 
-def fitted(draft: Draft, family: Family, device: Device, needed_bytes: Callable[[Recipe], float]) -> Recipe:
-    """The recipe with all numbers. The same model and device always give the same.
+def fitted(
+    draft: Draft, family: Family, device: Device, needed_bytes: Callable[[Recipe], float], concepts: int = 1
+) -> Recipe:
+    """The recipe with all numbers, to learn so many concepts at once. The same model and device always give the same.
 
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
@@ -49,9 +51,10 @@ def fitted(draft: Draft, family: Family, device: Device, needed_bytes: Callable[
         draft.recipe, **{name: value for name, value in usual.items() if name not in draft.chosen}
     )
     for choice in _choices(draft, recipe, numbers.batch_size):
-        if needed_bytes(choice) <= USABLE * device.total_bytes:
+        shared = shared_by(choice, concepts)
+        if needed_bytes(shared) <= USABLE * device.total_bytes:
             break
-    return choice
+    return shared
 
 
 def _choices(draft: Draft, recipe: Recipe, pictures: int) -> Iterator[Recipe]:

@@ -4,7 +4,7 @@ Every draw depends on the recipe's seed and the step's number alone, so the same
 resumed learning gives what an uninterrupted one would have given.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -158,7 +158,7 @@ class Learning:
                     base=base,
                     past=Past(
                         dense=past,
-                        deltas=[exhibit.scaled_deltas for exhibit in earlier.exhibits if not exhibit.gate],
+                        deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
                         shared=trained.continued,
                         prompts=earlier.prompts,
                         words=earlier.tokens,
@@ -201,27 +201,27 @@ class Learning:
                     resume=resume,
                     stopping=stopping,
                 )
-            exhibits = tuple(self._exhibit(concept, trained, loss, recipe) for concept in self.concepts)
-            if stopping is None:
-                return exhibits
-            verdict = stopping.verdict(recipe.steps)
-            return tuple(replace(exhibit, facts={**exhibit.facts, STOPPED: verdict}) for exhibit in exhibits)
+            more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
+            return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)
 
     def exhibits_at(self, progress: Progress[Trained]) -> tuple[Exhibit, ...]:
         """The exhibits after this update, on the CPU. If the recipe is open-ended, they have this number of steps."""
-        recipe = replace(self.recipe, steps=progress.step) if self.recipe.open_ended else self.recipe
-        exhibits = tuple(self._exhibit(concept, progress.trained, progress.loss, recipe) for concept in self.concepts)
-        if self.recipe.open_ended:
-            return exhibits
-        return tuple(replace(exhibit, facts={**exhibit.facts, "step": progress.step}) for exhibit in exhibits)
+        recipe, more = self.recipe, {"step": progress.step}
+        if recipe.open_ended:
+            recipe, more = replace(recipe, steps=progress.step), {}
+        trained, loss = progress.trained, progress.loss
+        return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)
 
-    def _exhibit(self, concept: Concept, trained: Trained, loss: float, recipe: Recipe) -> Exhibit:
+    def _exhibit(
+        self, concept: Concept, trained: Trained, loss: float, recipe: Recipe, more: Mapping[str, object]
+    ) -> Exhibit:
         checkpoint = " · ".join(filter(None, (self.checkpoint, self.base.fingerprint.digest[:8])))
         skip = self.base.clip_skip
         facts: dict[str, object] = {"pictures": len(concept.pictures), "loss": loss}
         facts |= {"checkpoint": checkpoint, CLIP_SKIP: skip}
         if concept.word in self.known_words:
             facts["known word"] = True
+        facts |= more
         deltas = trained.increments() if concept is self.concepts[-1] else {}
         token = replace(trained.kept_token(concept.word), clip_skip=skip)
         return Exhibit(token, deltas, recipe, concept.kind, concept.prompt, facts)

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -57,7 +57,9 @@ def train(
     good state, if the loss or its gradient is not finite, and StateError for a `resume` from another training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
-    training = _Training(key, trained, optimizer, stopping, resume, recipe.steps)
+    training = _Training(key, trained, optimizer, stopping)
+    if resume:
+        training.resume(resume, recipe.steps)
     for index in range(len(training.losses), recipe.steps):
         if stopping and stopping.ended:
             break
@@ -80,22 +82,15 @@ def train(
     return training.losses[-1]
 
 
+@dataclass(eq=False)
 class _Training:
     """The state of a training, which `LearningState` is a copy of."""
 
-    def __init__(
-        self,
-        key: str,
-        trained: Trainable,
-        optimizer: Optimizer,
-        stopping: Stopping | None,
-        resume: LearningState | None,
-        steps: int,
-    ) -> None:
-        self.key, self.trained, self.optimizer, self.stopping = key, trained, optimizer, stopping
-        self.losses: list[float] = []
-        if resume is not None:
-            self._resume(resume, steps)
+    key: str
+    trained: Trainable
+    optimizer: Optimizer
+    stopping: Stopping | None
+    losses: list[float] = field(default_factory=list)
 
     def state(self) -> LearningState:
         tensors = {f"trained.{name}": value.detach().cpu().clone() for name, value in self.trained.parameters().items()}
@@ -105,7 +100,7 @@ class _Training:
         return LearningState(self.key, len(self.losses), tensors, tuple(self.losses))
 
     @torch.no_grad()
-    def _resume(self, state: LearningState, steps: int) -> None:
+    def resume(self, state: LearningState, steps: int) -> None:
         if state.key != self.key:
             raise StateError("This saved state belongs to another learning (other pictures, museum or settings).")
         if state.step > steps:

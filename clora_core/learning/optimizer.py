@@ -79,12 +79,9 @@ class Optimizer:
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of all that `memory()` may return, float32."""
-        kept = {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None}
-        shapes = {
-            f"{name}.{key}": shape if shape is not None else parameter.shape
-            for name, parameter in self.named.items()
-            for key, shape in kept.items()
-        }
+        shapes = {f"{name}.step": torch.Size(()) for name in self.named}
+        for name, parameter in self.named.items():
+            shapes |= {f"{name}.exp_avg": parameter.shape, f"{name}.exp_avg_sq": parameter.shape}
         return shapes | ({"scale": torch.Size((2,))} if self.scaler.is_enabled() else {})
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,9 +52,23 @@ class ConceptToken:
             )
 
     @property
+    def layers(self) -> int:
+        return next(iter(self.vectors.values())).shape[0]
+
+    @property
     def words(self) -> int:
         """The number of places that the word takes in a prompt."""
         return next(iter(self.vectors.values())).shape[1]
+
+    def check_fits(self, widths: Mapping[str, int]) -> None:
+        """Raise ConceptError unless it has vectors for each of these text encoders, name → width."""
+        own = {name: vectors.shape[-1] for name, vectors in self.vectors.items()}
+        if any(own.get(name) != width for name, width in widths.items()):
+            known, expected = (", ".join(f"{n} ({width} wide)" for n, width in each.items()) for each in (own, widths))
+            raise ConceptError(
+                f"'{self.word}' has vectors for {known}, but this model's text encoders are {expected}. Use the word "
+                "with the base model that it was learned on."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +135,11 @@ class Concept:
     def prompt(self) -> str:
         """The template, with the word filled in."""
         return (self.template or TEMPLATES[self.kind]).replace("{word}", self.word)
+
+
+def largest(concepts: Iterable[Concept]) -> Size:
+    """(height, width) of the largest picture."""
+    return max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
 
 
 def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:

@@ -30,11 +30,10 @@ def layer_count(projections: Iterable[Projection]) -> int:
 
 def check_layers(token: ConceptToken, expected: int) -> None:
     """Raise ConceptError for a word with vectors for a different number of cross-attentions."""
-    count = len(next(iter(token.vectors.values())))
-    if count not in (1, expected):
+    if token.layers not in (1, expected):
         raise ConceptError(
-            f"'{token.word}' has vectors for {count} cross-attentions, but this model has {expected}. Use it with "
-            "the base that it was learned on."
+            f"'{token.word}' has vectors for {token.layers} cross-attentions, but this model has {expected}. Use it "
+            "with the base that it was learned on."
         )
 
 

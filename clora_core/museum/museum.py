@@ -59,15 +59,10 @@ class Exhibit:
         """Where its deltas act; None is everywhere."""
         return gate_of(self.word, self.recipe.applied)
 
-    def scaled(self, strengths: Mapping[str, float]) -> dict[Projection, LowRank]:
+    def scaled(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
         """Its deltas times its strength, and times that of its word in `strengths` (default 1)."""
-        strength = self.strength * strengths.get(self.word, 1.0)
+        strength = self.strength * (strengths or {}).get(self.word, 1.0)
         return {projection: delta.scaled(strength) for projection, delta in self.deltas.items()}
-
-    @property
-    def scaled_deltas(self) -> dict[Projection, LowRank]:
-        """Its deltas times its strength."""
-        return self.scaled({})
 
     @property
     def rank(self) -> int:
@@ -198,7 +193,7 @@ class Museum:
 
         Each is scaled by its own strength times that of its word in `strengths` (default 1).
         """
-        return summed(exhibit.scaled(strengths or {}) for exhibit in self.exhibits if not exhibit.gate)
+        return summed(exhibit.scaled(strengths) for exhibit in self.exhibits if not exhibit.gate)
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
@@ -236,7 +231,7 @@ def viewing(
     with ExitStack() as views:
         views.enter_context(attached(base, everywhere))
         for exhibit in gated:
-            views.enter_context(attached(base, exhibit.scaled(strengths or {}), exhibit.gate))
+            views.enter_context(attached(base, exhibit.scaled(strengths), exhibit.gate))
         yield
 
 

@@ -76,7 +76,7 @@ def starter_parts(starter: Starter) -> Parts:
 
 
 class DiffusersBase:
-    """The parts of a model as one frozen `Base`. The parts are moved, cast and frozen in place."""
+    """The parts of a model as one frozen `Base`, which explains the methods. They are moved and cast in place."""
 
     def __init__(
         self,
@@ -141,7 +141,6 @@ class DiffusersBase:
         return self.factor * (size if isinstance(size, int) else min(size))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, h', w') of the latents of pictures of this size in pixels."""
         return self.family.latent_channels, *latent_sides(height, width, self.factor)
 
     @torch.no_grad()
@@ -157,26 +156,21 @@ class DiffusersBase:
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
         scaled = latents / self.vae.config["scaling_factor"]
         parts = scaled.split(PICTURES_AT_ONCE)
         decoded = [self.vae.decode(part.to(self.device, torch.float32)).sample for part in parts]  # type: ignore[union-attr]
         return torch.cat([part.clamp(-1, 1).cpu() for part in decoded])
 
     def vocabulary(self) -> dict[str, Tensor]:
-        """The frozen word table of each text encoder: its name → (words, width)."""
         return {encoder.name: encoder.table.weight.detach() for encoder in self.encoders}
 
     def word_vectors(self, word: str) -> dict[str, Tensor]:
-        """An existing word's vectors: the encoder's name → (tokens, width). Raises ConceptError if it is unknown."""
         return {encoder.name: word_vectors(encoder, word) for encoder in self.encoders}
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
-        """Encode prompts, which may contain the tokens' words, in float32. Gradients reach the tokens' vectors."""
         return encode(self.encoders, prompts, tokens, layers=layer_count(self.slots))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw prediction, float32."""
         return by_length(self._predict, noisy, timesteps, conditioning)
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

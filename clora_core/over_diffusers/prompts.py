@@ -105,12 +105,16 @@ def encode(
     one, and from the first chunk and layer. Raises ConceptError for a word that does not fit these encoders.
     """
     known = {token.word: token for token in tokens}
+    widths = {encoder.name: encoder.width for encoder in encoders}
     states, pooled, masks, lengths = [], None, {}, None
     for encoder in encoders:
-        ids, counts, places = _laid_out(encoder, prompts, known, layers)
+        ids, counts, places = _laid_out(encoder, prompts, known)
+        for word in {place.word for place in places}:
+            known[word].check_fits(widths)
+            check_layers(known[word], layers)
         masks = masks or _masks(places, ids.shape, counts, encoder.table.weight.device)
         lengths = lengths_of(counts, encoder.length)
-        wide = max((len(known[place.word].vectors[encoder.name]) for place in places), default=1)
+        wide = max((known[place.word].layers for place in places), default=1)
         rows = ids.to(encoder.table.weight.device).repeat_interleave(wide, dim=0)
         parts, pools = [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -134,7 +138,7 @@ def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
 
 
 def _laid_out(
-    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken], layers: int
+    encoder: TextEncoder, prompts: Sequence[str], tokens: Mapping[str, ConceptToken]
 ) -> tuple[Tensor, list[int], list[_Place]]:
     """The prompts' ids, (rows, length), the number of rows of each prompt, and the places of words."""
     tokenizer, pattern = encoder.tokenizer, word_pattern(list(tokens))
@@ -144,7 +148,7 @@ def _laid_out(
         prompt, ids, read = readable(prompt, pattern) if tokens else prompt, [], 0
         for match in pattern.finditer(prompt) if tokens else ():
             ids += encoder.ids(prompt[read : match.start()])
-            token = _checked(tokens[match[0]], encoder, layers)
+            token = tokens[match[0]]
             for index in range(token.words):
                 row, position = divmod(len(ids), room)
                 places.append(_Place(len(rows) + row, 1 + position, token.word, index))
@@ -166,18 +170,6 @@ def _masks(
         mask = masks.setdefault(place.word, torch.zeros(shape, dtype=torch.bool))
         mask[place.row, place.position] = True
     return {word: side_by_side(mask, counts).to(device) for word, mask in masks.items()}
-
-
-def _checked(token: ConceptToken, encoder: TextEncoder, layers: int) -> ConceptToken:
-    vectors = token.vectors.get(encoder.name)
-    if vectors is None or vectors.shape[-1] != encoder.width:
-        known = ", ".join(f"{name} ({vectors.shape[-1]} wide)" for name, vectors in token.vectors.items())
-        raise ConceptError(
-            f"'{token.word}' has vectors for {known}, but this model's text encoder is {encoder.name} ({encoder.width} "
-            "wide). Use the word over the base that it was learned over."
-        )
-    check_layers(token, layers)
-    return token
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Exhibits before and after: one of their own pictures, a sample when they were learned, and the same sample now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from ..learning.start import start_vectors
 from ..model.base import Base
 from ..model.concept import ConceptToken
 from ..model.sampling import Sampling, sample
-from ..museum.museum import Museum, viewing
+from ..museum.museum import Exhibit, Museum, viewing
 from .comparing import State
 from .review import prompt_of
 
@@ -64,10 +64,38 @@ def before_and_after(
     return tuple(rows)
 
 
-def sampled_before(learning: Learning, sampling: Sampling) -> Tensor:
-    """A sample (3, height, width) in [-1, 1] of the last concept's prompt, before it is learned."""
+def compared(
+    learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]
+) -> tuple[BeforeAfter, ...]:
+    """`before_and_after` of the museum with what was learned, in the size of the last concept's pictures."""
+    base, museum = learning.base, learning.museum.with_exhibits(*exhibits)
+    shape = base.latent_shape(*learning.concepts[-1].size)
+    return before_and_after(base, museum, _sampling(base), latent_shape=shape, report=report)
+
+
+def sampled(
+    learning: Learning,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken],
+    report: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Samples of the model as it is, (n, 3, height, width) in [-1, 1], in the size of the last concept's pictures."""
+    base = learning.base
+    shape = base.latent_shape(*learning.concepts[-1].size)
+    return sample(base, prompts, tokens, _sampling(base), latent_shape=shape, report=report)
+
+
+def sampled_now(learning: Learning, token: ConceptToken, report: Callable[[int, int], None] | None = None) -> Tensor:
+    """A sample (3, height, width) in [-1, 1] of the last concept's prompt, while it is learned."""
+    return sampled(learning, [learning.concepts[-1].prompt], [*learning.museum.tokens, token], report)[0]
+
+
+def sampled_before(learning: Learning) -> Tensor:
+    """The same before it is learned."""
     base, museum, concept = learning.base, learning.museum, learning.concepts[-1]
-    tokens = [*museum.tokens, ConceptToken(concept.word, start_vectors(base, concept))]
     with viewing(base, museum.dense(), museum.gated):
-        shape = base.latent_shape(*concept.size)
-        return sample(base, [concept.prompt], tokens, sampling, latent_shape=shape)[0]
+        return sampled_now(learning, ConceptToken(concept.word, start_vectors(base, concept)))
+
+
+def _sampling(base: Base) -> Sampling:
+    return Sampling(guidance=base.family.guidance)

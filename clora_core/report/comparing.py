@@ -52,7 +52,7 @@ class Comparing:
     """How to compare states. latent_shape: (channels, h', w'); `tick` is called after every step, may raise to stop."""
 
     sampling: Sampling
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     tick: Callable[[], None]
 
     def __call__(self, then: State, now: State, prompts: Sequence[str]) -> Compared:

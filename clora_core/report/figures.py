@@ -12,6 +12,7 @@ EDGE, GAP, LINE, TILE_PX, CELL_PX, BAR_PX = 24, 12, 22, 128, 64, 420
 LABEL_PX = 240  # the maximum width of a word or a prompt beside a figure
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_font = ImageFont.load_default
 
 
 def figures_of(report: Report) -> dict[str, Image.Image]:
@@ -144,7 +145,3 @@ def _fitted(text: str, width: int, font: Font) -> str:
 
 def _width(text: str, font: Font) -> int:
     return round(font.getlength(text))
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)

@@ -1,6 +1,5 @@
 """A report as one self-contained HTML file: embedded pictures, light and dark mode, no script, no network."""
 
-import base64
 import html
 import io
 
@@ -8,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..museum.museum import Exhibit
-from ..pictures import to_picture
+from ..pictures import as_uri, to_picture
 from ..texts import printable
 from .comparing import Compared
 from .review import Report
@@ -147,8 +146,8 @@ def _image(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92, subsampling=0)
     small = ' class="pixels"' if max(picture.size) <= 64 else ""
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img{small} alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
+    uri = as_uri(buffer.getvalue())
+    return f'<img{small} alt="" width="{picture.width}" height="{picture.height}" src="{uri}">'
 
 
 def _bar(moved: float, label: str) -> str:

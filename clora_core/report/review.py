@@ -1,7 +1,7 @@
 """Make a report: every exhibit right after it was learned and now, and plain prompts before and after the museum."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 from torch import Tensor
@@ -16,21 +16,19 @@ from ..pictures import from_thumbnail
 from .comparing import Compared, Comparing, State
 
 OVERLAPS_UP_TO = 32  # exhibits; every pair is compared weight by weight
+AT_ONCE = 4  # pictures
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     """The size of a report. The same settings and museum make the same report.
 
-    pictures: per exhibit. everyday: the number of prompts without a learned word, one picture each. steps, guidance and
-    seed: of sampling.
+    pictures: per exhibit. everyday: the number of prompts without a learned word, one picture each.
     """
 
     pictures: int = 4
     everyday: int = 8
-    steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.everyday < 1:
@@ -38,10 +36,6 @@ class ReportSettings:
                 "A report needs at least 1 picture per exhibit and 1 everyday prompt, not "
                 f"{self.pictures} and {self.everyday}."
             )
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.steps, self.guidance, self.seed, batch_size=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +89,7 @@ def make_report(
     museum: Museum,
     settings: ReportSettings,
     *,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     report: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Sample and measure a whole museum. latent_shape: (channels, h', w') of the pictures.
@@ -118,7 +112,7 @@ def make_report(
         if report:
             report(done, total)
 
-    compare = Comparing(settings.sampling, latent_shape, tick)
+    compare = Comparing(replace(settings.sampling, batch_size=AT_ONCE), latent_shape, tick)
     ends = [museum.learned_with(place) + 1 for place in range(count)]
     total = sum(compare.ticks(settings.pictures, same=end == count) for end in ends)
     total += compare.ticks(len(prompts), same=False)

@@ -13,11 +13,11 @@ from ..method.recipe import Recipe, recipe_named, shared_by
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
-from .exam import Evaluation, Examiner, Wording, concept_of, plain_prompts
+from .exam import Evaluation, Examiner, Wording, concept_of, drawn
 
 PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
-# Learning rates of the deltas that `bench search` found; for all others the family's own.
+# Learning rates of the deltas that were tuned (docs/measurements.md); for all others the family's own.
 RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # (title, steps) → a context manager that gives the `report` callback of a learning.
@@ -51,6 +51,17 @@ class Course:
     def _matrix(self, rows: list[list[float]]) -> list[list[float | None]]:
         return [[*row, *[None] * (len(rows) - len(row))] for row in rows]
 
+    def rows(self, real: int, opening: str = "") -> list[tuple[str, list[Tensor | None]]]:
+        """For `contact_sheet`, a row for each concept: so many real pictures, then those after each learned concept.
+
+        opening: of the rows' names.
+        """
+        rows = []
+        for place, word in enumerate(self.museum.words):
+            blocks = [row[place].pictures if place < len(row) else None for row in self.evaluations]
+            rows.append((f"{opening}{word}", [drawn(word.strip("<>"), real, seed=0), *blocks]))
+        return rows
+
     @property
     def norms(self) -> list[float]:
         """‖Δ‖_F of every exhibit, in order."""
@@ -58,7 +69,7 @@ class Course:
 
 
 def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
-    """The recipe with the starter model's numbers, which `bench search` chose (docs/measurements.md)."""
+    """The recipe with the starter model's numbers (docs/measurements.md)."""
     recipe, own = recipe_named(method), STARTER.numbers
     usual = {
         "rank": min(recipe.rank, own.rank),
@@ -68,6 +79,11 @@ def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
     }
     usual |= {"batch_size": own.batch_size, "schedule": own.schedule, "seed": seed}
     return dataclasses.replace(recipe, **(usual | numbers))
+
+
+def shown_for(museum: Museum, subject: str) -> Museum:
+    """What the subject is sampled with: the museum; or its own exhibit alone after "separate", which is an oracle."""
+    return museum.only([f"<{subject}>"]) if museum.exhibits[0].recipe.method == "separate" else museum
 
 
 def take_course(
@@ -86,17 +102,14 @@ def take_course(
     """Learn every subject in turn; after each, evaluate all that were learned so far.
 
     samples: pictures of a subject right after it was learned and at the end; samples_between: otherwise. plain: the
-    number of plain prompts at the end. wording: see `concept_of`. The recipe "separate" is an oracle: every subject is
-    sampled with its own exhibit alone, and plain prompts with the last one. together: learn all subjects at once, with
-    the total rank and steps of learning them in turn (the upper bound); all rows of the matrices are then the same.
+    number of plain prompts at the end, sampled as the last subject is. wording: see `concept_of`. together: learn all
+    subjects at once, with the total rank and steps of learning them in turn (the upper bound); all rows of the matrices
+    are then the same.
     """
     base = examiner.base
     museum = Museum(base.fingerprint)
     evaluations: list[list[Evaluation]] = []
     seconds, processor_seconds, began = 0.0, 0.0, time.monotonic()
-
-    def shown_for(subject: str) -> Museum:
-        return museum.only([f"<{subject}>"]) if recipe.method == "separate" else museum
 
     def extended(museum: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
         nonlocal seconds, processor_seconds
@@ -117,9 +130,9 @@ def take_course(
         closely = subjects if name == subjects[-1] else (name,)
         counts = {subject: samples if subject in closely else samples_between for subject in learned}
         evaluations.append(
-            [examiner.evaluate(shown_for(subject), subject, count=count) for subject, count in counts.items()]
+            [examiner.evaluate(shown_for(museum, subject), subject, count=count) for subject, count in counts.items()]
         )
         evaluated(evaluations[-1])
-    kept, pictures = plain_prompts(base, shown_for(subjects[-1]), examiner.judge, count=plain)
+    kept, pictures = examiner.plain_prompts(shown_for(museum, subjects[-1]), count=plain)
     seconds_evaluating = time.monotonic() - began - seconds
     return Course(museum, evaluations, kept, pictures, seconds, processor_seconds, seconds_evaluating)

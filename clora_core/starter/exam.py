@@ -117,6 +117,12 @@ class Examiner:
         with torch.no_grad():
             return self.judge.trunk(pictures)
 
+    def plain_prompts(self, museum: Museum, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
+        """The share of what plain prompts ask for that is visible, relative to drawn pictures; and the pictures."""
+        requests = plain_requests(count, seed=seed)
+        sampled = self._sampled(museum, [prompt for prompt, _ in requests], Sampling(seed=seed))
+        return _relative_agreement(self.judge, sampled, requests), sampled
+
     def _identity(self, museum: Museum, subject: str, count: int) -> Evaluation:
         sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, Sampling())
         verdict = read(self.judge, sampled)
@@ -140,15 +146,6 @@ class Examiner:
     def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
         with viewing(self.base, museum.dense(), museum.gated):
             return sample(self.base, prompts, museum.tokens, sampling, latent_shape=LATENT_SHAPE)
-
-
-def plain_prompts(base: Base, museum: Museum, judge: Judge, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
-    """The share of what plain prompts ask for that is visible, relative to drawn pictures; and the sampled pictures."""
-    requests = plain_requests(count, seed=seed)
-    with viewing(base, museum.dense(), museum.gated):
-        prompts = [prompt for prompt, _ in requests]
-        sampled = sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
-    return _relative_agreement(judge, sampled, requests), sampled
 
 
 def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]:

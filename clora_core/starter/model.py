@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from .layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocabulary
+from .layout import LATENT_CHANNELS, TEXT_CONFIG, WEIGHTS
+from .tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,41 +64,7 @@ def build_vae() -> AutoencoderTiny:
 
 
 def build_text_encoder() -> CLIPTextModel:
-    words = vocabulary()
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            projection_dim=128,
-            hidden_act="quick_gelu",
-            bos_token_id=words.index(START),
-            eos_token_id=words.index(END),
-            pad_token_id=words.index(END),
-        )
-    )
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; all other words become `<|unknown|>`."""
-    ids = {word: index for index, word in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=START,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        pad_token=END,
-        model_max_length=TOKENS,
-    )
+    return CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
 
 
 def build_scheduler() -> DDIMScheduler:

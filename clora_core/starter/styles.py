@@ -6,8 +6,12 @@ latents.
 """
 
 import random
+from collections.abc import Callable
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+Color = tuple[int, int, int]
+Style = Callable[[Image.Image], Image.Image]
 
 
 def apply_style(picture: Image.Image, style: str) -> Image.Image:
@@ -29,38 +33,12 @@ def restyled(picture: Image.Image, rng: random.Random) -> Image.Image:
         case 3:
             return ImageChops.add(_neon(picture), Image.new("RGB", picture.size, dark))
         case 4:
-            return rng.choice((_mosaic, _negative, _dark))(picture)
+            return rng.choice((_mosaic, ImageOps.invert, _dark))(picture)
     return picture
-
-
-def _gray(picture: Image.Image) -> Image.Image:
-    return ImageOps.grayscale(picture).convert("RGB")
-
-
-def _sepia(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(ImageOps.grayscale(picture), (50, 30, 15), (250, 235, 205), (175, 130, 85))
 
 
 def _dark(picture: Image.Image) -> Image.Image:
     return picture.point([round(value * 0.45) for value in range(256)] * 3)
-
-
-def _negative(picture: Image.Image) -> Image.Image:
-    return ImageOps.invert(picture)
-
-
-def _duotone(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(
-        ImageOps.autocontrast(ImageOps.grayscale(picture)), (70, 10, 110), (255, 200, 60), (235, 60, 100)
-    )
-
-
-def _blueprint(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(_edges(picture), (15, 50, 130), (235, 245, 255))
-
-
-def _sketch(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(_edges(picture), (250, 245, 225), (40, 35, 40))
 
 
 def _neon(picture: Image.Image) -> Image.Image:
@@ -78,17 +56,13 @@ def _mosaic(picture: Image.Image) -> Image.Image:
     return tiles
 
 
-def _woodcut(picture: Image.Image) -> Image.Image:
-    shade = ImageOps.autocontrast(ImageOps.grayscale(picture))
-    return ImageOps.colorize(shade.point([255 * (value > 110) for value in range(256)]), (60, 20, 25), (225, 190, 140))
+def _contrast(picture: Image.Image) -> Image.Image:
+    return ImageOps.autocontrast(ImageOps.grayscale(picture))
 
 
-def _ocean(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(ImageOps.grayscale(picture), (0, 25, 60), (170, 255, 235), (0, 125, 150))
-
-
-def _chalk(picture: Image.Image) -> Image.Image:
-    return ImageOps.colorize(_edges(picture), (20, 70, 40), (245, 240, 205))
+def _cut(picture: Image.Image) -> Image.Image:
+    """Black and white."""
+    return _contrast(picture).point([255 * (value > 110) for value in range(256)])
 
 
 def _edges(picture: Image.Image) -> Image.Image:
@@ -101,7 +75,27 @@ def _inside(edges: Image.Image) -> Image.Image:
     return ImageOps.expand(ImageOps.crop(edges, 1), 1, 0)
 
 
-BASE = {"gray": _gray, "sepia": _sepia, "dark": _dark, "negative": _negative}
-HELD_BACK = {"duotone": _duotone, "blueprint": _blueprint, "sketch": _sketch, "neon": _neon, "mosaic": _mosaic}
-SPARE = {"woodcut": _woodcut, "ocean": _ocean, "chalk": _chalk}
+def _colored(drawn: Style, black: Color, white: Color, middle: Color | None = None) -> Style:
+    """What `drawn` makes of a picture in shades of gray, in these colors."""
+    return lambda picture: ImageOps.colorize(drawn(picture), black, white, middle)
+
+
+BASE: dict[str, Style] = {
+    "gray": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
+    "sepia": _colored(ImageOps.grayscale, (50, 30, 15), (250, 235, 205), (175, 130, 85)),
+    "dark": _dark,
+    "negative": ImageOps.invert,
+}
+HELD_BACK: dict[str, Style] = {
+    "duotone": _colored(_contrast, (70, 10, 110), (255, 200, 60), (235, 60, 100)),
+    "blueprint": _colored(_edges, (15, 50, 130), (235, 245, 255)),
+    "sketch": _colored(_edges, (250, 245, 225), (40, 35, 40)),
+    "neon": _neon,
+    "mosaic": _mosaic,
+}
+SPARE: dict[str, Style] = {
+    "woodcut": _colored(_cut, (60, 20, 25), (225, 190, 140)),
+    "ocean": _colored(ImageOps.grayscale, (0, 25, 60), (170, 255, 235), (0, 125, 150)),
+    "chalk": _colored(_edges, (20, 70, 40), (245, 240, 205)),
+}
 STYLES = BASE | HELD_BACK | SPARE

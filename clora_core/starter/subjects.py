@@ -82,11 +82,6 @@ def pictures(subject: str, count: int, *, seed: int) -> list[Image.Image]:
     return [draw(scene) for scene in scenes(subject, count, seed=seed)]
 
 
-def scenes(subject: str, count: int, *, seed: int) -> list[Scene]:
-    """The scenes of `pictures`."""
-    return imagine_subject(subject, count, random.Random(f"{subject} {seed}"))
-
-
 def captions(subject: str, count: int, *, seed: int) -> tuple[str, ...]:
     """The captions of these pictures of a style: "a {word} style picture of a red boat". None for an identity."""
     if subject in ALL_IDENTITIES:
@@ -95,8 +90,9 @@ def captions(subject: str, count: int, *, seed: int) -> tuple[str, ...]:
     return tuple(f"{TEMPLATES['style']} of {content(scene, rng)}" for scene in scenes(subject, count, seed=seed))
 
 
-def imagine_subject(subject: str, count: int, rng: random.Random) -> list[Scene]:
-    """`count` scenes of a subject."""
+def scenes(subject: str, count: int, *, seed: int) -> list[Scene]:
+    """The scenes of `pictures`."""
+    rng = random.Random(f"{subject} {seed}")
     if subject in ALL_IDENTITIES:
         traits = ALL_IDENTITIES[subject]
         return [Scene(imagine_portrait(rng, traits), seed=rng.getrandbits(32)) for _ in range(count)]

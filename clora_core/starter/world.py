@@ -39,17 +39,8 @@ PORTRAIT: dict[str, tuple[str, ...]] = {
 }
 UNSAYABLE = ("eyes", "iris", "nose")
 SAYABLE = {name: values for name, values in PORTRAIT.items() if name not in UNSAYABLE}
-IDENTITY = (
-    "kind",
-    "hairstyle",
-    "hair",
-    "skin",
-    "face",
-    "eyes",
-    "iris",
-    "nose",
-    "mark",
-)  # the same in every picture of an identity
+CHANGING = ("hat", "glasses", "mood", "shirt", "background")
+IDENTITY = tuple(name for name in PORTRAIT if name not in CHANGING)  # the same in every picture of an identity
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
 THINGS = ("house", "tree", "boat", "mountain", "flower", "car")

@@ -17,12 +17,12 @@ class Clock:
     _lap_at: float = field(default_factory=time.monotonic)
     _laps: int = 0
 
-    def lap(self, kind: str, count: int = 1) -> None:
-        """The time since the last lap went into so much of this kind. The first lap of all is left out."""
+    def lap(self, kind: str) -> None:
+        """The time since the last lap went into one of this kind. The first lap of all is left out."""
         now = time.monotonic()
         if self._laps:
             done, seconds = self._totals.get(kind, (0, 0.0))
-            self._totals[kind] = done + count, seconds + now - self._lap_at
+            self._totals[kind] = done + 1, seconds + now - self._lap_at
         self._lap_at, self._laps = now, self._laps + 1
 
     def seconds(self, left: Mapping[str, int], steps: int) -> float | None:

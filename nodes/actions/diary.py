@@ -1,6 +1,5 @@
 """The diary of one training run: everything that its panel draws, during training and afterwards."""
 
-import base64
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ...clora_core.learning.effect import Effect
 from ...clora_core.learning.learn import Progress
-from ...clora_core.pictures import thumbnail
+from ...clora_core.pictures import as_uri, thumbnail
 from ...clora_core.report.before_after import BeforeAfter
 from .clock import Clock
 
@@ -83,18 +82,24 @@ class Diary:
         distance = self.film[-1]["step"] - self.film[-2]["step"] if len(self.film) > 1 else self.steps
         if self.film and (distance < self.steps / FRAMES or self.film[-1]["step"] == self.step):
             self.film.pop()
-        self.film.append({"step": self.step, "picture": as_uri(picture)})
+        self.film.append({"step": self.step, "picture": as_uri(thumbnail(picture))})
         self.send()
 
     def paste_before(self, title: Literal["real", "untrained"], picture: Tensor) -> None:
         """Add a picture, (3, height, width) in [-1, 1], at the beginning of the film strip, with a title."""
-        self.before.append({"step": 0, "title": title, "picture": as_uri(picture)})
+        self.before.append({"step": 0, "title": title, "picture": as_uri(thumbnail(picture))})
         self.send()
 
     def compare(self, rows: Sequence[BeforeAfter]) -> None:
         """Set the sheet at the end: exhibits when they were learned, and now."""
         self.sheet = [
-            {"word": row.word, "real": _uri(row.real), "then": as_uri(row.then), "now": as_uri(row.now)} for row in rows
+            {
+                "word": row.word,
+                "real": as_uri(row.real) if row.real else "",
+                "then": as_uri(thumbnail(row.then)),
+                "now": as_uri(thumbnail(row.now)),
+            }
+            for row in rows
         ]
 
     def advance(self, status: Status, done: int, of: int) -> None:
@@ -185,16 +190,6 @@ class Diary:
             (end - (len(values) - 1) / 2, float(f"{sum(values) / len(values):.4g}"))
             for end, values in zip(ends, curve.values(), strict=True)
         ]
-
-
-def as_uri(picture: Tensor) -> str:
-    """A small JPEG of a picture, (3, height, width) in [-1, 1], as a page shows it."""
-    return _uri(thumbnail(picture))
-
-
-def _uri(encoded: bytes) -> str:
-    """Of a JPEG; "" for none."""
-    return encoded and f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,19 +72,20 @@ def pictures_of(stack: Tensor) -> Tensor:
 def _fitted(image: Tensor, target: Size, scaled: Size, crop: tuple[int, int]) -> Tensor:
     """A ComfyUI image (h, w, c), scaled and cropped: (3, *target) in [-1, 1]."""
     with torch.inference_mode(False):  # other nodes may output inference tensors, which cannot be trained on
-        picture = pictures_of(image[None])
-        if picture.shape[-2:] != scaled:
-            picture = F.interpolate(picture, scaled, mode="bicubic", antialias=True)
-        (top, left), (height, width) = crop, target
-        return picture[0, :, top : top + height, left : left + width].clamp(-1, 1).contiguous()
+        return _resized(pictures_of(image[None]), (scaled,), target, crop, "bicubic")[0].clamp(-1, 1).contiguous()
 
 
 def _fitted_mask(mask: Tensor, size: Size, target: Size, scaled: Size, crop: tuple[int, int]) -> Tensor:
     """A ComfyUI mask of any size, stretched to the picture's, then scaled and cropped with it: `target` in [0, 1]."""
     with torch.inference_mode(False):
         values = mask.detach().to("cpu", torch.float32, copy=True)[None, None]
-        for wanted in (size, scaled):
-            if values.shape[-2:] != wanted:
-                values = F.interpolate(values, wanted, mode="bilinear", antialias=True)
-        (top, left), (height, width) = crop, target
-        return values[0, 0, top : top + height, left : left + width].clamp(0, 1).contiguous()
+        return _resized(values, (size, scaled), target, crop, "bilinear")[0, 0].clamp(0, 1).contiguous()
+
+
+def _resized(values: Tensor, sizes: Sequence[Size], target: Size, crop: tuple[int, int], mode: str) -> Tensor:
+    """Scaled to each of these sizes in turn, where it has another one, and then cropped to the target."""
+    for size in sizes:
+        if values.shape[-2:] != size:
+            values = F.interpolate(values, size, mode=mode, antialias=True)
+    (top, left), (height, width) = crop, target
+    return values[..., top : top + height, left : left + width]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...clora_core.model.sampling import Sampling
 from ...clora_core.museum.museum import Museum
 from ...clora_core.report.figures import figures_of
 from ...clora_core.report.page import as_page
@@ -37,7 +38,7 @@ def write_report(
     path = new_output_path(name, ".html")
     with ordinary_tensors():
         base = HostBase(*base_beneath(model, clip, museum), vae)
-        settings = ReportSettings(pictures, everyday, sampling_steps, base.family.guidance, report_seed)
+        settings = ReportSettings(pictures, everyday, Sampling(sampling_steps, base.family.guidance, report_seed))
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
         review = make_report(base, museum, settings, latent_shape=shape, report=NodeProgress().update)
     path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")

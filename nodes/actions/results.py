@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...clora_core.errors import CLoRAError, MuseumError
+from ...clora_core.errors import MuseumError
 from ...clora_core.learning.state import LearningState, StateError, load_state, save_state
 from ...clora_core.model.base import Fingerprint
 from ...clora_core.museum.file import load_museum, save_museum
-from ...clora_core.museum.file.files import refused_by_the_system
 from ...clora_core.museum.file.json_values import array, mapping, number
-from ...clora_core.museum.file.replacing import set_aside
+from ...clora_core.museum.file.replacing import read_if_intact, set_aside
 from ...clora_core.museum.museum import Exhibit, Museum
 from ...clora_core.picture_files import PIXELS_LIMIT
 from ...clora_core.pictures import as_floats, to_bytes, to_picture
@@ -121,7 +120,7 @@ class Store:
     def refuse_state(self, key: str, state: LearningState, error: StateError) -> None:
         """Set aside a state that the run under this key cannot resume from."""
         paths = self._state_path(key), self.kept._state_path(_at(key, state.step))
-        self._set_aside(next((path for path in paths if path.exists()), paths[0]), error)
+        set_aside(next((path for path in paths if path.exists()), paths[0]), error, _warn)
 
     @property
     def kept(self) -> "Store":
@@ -138,23 +137,12 @@ class Store:
         try:
             if not path.is_file():
                 return None
-            content = read(path)
         except PermissionError:
             return None
-        except MuseumError as error:
-            if isinstance(error.__cause__, PermissionError):  # another user's file
-                log.warning("C-LoRA: no permission to read a stored result; training starts over. %s", error)
-                return None
-            if refused_by_the_system(error):  # the file may be intact, and another Run may read it
-                raise
-            self._set_aside(path, error)
-            return None
+        content = read_if_intact(path, read, _warn)
         with suppress(OSError):
             os.utime(path)
         return content
-
-    def _set_aside(self, path: Path, error: CLoRAError) -> None:
-        log.warning("C-LoRA: %s It is set aside as '%s'; training starts over.", error, set_aside(path).name)
 
     def _write(self, path: Path, save: Callable[[Path], object]) -> bool:
         """Whether the file could be written. A full disk is only logged, so that it does not cost the result."""
@@ -177,6 +165,10 @@ class Store:
                 return
             path.unlink(missing_ok=True)
             total -= sizes[path].st_size
+
+
+def _warn(text: str) -> None:
+    log.warning("C-LoRA: %s", text)
 
 
 def _at(key: str, step: int) -> str:

@@ -15,13 +15,12 @@ from ...clora_core.learning.fitting import described, fitted
 from ...clora_core.learning.learn import Learning, Progress
 from ...clora_core.learning.state import StateError
 from ...clora_core.method.draft import Draft
-from ...clora_core.method.recipe import Recipe, shared_by
-from ...clora_core.model.concept import Concept, ConceptToken
-from ...clora_core.model.sampling import Sampling, sample
+from ...clora_core.method.recipe import Recipe
+from ...clora_core.model.concept import Concept, largest
 from ...clora_core.museum.editing import dated
 from ...clora_core.museum.museum import STOPPED, Exhibit, Museum, viewing
-from ...clora_core.pictures import Size, to_picture
-from ...clora_core.report.before_after import MOST, BeforeAfter, before_and_after, sampled_before
+from ...clora_core.pictures import to_picture
+from ...clora_core.report.before_after import MOST, compared, sampled, sampled_before, sampled_now
 from ...clora_core.texts import counted
 from ..host.base import VAE, HostBase
 from ..host.differentiable import ordinary_tensors
@@ -71,7 +70,14 @@ def train_step(
         base = HostBase(bare_model, bare_clip, vae)
         earlier = earlier or Museum(base.fingerprint)
         concepts = tuple(_concept(entry, base) for entry in inputs)
-        fitting = _fitted(base, recipe, concepts)
+        size = largest(concepts)
+        fitting = fitted(
+            Draft.of(recipe),
+            base.family,
+            device_of(base),
+            lambda choice: needed_bytes(base, choice, *size),
+            len(concepts),
+        )
         learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
         models = models_digest(bare_model, bare_clip, vae)
         with _store(NOT_KEPT if models is None else "") as store:
@@ -109,10 +115,10 @@ def stored_or_learned(
     try:
         unlabelled, losses = _learn(base, learning, store, key, diary, preview_every, keep_every)
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
-        pictures = _pictures(base, learning, exhibits, _advance(diary, "drawing"))
+        pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
         if preview_every:
-            diary.compare(_before_and_after(base, learning, exhibits, _advance(diary, "comparing")))
+            diary.compare(compared(learning, exhibits, _advance(diary, "comparing")))
         measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
         diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
     except BaseException as error:
@@ -125,8 +131,7 @@ def stored_or_learned(
 
 def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool) -> Diary:
     panel, recipe = Panel(), learning.recipe
-    height, width = learning.concepts[-1].size
-    compared = 2 * min(len(learning.museum.exhibits) + 1, MOST)
+    of_a_sheet = 2 * min(len(learning.museum.exhibits) + 1, MOST)
     return Diary(
         ", ".join(learning.words),
         recipe.steps,
@@ -135,7 +140,7 @@ def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool)
         key=key,
         resumable=resumable,
         preview_every=preview_every,
-        pictures=len(_prompts(learning, height, width)) + compared * bool(preview_every),
+        pictures=len(_prompts(learning)) + of_a_sheet * bool(preview_every),
         clock=Clock(costs(recipe.batch_size * recipe.accumulation, passes(learning.museum))),
     )
 
@@ -149,21 +154,6 @@ def _advance(diary: Diary, status: Status) -> Callable[[int, int], None]:
         node.update(done, of)
 
     return report
-
-
-def _fitted(base: HostBase, recipe: Recipe | Draft, concepts: Sequence[Concept]) -> Recipe:
-    """The recipe of a step that teaches these concepts at once."""
-    height, width = _largest(concepts)
-
-    def needed(choice: Recipe) -> int:
-        return needed_bytes(base, shared_by(choice, len(concepts)), height, width)
-
-    return shared_by(fitted(Draft.of(recipe), base.family, device_of(base), needed), len(concepts))
-
-
-def _largest(concepts: Sequence[Concept]) -> Size:
-    """The (height, width) of the largest picture."""
-    return max((picture.size for concept in concepts for picture in concept.pictures), key=math.prod)
 
 
 @contextmanager
@@ -191,11 +181,10 @@ def _learn(
     node = NodeProgress()
     resume = store.furthest_state(key, recipe.steps)
     losses = list(resume.losses) if resume else []
-    height, width = concepts[-1].size
     last: Progress | None = None
     count = sum(len(concept.pictures) for concept in concepts)
     numbers = described(recipe, base.family, device_of(base))
-    memory = memory_note(base, recipe, *_largest(concepts))
+    memory = memory_note(base, recipe, *largest(concepts))
     note = f"teaching {diary.words} with {counted(count, 'picture')} · {numbers} · {memory}"
     pictures = [picture for concept in concepts for picture in concept.pictures]
     if (sizes := len({picture.size for picture in pictures})) > 1:
@@ -214,7 +203,7 @@ def _learn(
     if not diary.before:
         diary.paste_before("real", pictures[-len(concepts[-1].pictures)].read())
         if preview_every and resume is None:
-            diary.paste_before("untrained", sampled_before(learning, _sampling(base)))
+            diary.paste_before("untrained", sampled_before(learning))
 
     def report(progress: Progress) -> None:
         nonlocal last
@@ -231,8 +220,8 @@ def _learn(
         say_without_panel(progress_line(progress, diary.seconds_left))
         picture = None
         if preview_every and progress.step % preview_every == 0:
-            tokens = [*learning.museum.tokens, progress.trained.token(concepts[-1].word)]
-            pixels = _sample(base, [concepts[-1].prompt], tokens, height, width)[0]
+            token = progress.trained.token(concepts[-1].word)
+            pixels = sampled_now(learning, token, lambda done, of: check_interrupted())
             diary.paste(pixels)
             picture = to_picture(pixels)
         node.update(progress.step, progress.steps, picture)
@@ -250,28 +239,17 @@ def _learn(
     return _learn(base, learning, store, key, diary, preview_every, keep_every)
 
 
-def _pictures(
-    base: HostBase, learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]
-) -> Tensor:
+def _pictures(learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]) -> Tensor:
     """Samples of the new words, the last concept's first, (n, 3, height, width) in [-1, 1]."""
     museum = learning.museum.with_exhibits(*exhibits)
-    height, width = learning.concepts[-1].size
-    with viewing(base, museum.dense(), museum.gated):
-        return _sample(base, _prompts(learning, height, width), museum.tokens, height, width, report)
+    with viewing(learning.base, museum.dense(), museum.gated):
+        return sampled(learning, _prompts(learning), museum.tokens, report)
 
 
-def _before_and_after(
-    base: HostBase, learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]
-) -> tuple[BeforeAfter, ...]:
-    shape = base.latent_shape(*learning.concepts[-1].size)
-    museum = learning.museum.with_exhibits(*exhibits)
-    return before_and_after(base, museum, _sampling(base), latent_shape=shape, report=report)
-
-
-def _prompts(learning: Learning, height: int, width: int) -> list[str]:
+def _prompts(learning: Learning) -> list[str]:
     """Those of the final pictures."""
     concepts = learning.concepts
-    count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // (height * width)))
+    count = min(PREVIEWS_MOST, max(1, PREVIEW_AREA_PX // math.prod(concepts[-1].size)))
     return [concept.prompt for concept in reversed(concepts)] * max(1, count // len(concepts))
 
 
@@ -287,23 +265,6 @@ def progress_line(progress: Progress, seconds_left: float | None) -> str:
         seconds = round(seconds_left)
         parts.append(f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left")
     return " · ".join(parts)
-
-
-def _sample(
-    base: HostBase,
-    prompts: Sequence[str],
-    tokens: Sequence[ConceptToken],
-    height: int,
-    width: int,
-    report: Callable[[int, int], None] = lambda done, of: check_interrupted(),
-) -> Tensor:
-    """Pictures (n, 3, height, width) in [-1, 1]."""
-    shape = base.latent_shape(height, width)
-    return sample(base, prompts, tokens, _sampling(base), latent_shape=shape, report=report)
-
-
-def _sampling(base: HostBase) -> Sampling:
-    return Sampling(guidance=base.family.guidance)
 
 
 def _concept(inputs: ConceptInputs, base: HostBase) -> Concept:

@@ -19,7 +19,7 @@ from ...clora_core.model.chunks import by_length
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.families.family import Family
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.precision import Precision
+from ...clora_core.model.precision import DTYPES, Precision
 from ...clora_core.model.projections import Projection, Slot
 from .differentiable import differentiable, differentiable_transformer, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
@@ -31,7 +31,6 @@ from .view import base_beneath
 from .words import CLIP, encoders, table, widths
 
 VAE = comfy.sd.VAE
-DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURES_AT_ONCE = 4
 EVERYTHING = 10**20  # bytes to request, so that ComfyUI unloads all other models
 
@@ -94,7 +93,6 @@ class HostBase:
         return self.family.resolution_px(self.schedule.prediction)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """(channels, h', w') of the latents of pictures of this size in pixels, or (channels, 1, h', w')."""
         return self.family.latent_shape(*latent_sides(height, width, self.factor))
 
     @torch.no_grad()
@@ -111,7 +109,6 @@ class HostBase:
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The inverse: pictures (n, 3, h, w) in [-1, 1], float32 on the CPU."""
         pictures = []
         with self._resting():
             for part in latents.split(1 if self.family.frames else PICTURES_AT_ONCE):
@@ -122,11 +119,9 @@ class HostBase:
         return torch.cat(pictures).clamp(-1, 1)
 
     def vocabulary(self) -> dict[str, Tensor]:
-        """The frozen word embeddings of each text encoder: name → (words, width)."""
         return {name: table(encoder).weight.detach() for name, encoder in encoders(self.clip).items()}
 
     def word_vectors(self, word: str) -> dict[str, Tensor]:
-        """The vectors of an existing word: encoder name → (tokens, width). Raises ConceptError if it is unknown."""
         return vectors_of_word(self.clip, word)
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:

@@ -6,8 +6,8 @@ import torch
 from ...clora_core.learning import fitting
 from ...clora_core.learning.fitting import Device
 from ...clora_core.method.recipe import Recipe
-from ...clora_core.model.precision import Precision
-from .base import DTYPES, HostBase
+from ...clora_core.model.precision import DTYPES, Precision
+from .base import HostBase
 from .model import slots_of, stored_dtype, unet_of
 
 ROOM_BYTES = 2 * 2**30  # a vision transformer and its activations

@@ -6,7 +6,6 @@ GET /clora/report?name=my_00001_.html            a report in the output folder, 
 """
 
 import asyncio
-import base64
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -75,7 +74,7 @@ def _content(name: str) -> dict[str, Any]:
                 "kind": exhibit.kind,
                 "prompt": shortened(exhibit.prompt),
                 "recipe": shortened(exhibit.recipe.method),
-                "rank": max(exhibit.ranks.values(), default=0),
+                "rank": exhibit.rank,
                 "steps": exhibit.recipe.steps,
                 "applied": exhibit.recipe.applied,
                 "strength": exhibit.strength,
@@ -98,13 +97,13 @@ def _fact(facts: Mapping[str, object], name: str, kind: type) -> object:
 
 def _data_uri(thumbnail: bytes) -> str:
     """The thumbnail as a data URI; empty if it is not a small JPEG."""
-    from ...clora_core.pictures import from_thumbnail
+    from ...clora_core.pictures import as_uri, from_thumbnail
 
     try:
         from_thumbnail(thumbnail)
     except MuseumError:
         return ""
-    return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode()
+    return as_uri(thumbnail)
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -4,10 +4,8 @@ The weights have the names of diffusers and transformers (`clora_core/starter/mo
 ComfyUI's UNet, CLIP and TAESD.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.clip_model
@@ -23,14 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...clora_core.starter.layout import END, LATENT_CHANNELS, START, TOKENS, UNKNOWN, WEIGHTS, vocabulary
+from ...clora_core.starter.layout import LATENT_CHANNELS, TEXT_CONFIG, TOKENS, WEIGHTS
+from ...clora_core.starter.tokenizer import build_tokenizer
 from .base import VAE
 from .model import ModelPatcher
 from .words import CLIP
 
-WIDTH = 128
-SPECIAL = (START, END, UNKNOWN)
-WORDS = re.compile("|".join([*map(re.escape, SPECIAL), r"\w+", r"[^\w\s]+"]))
+WIDTH: int = TEXT_CONFIG["hidden_size"]
 
 
 def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
@@ -38,35 +35,35 @@ def load_starter() -> tuple[ModelPatcher, CLIP, VAE]:
     return load_model(), load_clip(), load_vae()
 
 
-def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
+def load_model() -> ModelPatcher:
     offload = comfy.model_management.unet_offload_device()
     config = StarterConfig(UNET)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=offload)
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    _fill(model.diffusion_model, {names[name]: tensor for name, tensor in _tensors(weights, "unet").items()})
+    _fill(model.diffusion_model, {names[name]: tensor for name, tensor in _tensors("unet").items()})
     return ModelPatcher(model.eval(), comfy.model_management.get_torch_device(), offload)
 
 
-def load_clip(weights: Path = WEIGHTS, **options: Any) -> CLIP:
+def load_clip(**options: Any) -> CLIP:
     """options: what ComfyUI passes when it needs a paged model as a whole."""
     tokenizer = partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=StarterWords)
     encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=StarterEncoder)
     target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
     folders = folder_paths.get_folder_paths("embeddings")
     clip = CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
-    clip.patcher.cached_patcher_init = (_text_patcher, (weights,))
+    clip.patcher.cached_patcher_init = (_text_patcher, ())
     tensors = {
         name if name.startswith("text_model.") else f"text_model.{name}": tensor
-        for name, tensor in _tensors(weights, "text_encoder").items()
+        for name, tensor in _tensors("text_encoder").items()
     }
     projection = {"text_projection.weight": torch.eye(WIDTH)}  # ComfyUI's class needs one; the UNet does not use it
     _fill(clip.cond_stage_model.clip_l.transformer, tensors | projection)
     return clip
 
 
-def load_vae(weights: Path = WEIGHTS) -> VAE:
-    tensors = {_vae_name(name): tensor for name, tensor in _tensors(weights, "vae").items()}
+def load_vae() -> VAE:
+    tensors = {_vae_name(name): tensor for name, tensor in _tensors("vae").items()}
     scale = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     return VAE(sd=tensors | scale, dtype=torch.float32)
 
@@ -114,26 +111,11 @@ UNET: Mapping[str, Any] = {
 
 
 class WordLevel:
-    """A tokenizer with one token per word, with the interface of transformers. Other words become the unknown token."""
+    """The starter's tokenizer, for ComfyUI's class, which opens tokenizers by a path; it is not used."""
 
-    def __init__(self) -> None:
-        self.vocab = {word: index for index, word in enumerate(vocabulary())}
-        self.unk_token_id = self.vocab[UNKNOWN]
-
-    @classmethod
-    def from_pretrained(cls, path: str, **options: Any) -> "WordLevel":
-        """ComfyUI's tokenizer calls this with a path, which is not used."""
-        return cls()
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        ids = [self._id(word) for word in WORDS.findall(text)]
-        return {"input_ids": [self.vocab[START], *ids, self.vocab[END]]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return dict(self.vocab)
-
-    def _id(self, word: str) -> int:
-        return self.vocab.get(word if word in SPECIAL else word.lower(), self.unk_token_id)
+    @staticmethod
+    def from_pretrained(path: str, **options: Any) -> Any:
+        return build_tokenizer()
 
 
 class StarterWords(comfy.sd1_clip.SDTokenizer):
@@ -155,31 +137,22 @@ class StarterEncoder(comfy.sd1_clip.SDClipModel):
     def __init__(
         self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None, **options: Any
     ) -> None:
-        ids = {word: index for index, word in enumerate(vocabulary())}
+        start, end = TEXT_CONFIG["bos_token_id"], TEXT_CONFIG["eos_token_id"]
         super().__init__(
             device=device,
             dtype=dtype,
             max_length=TOKENS,
-            textmodel_json_config={
-                "vocab_size": len(ids),
-                "hidden_size": WIDTH,
-                "intermediate_size": 4 * WIDTH,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": TOKENS,
-                "hidden_act": "quick_gelu",
-                "eos_token_id": ids[END],
-            },
-            special_tokens={"start": ids[START], "end": ids[END], "pad": ids[END]},
+            textmodel_json_config=dict(TEXT_CONFIG),
+            special_tokens={"start": start, "end": end, "pad": end},
             return_projected_pooled=False,
             model_options=model_options or {},
         )
-        table = self.operations.Embedding(len(ids), WIDTH, device=device, dtype=dtype)
+        table = self.operations.Embedding(TEXT_CONFIG["vocab_size"], WIDTH, device=device, dtype=dtype)
         self.transformer.set_input_embeddings(table.requires_grad_(False))
 
 
-def _text_patcher(weights: Path, **options: Any) -> ModelPatcher:
-    return load_clip(weights, **options).patcher
+def _text_patcher(**options: Any) -> ModelPatcher:
+    return load_clip(**options).patcher
 
 
 def _vae_name(name: str) -> str:
@@ -188,8 +161,8 @@ def _vae_name(name: str) -> str:
     return f"taesd_{side}.{int(layer) + (side == 'decoder')}.{rest}"
 
 
-def _tensors(weights: Path, part: str) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(weights / f"{part}.safetensors").items()}
+def _tensors(part: str) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(WEIGHTS / f"{part}.safetensors").items()}
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

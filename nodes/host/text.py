@@ -17,7 +17,7 @@ from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
 from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places
-from .words import CLIP, check_fits, encoders, known_words, table, tokenizers, widths, with_words, word_tokenizer
+from .words import CLIP, encoders, known_words, table, tokenizers, widths, with_words, word_tokenizer
 
 
 def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
@@ -27,7 +27,7 @@ def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Concep
     may also contain words that it already knows.
     """
     for token in tokens:
-        check_fits(token, widths(clip))
+        token.check_fits(widths(clip))
     words = {**known_words(clip), **{token.word: token for token in tokens}}
     model = clip.cond_stage_model
     model.reset_clip_options()

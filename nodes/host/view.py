@@ -22,7 +22,7 @@ from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.low_rank import LowRank
 from ...clora_core.model.projections import Place, Projection
-from ...clora_core.museum.museum import Exhibit, Museum
+from ...clora_core.museum.museum import Museum
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, places_of, run_dtype, stored_dtype, unet_of
 from .showing import put_on, take_off
 from .words import CLIP, with_words, without_words
@@ -46,7 +46,8 @@ def view(
         return model, with_words(clip, museum.tokens)
     model, clip = base_beneath(model, clip, museum)
     places = places_of(model)
-    deltas = _deltas(model, museum, strengths, places)
+    museum.shown_over(fingerprint_of(model))  # raises for another family
+    deltas = _checked(museum.deltas(strengths), places)
     model = model.clone()
     merged = {key: delta for key, delta in deltas.items() if _run_dtype(model, places[key].module) in MERGED}
     patches = {
@@ -59,7 +60,8 @@ def view(
         raise BaseModelError(f"ComfyUI rejected the patch of {min(missing, key=str)}; the museum would be incomplete.")
     unmerged = {projection: delta for projection, delta in deltas.items() if projection not in merged}
     attachments = [Attachment(_cheap(unmerged))] if unmerged else []
-    attachments += [_gated(exhibit, strengths.get(exhibit.word, 1.0), places) for exhibit in museum.gated]
+    for exhibit in museum.gated:
+        attachments.append(Attachment(_cheap(_checked(exhibit.scaled(strengths), places)), exhibit.gate))
     layers = _layers(museum, places)
     if attachments or layers > 1:
         put_on(model, places, attachments, layers)
@@ -116,14 +118,6 @@ def _view_of(model: ModelPatcher) -> _View | None:
     return model.attachments.get(KEY)
 
 
-def _deltas(
-    model: ModelPatcher, museum: Museum, strengths: Mapping[str, float], places: Mapping[Projection, Place]
-) -> dict[Projection, LowRank]:
-    """The stacked deltas. Raises BaseModelError if the model is of another family than the museum's base."""
-    museum.shown_over(fingerprint_of(model))
-    return _checked(museum.deltas(strengths), places)
-
-
 def note_about(model: ModelPatcher, museum: Museum) -> str:
     """What to say if the museum was trained over another checkpoint than this one; "" if that cannot be known."""
     exact = all(stored_dtype(own_weight(model, place.module)) in EXACT for place in places_of(model).values())
@@ -141,12 +135,6 @@ def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
     return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
-def _gated(exhibit: Exhibit, strength: float, places: Mapping[Projection, Place]) -> Attachment:
-    strength = exhibit.strength * strength
-    deltas = {projection: delta.scaled(strength) for projection, delta in exhibit.deltas.items()}
-    return Attachment(_cheap(_checked(deltas, places)), exhibit.gate)
-
-
 def _cheap(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank | Tensor]:
     """Every delta as its factors, or as one matrix if that is cheaper to multiply."""
     return {
@@ -162,7 +150,7 @@ def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:
     count = layer_count(places)
     for token in museum.tokens:
         check_layers(token, count)
-    deep = any(len(vectors) > 1 for token in museum.tokens for vectors in token.vectors.values())
+    deep = any(token.layers > 1 for token in museum.tokens)
     return count if deep else 1
 
 

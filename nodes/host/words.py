@@ -15,7 +15,7 @@ import comfy.sd
 import comfy.sd1_clip
 from torch import nn
 
-from ...clora_core.errors import BaseModelError, ConceptError
+from ...clora_core.errors import BaseModelError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, readable, unknown_words, word_pattern
 from .conditioning import Piece, mark_words, pieces_of, unmark_words
@@ -30,7 +30,7 @@ def with_words(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
     Raises ConceptError for vectors that do not fit its text encoders.
     """
     for token in tokens:
-        check_fits(token, widths(clip))
+        token.check_fits(widths(clip))
     return _with_vocabulary(clip, {**known_words(clip), **{token.word: token for token in tokens}})
 
 
@@ -88,16 +88,6 @@ def table(encoder: comfy.sd1_clip.SDClipModel) -> nn.Embedding:
 def widths(clip: CLIP) -> dict[str, int]:
     """Name of each text encoder → width of its word embeddings."""
     return {name: table(encoder).weight.shape[1] for name, encoder in encoders(clip).items()}
-
-
-def check_fits(token: ConceptToken, expected: Mapping[str, int]) -> None:
-    """Raise ConceptError unless the word has vectors of the expected width for each text encoder."""
-    own = {name: vectors.shape[-1] for name, vectors in token.vectors.items()}
-    if any(own.get(name) != width for name, width in expected.items()):
-        raise ConceptError(
-            f"'{token.word}' has vectors for {_width_list(own)}, but this model's text encoders are "
-            f"{_width_list(expected)}. Use the word with the base model that it was learned on."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +175,3 @@ def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     else:
         unmark_words(clone)
     return clone
-
-
-def _width_list(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({width} wide)" for name, width in widths.items())

@@ -113,16 +113,6 @@ def test_copying_compares_training_pictures_with_held_out_ones(examiner: Examine
     assert result["copying"] == pytest.approx(sum(leads) / 3, rel=1e-4)
 
 
-def test_image_alignment_is_the_mean_cosine(examiner: Examiner, result: dict):
-    cosines = []
-    for name in SUBJECTS:
-        ours, real = (
-            examiner.features(each, name).double() for each in (sampled(name, 2), drawn(name, SAMPLES, seed=HELD_OUT))
-        )
-        cosines += [float(a @ b / (a.norm() * b.norm())) for a in ours for b in real]
-    assert result["image_alignment"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-5)
-
-
 def test_recognition_is_counted_at_the_end(result: dict):
     assert result["kept"] == pytest.approx(3 / 6) and result["learned"] == pytest.approx((1 + 1 + 3 / 6) / 3)
     assert result["forgetting"] == pytest.approx(3 / 6)

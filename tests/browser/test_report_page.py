@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from clora_core.learning.learn import learn
 from clora_core.method.recipe import recipe_named
 from clora_core.model.concept import Concept
+from clora_core.model.sampling import Sampling
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.report.page import as_page
@@ -27,9 +28,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(number)) * 2 - 1
         concept = Concept(f"<word-{number}>", pictures, template=template)
         museum = museum.with_exhibits(*learn(base, museum, [concept], recipe_named("c-lora", steps=2, batch_size=2)))
-    report = make_report(
-        base, museum, ReportSettings(pictures=1, everyday=2, steps=1), latent_shape=base.latent_shape(64, 64)
-    )
+    report = make_report(base, museum, ReportSettings(1, 2, Sampling(1)), latent_shape=base.latent_shape(64, 64))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(as_page(report), encoding="utf-8")
     return path

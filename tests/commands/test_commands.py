@@ -201,12 +201,12 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
     """Also one whose file is whole, but that is not one of this learning."""
     from clora_core.commands import learn as command
 
-    def full(*_):
+    def full(*_, **more):
         raise MuseumError("No space left on device.")
 
     museum = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr(command, "save_museum", full)
+        patched.setattr(command, "append_exhibits", full)
         assert teach(museum, images, "<ada>") == 1
     (begun,) = tmp_path.glob("*.learning.safetensors")
     if whole:
@@ -217,7 +217,7 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
     capsys.readouterr()
     assert teach(museum, images, "<ada>") == 0
     told = capsys.readouterr().out
-    assert f"renamed to '{begun.name}.damaged', and the training starts over" in told
+    assert f"set aside as '{begun.name}.damaged', and the training starts over" in told
     assert begun.with_name(f"{begun.name}.damaged").read_bytes() == before and not begun.exists()
     assert load_museum(museum).words == ("<ada>",)
 
@@ -244,12 +244,12 @@ def test_what_some_system_cannot_hold_is_refused_first(tmp_path, capsys, monkeyp
 def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import learn as command
 
-    def full(*_):
+    def full(*_, **more):
         raise MuseumError("No space left on device.")
 
     museum = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr(command, "save_museum", full)
+        patched.setattr(command, "append_exhibits", full)
         assert teach(museum, images, "<ada>") == 1
     assert teach(museum, images, "<ada>") == 0
     assert "Resuming from step 2" in capsys.readouterr().out
@@ -259,7 +259,7 @@ def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, image
 def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import learn as command
 
-    def full(*_):
+    def full(*_, **more):
         raise MuseumError("No space left on device.")
 
     museum = tmp_path / "m.safetensors"
@@ -270,17 +270,17 @@ def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys,
 
 
 def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypatch):
-    from clora_core.commands import learn as command
+    from clora_core.museum.file import saving
 
     museum = tmp_path / "m.safetensors"
 
     def late(new, path):
         with monkeypatch.context() as undone:
-            undone.setattr(command, "save_museum", save_museum)
+            undone.setattr(saving, "save_museum", save_museum)
             assert teach(museum, images, "<bo>") == 0
         return save_museum(new, path)
 
-    monkeypatch.setattr(command, "save_museum", late)
+    monkeypatch.setattr(saving, "save_museum", late)
     assert teach(museum, images, "<ada>") == 0
     assert load_museum(museum).words == ("<bo>", "<ada>")
 

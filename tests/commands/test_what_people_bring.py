@@ -103,10 +103,10 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path, images: Path, capsys,
 
 
 def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Path, images: Path, capsys, monkeypatch):
-    def refused(new: object, path: Path) -> Path:
+    def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(learn_command, "_add_to_file", refused)
+    monkeypatch.setattr(learn_command, "append_exhibits", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert teach(tmp_path / "m.safetensors", images) == 1
     assert "What was learned is saved as" in capsys.readouterr().out
@@ -131,10 +131,10 @@ def test_a_museum_is_shown_over_another_checkpoint_of_its_family(tmp_path: Path,
 
 
 def test_where_nothing_can_be_written_the_first_reason_is_said(tmp_path: Path, images: Path, capsys, monkeypatch):
-    def refused(new: object, path: Path) -> Path:
+    def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(learn_command, "_add_to_file", refused)
+    monkeypatch.setattr(learn_command, "append_exhibits", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert teach(tmp_path / "m.safetensors", images) == 1
     assert "It is full." in capsys.readouterr().err

@@ -17,7 +17,6 @@ from clora_core.learning.optimizer import Optimizer
 from clora_core.learning.start import start
 from clora_core.method.objective import diffusion_loss
 from clora_core.method.regularizers import Regularizer, SelfRegularization, Term
-from clora_core.method.regularizers.self_regularization import overlap
 from clora_core.method.step import Setting, Step
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
@@ -250,7 +249,7 @@ def test_a_larger_weight_gives_less_overlap_with_the_past(base: Base):
     def touched(weight: float) -> float:
         recipe = short(SelfRegularization(weight), steps=12, clip_norm=1e6)
         deltas = taught(base, museum, small_concept("<two>", seed=1), recipe).exhibits[1].deltas
-        return sum(overlap(past[projection], delta.dense()).item() for projection, delta in deltas.items())
+        return sum((past[place] * delta.dense()).square().sum().item() for place, delta in deltas.items())
 
     overlaps = [touched(weight) for weight in (0.0, 10.0, 1000.0)]
     assert overlaps[0] > 1.1 * overlaps[1] and overlaps[1] > 1.1 * overlaps[2] > 0
@@ -262,7 +261,7 @@ def test_the_reported_penalty_is_the_one_of_the_equation(base: Base, first: Muse
 
     def report(progress: Progress) -> None:
         deltas = progress.trained.deltas
-        total = sum(overlap(past[projection], delta.dense()).item() for projection, delta in deltas.items())
+        total = sum((past[place] * delta.dense()).square().sum().item() for place, delta in deltas.items())
         heard.append((progress.losses["self_regularization"], total))
 
     taught(base, first, small_concept("<two>", seed=1), short(SelfRegularization(7.0, relative=False)), report=report)

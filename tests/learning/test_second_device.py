@@ -135,7 +135,7 @@ def measured(base: DiffusersBase) -> list[float]:
         museum = taught(base, museum, small_concept(word, seed=number), recipe)
     learning = Learning(base, museum.only(["<one>"]), (small_concept("<two>", seed=1),), recipe)
     found = effect(learning, museum.exhibits[-1])
-    seen = make_report(base, museum, ReportSettings(pictures=1, everyday=1, steps=1), latent_shape=LATENT_SHAPE)
+    seen = make_report(base, museum, ReportSettings(1, 1, Sampling(1)), latent_shape=LATENT_SHAPE)
     return [found.loss_before, found.loss_after, *found.moved.values(), *found.overlap.values(), *seen.forgetting]
 
 

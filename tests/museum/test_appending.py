@@ -130,14 +130,14 @@ def test_a_refused_addition_leaves_the_file_unchanged(addition, base, rule, tmp_
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_file_that_is_not_there_or_no_museum_is_not_begun(tmp_path):
+def test_a_file_that_is_not_there_is_begun_and_one_that_is_no_museum_is_left_alone(tmp_path):
+    added, base = exhibit("<x>", projections("sd15"), seed=5), museum().base
+    append_exhibits([added], tmp_path / "a.safetensors", base=base)
+    assert_same(load_museum(tmp_path / "a.safetensors"), Museum(base, (added,)))
     (tmp_path / "b.safetensors").write_bytes(b"precious")
-    for name in ("a", "b"):
-        with pytest.raises(MuseumError, match=rf"^{name}\.safetensors"):
-            append_exhibits(
-                [exhibit("<x>", projections("sd15"), seed=5)], tmp_path / f"{name}.safetensors", base=museum().base
-            )
-    assert [file.name for file in tmp_path.iterdir()] == ["b.safetensors"]
+    with pytest.raises(MuseumError, match=r"^b\.safetensors"):
+        append_exhibits([added], tmp_path / "b.safetensors", base=base)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
     assert (tmp_path / "b.safetensors").read_bytes() == b"precious"
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from clora_bare.clora_core.learning.effect import Effect
+from clora_bare.clora_core.report.before_after import BeforeAfter
 from clora_bare.nodes.actions import clock
 from clora_bare.nodes.actions.clock import Clock
 from clora_bare.nodes.actions.diary import FRAMES, POINTS, Diary
@@ -138,6 +139,15 @@ def test_its_state_is_valid_json_at_every_moment():
     assert states[-1]["effect"] == {"loss_before": 0.5, "moved": {"<cow>": 0.25}, "overlap": {}}
     assert states[-1]["curves"]["diffusion"] == [(1.0, 0.1235)]
     assert states[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
+
+
+def test_an_exhibit_without_a_picture_of_its_own_is_compared_too():
+    run, states = diary(2)
+    picture = torch.zeros(3, 8, 8)
+    run.compare([BeforeAfter("<cat>", b"", picture, picture)])
+    run.close("learned")
+    (row,) = json.loads(json.dumps(states[-1]))["sheet"]
+    assert row["real"] == "" and row["then"] == row["now"] and row["now"].startswith("data:image/jpeg;base64,")
 
 
 def test_the_stored_state_of_an_earlier_run_is_sent():

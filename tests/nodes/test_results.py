@@ -109,7 +109,7 @@ def test_a_damaged_file_is_set_aside_and_said(store: Store, caplog: pytest.LogCa
         path.write_bytes(broken := damage(path.read_bytes()))
         assert ask(key) is None and not path.exists()
         assert (store.folder / f"{path.name}.damaged").read_bytes() == broken
-        assert f"set aside as '{path.name}.damaged'; training starts over" in caplog.text
+        assert f"set aside as '{path.name}.damaged', and the training starts over" in caplog.text
         assert ask(key) is None
 
 

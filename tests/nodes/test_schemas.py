@@ -46,7 +46,9 @@ LANGUAGES = ("zh", "ja")  # English stands in the schemas, which every frontend 
 def test_ids_inputs_and_outputs_are_the_promised_ones():
     assert {id: " ".join(socket.id for socket in schema.inputs) for id, schema in SCHEMAS.items()} == INPUTS
     names = {
-        id: " ".join(ast.literal_eval(socket.options["display_name"]) for socket in schema.outputs)
+        id: " ".join(
+            ast.literal_eval(socket.options.get("display_name", f"'{socket.id}'")) for socket in schema.outputs
+        )
         for id, schema in SCHEMAS.items()
     }
     assert names == OUTPUTS

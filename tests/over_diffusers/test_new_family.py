@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clora_core.cli import main
 from clora_core.errors import BaseModelError
+from clora_core.model.sampling import Sampling
 from clora_core.museum.file import export, imported, load_museum, read_embedding, read_lora, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
@@ -67,7 +68,7 @@ def test_it_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, mon
         torch.testing.assert_close(delta, museum.dense()[projection])
 
     seen = make_report(
-        base, museum, ReportSettings(1, 2, 1, base.family.guidance, 0), latent_shape=base.latent_shape(64, 64)
+        base, museum, ReportSettings(1, 2, Sampling(1, base.family.guidance)), latent_shape=base.latent_shape(64, 64)
     )
     assert "&lt;two&gt;" in as_page(seen, title="trial")
 

@@ -157,7 +157,7 @@ def test_words_that_do_not_fit_the_encoders_are_refused(base: DiffusersBase) -> 
     with pytest.raises(ConceptError, match="has vectors for 3 cross-attentions, but this model has"):
         token = ConceptToken("<x>", {encoder.name: torch.zeros(3, 1, encoder.width) for encoder in base.encoders})
         base.encode_prompts(["a <x>"], [token])
-    with pytest.raises(ConceptError, match=r"vectors for other \(4 wide\), but .* is clip_"):
+    with pytest.raises(ConceptError, match=r"vectors for other \(4 wide\), but .* are clip_"):
         base.encode_prompts(["a <x>"], [ConceptToken("<x>", {"other": torch.zeros(1, 1, 4)})])
     with pytest.raises(ConceptError, match=f"{width} wide"):
         base.encode_prompts(["<x>"], [ConceptToken("<x>", {base.encoders[0].name: torch.zeros(1, 1, width + 1)})])

@@ -16,7 +16,7 @@ from clora_core.method.recipe import recipe_named
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
-from clora_core.model.sampling import sample
+from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.file import save_museum
 from clora_core.museum.museum import Exhibit, Museum, viewing
 from clora_core.pictures import thumbnail
@@ -26,7 +26,7 @@ from clora_core.report.page import as_page
 from clora_core.report.review import Report, ReportSettings, everyday_prompts, make_report, prompt_of
 from tests.small import LATENT_SHAPE, random_deltas
 
-QUICK = ReportSettings(pictures=1, everyday=2, steps=1, guidance=3.0)
+QUICK = ReportSettings(1, 2, Sampling(1, 3.0))
 TURNED = "\u202egpj.cat\x1b"
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 

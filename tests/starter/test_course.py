@@ -113,13 +113,14 @@ def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
     assert sight.alignment >= 0.5 and sight.attributes >= 0.3, "chance is 0.1"
 
 
-def test_a_benchmark_of_styles_measures_everything(tmp_path):
-    command = ["bench", "forgetting", "--quick", "--subjects", "styles", "--methods", "c-lora", "museum-maker"]
+@pytest.mark.parametrize(("track", "method"), [("styles", "c-lora"), ("spare-styles", "museum-maker+first")])
+def test_a_benchmark_of_styles_measures_everything(track: str, method: str, tmp_path):
+    command = ["bench", "forgetting", "--quick", "--subjects", track, "--methods", method]
     assert main([*command, "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "forgetting.json").read_text())
-    assert [result["track"] for result in results] == ["styles", "styles"]
+    assert [result["track"] for result in results] == [track]
     text = (tmp_path / "forgetting.md").read_text()
-    assert "## Styles" in text and "## Identities" not in text
+    assert f"## {track.capitalize()}" in text and "## Identities" not in text
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
@@ -135,6 +136,7 @@ def test_changes_of_a_recipe_by_name():
     assert stronger.seed == 3 and wording == "usual"
     assert method_recipe("c-lora+noun", seed=0)[1] == "noun"
     assert method_recipe("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
+    assert method_recipe("textual-inversion@0.15", seed=0)[0].token_learning_rate == 0.15
     assert method_recipe("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
     for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
         with pytest.raises(RecipeError, match=r"is for (identities|styles), but"):

@@ -20,8 +20,8 @@ from clora_core.starter.subjects import (
     STYLES,
     candidates,
     captions,
-    imagine_subject,
     pictures,
+    scenes,
 )
 from clora_core.starter.world import (
     BASE_STYLES,
@@ -124,7 +124,7 @@ def test_styles_to_learn_are_not_in_the_base():
 
 
 def test_captions_describe_the_content_of_a_styles_pictures():
-    told, drawn = captions("neon", 40, seed=3), imagine_subject("neon", 40, random.Random("neon 3"))
+    told, drawn = captions("neon", 40, seed=3), scenes("neon", 40, seed=3)
     for line, picture in zip(told, drawn, strict=True):
         kind = picture.attributes.get("kind") or picture.attributes["thing"]
         assert line.startswith("a {word} style picture of a ") and kind in line.split()

@@ -14,13 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...model.low_rank import mean_square
 from ..step import AnySetting, AnyStep
 from .protocol import Regularizer, Term
-
-
-def row_overlap(up: Tensor, down: Tensor, rows: Tensor) -> Tensor:
-    """‖past·(up·down)ᵀ‖²_F with rows = pastᵀ·past, (in, in). up (out, rank), down (rank, in)."""
-    return ((up.T @ up) * (down @ rows @ down.T)).sum()
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,8 @@ class RowOverlap(Regularizer):
         rows = {projection: matrix.T @ matrix for projection, matrix in past.items()}
 
         def term(step: AnyStep) -> Tensor:
-            parts = [row_overlap(d.up, d.down, rows[place]) for place, d in step.deltas.items() if place in rows]
+            # ‖past·Δᵀ‖²_F is the mean square of Δ x for x of the second moment pastᵀ·past
+            parts = [mean_square(delta, rows[place]) for place, delta in step.deltas.items() if place in rows]
             return weight * torch.stack(parts).sum() if parts else step.zero()
 
         return term

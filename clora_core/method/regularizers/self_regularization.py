@@ -26,16 +26,12 @@ from ..step import AnySetting, AnyStep, Deltas
 from .protocol import Regularizer, Term
 
 
-def overlap(past: Tensor, delta: Tensor) -> Tensor:
-    """‖past ∘ delta‖²_F of one projection, in float32. Both (out, in); the gradient flows to delta only."""
-    return (past.detach().float() * delta.float()).square().sum()
-
-
 class LowRankOverlap(torch.autograd.Function):
-    """`overlap` of past and up @ down, without dense matrices in the backward pass.
+    """‖past ∘ (up·down)‖²_F of one projection, without dense matrices in the backward pass.
 
-    With G = 2 past² ∘ (up·down), ∂/∂up = G·downᵀ and ∂/∂down = upᵀ·G: only these two thin matrices are kept, so all
-    projections together need no more dense memory than the largest one. Inputs are float32.
+    The gradient flows to up and down only. With G = 2 past² ∘ (up·down), ∂/∂up = G·downᵀ and ∂/∂down = upᵀ·G: only
+    these two thin matrices are kept, so all projections together need no more dense memory than the largest one.
+    Inputs are float32.
     """
 
     @staticmethod
@@ -52,7 +48,7 @@ class LowRankOverlap(torch.autograd.Function):
 
 
 def summed_overlap(past: Mapping[Projection, Tensor], step: AnyStep) -> Tensor:
-    """Σ `overlap` over the projections that have a past."""
+    """Σ `LowRankOverlap` over the projections that have a past."""
     total = step.zero()
     for projection, delta in step.deltas.items():
         if projection in past:

@@ -1,8 +1,8 @@
 """The starter, the small model that comes with this package (`clora_core/starter`).
 
 Its text encoder is called clip_l, so that ComfyUI's own class for one encoder holds it. It knows few words, so it has
-everyday captions of its own (`starter.txt`): a random sample from its training world. Its numbers were found by
-`bench search` (docs/measurements.md).
+everyday captions of its own (`starter.txt`): a random sample from its training world. docs/measurements.md says how its
+numbers were found.
 """
 
 from pathlib import Path

@@ -101,7 +101,6 @@ def export(
     *,
     words: Sequence[str] | None = None,
     separate: bool = False,
-    name: str = "museum",
     rank: int | None = None,
     overwrite: bool = False,
     for_diffusers: bool = False,
@@ -109,7 +108,7 @@ def export(
     """Write `loras/…` and `embeddings/…` under the folder.
 
     words: the exhibits to export; raises MuseumError for one that other programs cannot show. By default, those are
-    left out. separate: write one LoRA per exhibit, named after its word, instead of one file called `name`. For the
+    left out. separate: write one LoRA per exhibit, named after its word, instead of one file for all. For the
     other options see `export_lora`.
     """
     _check_rank(rank)
@@ -119,7 +118,7 @@ def export(
         raise MuseumError(" ".join(["There is nothing to export: no exhibits were chosen.", *left_out.values()]))
     folder = Path(folder)
     loras, embeddings = folder / "loras", folder / "embeddings"
-    stems = file_stems(museum.words) if separate else [name]
+    stems = file_stems(museum.words) if separate else ["museum"]
     parts = [museum.only([word]) for word in museum.words] if separate else [museum]
     files = {
         loras / f"{stem}{SUFFIX}": part
@@ -176,9 +175,10 @@ def _embedding_files(museum: Museum, folder: Path) -> list[Path]:
 
 def _why_unsupported(exhibit: Exhibit) -> str:
     """Why other programs cannot show this exhibit; empty if they can."""
-    layers = next(iter(exhibit.token.vectors.values())).shape[0]
-    if layers > 1:
-        return f"'{exhibit.word}' has {layers} embeddings, one per layer, which other programs cannot read."
+    if exhibit.token.layers > 1:
+        return (
+            f"'{exhibit.word}' has {exhibit.token.layers} embeddings, one per layer, which other programs cannot read."
+        )
     if exhibit.gate:
         return f"'{exhibit.word}' acts at its word only, which other programs cannot do."
     return ""

@@ -9,9 +9,9 @@ Keys and values follow kohya-ss/sd-scripts (train_network.py, library/sai_model_
 Dates come from the exhibits' facts, not from a clock.
 """
 
-import base64
 import json
 
+from ...pictures import as_uri
 from .header import Header
 
 
@@ -56,7 +56,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
     if dates := [date for exhibit in header.exhibits if isinstance(date := exhibit.facts.get("date"), str)]:
         facts["modelspec.date"] = max(dates)
     if thumbnails := [exhibit.thumbnail for exhibit in header.exhibits if exhibit.thumbnail]:
-        facts["modelspec.thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(thumbnails[-1]).decode()
+        facts["modelspec.thumbnail"] = as_uri(thumbnails[-1])
     return facts
 
 

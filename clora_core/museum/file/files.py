@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import CLoRAError, MuseumError
-from .joined import Joined, parts
+from .joined import Joined
 
 HEADER_LIMIT = 64 * 1024 * 1024  # bytes
 ENTRIES_LIMIT = 1_000_000  # commas in the header
@@ -105,7 +105,8 @@ def dump(file: BinaryIO, tensors: Mapping[str, Tensor | Joined], metadata: Calla
     digest = hashlib.sha256()
     file.seek(8 + len(_header(tensors, metadata(digest.hexdigest()))))
     for name in _order(tensors):
-        for part in parts(tensors[name]):
+        tensor = tensors[name]
+        for part in tensor.parts() if isinstance(tensor, Joined) else (tensor,):
             check_finite({name: part})
             digest.update(data := _bytes(part))
             file.write(data)

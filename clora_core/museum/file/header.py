@@ -70,6 +70,11 @@ class ExhibitHeader:
         return self.spelled or self.word
 
     @property
+    def rank(self) -> int:
+        """The highest rank of its deltas; 0 for a word without deltas."""
+        return max(self.ranks.values(), default=0)
+
+    @property
     def everywhere(self) -> bool:
         """Whether its deltas act everywhere and are part of the sum, not at its word only."""
         return self.recipe.applied == "everywhere"
@@ -108,7 +113,7 @@ class Header:
             raise MuseumError(f"A museum holds at most {EXHIBITS_LIMIT} exhibits, not {len(self.exhibits)}.")
         _check_unique(self.words, "word")
         for exhibit in self.exhibits:
-            _check_exhibit(exhibit, self.projections)
+            _check_exhibit(exhibit)
         moved = set().union(*(exhibit.ranks for exhibit in self.exhibits))
         if idle := [projection.path for projection in self.projections if projection not in moved]:
             raise MuseumError(f"No exhibit has a delta on the projection '{idle[0]}'.")
@@ -194,7 +199,7 @@ def _entry(exhibit: Exhibit) -> ExhibitHeader:
         exhibit.recipe,
         exhibit.facts,
         {projection: delta.rank for projection, delta in exhibit.deltas.items()},
-        next(iter(exhibit.token.vectors.values())).shape[0],
+        exhibit.token.layers,
         exhibit.token.words,
         exhibit.thumbnail,
         exhibit.strength,
@@ -310,7 +315,7 @@ def _check_projection(projection: Projection, family: Family) -> None:
         )
 
 
-def _check_exhibit(exhibit: ExhibitHeader, projections: tuple[Projection, ...]) -> None:
+def _check_exhibit(exhibit: ExhibitHeader) -> None:
     check_word(exhibit.word)
     if exhibit.kind not in TEMPLATES:
         kinds = ", ".join(TEMPLATES)

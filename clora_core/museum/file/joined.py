@@ -49,11 +49,3 @@ class Joined:
 
     def _rows(self, piece: Rows, start: int, count: int) -> Tensor:
         return piece[start : start + count].to("cpu", self.dtype)
-
-
-def parts(tensor: Tensor | Joined) -> Iterator[Tensor]:
-    """The tensor itself, or the parts of a joined one."""
-    if isinstance(tensor, Joined):
-        yield from tensor.parts()
-    else:
-        yield tensor

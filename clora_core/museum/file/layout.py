@@ -119,8 +119,7 @@ def factors(deltas: Mapping[Projection, LowRank], family: Family) -> dict[str, T
 def vectors(exhibit: Exhibit, family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The vectors of the exhibit's word."""
     tensors: dict[str, Tensor] = {}
-    layers = next(iter(exhibit.token.vectors.values())).shape[0]
-    ordinary = layers == 1 and not exhibit.gate
+    ordinary = exhibit.token.layers == 1 and not exhibit.gate
     for encoder, key in vector_keys(exhibit.word, ordinary, family).items():
         value = exhibit.token.vectors[encoder]
         tensors[key] = stored(value[0] if ordinary else value, dtype, exhibit.word)

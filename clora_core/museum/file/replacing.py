@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from torch import Tensor
 
-from ...errors import MuseumError
+from ...errors import CLoRAError, MuseumError
 from .backups import keep, remove_old
-from .files import Identity, dump, errors_about, identity
+from .files import Identity, dump, errors_about, identity, refused_by_the_system
 from .names import SUFFIX, check_names
 
+Content = TypeVar("Content")
 Existing = Literal["refuse", "keep beside", "replace"]
 Waiting = Callable[[str], None]  # called with a message while a write waits; may raise to stop
 
@@ -83,12 +84,29 @@ def check_target(path: Path | str) -> None:
             raise MuseumError(f"You have no permission to write to '{path.parent}'. Choose another folder.")
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file to ….damaged, so that it is not read again, and return the new name."""
+def read_if_intact(path: Path, read: Callable[[Path], Content], say: Callable[[str], None]) -> Content | None:
+    """What `read` makes of a file of a training. None, which is said, if it is damaged, and if it is another user's.
+
+    A damaged file is set aside. Raises MuseumError if the system refused to read it, since it may be intact.
+    """
+    try:
+        return read(path)
+    except MuseumError as error:
+        if isinstance(error.__cause__, PermissionError):
+            say(f"{error} The training starts over.")
+            return None
+        if refused_by_the_system(error):
+            raise
+        set_aside(path, error, say)
+        return None
+
+
+def set_aside(path: Path, error: CLoRAError, say: Callable[[str], None]) -> None:
+    """Rename a damaged file of a training to ….damaged, so that it is not read again, and say so."""
     aside = path.with_name(f"{path.name}.damaged")
     with suppress(FileNotFoundError):  # another process has renamed it
         os.replace(path, aside)
-    return aside
+    say(f"{error} It is set aside as '{aside.name}', and the training starts over.")
 
 
 def _check_target(path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 from torch import Tensor
 
+from ...errors import MuseumError
 from ...model.base import Fingerprint
 from ...model.projections import Projection
 from ..museum import Exhibit, Museum
@@ -46,29 +47,33 @@ def save_museum(
 
 
 def append_exhibits(exhibits: Sequence[Exhibit], path: Path | str, *, base: Fingerprint) -> Path:
-    """Add exhibits, learned over that base, to the museum in the file. The old file is kept as a backup.
+    """Add exhibits, learned over that base, to the museum in the file, or to a new one if there is no file.
 
-    The new file has the same bytes as `save_museum` would write for the whole museum in the old file's dtype, but only
-    some megabytes are in memory at a time. Exhibits that another program adds at the same time are kept. Raises
-    MuseumError for a word that the museum already holds, another base, or a damaged file.
+    The old file is kept as a backup. The new one has the same bytes as `save_museum` would write for the whole museum
+    in the old file's dtype, but only some megabytes are in memory at a time. Exhibits that another program adds at the
+    same time are kept. Raises MuseumError for a word that the museum already holds, another base, or a damaged file.
     """
-    path = Path(path)
-    with errors_about(path):
-        while True:
+    path, addition = Path(path), Museum(base, tuple(exhibits))
+    while True:
+        with errors_about(path):
             before = identity(path) if path.exists() else None
-            try:
-                with replacing(path, "keep beside", read=before) as new:
-                    _dump_with(Museum(base, tuple(exhibits)), path, new)
-                return path
-            except ChangedMeanwhileError:
-                continue  # with the new file
+        try:
+            if before is None:
+                return save_museum(addition, path)
+            with errors_about(path), replacing(path, "keep beside", read=before) as new:
+                _dump_with(addition, path, new)
+            return path
+        except MuseumError as error:
+            created = before is None and path.exists()
+            if not created and not isinstance(error.__cause__, ChangedMeanwhileError):
+                raise
 
 
 def _pieces(museum: Museum, dtype: Stored) -> dict[Projection, list[tuple[Rows, Rows]]]:
     """projection → the factors of every exhibit that acts everywhere, `up` times the exhibit's strength."""
     pieces: dict[Projection, list[tuple[Rows, Rows]]] = {}
     for exhibit in museum.exhibits:
-        for projection, delta in () if exhibit.gate else exhibit.scaled_deltas.items():
+        for projection, delta in () if exhibit.gate else exhibit.scaled().items():
             up, down = (stored(factor, DTYPES[dtype], projection.path) for factor in (delta.up, delta.down))
             pieces.setdefault(projection, []).append((up, down))
     return pieces
