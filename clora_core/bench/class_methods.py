@@ -89,7 +89,7 @@ class ElasticDeltas(Baseline):
         museum = self.museum.with_task(task)
         weights = {projection: torch.zeros(projection.shape) for projection in self.base.slots}
         zeros = {projection: value.to(self.base.device).requires_grad_() for projection, value in weights.items()}
-        with torch.enable_grad(), attached(self.base, museum.dense()), attached(self.base, zeros):
+        with torch.enable_grad(), self.base.merged(museum.dense()), attached(self.base, zeros):
             _add_fisher(self, task, zeros, self.memory.fisher)
 
 
