@@ -197,11 +197,14 @@ def test_the_command_writes_a_table_and_repeats_no_run(folder: Path, capsys: pyt
     ]
     assert cli.main(command) == 0
     table = (folder / "out/classification.md").read_text()
-    assert "## 2 tasks, imprint head, seeds [0, 1]" in table and "| c-lora | 1 ± 0 |" in table
+    assert "4 classes, 2 tasks, imprint head" in table and "| c-lora | 2 | 1 ± 0 |" in table
     runs = {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
     assert len(runs) == 6
     assert cli.main(command) == 0
     assert runs == {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
+    elsewhere = [*command[:-1], str(folder / "again"), "--resume", str(folder / "out/classification.json")]
+    assert cli.main(elsewhere) == 0 and not list((folder / "again/runs").iterdir())
+    assert (folder / "again/classification.md").read_text() == table
     assert cli.main([*command[:4], "--search", "--methods", "frozen", "--tasks", "2", "--out", str(folder / "s")]) == 0
     assert "**" in (folder / "s/classification.md").read_text()
     capsys.readouterr()
