@@ -210,7 +210,7 @@ def test_the_command_writes_a_table_and_repeats_no_run(folder: Path, capsys: pyt
     capsys.readouterr()
 
 
-def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision):
+def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision, capsys: pytest.CaptureFixture[str]):
     """YAML with `data`, paths …/<class>/<file>, and `targets`, numbers, as for ImageNet-R."""
     files = [f"data/imagenet-r/{name}/{next((folder / 'train' / name).iterdir()).name}" for name in NAMES]
     text = (
@@ -219,6 +219,10 @@ def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision):
     (folder / "list.yaml").write_text(text)
     task = read_list(folder / "list.yaml", folder / "train", vision)
     assert task.classes == ("dark", "green", "blue", "red") and task.labels.tolist() == [3, 1, 2, 0]
+    command = ["bench", "classification", "--pictures", str(folder / "train"), "--out", str(folder / "out")]
+    command += ["--lists", str(folder / "list.yaml"), str(folder / "list.yaml"), "--tasks", "2", "--heads", "linear"]
+    assert cli.main([*command, "--methods", "frozen", "--seeds", "0"]) == 0
+    assert "4 classes, 2 tasks, linear head" in capsys.readouterr().out
     (folder / "bad.yaml").write_text("data:\n- x/../y.png\ntargets:\n- 0\n")
     with pytest.raises(ConceptError, match="leads out"):
         read_list(folder / "bad.yaml", folder / "train", vision)
