@@ -226,7 +226,7 @@ COMPARED: dict[str, Method] = {
     "preservation": Method(
         TaskLearning, _regularized("preservation", ContextPreservation), (5.0, 50.0, 500.0, 5000.0), 5000.0
     ),
-    "joint": Method(TaskLearning, _at_rate("sequential"), RATES, 1e-3, joint=True),
+    "joint": Method(TaskLearning, _at_rate("sequential"), RATES, 3e-3, joint=True),
 }
 
 
