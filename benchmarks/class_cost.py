@@ -72,7 +72,9 @@ def ours(task: int) -> Side:
     base = Vision(network(), side=SIDE_PX, mean=middle, deviation=middle)
     loop = replace(METHODS["c-lora"].learning, rank=RANK, batch_size=BATCH)
     recipe = replace(METHODS["c-lora"], learning=loop, epochs=1, head="linear")
-    museum = TaskMuseum(base.fingerprint, tuple(random_task(base, number) for number in range(task - 1)))
+    museum = TaskMuseum(base.fingerprint)
+    for number in range(task - 1):
+        museum = museum.with_task(random_task(base, number))
     new = ClassPictures(tuple(f"new {label}" for label in range(CLASSES)), *pictures())
 
     def steps() -> list[float]:
