@@ -220,6 +220,8 @@ def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
     from ..picture_files import upright
 
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict) or not {"data", "targets"} <= entries.keys():
+        raise ConceptError(f"'{path}' must have the lists 'data' and 'targets', as CODA-Prompt's lists have.")
     pictures, labels, names = [], [], {}
     for text, target in zip(entries["data"], entries["targets"], strict=True):
         name, file = Path(text).parts[-2:]

@@ -226,6 +226,9 @@ def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision, capsys
     (folder / "bad.yaml").write_text("data:\n- x/../y.png\ntargets:\n- 0\n")
     with pytest.raises(ConceptError, match="leads out"):
         read_list(folder / "bad.yaml", folder / "train", vision)
+    (folder / "bad.yaml").write_text("targets:\n- 0\n")
+    with pytest.raises(ConceptError, match="must have the lists"):
+        read_list(folder / "bad.yaml", folder / "train", vision)
 
 
 def test_the_methods_of_the_command_are_among_the_compared():
