@@ -89,7 +89,7 @@ class ElasticDeltas(Baseline):
         museum = self.museum.with_task(task)
         weights = {projection: torch.zeros(projection.shape) for projection in self.base.slots}
         zeros = {projection: value.to(self.base.device).requires_grad_() for projection, value in weights.items()}
-        with torch.enable_grad(), attached(self.base, museum.dense()), attached(self.base, zeros):
+        with torch.enable_grad(), self.base.merged(museum.dense()), attached(self.base, zeros):
             _add_fisher(self, task, zeros, self.memory.fisher)
 
 
@@ -226,7 +226,7 @@ COMPARED: dict[str, Method] = {
     "preservation": Method(
         TaskLearning, _regularized("preservation", ContextPreservation), (5.0, 50.0, 500.0, 5000.0), 5000.0
     ),
-    "joint": Method(TaskLearning, _at_rate("sequential"), RATES, 1e-3, joint=True),
+    "joint": Method(TaskLearning, _at_rate("sequential"), RATES, 3e-3, joint=True),
 }
 
 

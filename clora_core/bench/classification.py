@@ -2,15 +2,18 @@
 
 The protocol of CODA-Prompt's benchmark (arXiv:2211.13218), which C-LoRA's authors use: no task id at test time, and the
 class order is that of the folder for seed 0, shuffled for other seeds. Every run has its own file, so that a stopped
-benchmark can be resumed.
+benchmark can be resumed; `--resume` takes over the runs of an earlier one from its results.
 """
 
 import argparse
+import hashlib
+import json
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -59,6 +62,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="passes over a task's pictures (10)")
     parser.add_argument("--rank", type=int, default=16, help="of the deltas (16)")
     parser.add_argument("--search", action="store_true", help="try four values per method, on another class order")
+    parser.add_argument("--resume", type=Path, help="classification.json of earlier runs, which are not repeated")
     parser.add_argument("--out", type=Path, default=Path("out/classification"), help="folder for runs and tables")
     parser.set_defaults(run=run)
 
@@ -71,25 +75,27 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if arguments.search:
         train, test = held_out(train)
     seeds = [SEARCH_SEED] if arguments.search else arguments.seeds
-    results = []
+    settings = {"epochs": arguments.epochs, "rank": arguments.rank}
+    every = {**settings, "classes": len(train.classes), "data": digest(base, train, test)}
+    earlier: Sequence[Run] = json.loads(arguments.resume.read_text(encoding="utf-8")) if arguments.resume else ()
+    results = {run_name(result): result for result in earlier}
     for tasks in arguments.tasks:
         for seed in seeds:
             for head in arguments.heads:
                 for name in arguments.methods:
                     compared = COMPARED[name]
                     for weight in compared.tried if arguments.search else (compared.weight,):
-                        numbers = f"{tasks}-{seed}-{head}-{weight:g}-{arguments.epochs}-{arguments.rank}"
-                        path = runs / f"{name}-{numbers}{'-search' if arguments.search else ''}.json"
-                        if not path.exists():
-                            own = {"method": name, "weight": weight, "tasks": tasks, "seed": seed, "head": head}
-                            settings = {"epochs": arguments.epochs, "rank": arguments.rank}
+                        own = {"method": name, "weight": weight, "tasks": tasks, "seed": seed, "head": head}
+                        title = run_name({**own, **every})
+                        path = runs / f"{title}.json"
+                        if title not in results and not path.exists():
                             result = one_run(arguments.base, base, train, test, **own, **settings)
-                            write_json(path, {**own, **settings, **result})
-                        results.append(read_json(path))
-                        matrix = results[-1]["read"][head]["all"]
-                        say(f"{name} {numbers}: {final_alignment(matrix):.3f}")
-    write_json(arguments.out / "classification.json", results)
-    table = weights_table(results) if arguments.search else tables(results)
+                            write_json(path, {**own, **every, **result})
+                        results[title] = results.get(title) or read_json(path)
+                        say(f"{title}: {final_alignment(results[title]['read'][head]['all']):.3f}")
+    lines = ",\n".join(json.dumps(results[title], separators=(",", ":")) for title in sorted(results))
+    (arguments.out / "classification.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    table = weights_table(list(results.values())) if arguments.search else tables(list(results.values()))
     (arguments.out / "classification.md").write_text(table + "\n", encoding="utf-8")
     say("\n" + table)
 
@@ -110,8 +116,9 @@ def one_run(
 ) -> dict[str, Any]:
     """Learn all tasks and test after each.
 
-    Returns read: head → "all" (classes) and "within" (the task's own classes) → the matrix of accuracies; rows: after
-    each task, columns: the test pictures of each task. seconds: processor time per task. norms: of each task's deltas.
+    Returns read: head → all: the matrix of accuracies among all classes seen; rows: after each task, columns: the test
+    pictures of each task. within: the last row's, among each task's own classes. seconds: processor time per task.
+    norms: of each task's deltas.
     """
     compared = COMPARED[method]
     if issubclass(compared.learning, WholeNetwork):
@@ -120,7 +127,7 @@ def one_run(
     parts = [names[place * len(names) // tasks : (place + 1) * len(names) // tasks] for place in range(tasks)]
     museum, memory, seconds, norms = TaskMuseum(base.fingerprint), Memory(), [], []
     heads: tuple[Head, ...] = (head, *READ_WITH)
-    read: dict[str, dict[str, list[list[float]]]] = {name: {"all": [], "within": []} for name in heads}
+    read: dict[Head, dict[str, list]] = {name: {"all": []} for name in heads}
     for own in [names] if compared.joint else parts:
         began = time.process_time()
         recipe = compared.recipe(weight)
@@ -136,9 +143,29 @@ def one_run(
         sizes = [len(part) for part in parts[: tasks if compared.joint else len(museum.tasks)]]
         for name in heads:
             everywhere, within = task_accuracies(logits(features, head_rows(museum, name)), tested.labels, sizes)
-            read[name]["all"].append(everywhere)
-            read[name]["within"].append(within)
-    return {"read": read, "norms": norms, "seconds": seconds, "machine": machine(base.device)}
+            read[name]["all"].append(short(everywhere))
+            read[name]["within"] = short(within)
+    return {"read": read, "norms": short(norms), "seconds": short(seconds), "machine": machine(base.device)}
+
+
+def short(values: Sequence[float]) -> list[float]:
+    """With four digits."""
+    return [float(f"{value:.4g}") for value in values]
+
+
+def run_name(run: Run) -> str:
+    """A name that differs between any two runs."""
+    numbers = ("classes", "tasks", "seed", "head", "weight", "epochs", "rank", "data")
+    return "-".join([run["method"], *(f"{run[n]:g}" if n == "weight" else f"{run[n]}" for n in numbers)])
+
+
+def digest(base: Vision, *parts: ClassPictures) -> str:
+    """The first digits of a hash of the network and all pictures and classes."""
+    whole = hashlib.sha256(base.fingerprint.digest.encode())
+    for part in parts:
+        whole.update(json.dumps([part.classes, part.labels.tolist()]).encode())
+        whole.update(part.pictures.numpy().tobytes())
+    return whole.hexdigest()[:8]
 
 
 def class_order(classes: Sequence[str], seed: int) -> list[str]:
@@ -193,6 +220,8 @@ def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
     from ..picture_files import upright
 
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict) or not {"data", "targets"} <= entries.keys():
+        raise ConceptError(f"'{path}' must have the lists 'data' and 'targets', as CODA-Prompt's lists have.")
     pictures, labels, names = [], [], {}
     for text, target in zip(entries["data"], entries["targets"], strict=True):
         name, file = Path(text).parts[-2:]
@@ -208,27 +237,40 @@ def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
 
 def tables(results: Sequence[Run]) -> str:
     """Markdown: a table per number of tasks and trained head, with means over seeds and 95 % intervals."""
-    titles = ("method", "A_N", "F_N", "within its task", "means: A_N", "lda: A_N", "‖Δ‖ last / first", "CPU s per task")
+    titles = (
+        "method",
+        "runs",
+        "A_N",
+        "F_N",
+        "within its task",
+        "means: A_N",
+        "lda: A_N",
+        "‖Δ‖ last / first",
+        "CPU s per task",
+    )
     texts = []
-    for tasks, head in dict.fromkeys((result["tasks"], result["head"]) for result in results):
-        same = [result for result in results if (result["tasks"], result["head"]) == (tasks, head)]
+    alike = ("data", "classes", "epochs", "rank", "tasks", "head")
+    for kind in sorted({tuple(result[name] for name in alike) for result in results}):
+        same = [result for result in results if tuple(result[name] for name in alike) == kind]
+        tasks, head = same[0]["tasks"], same[0]["head"]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        for method in dict.fromkeys(result["method"] for result in same):
-            own = [result for result in same if result["method"] == method]
+        for method in COMPARED:
+            if not (own := [result for result in same if result["method"] == method]):
+                continue
             read = {name: [result["read"][name] for result in own] for name in (head, *READ_WITH)}
             joint = COMPARED[method].joint
             cells = [
                 with_interval([final_alignment(matrices["all"]) for matrices in read[head]]),
                 "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read[head]]),
-                with_interval([final_alignment(matrices["within"]) for matrices in read[head]]),
+                with_interval([fmean(matrices["within"]) for matrices in read[head]]),
                 *(with_interval([final_alignment(matrices["all"]) for matrices in read[name]]) for name in READ_WITH),
             ]
             last = [result["norms"][-1] / result["norms"][0] for result in own if result["norms"][0]]
             cells += [with_interval(last) if last and not joint else ""]
             cells += [f"{sum(sum(r['seconds']) for r in own) / (len(own) * tasks):.3g}"]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        seeds = sorted({result["seed"] for result in same})
-        texts.append(f"## {tasks} tasks, {head} head, seeds {seeds}\n\n" + "\n".join(lines))
+            lines.append(f"| {method} | {len(own)} | " + " | ".join(cells) + " |")
+        title = f"## Data {same[0]['data']}: {same[0]['classes']} classes, {tasks} tasks, {head} head"
+        texts.append(title + "\n\n" + "\n".join(lines))
     return "\n\n".join(texts)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..errors import MuseumError
-from ..model.attach import attached
 from .heads import head_rows, logits
 from .museum import TaskMuseum
 from .vision import Vision
@@ -18,7 +17,7 @@ from .vision import Vision
 def reading(base: Vision, museum: TaskMuseum) -> Iterator[None]:
     """While entered, the network's features are those that the museum's classes were learned with."""
     museum.check_over(base)
-    with attached(base, museum.dense()):
+    with base.merged(museum.dense()):
         yield
 
 

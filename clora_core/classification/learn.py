@@ -7,7 +7,7 @@ earlier ones frozen and summed; cross-entropy over the task's own classes; a fre
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,6 @@ from ..method.recipe import Recipe
 from ..method.step import AnySetting, Deltas, Moments, Past
 from ..model.attach import attached
 from ..model.low_rank import LowRank
-from ..model.projections import Projection
 from ..pictures import as_floats
 from ..seeds import seeded
 from .heads import drift_between, logits, mean_rows, random_rows, statistics
@@ -132,7 +131,7 @@ class TaskLearning:
             torch.inference_mode(False),
             torch.enable_grad(),
             base.learning(precision=loop.precision, checkpointing=loop.checkpointing) as computed_in,
-            attached(base, past),
+            base.merged(past),
         ):
             before = base.all_features(task.pictures)
             trained = self.start(before)
@@ -141,7 +140,7 @@ class TaskLearning:
                 measure_reference_loss=lambda: float(
                     F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)
                 ),
-                measure_moments=lambda: self._moments(past),
+                measure_moments=self._moments,
             )
             terms = self.terms(setting, before)
             with attached(base, trained.deltas):
@@ -223,7 +222,7 @@ class TaskLearning:
         labels = task.labels[chosen].to(device)
         return TaskStep(chosen, features, logits(features, trained.rows), labels, trained.deltas)
 
-    def _moments(self, past: Mapping[Projection, Tensor]) -> Moments:
+    def _moments(self) -> Moments:
         """Of what the projections read on the pictures of earlier tasks; zero for the first task."""
         known = self.museum.inputs()
         moments, sizes = {}, {}
@@ -231,7 +230,6 @@ class TaskLearning:
             weight = slot.weight.float()
             moment = known.get(layer_path(projection), torch.zeros(projection.shape[1], projection.shape[1]))
             moments[projection] = moment = moment.to(weight.device)
-            weight = weight + past.get(projection, 0)
             sizes[projection] = float(((weight @ moment) * weight).sum()) or 1.0
         return moments, sizes
 

@@ -27,7 +27,7 @@ class Task:
     (classes, width), when it was learned. counts: pictures per class, (classes,). scatter: Σ (f - mean)(f - mean)ᵀ over
     the task's pictures, (width, width). drift: the linear map (width, width) of features from before this task to
     after it; None if nothing before it has changed. inputs: layer → second moment of what its queries, keys and values
-    read on this task's pictures, (in, in).
+    read, (in, in), on the pictures of this task and of the tasks right before it that have none.
     """
 
     classes: tuple[str, ...]
@@ -68,11 +68,14 @@ class TaskMuseum:
         for task in self.tasks:
             if foreign := [projection.path for projection in task.deltas if projection not in base.slots]:
                 raise BaseModelError(f"The network has no projection '{foreign[0]:.100}' of the shape in this museum.")
-            expected = {layer_path(projection): projection.shape[1] for projection in base.slots}
-            if {layer: len(moment) for layer, moment in task.inputs.items()} != expected:
-                raise BaseModelError("The second moments in this museum are not those of the network's layers.")
             if (width := len(task.scatter)) != base.width:
                 raise BaseModelError(f"The museum's features have width {width}; the network's have {base.width}.")
+        expected = {layer_path(projection): projection.shape[1] for projection in base.slots}
+        for sizes in [{layer: len(moment) for layer, moment in task.inputs.items()} for task in self.tasks]:
+            if sizes and sizes != expected:
+                raise BaseModelError("The second moments in this museum are not those of the network's layers.")
+        if self.tasks and not self.tasks[-1].inputs:
+            raise BaseModelError("This museum has no second moments of the last task.")
 
     @torch.no_grad()
     def dense(self) -> dict[Projection, Tensor]:
@@ -87,15 +90,19 @@ class TaskMuseum:
         """layer → second moment of what its projections read on the pictures of all tasks; each picture counts once."""
         moments: dict[str, Tensor] = {}
         total = sum(int(task.counts.sum()) for task in self.tasks)
+        counted = 0
         for task in self.tasks:
-            share = int(task.counts.sum()) / max(1, total)
+            counted += int(task.counts.sum())
             for layer, moment in task.inputs.items():
-                moments[layer] = moments.get(layer, 0) + share * moment  # type: ignore[operator]
+                moments[layer] = moments.get(layer, 0) + counted / max(1, total) * moment  # type: ignore[operator]
+            counted = 0 if task.inputs else counted
         return moments
 
     def with_task(self, task: Task) -> "TaskMuseum":
-        """This museum and one more task."""
-        return replace(self, tasks=(*self.tasks, task))
+        """This museum and one more task, whose `inputs` then are those of all tasks: their memory does not grow."""
+        whole = replace(self, tasks=(*self.tasks, task))
+        earlier = (replace(other, inputs={}) for other in self.tasks)
+        return replace(self, tasks=(*earlier, replace(task, inputs=whole.inputs())))
 
 
 def renamed_class(museum: TaskMuseum, old: str, new: str) -> TaskMuseum:

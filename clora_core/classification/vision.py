@@ -32,6 +32,7 @@ ROLES: Mapping[str, Role] = {
 }
 # encoder.layer.3.attention.attention.query, layers.3.attention.q_proj, encoder.layers.3.self_attn.q_proj, …
 PLACE = re.compile(rf"(?:^|\.)(\d+)\.[a-z_.]*?({'|'.join(ROLES)})$")
+AFTER_ATTENTION = re.compile(r"\.(layernorm_after|norm2|layer_norm2)$")  # the norm between attention and perceptron
 
 
 class Vision:
@@ -48,6 +49,7 @@ class Vision:
         self.slots: Mapping[Projection, Slot] = {
             projection: Slot(module, 0, projection.shape[0]) for projection, module in modules
         }
+        _only_class_token(network)
         self.attachments: list[Attachment] = []
         self.side = side
         self._mean, self._deviation = (value.view(3, 1, 1).to(self.device) for value in (mean, deviation))
@@ -64,6 +66,19 @@ class Vision:
             yield self._compute or torch.float32
         finally:
             self._compute = before
+
+    @contextmanager
+    def merged(self, deltas: Mapping[Projection, Tensor]) -> Iterator[None]:
+        """While entered, these frozen matrices (out, in) are added to the weights, which costs nothing per picture."""
+        weights = {projection: self.slots[projection].module.get_parameter("weight") for projection in deltas}
+        before = {projection: weight.data for projection, weight in weights.items()}
+        try:
+            for projection, weight in weights.items():
+                weight.data = weight.data + deltas[projection].to(weight.device)
+            yield
+        finally:
+            for projection, weight in weights.items():
+                weight.data = before[projection]
 
     def features(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, side, side) in [-1, 1] → features (n, width) float32: the class token after the last norm.
@@ -132,6 +147,15 @@ def attention_projections(network: nn.Module) -> dict[Projection, nn.Module]:
             "projection each. Use a ViT, DeiT, DINOv2 or CLIP model."
         )
     return modules
+
+
+def _only_class_token(network: nn.Module) -> None:
+    """Let the last layer's perceptron compute the class token alone, since nothing else of the last layer is read.
+
+    The residual connection broadcasts it over the other tokens, whose outputs have no meaning then.
+    """
+    if norms := [module for name, module in network.named_modules() if AFTER_ATTENTION.search(name)]:
+        norms[-1].register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :1],))
 
 
 def layer_path(projection: Projection) -> str:

@@ -124,6 +124,8 @@ def _recipe(arguments: argparse.Namespace, museum: TaskMuseum, say: Say) -> Task
 def run_view(arguments: argparse.Namespace, say: Say) -> None:
     _check_output(arguments.json, ".json")
     _check_output(arguments.csv, ".csv")
+    if missing := [path for path in arguments.images if not path.exists()]:
+        raise ConceptError(f"There is no file or folder '{missing[0]}'.")
     museum, base = _opened(arguments)
     files = [path for given in arguments.images for path in (files_in(given, say) if given.is_dir() else [given])]
     found = each_picture(files, _reader(base), say, root=Path())
@@ -173,7 +175,7 @@ def run_show(arguments: argparse.Namespace, say: Say) -> None:
     say(f"{arguments.museum}: {counted(len(museum.classes), 'class')} over {museum.base}")
     for place, task in enumerate(museum.tasks, start=1):
         rank = max((delta.rank for delta in task.deltas.values()), default=0)
-        facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}"]
+        facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}" if rank else "no deltas"]
         for name, value in task.facts.items():
             text = f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
             facts.append(" ".join(text.split()))

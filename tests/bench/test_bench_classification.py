@@ -197,17 +197,20 @@ def test_the_command_writes_a_table_and_repeats_no_run(folder: Path, capsys: pyt
     ]
     assert cli.main(command) == 0
     table = (folder / "out/classification.md").read_text()
-    assert "## 2 tasks, imprint head, seeds [0, 1]" in table and "| c-lora | 1 ± 0 |" in table
+    assert "4 classes, 2 tasks, imprint head" in table and "| c-lora | 2 | 1 ± 0 |" in table
     runs = {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
     assert len(runs) == 6
     assert cli.main(command) == 0
     assert runs == {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
+    elsewhere = [*command[:-1], str(folder / "again"), "--resume", str(folder / "out/classification.json")]
+    assert cli.main(elsewhere) == 0 and not list((folder / "again/runs").iterdir())
+    assert (folder / "again/classification.md").read_text() == table
     assert cli.main([*command[:4], "--search", "--methods", "frozen", "--tasks", "2", "--out", str(folder / "s")]) == 0
     assert "**" in (folder / "s/classification.md").read_text()
     capsys.readouterr()
 
 
-def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision):
+def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision, capsys: pytest.CaptureFixture[str]):
     """YAML with `data`, paths …/<class>/<file>, and `targets`, numbers, as for ImageNet-R."""
     files = [f"data/imagenet-r/{name}/{next((folder / 'train' / name).iterdir()).name}" for name in NAMES]
     text = (
@@ -216,8 +219,15 @@ def test_the_reference_codes_lists_are_read(folder: Path, vision: Vision):
     (folder / "list.yaml").write_text(text)
     task = read_list(folder / "list.yaml", folder / "train", vision)
     assert task.classes == ("dark", "green", "blue", "red") and task.labels.tolist() == [3, 1, 2, 0]
+    command = ["bench", "classification", "--pictures", str(folder / "train"), "--out", str(folder / "out")]
+    command += ["--lists", str(folder / "list.yaml"), str(folder / "list.yaml"), "--tasks", "2", "--heads", "linear"]
+    assert cli.main([*command, "--methods", "frozen", "--seeds", "0"]) == 0
+    assert "4 classes, 2 tasks, linear head" in capsys.readouterr().out
     (folder / "bad.yaml").write_text("data:\n- x/../y.png\ntargets:\n- 0\n")
     with pytest.raises(ConceptError, match="leads out"):
+        read_list(folder / "bad.yaml", folder / "train", vision)
+    (folder / "bad.yaml").write_text("targets:\n- 0\n")
+    with pytest.raises(ConceptError, match="must have the lists"):
         read_list(folder / "bad.yaml", folder / "train", vision)
 
 

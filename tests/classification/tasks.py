@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,11 +33,16 @@ def recipe(method: str = "c-lora", head: str = "linear", **changes: object) -> T
     return dataclasses.replace(whole, **{"epochs": 3, "learning": learning, "head": head, **changes})
 
 
+def one_task(vision: Vision, method: str = "c-lora", head: str = "linear") -> TaskMuseum:
+    return with_learned(vision, TaskMuseum(vision.fingerprint), NAMES[:2], method, head)
+
+
 def two_tasks(vision: Vision, method: str = "c-lora", head: str = "linear") -> TaskMuseum:
-    museum = TaskMuseum(vision.fingerprint)
-    for names in (NAMES[:2], NAMES[2:]):
-        museum = museum.with_task(TaskLearning(vision, museum, pictures(*names), recipe(method, head)).run())
-    return museum
+    return with_learned(vision, one_task(vision, method, head), NAMES[2:], method, head)
+
+
+def with_learned(vision: Vision, museum: TaskMuseum, names: Sequence[str], method: str, head: str) -> TaskMuseum:
+    return museum.with_task(TaskLearning(vision, museum, pictures(*names), recipe(method, head)).run())
 
 
 def merged(vision: Vision, museum: TaskMuseum) -> torch.nn.Module:

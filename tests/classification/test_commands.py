@@ -38,7 +38,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["classify", "edit", museum, "--rename", "green", "azure", "--remove", "gold"]) == 1
     assert cli.main(["classify", "edit", museum, "--rename", "green", "azure"]) == 0
     assert cli.main(["classify", "show", museum]) == 0
-    assert "azure, dark" in capsys.readouterr().out
+    assert "azure, dark" in (out := capsys.readouterr().out) and "no deltas" in out
+    assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "nowhere")]) == 1
+    assert "no file or folder" in capsys.readouterr().err
     assert cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / "a")]) == 1
     assert "already has the class" in capsys.readouterr().err
     (tmp_path / "t" / "red" / "broken.png").write_text("no picture")

@@ -18,7 +18,7 @@ from clora_core.classification.recipe import METHODS, TaskRecipe
 from clora_core.classification.vision import Vision, attention_projections
 from clora_core.errors import RecipeError
 from clora_core.method.regularizers import Distillation
-from tests.classification.tasks import NAMES, merged, pictures, plain_features, recipe, tensors, two_tasks
+from tests.classification.tasks import NAMES, merged, one_task, pictures, plain_features, recipe, tensors, two_tasks
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,8 +44,7 @@ def test_the_network_is_as_it_was(vision: Vision):
 
 def test_the_penalty_is_equation_3(vision: Vision):
     """The reported term, against κ · L_ref · Σ‖past ∘ Δ‖² / Σ numel · rms(past)⁴ with dense matrices."""
-    museum, task = two_tasks(vision, "sequential"), pictures("blue", "dark")
-    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
+    first, task = one_task(vision, "sequential"), pictures("blue", "dark")
     terms, deltas, rows = [], [], []
 
     def report(progress) -> None:
@@ -68,8 +67,7 @@ def test_the_penalty_is_equation_3(vision: Vision):
 
 def test_preservation_uses_the_inputs_of_the_layers(vision: Vision):
     """The reported term, against the mean over projections of E‖Δ x‖² / E‖W x‖² on the earlier task's pictures."""
-    museum, old = two_tasks(vision, "sequential"), pictures("red", "green")
-    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
+    first, old = one_task(vision, "sequential"), pictures("red", "green")
     terms, deltas = [], []
 
     def report(progress) -> None:
@@ -112,10 +110,8 @@ def test_the_same_inputs_always_give_the_same_task(vision: Vision):
 
 
 def test_only_the_tasks_own_classes_are_in_the_loss(vision: Vision):
-    museum = two_tasks(vision, "frozen")
-    task = pictures("blue", "dark")
+    first, task = one_task(vision, "frozen"), pictures("blue", "dark")
     losses: list[float] = []
-    first = dataclasses.replace(museum, tasks=museum.tasks[:1])
     whole = dataclasses.replace(recipe("frozen"))
     whole = dataclasses.replace(whole, learning=dataclasses.replace(whole.learning, batch_size=len(task.labels)))
     rows: list[Tensor] = []

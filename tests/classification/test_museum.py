@@ -19,7 +19,7 @@ from clora_core.model.base import Fingerprint
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
 from clora_core.museum.file import load_museum
-from tests.classification.tasks import NAMES, pictures, recipe, tensors, two_tasks
+from tests.classification.tasks import NAMES, one_task, pictures, recipe, tensors, two_tasks
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_wrong_shapes_are_refused_before_anything_is_computed(vision: Vision, tm
 def test_tasks_that_another_program_adds_meanwhile_are_kept(vision: Vision, tmp_path: Path):
     museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
     empty = TaskMuseum(vision.fingerprint)
-    append_task(empty, museum.tasks[0], path, base=vision)
+    append_task(empty, one_task(vision, "frozen").tasks[0], path, base=vision)
     append_task(empty, museum.tasks[1], path, base=vision)  # learned when the file did not have the first yet
     assert load_task_museum(path).classes == museum.classes
     with pytest.raises(MuseumError, match="twice"):
@@ -102,7 +102,7 @@ def test_tasks_that_another_program_adds_meanwhile_are_kept(vision: Vision, tmp_
 
 def test_a_deleted_museum_file_is_written_again(vision: Vision, tmp_path: Path):
     museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
-    append_task(dataclasses.replace(museum, tasks=museum.tasks[:1]), museum.tasks[1], path, base=vision)
+    append_task(one_task(vision, "frozen"), museum.tasks[1], path, base=vision)
     assert load_task_museum(path).classes == museum.classes
 
 
@@ -110,3 +110,19 @@ def test_fewer_classes_have_their_share_of_the_scatter(vision: Vision):
     museum = two_tasks(vision, "frozen")
     fewer = without_class(museum, "red").tasks[0]
     torch.testing.assert_close(fewer.scatter, museum.tasks[0].scatter / 2)
+
+
+def test_second_moments_are_kept_once_for_the_pictures_of_all_tasks(vision: Vision, tmp_path: Path):
+    first, names, more = one_task(vision), NAMES[2:], 3
+    second = TaskLearning(vision, first, pictures(*names, count=more), recipe()).run()
+    museum = first.with_task(second)
+    assert [len(task.inputs) for task in museum.tasks] == [0, 4]
+    for layer, moment in museum.inputs().items():
+        naive = (12 * first.tasks[0].inputs[layer] + 6 * second.inputs[layer]) / 18
+        torch.testing.assert_close(moment, naive)
+    apart = dataclasses.replace(museum, tasks=(*first.tasks, second))  # as earlier files have it
+    for each in (museum, apart):
+        path = save_task_museum(each, tmp_path / f"{len(each.tasks[0].inputs)}.safetensors")
+        load_task_museum(path).check_over(vision)
+        torch.testing.assert_close(dict(load_task_museum(path).inputs()), dict(museum.inputs()))
+    assert (tmp_path / "0.safetensors").stat().st_size < (tmp_path / "4.safetensors").stat().st_size

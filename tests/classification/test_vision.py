@@ -46,6 +46,9 @@ def test_folders_of_transformers_open_and_learn(kind: str, tmp_path: Path):
     )
     with torch.no_grad(), attached(base, museum.dense()):
         moved = base.features(as_floats(task.pictures))
+        whole = model.eval()(pixel_values=as_floats(task.pictures))
+    expected = whole.pooler_output if kind == "clip" else whole.last_hidden_state[:, 0]
+    torch.testing.assert_close(base.features(as_floats(task.pictures)), expected, atol=1e-5, rtol=1e-4)
     assert not torch.equal(moved, base.features(as_floats(task.pictures)))
     again = open_vision(tmp_path)
     assert again.fingerprint == base.fingerprint and museum.check_over(again) is None
