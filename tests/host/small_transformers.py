@@ -1,10 +1,12 @@
 """Small transformers in ComfyUI's own classes: the real structures, text widths and tokenizers, random weights."""
 
+import dataclasses
 import functools
 import io
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.ldm.flux.model
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
@@ -22,6 +24,8 @@ FLUX = {
     **{"num_heads": HEADS, "depth": 2, "depth_single_blocks": 2, "axes_dim": [16, 24, 24], "theta": 10000},
     **{"patch_size": 2, "qkv_bias": True},
 }
+if any(each.name == "txt_ids_dims" for each in dataclasses.fields(comfy.ldm.flux.model.FluxParams)):  # newer hosts
+    FLUX |= {"txt_ids_dims": []}
 NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "cosmos-predict2": (
         "CosmosT2IPredict2",
@@ -57,14 +61,9 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "chroma": (
         "Chroma",
         {
-            "image_model": "chroma",
-            "in_dim": 64,
-            "out_dim": WIDTH,
-            "hidden_dim": 64,
-            "n_layers": 2,
-            **FLUX,
-            "in_channels": 64,
-            "out_channels": 64,
+            **{"image_model": "chroma", "in_dim": 64, "out_dim": WIDTH, "hidden_dim": 64, "n_layers": 2},
+            **({**FLUX, "vec_in_dim": None} if "txt_ids_dims" in FLUX else FLUX),
+            **{"in_channels": 64, "out_channels": 64},
         },
     ),
     "sd3": (
@@ -128,6 +127,8 @@ def _network(kind: Any) -> ModelPatcher:
     offload = comfy.model_management.unet_offload_device()
     model = kind.get_model({}, "", device=offload)
     fill(model.diffusion_model, seed=1)
+    if "pos_embed" in dict(model.diffusion_model.named_buffers()):  # of SD3
+        model.diffusion_model.pos_embed.zero_()
     return ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
 
 
