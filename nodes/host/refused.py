@@ -27,7 +27,6 @@ REASONS = {
     "Only four of its layers have keys and values of the text alone. Use SD3 or FLUX.1.": ("AuraFlow",),
     "Its text goes through a refiner that depends on the noise. Use FLUX.1 or Qwen-Image.": ("HunyuanImage21",),
     "It makes pixels without a VAE. Use Chroma.": ("ChromaRadiance",),
-    "Its text goes through two tokenizers, and a word has a place in one. Use Cosmos-Predict2 or SDXL.": ("Anima",),
     "The refiner only finishes what the base model began. Use the SDXL base model, with the museum of it.": (
         "SDXLRefiner",
     ),

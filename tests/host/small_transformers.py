@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
+import pytest
 import sentencepiece
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -26,19 +28,18 @@ FLUX = {
 }
 if any(each.name == "txt_ids_dims" for each in dataclasses.fields(comfy.ldm.flux.model.FluxParams)):  # newer hosts
     FLUX |= {"txt_ids_dims": []}
-NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "cosmos-predict2": (
-        "CosmosT2IPredict2",
-        {
-            **{"image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128},
-            **{"in_channels": 16, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1},
-            **{"model_channels": WIDTH, "num_blocks": 2, "num_heads": HEADS, "concat_padding_mask": True},
-            **{"crossattn_emb_channels": 1024, "pos_emb_cls": "rope3d", "pos_emb_learnable": True},
-            **{"pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30, "use_adaln_lora": True},
-            **{"adaln_lora_dim": 32, "extra_per_block_abs_pos_emb": False, "rope_h_extrapolation_ratio": 4.0},
-            **{"rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0},
-        },
-    ),
+COSMOS = {
+    **{"image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128},
+    **{"in_channels": 16, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1},
+    **{"model_channels": WIDTH, "num_blocks": 2, "num_heads": HEADS, "concat_padding_mask": True},
+    **{"crossattn_emb_channels": 1024, "pos_emb_cls": "rope3d", "pos_emb_learnable": True},
+    **{"pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30, "use_adaln_lora": True},
+    **{"adaln_lora_dim": 32, "extra_per_block_abs_pos_emb": False, "rope_h_extrapolation_ratio": 4.0},
+    **{"rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0},
+}
+NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "cosmos-predict2": ("CosmosT2IPredict2", COSMOS),
+    "anima": ("Anima", {**COSMOS, "image_model": "anima"}),
     "pixart": (
         "PixArtSigma",
         {
@@ -85,12 +86,14 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+NETWORKS = {family: kind for family, kind in NETWORKS.items() if hasattr(comfy.supported_models, kind[0])}
 T5 = {"num_layers": 2, "num_heads": 2, "d_kv": 32, "d_ff": 64}
 LLM = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
 CLIP = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES = {
     **{f"clip_{name}_model_config": CLIP for name in ("l", "g")},
     **{"t5xxl_model_config": T5, "umt5xxl_model_config": T5, "qwen25_7b_model_config": LLM},
+    **{"qwen3_06b_model_config": LLM},
 }
 
 
@@ -115,7 +118,7 @@ def small_transformer(family: str) -> Models:
 
 SIZED, THINGS = ("small", "large", "red", "blurry"), ("cat", "dog", "hat", "photo of a house")
 PLACED = ("in the snow", "at night", "about a much longer prompt")
-FRAMES = ("cosmos-predict2", "wan", "qwen-image")
+FRAMES = ("cosmos-predict2", "anima", "wan", "qwen-image")
 
 
 def _channels(kind: Any) -> int:
@@ -125,7 +128,11 @@ def _channels(kind: Any) -> int:
 def _network(kind: Any) -> ModelPatcher:
     kind.set_inference_dtype(torch.float32, None)
     offload = comfy.model_management.unet_offload_device()
-    model = kind.get_model({}, "", device=offload)
+    with pytest.MonkeyPatch.context() as patch:
+        if anima := sys.modules.get("comfy.ldm.anima.model"):
+            small = {"num_layers": 1, "num_heads": HEADS, "model_dim": WIDTH}
+            patch.setattr(anima, "LLMAdapter", functools.partial(anima.LLMAdapter, **small))
+        model = kind.get_model({}, "", device=offload)
     fill(model.diffusion_model, seed=1)
     if "pos_embed" in dict(model.diffusion_model.named_buffers()):  # of SD3
         model.diffusion_model.pos_embed.zero_()

@@ -6,7 +6,7 @@ from torch import nn
 
 from ...errors import BaseModelError
 from ..projections import Place, Projection, Slot
-from .cosmos import COSMOS
+from .cosmos import ANIMA, COSMOS
 from .family import Family
 from .flux import CHROMA, FLUX
 from .pixart import PIXART
@@ -20,7 +20,7 @@ from .wan import WAN
 
 FAMILIES: tuple[Family, ...] = (
     *(STARTER, SD15, SD2, SDXL),
-    *(COSMOS, PIXART, WAN),
+    *(COSMOS, ANIMA, PIXART, WAN),
     *(FLUX, CHROMA, SD3, QWEN_IMAGE),
 )
 
