@@ -47,8 +47,16 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen-image": ("qwen-image", {"num_layers": 60, "num_attention_heads": 24}),
+    "z-image": (
+        "z-image",
+        {
+            **{"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30},
+            **{"ffn_dim_multiplier": 8.0 / 3.0, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]},
+        },
+    ),
 }
-BLOCKS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks")
+REAL["anima"] = "anima", REAL["cosmos-predict2 (2B)"][1]
+BLOCKS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "layers")
 
 
 class FlashAttention(torch.autograd.Function):
@@ -144,8 +152,10 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
         options["y"] = torch.empty(1, 768 if family == "flux" else 2048, device="meta", dtype=torch.bfloat16)
     if family in ("flux", "chroma"):
         options["guidance"] = torch.empty(1, device="meta", dtype=torch.bfloat16)
-    if family == "cosmos-predict2":
+    if family in ("cosmos-predict2", "anima"):
         options["padding_mask"] = torch.empty(1, 1, SIDE * 8, SIDE * 8, device="meta", dtype=torch.bfloat16)
+    if family == "z-image":
+        options["num_tokens"] = TOKENS
     seen = Kept(network)
     options["transformer_options"] = {"optimized_attention_override": plain_attention}
     learning = differentiable_transformer(network, nn.Identity(), dtype=torch.bfloat16, again=None)
@@ -162,7 +172,11 @@ def main() -> None:
 
     comfy.ldm.pixart.blocks.optimized_attention = attention_pytorch  # which takes no override
     comfy.ops.scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention = attention
+    from tests.host.small_transformers import NETWORKS
+
     for title, (family, sizes) in REAL.items():
+        if family not in NETWORKS:  # of another host
+            continue
         seen, billions = kept(family, sizes)
         total, checkpointed = seen.total(), seen.checkpointed()
         row = {

@@ -78,6 +78,16 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
             },
         },
     ),
+    "z-image": (
+        "ZImage",
+        {
+            **{"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 2560},
+            **{"n_layers": 2, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4, "multiple_of": 256},
+            **{"ffn_dim_multiplier": 1.0, "norm_eps": 1e-5, "qk_norm": True, "axes_dims": [16, 24, 24]},
+            **{"axes_lens": [300, 512, 512], "rope_theta": 256.0, "z_image_modulation": True},
+            **{"time_scale": 1000.0, "pad_tokens_multiple": 32},
+        },
+    ),
     "qwen-image": (
         "QwenImage",
         {
@@ -93,7 +103,7 @@ CLIP = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 6
 SIZES = {
     **{f"clip_{name}_model_config": CLIP for name in ("l", "g")},
     **{"t5xxl_model_config": T5, "umt5xxl_model_config": T5, "qwen25_7b_model_config": LLM},
-    **{"qwen3_06b_model_config": LLM},
+    **{f"qwen3_{size}_model_config": {**LLM, "num_hidden_layers": 3} for size in ("06b", "4b")},
 }
 
 

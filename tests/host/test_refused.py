@@ -36,6 +36,12 @@ def test_every_kind_of_model_is_supported_or_has_a_reason():
         assert kinds - refused == SUPPORTED & kinds
 
 
+def test_a_configuration_tells_a_supported_model_from_another_of_its_class():
+    model = of("Lumina2")
+    object.__setattr__(model, "model_config", type("ZImage", (), {})())
+    assert why_refused(of("Lumina2")) and not why_refused(model)
+
+
 @pytest.mark.parametrize("name", sorted(BY_CLASS))
 def test_the_reason_is_said_with_what_to_use(name: str):
     if not hasattr(comfy.model_base, name):
