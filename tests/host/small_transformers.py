@@ -12,6 +12,7 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
+import comfy.text_encoders.flux
 import pytest
 import sentencepiece
 import torch
@@ -59,6 +60,16 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
         "Flux",
         {"image_model": "flux", "guidance_embed": True, "vec_in_dim": 768, **FLUX},
     ),
+    "flux2-klein-4b": (
+        "Flux2",
+        {
+            **{"image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "num_heads": 1},
+            **{"context_in_dim": 7680, "hidden_size": WIDTH, "vec_in_dim": None, "guidance_embed": False},
+            **{"axes_dim": [32, 32, 32, 32], "mlp_ratio": 3.0, "theta": 2000, "global_modulation": True},
+            **{"mlp_silu_act": True, "qkv_bias": False, "ops_bias": False, "txt_ids_dims": [3]},
+            **{"default_ref_method": "index", "ref_index_scale": 10.0, "depth": 2, "depth_single_blocks": 2},
+        },
+    ),
     "chroma": (
         "Chroma",
         {
@@ -97,6 +108,8 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 NETWORKS = {family: kind for family, kind in NETWORKS.items() if hasattr(comfy.supported_models, kind[0])}
+if not hasattr(comfy.text_encoders.flux, "KleinTokenizer"):
+    NETWORKS.pop("flux2-klein-4b", None)
 T5 = {"num_layers": 2, "num_heads": 2, "d_kv": 32, "d_ff": 64}
 LLM = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
 CLIP = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -153,9 +166,13 @@ def _encoders(kind: Any) -> comfy.sd.CLIP:
     everything = {f"text_encoders.clip_{name}.transformer.text_model.final_layer_norm.weight": None for name in "lg"}
     t5 = torch.empty(1, dtype=torch.float32)
     everything["text_encoders.t5xxl.transformer.encoder.final_layer_norm.weight"] = t5  # type: ignore[assignment]
+    everything["text_encoders.qwen3_4b.transformer.model.norm.weight"] = t5
     tokens = {"spiece_model": sentence_pieces()}
     clip = comfy.sd.CLIP(kind.clip_target(everything), tokenizer_data=tokens, model_options=dict(SIZES))
     for encoder in clip.cond_stage_model.children():
+        if isinstance(encoder.layer, list):  # of three layers; the real ones are deeper
+            encoder.layer = [0, 1, 2]
+            encoder.options_default = (encoder.layer, *encoder.options_default[1:])
         if encoder.special_tokens.get("start") is None:  # no CLIP
             table = encoder.transformer.get_input_embeddings()
             encoder.transformer.set_input_embeddings(FewRows(table.weight.shape[1]))

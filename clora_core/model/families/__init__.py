@@ -8,7 +8,7 @@ from ...errors import BaseModelError
 from ..projections import Place, Projection, Slot
 from .cosmos import ANIMA, COSMOS
 from .family import Family
-from .flux import CHROMA, FLUX
+from .flux import CHROMA, FLUX, KLEIN_4B, KLEIN_9B
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd2 import SD2
@@ -22,7 +22,7 @@ from .z_image import Z_IMAGE
 FAMILIES: tuple[Family, ...] = (
     *(STARTER, SD15, SD2, SDXL),
     *(COSMOS, ANIMA, PIXART, WAN),
-    *(FLUX, CHROMA, SD3, QWEN_IMAGE),
+    *(FLUX, KLEIN_4B, KLEIN_9B, CHROMA, SD3, QWEN_IMAGE),
     Z_IMAGE,
 )
 
