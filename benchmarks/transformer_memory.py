@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tests.host.finding import find_host, import_host
 
 SIDE = 128  # of the latents
+COARSER = {"flux2-klein-4b": 64}  # latents of 16 pixels
 TOKENS = 512
 FLUX = {"hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38}
 FLUX |= {"axes_dim": [16, 56, 56]}
@@ -33,6 +34,14 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "wan (1.3B)": ("wan", {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
     "wan (14B)": ("wan", {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
     "flux (dev)": ("flux", FLUX),
+    "flux2-klein-4b": (
+        "flux2-klein-4b",
+        {"hidden_size": 3072, "num_heads": 24, "depth": 5, "depth_single_blocks": 20},
+    ),
+    "flux2-klein-9b": (
+        "flux2-klein-4b",
+        {"hidden_size": 4096, "num_heads": 32, "depth": 8, "depth_single_blocks": 24, "context_in_dim": 12288},
+    ),
     "chroma": ("chroma", {**FLUX, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}),
     "sd3 (3.5 large)": (
         "sd3",
@@ -47,8 +56,16 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen-image": ("qwen-image", {"num_layers": 60, "num_attention_heads": 24}),
+    "z-image": (
+        "z-image",
+        {
+            **{"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30},
+            **{"ffn_dim_multiplier": 8.0 / 3.0, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]},
+        },
+    ),
 }
-BLOCKS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks")
+REAL["anima"] = "anima", REAL["cosmos-predict2 (2B)"][1]
+BLOCKS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "layers")
 
 
 class FlashAttention(torch.autograd.Function):
@@ -137,15 +154,18 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
         modules[path].register_forward_hook(
             lambda module, inputs, output: output + torch.zeros_like(output).requires_grad_()
         )
-    context = torch.empty(1, TOKENS, known.text_width, device="meta", dtype=torch.bfloat16)
-    latents = torch.empty(1, *known.latent_shape(SIDE, SIDE), device="meta", dtype=torch.bfloat16)
+    side = COARSER.get(family, SIDE)
+    context = torch.empty(1, TOKENS, sizes.get("context_in_dim", known.text_width), device="meta", dtype=torch.bfloat16)
+    latents = torch.empty(1, *known.latent_shape(side, side), device="meta", dtype=torch.bfloat16)
     options: dict[str, Any] = {}
     if family in ("flux", "sd3"):
         options["y"] = torch.empty(1, 768 if family == "flux" else 2048, device="meta", dtype=torch.bfloat16)
     if family in ("flux", "chroma"):
         options["guidance"] = torch.empty(1, device="meta", dtype=torch.bfloat16)
-    if family == "cosmos-predict2":
+    if family in ("cosmos-predict2", "anima"):
         options["padding_mask"] = torch.empty(1, 1, SIDE * 8, SIDE * 8, device="meta", dtype=torch.bfloat16)
+    if family == "z-image":
+        options["num_tokens"] = TOKENS
     seen = Kept(network)
     options["transformer_options"] = {"optimized_attention_override": plain_attention}
     learning = differentiable_transformer(network, nn.Identity(), dtype=torch.bfloat16, again=None)
@@ -162,13 +182,17 @@ def main() -> None:
 
     comfy.ldm.pixart.blocks.optimized_attention = attention_pytorch  # which takes no override
     comfy.ops.scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention = attention
+    from tests.host.small_transformers import NETWORKS
+
     for title, (family, sizes) in REAL.items():
+        if family not in NETWORKS:  # of another host
+            continue
         seen, billions = kept(family, sizes)
         total, checkpointed = seen.total(), seen.checkpointed()
         row = {
             "model": title,
             "weights (billions)": round(billions, 2),
-            "kept (bytes per latent pixel)": total // SIDE**2,
+            "kept (bytes per latent pixel)": total // COARSER.get(family, SIDE) ** 2,
         }
         row |= {"kept (GiB)": round(total / 2**30, 2), "checkpointed (GiB)": round(checkpointed / 2**30, 2)}
         print(json.dumps(row | {"checkpointed": round(checkpointed / total, 3)}), flush=True)

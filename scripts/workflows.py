@@ -195,21 +195,35 @@ def evaluation(definitions: Mapping[str, Any]) -> Graph:
 
 
 def own_pictures(
-    definitions: Mapping[str, Any], *, number: int, family: str, checkpoint: str, side: int, example: str
+    definitions: Mapping[str, Any],
+    *,
+    number: int,
+    family: str,
+    example: str,
+    side: int,
+    cfg: float = 7.0,
+    checkpoint: str = "",
+    files: Mapping[str, str] | None = None,
 ) -> Graph:
+    """checkpoint: one file; otherwise `files`: the inputs of the loaders of model, text encoders and VAE."""
     graph = Graph(f"{number}-own-pictures-{family}", definitions)
     graph.group("1 · Your model")
-    base = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=checkpoint)
+    if checkpoint:
+        base = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=checkpoint)
+        model, clip, vae = (base[name] for name in ("MODEL", "CLIP", "VAE"))
+    else:
+        model, clip, vae = loaded_parts(graph, files or {})
     graph.note(
         f"# Your own pictures, {example}\n\n"
-        "1. Choose your checkpoint.\n"
+        f"1. Choose your {'checkpoint' if checkpoint else 'files'}.\n"
         "2. Put 4 to 10 pictures of one thing, animal, person or style into a folder in ComfyUI's *input* folder, "
         "press R, and choose the folder. Pictures keep their shapes; text files with their names are captions.\n"
         "3. Choose a trigger word and press **Run**.\n"
         f"4. To teach another concept, add another *Train Step* after this one, as in *1-{FIRST}*; or load the "
         "saved museum and continue from there, as in *3-add-a-concept*.\n\n"
         "All numbers are automatic: the node shows them and how much memory it needs. They are a starting point: watch "
-        "the previews. They were **not measured** on real checkpoints, which were not available during development.",
+        "the previews. They were **not measured** on real checkpoints, which were not available during development."
+        + ("" if checkpoint else f"\n\n{EXPERIMENTAL}"),
         size=(NOTE, 520),
     )
     graph.group("2 · Your pictures, your word")
@@ -219,9 +233,9 @@ def own_pictures(
     step = graph.add(
         "CLoRA_TrainStep",
         TRAIN,
-        model=base["MODEL"],
-        clip=base["CLIP"],
-        vae=base["VAE"],
+        model=model,
+        clip=clip,
+        vae=vae,
         images=pictures["images"],
         concept=concept["concept"],
         captions=pictures["captions"],
@@ -230,8 +244,19 @@ def own_pictures(
     graph.column()
     graph.add("PreviewImage", (400, 440), images=step["preview"])
     graph.add("CLoRA_SaveMuseum", (400, 230), museum=step["museum"], name=f"my-{family}")
-    use(graph, step, base["VAE"], ("a photo of <my-cat>", "a photo of <my-cat> in the snow"), side=side, cfg=7.0)
+    prompts = ("a photo of <my-cat>", "a photo of <my-cat> in the snow")
+    empty = "EmptyLatentImage" if checkpoint else "EmptySD3LatentImage"
+    use(graph, step, vae, prompts, side=side, cfg=cfg, empty=empty)
     return graph
+
+
+def loaded_parts(graph: Graph, files: Mapping[str, str]) -> tuple[Out, Out, Out]:
+    """Model, CLIP and VAE from files of their own."""
+    texts = {name: value for name, value in files.items() if name not in ("unet_name", "vae_name")}
+    model = graph.add("UNETLoader", (NOTE, 82), unet_name=files["unet_name"])
+    clip = graph.add("DualCLIPLoader" if "clip_name1" in texts else "CLIPLoader", (NOTE, 130), **texts)
+    vae = graph.add("VAELoader", (NOTE, 58), vae_name=files["vae_name"])
+    return model["MODEL"], clip["CLIP"], vae["VAE"]
 
 
 def own_pictures_sd15(definitions: Mapping[str, Any]) -> Graph:
@@ -244,8 +269,49 @@ def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
     return own_pictures(definitions, number=8, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
 
 
+def own_pictures_anima(definitions: Mapping[str, Any]) -> Graph:
+    files = {
+        "unet_name": "anima-preview.safetensors",
+        **{"clip_name": "qwen_3_06b_base.safetensors", "type": "stable_diffusion"},
+        "vae_name": "qwen_image_vae.safetensors",
+    }
+    return own_pictures(definitions, number=9, family="anima", files=files, side=1024, cfg=4.0, example="Anima")
+
+
+def own_pictures_qwen_image(definitions: Mapping[str, Any]) -> Graph:
+    files = {
+        "unet_name": "qwen_image_bf16.safetensors",
+        **{"clip_name": "qwen_2.5_vl_7b.safetensors", "type": "qwen_image"},
+        "vae_name": "qwen_image_vae.safetensors",
+    }
+    return own_pictures(
+        definitions, number=10, family="qwen-image", files=files, side=1328, cfg=4.0, example="Qwen-Image"
+    )
+
+
+def own_pictures_flux(definitions: Mapping[str, Any]) -> Graph:
+    files = {
+        "unet_name": "flux1-dev.safetensors",
+        **{"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
+        "vae_name": "ae.safetensors",
+    }
+    return own_pictures(definitions, number=11, family="flux", files=files, side=1024, cfg=1.0, example="FLUX.1")
+
+
+def own_pictures_z_image(definitions: Mapping[str, Any]) -> Graph:
+    files = {
+        "unet_name": "z_image_bf16.safetensors",
+        **{"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"},
+        "vae_name": "ae.safetensors",
+    }
+    return own_pictures(definitions, number=12, family="z-image", files=files, side=1024, cfg=4.0, example="Z-Image")
+
+
 STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, evaluation, styles)
-OWN = (own_pictures_sd15, own_pictures_sdxl)
+OWN = (
+    *(own_pictures_sd15, own_pictures_sdxl),
+    *(own_pictures_anima, own_pictures_qwen_image, own_pictures_flux, own_pictures_z_image),
+)
 PROMPTS = ("a photo of <ada> wearing glasses", "a photo of <bo> at the beach", "a photo of <cleo> in the forest")
 EVE_PROMPTS = ("a photo of <eve> in the forest", "a photo of <ada> wearing glasses")
 STYLE_PROMPTS = (
@@ -256,6 +322,7 @@ LIMITS = (
     "**What does not hold:** `<ada>` at a place (“at the beach”, “in the snow”) loses her long hair and her blue skin. "
     "`<bo>` and `<cleo>` keep their looks there."
 )
+EXPERIMENTAL = "**Experimental**: this kind of model was tried with random weights only. *Train Step*'s help says more."
 STYLE_LIMITS = (
     "**What does not hold:** this small model learns colors better than lines. Faces and trees blur, and of the "
     "style *blueprint* it draws white blobs."
@@ -311,6 +378,7 @@ def use(
     save_as: str = "",
     side: int = SIDE,
     cfg: float = 5.0,
+    empty: str = "EmptyLatentImage",
 ) -> None:
     """A row of stock nodes that sample pictures, one group per prompt. save_as: the museum's name, to save it first."""
     graph.row()
@@ -321,7 +389,7 @@ def use(
         graph.below("For all prompts")
     else:
         graph.group("For all prompts")
-    latent = graph.add("EmptyLatentImage", TEXT, width=side, height=side, batch_size=4 if side == SIDE else 1)
+    latent = graph.add(empty, TEXT, width=side, height=side, batch_size=4 if side == SIDE else 1)
     nothing = graph.add("CLIPTextEncode", TEXT, small=True, title="empty prompt", text="", clip=clip)
     for prompt in prompts:
         graph.group(f"“{prompt}”")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..method.draft import Draft
-from ..method.recipe import Recipe, shared_by
+from ..method.recipe import GATED, RECIPES, Recipe, shared_by
 from ..model.families.family import Family
 from ..model.precision import Precision
 from ..model.projections import Projection
@@ -47,8 +47,13 @@ def fitted(
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
     }
+    method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     recipe = dataclasses.replace(
-        draft.recipe, **{name: value for name, value in usual.items() if name not in draft.chosen}
+        draft.recipe,
+        method=method.method,
+        regularizers=method.regularizers,
+        applied=method.applied,
+        **{name: value for name, value in usual.items() if name not in draft.chosen},
     )
     for choice in _choices(draft, recipe, numbers.batch_size):
         shared = shared_by(choice, concepts)

@@ -81,6 +81,11 @@ class Learning:
                     )
         if not self.concepts:
             raise ConceptError("There is nothing to learn: no concept was given.")
+        if self.base.family.reads == "shared" and self.recipe.rank and self.recipe.applied == "everywhere":
+            raise LearningError(
+                f"In {self.base.family.title}, text and picture share keys and values, so this recipe would change "
+                "every prompt. Choose word-gated-onwards or word-gated, which act at the word only."
+            )
         several = len(self.concepts) > 1
         if several and self.recipe.applied != "everywhere":
             raise LearningError(

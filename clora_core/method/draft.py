@@ -14,10 +14,14 @@ AUTOMATIC = (
 
 @dataclass(frozen=True)
 class Draft:
-    """chosen: the `AUTOMATIC` fields that the user set, so that the recipe's values apply."""
+    """chosen: the `AUTOMATIC` fields that the user set, so that the recipe's values apply.
+
+    open: the user did not choose a method either, so that the family's applies.
+    """
 
     recipe: Recipe
     chosen: frozenset[str] = frozenset()
+    open: bool = False
 
     @classmethod
     def of(cls, recipe: "Recipe | Draft") -> "Draft":
@@ -28,8 +32,8 @@ class Draft:
         """Set some fields; None and "auto" leave a field as it is."""
         given = {name: value for name, value in numbers.items() if value not in (None, AUTO)}
         recipe = dataclasses.replace(self.recipe, **given)  # type: ignore[arg-type]
-        return Draft(recipe, self.chosen | given.keys() & frozenset(AUTOMATIC))
+        return Draft(recipe, self.chosen | given.keys() & frozenset(AUTOMATIC), self.open)
 
     def guarding(self, factor: float) -> "Draft":
         """With the weights of the regularizers multiplied by the factor."""
-        return Draft(guarding(self.recipe, factor), self.chosen)
+        return Draft(guarding(self.recipe, factor), self.chosen, self.open)

@@ -195,6 +195,7 @@ BASELINES: dict[str, Recipe] = {
 }
 
 DEFAULT_METHOD = "preservation"  # docs/measurements.md compares it with the others
+GATED = "word-gated-onwards"  # the default where text and picture share keys and values
 
 
 def guarding(recipe: Recipe, factor: float) -> Recipe:

@@ -63,7 +63,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
     A stream is read at three noise levels, one per prompt. Its real tokens, its padding and its picture have the same
     weight, or else the rows of padding would outnumber the others.
     """
-    stream, count = base.family.reads == "stream", len(base.schedule.levels)
+    stream, count = base.family.reads in ("stream", "shared"), len(base.schedule.levels)
     inputs: dict[str, dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
     outputs: dict[Projection, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     kinds, side = torch.zeros(0), base.family.least_side

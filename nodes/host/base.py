@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import comfy.model_management
 import comfy.sd
@@ -23,7 +23,7 @@ from ...clora_core.model.precision import DTYPES, Precision
 from ...clora_core.model.projections import Projection, Slot
 from .differentiable import differentiable, differentiable_transformer, harmless, ordinary_tensors, plain_attention
 from .model import ModelPatcher, family_of, fingerprint_of, schedule_of, slots_of, take_off_others, unet_of
-from .network import call, clock
+from .network import adapted, call, clock, own_dtype
 from .progress import check_interrupted
 from .resident import resident_clip, resident_model
 from .text import encode_as_the_model, encode_with_clip, vectors_of_word
@@ -129,8 +129,10 @@ class HostBase:
         self._ready()
         for token in tokens:
             check_layers(token, layer_count(self.slots))
-        encode = encode_with_clip if self.family.reads == "states" else encode_as_the_model
-        encoded = encode(self.clip, prompts, tokens)
+        if self.family.reads == "states":
+            encoded = encode_with_clip(self.clip, prompts, tokens)
+        else:
+            encoded = encode_as_the_model(self.clip, prompts, tokens, partial(adapted, self.model))
         pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
         places = {word: mask.to(self.device) for word, mask in encoded.places.items()}
         states, extras = encoded.states.to(self.device), encoded.extras
@@ -143,8 +145,7 @@ class HostBase:
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         check_interrupted()
         self._ready(int(self.model.memory_required(noisy.shape)))
-        model = self.model.model
-        dtype = self._learning[0] if self._learning else model.manual_cast_dtype or model.get_dtype()
+        dtype = self._learning[0] if self._learning else own_dtype(self.model)
         options = copy_nested_dicts(self.model.model_options["transformer_options"])
         merge_nested_dicts(options.setdefault("wrappers", {}), self.model.wrappers, copy_dict1=False)
         sigmas, times = clock(self.model, self.schedule, timesteps)

@@ -22,12 +22,29 @@ from .remembered import remember
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
 CLIPS = ("l", "g", "h")  # what tokenizers call CLIP text encoders
+IDS = "t5xxl_ids"  # in a conditioning: the ids of a second tokenizer, whose rows the network then reads (Anima)
 Piece = int | dict[str, Any]  # an id, or a vector of a learned word
+
+
+class Standing(int):
+    """An id in place of a vector of a learned word, for a tokenizer without a text encoder."""
+
+    token: ConceptToken
+
+
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
 
 
 def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
-    """The vectors of a word for this text encoder, in ComfyUI's format, each with its word."""
+    """The vectors of a word for this text encoder, in ComfyUI's format, each with its word.
+
+    A tokenizer without a text encoder gets the padding's id for each, as ComfyUI gives it for `embedding:`.
+    """
+    if encoder not in token.vectors:
+        standing = [Standing(0) for _ in range(next(iter(token.vectors.values())).shape[1])]
+        for piece in standing:
+            piece.token = token
+        return list(standing)
     layers = token.vectors[encoder]  # (layers, words, width)
     return [
         {"type": "embedding", "data": vectors[0], "clora_token": token, "clora_layers": vectors}
@@ -43,6 +60,8 @@ def word_at(piece: Any) -> str | None:
 
 def token_at(piece: Any) -> ConceptToken | None:
     """The learned word and its vectors that this piece belongs to, if any."""
+    if isinstance(piece, Standing):
+        return piece.token
     return piece.get("clora_token") if isinstance(piece, dict) else None
 
 
@@ -61,14 +80,15 @@ def places(rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
 
 def layer_of(piece: Any, layer: int) -> Any:
     """The piece with the vector of this layer if its word is layer-wise; otherwise unchanged."""
-    if word_at(piece) is None or len(piece["clora_layers"]) == 1:
+    if not isinstance(piece, dict) or word_at(piece) is None or len(piece["clora_layers"]) == 1:
         return piece
     return {**piece, "data": piece["clora_layers"][layer]}
 
 
 def layers_in(pieces: Sequence[Any]) -> int:
     """The number of layers of the words in these pieces; 1 if none is layer-wise."""
-    return max((len(piece["clora_layers"]) for piece in pieces if word_at(piece)), default=1)
+    vectors = (piece for piece in pieces if isinstance(piece, dict))
+    return max((len(piece["clora_layers"]) for piece in vectors if word_at(piece)), default=1)
 
 
 def over_states(masks: Mapping[str, Tensor], length: int) -> Tensor:
@@ -89,6 +109,17 @@ def over_states(masks: Mapping[str, Tensor], length: int) -> Tensor:
         elif longest + len(joined) == length:
             joined = torch.cat([beside, joined])
     return joined[len(joined) - length :] if len(joined) > length else F.pad(joined, (0, length - len(joined)))
+
+
+def rows_read(pairs: Pairs, extras: Mapping[str, Any], length: int) -> tuple[Pairs, int]:
+    """The rows whose places the network's projections read, and how many there are.
+
+    pairs: of all tokenizers. extras: that come with the states. length: the number of the states.
+    """
+    if IDS not in extras:
+        return pairs, length
+    second = IDS.removesuffix("_ids")
+    return {second: pairs[second]}, len(pairs[second][0])
 
 
 def mark_words(clip: Any) -> None:
@@ -125,23 +156,25 @@ class _MarkedEncoding:
         self.encode = encode
 
     def __call__(self, pairs: Pairs) -> tuple[Any, ...]:
-        states, pooled, *extra = self.encode(pairs)
-        masks = {name: places([[pair[0] for pair in row] for row in rows]) for name, rows in pairs.items()}
-        sizes = {name: (len(rows), len(rows[0])) for name, rows in pairs.items()}
+        states, pooled, *more = self.encode(pairs)
+        extra = more[0] if more else {}
+        read, length = rows_read(pairs, extra, states.shape[1])
+        masks = {name: places([[pair[0] for pair in row] for row in rows]) for name, rows in read.items()}
+        sizes = {name: (len(rows), len(rows[0])) for name, rows in read.items()}
         word_places = {
             word: over_states(
                 {name: own.get(word, torch.zeros(sizes[name], dtype=torch.bool)) for name, own in masks.items()},
-                states.shape[1],
+                length,
             )[None]
             for word in sorted({word for own in masks.values() for word in own})
         }
         layers = self._all_layers(pairs, states)
         clips_only = set(pairs) <= set(CLIPS)
         chunk = max(length for _, length in sizes.values()) if clips_only else states.shape[1]
-        remember(states, chunk, word_places, layers)
+        remember(states, chunk, word_places if read is pairs else {}, layers)
         if clips_only:
             self._compare_skip(pairs)
-        extras = {**(extra[0] if extra else {}), PLACES: word_places}
+        extras = {**extra, PLACES: word_places}
         if layers is not None:
             extras[LAYERS] = layers
         return states, pooled, extras

@@ -4,6 +4,7 @@ ComfyUI is built for sampling: it runs nodes in inference mode, adds in place, a
 backward pass. This module removes whatever blocks gradients, and always restores it.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -65,6 +66,7 @@ def differentiable_transformer(
     """
     with ExitStack() as afterwards:
         _prepare(network, text, dtype, afterwards)
+        _rotate_with_torch(afterwards)
         for module in (*network.modules(), *text.modules()):
             if "Norm" in type(module).__name__:
                 afterwards.callback(module.register_forward_pre_hook(_copy_input).remove)
@@ -132,7 +134,28 @@ def _require_grad(tensors: dict[str, Tensor | None], name: str) -> None:
             tensor.requires_grad_(True)
 
 
-def _set(module: nn.Module, name: str, value: object, afterwards: ExitStack) -> None:
+def _rotate_with_torch(afterwards: ExitStack) -> None:
+    """Replace comfy-kitchen's rotary embeddings, which have no backward pass; newer hosts have a switch for it."""
+    if hasattr(comfy.model_management, "in_training"):
+        _set(comfy.model_management, "in_training", True, afterwards)
+    for name, module in list(sys.modules.items()):
+        for rotation in (apply_rope, apply_rope1) if name.startswith("comfy.ldm.") else ():
+            current = vars(module).get(rotation.__name__)
+            if current is not None and current.__module__.startswith("comfy_kitchen"):
+                _set(module, rotation.__name__, rotation, afterwards)
+
+
+def apply_rope(queries: Tensor, keys: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+    return apply_rope1(queries, rotations), apply_rope1(keys, rotations)
+
+
+def apply_rope1(x: Tensor, rotations: Tensor) -> Tensor:
+    """The pairs of numbers in x (…, d), rotated by matrices (…, d/2, 2, 2) in these' dtype."""
+    pairs = x.to(rotations.dtype).unflatten(-1, (-1, 1, 2))
+    return (rotations * pairs).sum(-1).flatten(-2).type_as(x)
+
+
+def _set(module: object, name: str, value: object, afterwards: ExitStack) -> None:
     """Set an attribute of this module; afterwards restore its value, or delete it if it was not set."""
     if name in vars(module):
         afterwards.callback(vars(module).__setitem__, name, vars(module)[name])

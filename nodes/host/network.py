@@ -5,12 +5,16 @@ from typing import Any
 
 import comfy.model_base
 import comfy.model_sampling
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.base import Conditioning, Schedule
-from .model import ModelPatcher
+from .conditioning import IDS
+from .model import ModelPatcher, unet_of
 
+ROWS = 512  # of text, at least, behind an adapter
 SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 
 
@@ -41,6 +45,27 @@ def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Cond
     extras = {name: _cast(value, latents) for name, value in joined.items()}
     network = model.model.diffusion_model
     return network(latents, times, context=context.to(latents), control=None, **options, **extras).float()
+
+
+def own_dtype(model: ModelPatcher) -> torch.dtype:
+    """In which the network computes when it samples."""
+    return model.model.manual_cast_dtype or model.model.get_dtype()
+
+
+def adapted(model: ModelPatcher, states: Tensor, extras: dict[str, Any]) -> Tensor:
+    """What the network's own adapter makes of the text states (1, n, width), if it has one; (1, rows, width) float32.
+
+    It reads the ids of a second tokenizer, which are taken out of `extras`, and gives a row for each.
+    """
+    ids, weights = extras.pop(IDS, None), extras.pop("t5xxl_weights", None)
+    if ids is None:
+        return states
+    device = model.load_device
+    adapter: Any = unet_of(model).preprocess_text_embeds
+    read = adapter(states.to(device, own_dtype(model)), ids[None].to(device)).float()
+    if weights is not None:
+        read = read * weights[None, :, None].to(read)
+    return F.pad(read, (0, 0, 0, max(0, ROWS - read.shape[1])))
 
 
 def _conditions(model: ModelPatcher, latents: Tensor, conditioning: Conditioning, row: int) -> dict[str, Any]:

@@ -8,10 +8,7 @@ import comfy.model_base
 MOVING = "It makes videos. Use a model for pictures; of Wan, the text-to-video model of 16 latent channels."
 GIVEN_A_PICTURE = "It is conditioned on a picture. Use the text-to-image model that it was made from."
 NOT_PICTURES = "It does not make pictures. Use a text-to-image model."
-SHARED = (
-    "Text and picture share keys and values in it, so a change for a word would change everything else too. Use SDXL, "
-    "FLUX.1, Chroma, SD3 or Qwen-Image."
-)
+SHARED = "Text and picture share keys and values in it, of which it has fewer than queries. Use Z-Image or SDXL."
 
 REASONS = {
     MOVING: (
@@ -20,23 +17,28 @@ REASONS = {
     ),
     GIVEN_A_PICTURE: ("Stable_Zero123", "Lotus", "HunyuanImage21Refiner", "Omnigen2"),
     NOT_PICTURES: ("StableAudio1", "ACEStep", "Hunyuan3Dv2", "Hunyuan3Dv2_1"),
-    SHARED: ("Lumina2", "ZImage"),
+    SHARED: ("Lumina2",),
     "Its text encoder is read in every block at another layer, and a word has one vector there. Use FLUX.1.": (
         "HiDream",
     ),
     "Only four of its layers have keys and values of the text alone. Use SD3 or FLUX.1.": ("AuraFlow",),
     "Its text goes through a refiner that depends on the noise. Use FLUX.1 or Qwen-Image.": ("HunyuanImage21",),
     "It makes pixels without a VAE. Use Chroma.": ("ChromaRadiance",),
-    "Its text goes through two tokenizers, and a word has a place in one. Use Cosmos-Predict2 or SDXL.": ("Anima",),
     "The refiner only finishes what the base model began. Use the SDXL base model, with the museum of it.": (
         "SDXLRefiner",
     ),
     "Its first stage makes latents of another model. Use SDXL.": ("StableCascade_C", "StableCascade_B"),
     "It is not supported yet. Use PixArt, SD3 or SDXL.": ("HunyuanDiT",),
 }
+SUPPORTED = ("ZImage",)  # configurations
 BY_CLASS = {name: reason for reason, names in REASONS.items() for name in names}
 
 
 def why_refused(model: comfy.model_base.BaseModel) -> str:
-    """The reason, by the nearest of the model's classes that has one; "" if none has."""
+    """The reason, by the nearest of the model's classes that has one; "" if none has.
+
+    Some models have the class of another one, and a configuration of their own.
+    """
+    if type(getattr(model, "model_config", None)).__name__ in SUPPORTED:
+        return ""
     return next((reason for kind in type(model).__mro__ if (reason := BY_CLASS.get(kind.__name__))), "")

@@ -72,7 +72,8 @@ class _ExtraConds:
         if self.layers > 1:
             conds[LAYERS] = CONDCrossAttn(_widened(states, options.get(LAYERS), self.layers))
         if self.gates:
-            tokens, places = states.shape[1], _places(states, options.get(PLACES))
+            places = _places(states, options.get(PLACES))
+            tokens = max(states.shape[1], *(mask.shape[1] for mask in places.values()), 0)
             closed = torch.zeros(1, tokens, dtype=torch.bool)
             masks = [gate.opened(places, tokens) for gate in self.gates]
             opened = torch.stack([closed if mask is None else mask.cpu() for mask in masks], dim=-1)

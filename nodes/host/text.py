@@ -3,7 +3,7 @@
 Without weights, and long prompts in chunks, as in `clora_core/over_diffusers/prompts.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.sd1_clip
@@ -16,8 +16,8 @@ from ...clora_core.model.base import Conditioning
 from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
 from ...clora_core.model.concept import ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
-from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places
-from .words import CLIP, encoders, known_words, table, tokenizers, widths, with_words, word_tokenizer
+from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places, rows_read
+from .words import CLIP, encoders, known_words, speaking_copy, table, tokenizers, widths, word_tokenizer
 
 
 def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
@@ -54,12 +54,18 @@ def encode_with_clip(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Concep
     return Conditioning(joined, pooled.float() if reads_pooled and pooled is not None else None, masks, lengths=lengths)
 
 
-def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
+def encode_as_the_model(
+    clip: CLIP,
+    prompts: Sequence[str],
+    tokens: Sequence[ConceptToken],
+    adapted: Callable[[Tensor, dict[str, Any]], Tensor],
+) -> Conditioning:
     """Encode the prompts one by one as the model's own tokenizers and encoders do, templates and padding included.
 
-    states: (prompts, longest, width) float32, with zeros after shorter prompts.
+    states: (prompts, longest, width) float32, with zeros after shorter prompts. adapted: gives what the network reads,
+    from the text states (1, n, width) and what comes with them.
     """
-    speaking = with_words(clip, tokens)
+    speaking = speaking_copy(clip, tokens)
     model = speaking.cond_stage_model
     model.reset_clip_options()
     if speaking.layer_idx is not None:
@@ -69,9 +75,11 @@ def encode_as_the_model(clip: CLIP, prompts: Sequence[str], tokens: Sequence[Con
     for prompt in prompts:
         pairs = speaking.tokenize(prompt)
         states, pooled, more = encode(pairs)
-        length = states.shape[1]
+        read, length = rows_read(pairs, more, states.shape[1])
+        states = adapted(states, more)
         encoded.append((states[0].float(), pooled, more.pop(PLACES)))
-        reals.append(over_states({name: _real(clip, name, rows) for name, rows in pairs.items()}, length))
+        real = over_states({name: _real(clip, name, rows) for name, rows in read.items()}, length)
+        reals.append(F.pad(real, (0, states.shape[1] - length)))
         extras.append(more)
     longest = max(len(states) for states, _, _ in encoded)
 

@@ -29,9 +29,12 @@ def with_words(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
 
     Raises ConceptError for vectors that do not fit its text encoders.
     """
-    for token in tokens:
-        token.check_fits(widths(clip))
-    return _with_vocabulary(clip, {**known_words(clip), **{token.word: token for token in tokens}})
+    return _with_vocabulary(clip, _vocabulary(clip, tokens))
+
+
+def speaking_copy(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
+    """`with_words` for one encoding: the copy shares the clip's patcher."""
+    return _copied(clip, _vocabulary(clip, tokens))
 
 
 def without_words(clip: CLIP, words: Iterable[str]) -> CLIP:
@@ -162,14 +165,28 @@ def word_tokenizer(
     return WordTokenizer(plain, name, tokenizer.tokens_start, int(tokenizer.tokenizer_adds_end_token), dict(tokens))
 
 
-def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
-    clone = clip.clone()
-    clone.tokenizer = copy.copy(clip.tokenizer)
+def _vocabulary(clip: CLIP, tokens: Sequence[ConceptToken]) -> dict[str, ConceptToken]:
+    """The words that the clip knows, and these. Raises ConceptError for vectors that do not fit."""
+    for token in tokens:
+        token.check_fits(widths(clip))
+    return {**known_words(clip), **{token.word: token for token in tokens}}
+
+
+def _copied(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
+    """A copy of the clip with exactly these learned words. Some hosts' own clone reads files, or fails with Anima's."""
+    copied = copy.copy(clip)
+    copied.tokenizer = copy.copy(clip.tokenizer)
     for attribute, tokenizer in _tokenizers(clip).items():
         part = copy.copy(tokenizer)
         own = word_tokenizer(_encoder_name(clip, attribute), tokenizer, tokens)
         part.tokenizer = part.tokenizer_class = replace(own, note=warn)
-        setattr(clone.tokenizer, attribute, part)
+        setattr(copied.tokenizer, attribute, part)
+    return copied
+
+
+def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
+    clone = _copied(clip, tokens)
+    clone.patcher = clip.patcher.clone()
     if tokens:
         mark_words(clone)
     else:

@@ -13,7 +13,8 @@ from .workflow import as_prompt
 
 FOLDER = ROOT / "example_workflows"
 STARTER = ("1-three-concepts", "2-load-a-museum", "3-add-a-concept", "4-two-concepts", "5-report", "6-styles")
-OWN = ("7-own-pictures-sd15", "8-own-pictures-sdxl")
+PARTS = ("9-own-pictures-anima", "10-own-pictures-qwen-image", "11-own-pictures-flux", "12-own-pictures-z-image")
+OWN = ("7-own-pictures-sd15", "8-own-pictures-sdxl", *PARTS)
 SHORT = {  # what is changed, so that they take seconds
     "CLoRA_TrainStep": {"steps": 3, "batch_size": 4, "preview_every": 0},
     "KSampler": {"steps": 2},

@@ -14,7 +14,7 @@ from packaging.version import Version
 # UNets, which are recognised by their projections, and the families of transformers.
 SUPPORTED = {
     *("BaseModel", "SDXL", "SD21UNCLIP", "SD_X4Upscaler", "SD15_instructpix2pix", "SDXL_instructpix2pix"),
-    *("CosmosPredict2", "PixArt", "WAN21", "Flux", "Chroma", "SD3", "QwenImage"),
+    *("CosmosPredict2", "Anima", "PixArt", "WAN21", "Flux", "Chroma", "SD3", "QwenImage"),
 }
 
 
@@ -33,7 +33,13 @@ def test_every_kind_of_model_is_supported_or_has_a_reason():
     refused = {name for name in kinds if why_refused(of(name))}
     assert not refused & SUPPORTED
     if Version(comfyui_version.__version__) <= Version("0.3.64"):  # newer ones have models that are unknown here
-        assert kinds - refused == SUPPORTED
+        assert kinds - refused == SUPPORTED & kinds
+
+
+def test_a_configuration_tells_a_supported_model_from_another_of_its_class():
+    model = of("Lumina2")
+    object.__setattr__(model, "model_config", type("ZImage", (), {})())
+    assert why_refused(of("Lumina2")) and not why_refused(model)
 
 
 @pytest.mark.parametrize("name", sorted(BY_CLASS))

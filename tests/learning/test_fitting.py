@@ -108,3 +108,11 @@ def test_the_estimate_includes_regularizers(method: str):
     weights = 4 * sum(projection.shape[0] * projection.shape[1] for projection in projections)
     expected = 6.5 * weights if method == "ewc" else 2 * 4 * 4096 * family.kept_bytes
     assert more - less == pytest.approx(expected, rel=0.1)
+
+
+def test_where_text_and_picture_share_keys_and_values_the_default_method_acts_at_the_word():
+    family, device = family_named("z-image"), Device(80 * GB, "bf16")
+    opened, chosen = (fitted(Draft(OPEN.recipe, open=each), family, device, lambda recipe: 0) for each in (True, False))
+    assert (opened.method, opened.applied, opened.regularizers) == ("word-gated-onwards", "onwards", ())
+    assert (chosen.method, chosen.applied) == ("preservation", "everywhere")
+    assert recipe_on("sd15", 8, Draft(OPEN.recipe, open=True)) == recipe_on("sd15", 8)

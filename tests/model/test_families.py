@@ -26,9 +26,14 @@ def test_only_its_own_file_names_a_family() -> None:
 
 PATHS = {
     "cosmos-predict2": "blocks.0.cross_attn.k_proj",
+    "anima": "blocks.27.cross_attn.k_proj",
+    "z-image": "layers.29.attention.to_k",
     "pixart": "transformer_blocks.3.attn2.to_k",
     "wan": "blocks.12.cross_attn.k",
-    **dict.fromkeys(("flux", "chroma", "sd3", "qwen-image"), "transformer_blocks.1.attn.add_k_proj"),
+    **dict.fromkeys(
+        ("flux", "flux2-klein-4b", "flux2-klein-9b", "chroma", "sd3", "qwen-image"),
+        "transformer_blocks.1.attn.add_k_proj",
+    ),
 }
 
 

@@ -91,8 +91,8 @@ def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
 
 
 def test_a_model_of_one_stream_is_refused() -> None:
-    stream = module_tree({"layers.0.attention.qkv.weight": torch.zeros(12, 4)})
-    with pytest.raises(BaseModelError, match=r"share them, such as Z-Image.*sd15, sd2, sdxl"):
+    stream = module_tree({"single_blocks.0.linear1.weight": torch.zeros(12, 4)})
+    with pytest.raises(BaseModelError, match=r"of its own, or shares.*sd15, sd2, sdxl"):
         find_projections(stream)
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from ...errors import BaseModelError
 from ..projections import Place, Projection, Slot
-from .cosmos import COSMOS
+from .cosmos import ANIMA, COSMOS
 from .family import Family
-from .flux import CHROMA, FLUX
+from .flux import CHROMA, FLUX, KLEIN_4B, KLEIN_9B
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd2 import SD2
@@ -17,11 +17,13 @@ from .sd15 import SD15
 from .sdxl import SDXL
 from .starter import STARTER
 from .wan import WAN
+from .z_image import Z_IMAGE
 
 FAMILIES: tuple[Family, ...] = (
     *(STARTER, SD15, SD2, SDXL),
-    *(COSMOS, PIXART, WAN),
-    *(FLUX, CHROMA, SD3, QWEN_IMAGE),
+    *(COSMOS, ANIMA, PIXART, WAN),
+    *(FLUX, KLEIN_4B, KLEIN_9B, CHROMA, SD3, QWEN_IMAGE),
+    Z_IMAGE,
 )
 
 
@@ -45,8 +47,8 @@ def find_projections(network: nn.Module) -> dict[Projection, Slot]:
     if not places:
         raise BaseModelError(
             f"No key and value projections of text found in {type(network).__name__}. C-LoRA needs a model whose text "
-            "has keys and values of its own; models where text and picture share them, such as Z-Image and Lumina 2, "
-            f"are not supported yet. Known model families: {', '.join(family.name for family in FAMILIES)}."
+            "has keys and values of its own, or shares as many with the picture as there are queries. Known model "
+            f"families: {', '.join(family.name for family in FAMILIES)}."
         )
     return {
         projection: Slot(modules[place.module], place.first_row, projection.shape[0])

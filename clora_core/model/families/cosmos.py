@@ -1,10 +1,13 @@
-"""Cosmos-Predict2 (2B and 14B), text to image: a transformer with separate cross-attention, over flow matching.
+"""Cosmos-Predict2 (2B and 14B) and Anima, text to image: transformers with separate cross-attention over flow matching.
 
-The projections read T5's states and nothing else. Anima, which has the same projections behind an LLM adapter, is not
-supported yet: its text goes through two tokenizers. Structure, encoder and latents: ComfyUI's
-comfy/ldm/cosmos/predict2.py and text_encoders/cosmos.py. LoRA names: those of the modules, which ComfyUI and diffusers
-read. Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
+Cosmos' projections read T5's states and nothing else. Anima's read what an adapter in the network makes of Qwen3's
+states: a row for each of T5's tokens, with the padding's id where a learned word is, as ComfyUI does it for
+embeddings. Structure, encoders and latents: ComfyUI's comfy/ldm/cosmos/predict2.py, ldm/anima, text_encoders/cosmos.py
+and text_encoders/anima.py. LoRA names: those of the modules, which ComfyUI and diffusers read.
+Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
+
+from dataclasses import replace
 
 from .blocks import NUMBERS, Blocks, Layout
 from .family import Family, Published
@@ -30,4 +33,14 @@ COSMOS = Family(
     guidance=4.0,
     numbers=NUMBERS,
     lacks=("llm_adapter",),
+)
+
+ANIMA = replace(
+    COSMOS,
+    name="anima",
+    title="Anima",
+    encoders={"qwen3_06b": 1024},
+    published=Published("anima", "anima"),
+    needs=("llm_adapter",),
+    lacks=(),
 )

@@ -9,8 +9,9 @@ from ..numbers import Numbers
 from ..projections import Place, Projection, Role
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
-# what projections read: the text states, a function of the prompt, or a stream of text that the picture flows into
-Reads = Literal["states", "function", "stream"]
+# what projections read: the text states, a function of the prompt, a stream of text that the picture flows into, or one
+# that text and picture share
+Reads = Literal["states", "function", "stream", "shared"]
 
 
 class Structure(Protocol):
