@@ -223,7 +223,8 @@ def upright(path: Path, note: Say = lambda reason: None, background: str = "whit
     except Image.UnidentifiedImageError as error:
         raise UnreadableError(path, "it is not a picture, or of a kind that cannot be read") from error
     except Exception as error:  # decoders raise whatever they like on broken files
-        raise UnreadableError(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UnreadableError(path, " ".join(text.split())[:200] or type(error).__name__) from error
 
 
 class UnreadableError(ConceptError):

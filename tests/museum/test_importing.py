@@ -292,6 +292,16 @@ def test_alpha_may_be_a_whole_number(dtype, tmp_path):
         read_lora(tmp_path / "b.safetensors")
 
 
+def test_a_file_that_is_not_there_needs_no_converting(tmp_path):
+    for path in (tmp_path / "a.pt", tmp_path / "cat"):
+        with pytest.raises(MuseumError, match="no such file"):
+            read_lora(path)
+        with pytest.raises(MuseumError, match="no such file"):
+            read_embedding(path)
+    with pytest.raises(MuseumError, match="It is a folder"):
+        read_embedding(tmp_path)
+
+
 def test_a_template_without_the_word_is_refused():
     vectors = museum().exhibits[0].token.vectors
     with pytest.raises(ConceptError, match="'a photo' does not mention the new word"):
