@@ -1,10 +1,12 @@
 """Read pictures and captions from files as people have them, and say what is not used or changed, and why."""
 
+import codecs
 import io
 import math
+import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,9 +29,11 @@ CAPTIONS = (".txt", ".caption")
 BESIDE = (*CAPTIONS, ".json", ".npz", ".safetensors", ".toml", ".yaml")  # what trainers keep beside pictures
 SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")  # like all names that begin with a dot
 REPEATED = re.compile(r"(\d{1,3})_.+")  # kohya's folders: 10_word counts ten times, 1_word once
+SUBFILE = 254  # TIFF's tag NewSubfileType; its lowest bit marks a smaller version of another picture in the file
 SMALL = 2.0  # a picture that is enlarged more than this is mentioned
 CUT = 0.15  # and so is one that loses more than this share
 MASK = ".mask"  # the end of the stem of a mask's file: cat.mask.png for cat.png
+EMPTY_MASK = "Its mask selects nothing and is ignored"
 NAMED = 3  # files that are named for each reason
 TURNED = {  # EXIF orientation → what shows the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +56,7 @@ def read_folder(
 
     Every picture keeps its shape, as far as multiples of `multiple` allow, at about resolution_px² pixels. A caption is
     a text file with the picture's name: cat.txt, cat.caption or cat.jpg.txt for cat.jpg. "" stands for a missing
-    caption; without any, there are none at all. Pictures in a folder 10_word count ten times. A mask is a picture
+    caption; without any, there are none at all. Pictures under a folder 10_word count ten times. A mask is a picture
     cat.mask.png, white where cat.jpg counts; alpha_mask: without one, what is not transparent counts. say: hears what
     was found and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
     """
@@ -60,17 +64,16 @@ def read_folder(
     read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask, listing=listing)
     found = each_picture(files_in(folder, say), read, say, root=folder)
     captions = [caption_of(path, listing) for path, _ in found]
-    counts = [_repeats(path, folder) for path, _ in found]
-    places = [place for place, count in enumerate(counts) for _ in range(count // math.gcd(*counts))]
+    places = repeated([path for path, _ in found], folder)
     sizes = {picture.size for _, picture in found}
-    repeated = f", {len(places)} with repeats" if len(places) > len(found) else ""
+    with_repeats = f", {len(places)} with repeats" if len(places) > len(found) else ""
     several = f", in {len(sizes)} sizes" if len(sizes) > 1 else ""
     masks = sum(picture.read_mask is not None for _, picture in found)
     masked = f", {masks} with a mask" if masks else ""
     own = sum(map(bool, captions))
     captioned = f", {own} with a caption" if own else ""
     others = " The others use the concept's template." if 0 < own < len(found) else ""
-    say(f"{counted(len(found), 'picture')} in '{folder}'{repeated}{several}{masked}{captioned}.{others}")
+    say(f"{counted(len(found), 'picture')} in '{folder}'{with_repeats}{several}{masked}{captioned}.{others}")
     pictures = tuple(found[place][1] for place in places)
     return pictures, tuple(captions[place] for place in places) if any(captions) else ()
 
@@ -79,19 +82,49 @@ def files_in(folder: Path, say: Say) -> list[Path]:
     """All files of a folder and its subfolders that may be pictures, in order of their paths."""
     if not folder.is_dir():
         raise ConceptError(f"'{folder}' is not a folder. Give the folder with the pictures.")
-    try:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    except OSError as error:
-        raise ConceptError(f"'{folder}' cannot be read: {error.strerror or error}.") from error
+    refused: list[Path] = []
+    paths = all_files(folder, lambda error: refused.append(Path(error.filename)))
+    _say_of(refused, folder, "Left out, folders that cannot be read", say)
+    gone = [path for path in paths if path.is_symlink() and not path.exists()]
+    _say_of(gone, folder, "Left out, links to nothing", say)
+    paths = [path for path in paths if path.is_file()]
     hidden = [path for path in paths if any(map(_of_the_system, path.relative_to(folder).parts))]
     _say_of(hidden, folder, "Left out, files of the system", say)
-    files = [path for path in paths if path not in set(hidden) and path.suffix.lower() not in BESIDE]
+    shown = sorted(set(paths) - set(hidden))
+    files = [path for path in shown if path.suffix.lower() not in BESIDE]
     pictures = [path for path in files if not _is_mask(path)]
     stems = {(path.parent, path.stem.lower()) for path in pictures}
     masks = [path for path in files if _is_mask(path)]
     alone = [path for path in masks if (path.parent, path.stem.lower().removesuffix(MASK)) not in stems]
     _say_of(alone, folder, "Left out, masks without a picture", say)
+    stems |= {(path.parent, path.name.lower()) for path in pictures}
+    texts = [path for path in shown if path.suffix.lower() in CAPTIONS]
+    alone = [path for path in texts if (path.parent, path.stem.lower()) not in stems]
+    _say_of(alone, folder, "Left out, texts without a picture", say)
     return pictures
+
+
+def all_files(folder: Path, refused: Callable[[OSError], object] = lambda error: None) -> list[Path]:
+    """Everything in a folder and its subfolders but folders, in order. Links are followed, to each folder once.
+
+    refused: hears of folders that cannot be read.
+    """
+    seen: set[str] = set()
+    paths: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refused, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            folders.sort()
+            paths += [Path(place, name) for name in names]
+    return sorted(paths)
+
+
+def repeated(paths: Sequence[Path], folder: Path) -> list[int]:
+    """The places of these pictures of a folder, each as often as it counts by kohya's folders, such as 10_word."""
+    counts = [_repeats(path, folder) for path in paths]
+    return [place for place, count in enumerate(counts) for _ in range(count // math.gcd(*counts))]
 
 
 def each_picture(
@@ -105,10 +138,13 @@ def each_picture(
     made: list[tuple[Path, Made]] = []
     reasons: dict[str, list[Path]] = {}
     for path in paths:
+        notes: list[str] = []
         try:
-            made.append((path, read(path, lambda reason, path=path: reasons.setdefault(reason, []).append(path))))
+            made.append((path, read(path, notes.append)))
         except UnreadableError as error:
-            reasons.setdefault(f"Left out, {error.reason}", []).append(path)
+            notes = [f"Left out, {error.reason}"]
+        for note in notes:
+            reasons.setdefault(note, []).append(path)
     for reason, files in reasons.items():
         _say_of(files, root, reason, say)
     if not made:
@@ -155,11 +191,14 @@ def prepared(
     read_mask = partial(_alpha, path, size) if alpha_mask else None
     if mask:
         read_mask = partial(mask_values, mask, whole.size, size)
-    return Picture.of(partial(_pixels, path, size), original, crop, read_mask)
+    picture = Picture.of(partial(_pixels, path, size), original, crop, read_mask)
+    if read_mask and not picture.read_mask:
+        note(EMPTY_MASK)
+    return picture
 
 
-def upright(path: Path, note: Say = lambda reason: None) -> Image.Image:
-    """The picture in sRGB, rotated according to its EXIF orientation, on white where it is transparent.
+def upright(path: Path, note: Say = lambda reason: None, background: str = "white") -> Image.Image:
+    """The picture in sRGB, rotated according to its EXIF orientation, on the background where it is transparent.
 
     note: hears what is changed. Raises UnreadableError.
     """
@@ -173,16 +212,19 @@ def upright(path: Path, note: Say = lambda reason: None) -> Image.Image:
                 raise UnreadableError(path, f"it has {size} pixels; the limit is {PIXELS_LIMIT}")
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
                 note("Only the first picture of an animation or of several pages is used")
+            if picture.format == "TIFF" and picture.tag_v2.get(SUBFILE, 0) & 1:  # type: ignore[attr-defined]
+                raise UnreadableError(path, "it begins with a small preview, as raw photos do; save it as PNG or JPEG")
             turned = TURNED.get(_orientation(picture, note))
             profile = picture.info.get("icc_profile")
             whole = picture.copy() if turned is None else picture.transpose(turned)
-            return _flat(whole, profile, note)
+            return _flat(whole, profile, note, background)
     except UnreadableError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableError(path, "it is not a picture") from error
+        raise UnreadableError(path, "it is not a picture, or of a kind that cannot be read") from error
     except Exception as error:  # decoders raise whatever they like on broken files
-        raise UnreadableError(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UnreadableError(path, " ".join(text.split())[:200] or type(error).__name__) from error
 
 
 class UnreadableError(ConceptError):
@@ -194,16 +236,18 @@ class UnreadableError(ConceptError):
 
 
 def caption_of(picture: Path, listing: Listing) -> str:
-    """The caption beside a picture, without empty lines, or "". Raises ConceptError if it is not UTF-8."""
+    """The caption beside a picture, without empty lines, or "". Raises ConceptError if it cannot be read as text."""
     files = [path for stem in (picture.stem, picture.name) for path in listing.named(picture.parent, stem)]
     places = [(CAPTIONS.index(suffix), path) for path in files if (suffix := path.suffix.lower()) in CAPTIONS]
     for _, path in sorted(places, key=lambda place: (place[1].stem.lower() != picture.stem.lower(), place[0])):
         try:
-            lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [" ".join(line.split()) for line in _text(path.read_bytes()).splitlines()]
             if any(lines):
                 return "\n".join(filter(None, lines))
         except (UnicodeDecodeError, OSError) as error:
-            raise ConceptError(f"The caption '{path}' cannot be read as UTF-8 text: {error}.") from error
+            raise ConceptError(
+                f"The caption '{path}' cannot be read as UTF-8 text: {error}. Save it as UTF-8, or remove it."
+            ) from error
     return ""
 
 
@@ -216,12 +260,12 @@ def mask_of(picture: Path, listing: Listing) -> Path | None:
 def mask_values(path: Path, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A mask's file, stretched to its picture's (width, height) and then fitted as that is: white 1, black 0.
 
-    Returns (height, width) of `size`. Raises UnreadableError that names the mask.
+    Transparent parts count as black. Returns (height, width) of `size`. Raises UnreadableError that names the mask.
     """
     try:
-        gray = upright(path).convert("L").resize(picture, Image.Resampling.BILINEAR)
+        gray = upright(path, background="black").convert("L").resize(picture, Image.Resampling.BILINEAR)
     except UnreadableError as error:
-        raise UnreadableError(path, f"its mask {path.name} cannot be read, {error.reason}") from error
+        raise UnreadableError(path, f"its mask {path.name} cannot be read: {error.reason}") from error
     return to_bytes(ImageOps.fit(gray, size, Image.Resampling.BILINEAR))[0].float() / 255
 
 
@@ -238,16 +282,24 @@ def _pixels(path: Path, size: tuple[int, int]) -> Tensor:
     return as_floats(to_bytes(ImageOps.fit(upright(path), size, Image.Resampling.LANCZOS)))
 
 
-def _flat(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Image:
+def _text(content: bytes) -> str:
+    """A text in UTF-8, or in UTF-16 with its byte order mark, as some editors write it."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
+
+
+def _flat(picture: Image.Image, profile: bytes | None, note: Say, background: str) -> Image.Image:
     """The picture in 8 bits of sRGB, without transparency."""
+    if picture.mode == "F":
+        raise ValueError("it holds floating point numbers, whose white is not known; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
         picture = Image.fromarray((np.asarray(picture, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     colors = _in_srgb(picture, profile, note)
     if alpha is None or alpha.getextrema()[0] == 255:
         return colors
-    note("Laid on white, partly transparent")
-    return Image.composite(colors, Image.new("RGB", colors.size, "white"), alpha)
+    note(f"Laid on {background}, partly transparent")
+    return Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
 
 
 def _in_srgb(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Image:
@@ -259,7 +311,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Im
                 converted = ImageCms.profileToProfile(plain, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
                 return converted or plain.convert("RGB")
         except (ImageCms.PyCMSError, OSError, ValueError):
-            note("Its color profile cannot be read and is ignored")
+            note("Its color profile cannot be used and is ignored")
     return picture.convert("RGB")
 
 
@@ -296,9 +348,10 @@ def _with_heif() -> bool:
 
 
 def _repeats(path: Path, folder: Path) -> int:
-    """How often a picture counts: the number of the folder that it is in, if that is one of kohya's."""
-    match = REPEATED.fullmatch(path.parent.name if path.parent != folder else folder.resolve().name)
-    return max(1, int(match[1])) if match else 1
+    """How often a picture counts: the number of the nearest folder above it that is one of kohya's."""
+    inside = path.relative_to(folder).parent.parts
+    names = [*reversed(inside), folder.resolve().name]
+    return next((max(1, int(match[1])) for match in map(REPEATED.fullmatch, names) if match), 1)
 
 
 def _is_mask(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Pictures and captions from folders, as people have them: read, or named with the reason."""
 
+import os
 import struct
 import tracemalloc
 import zlib
@@ -128,6 +129,18 @@ def test_an_empty_caption_is_none(folder: Path):
     assert read(folder)[1] == ()
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_caption_may_have_a_byte_order_mark(folder: Path, encoding: str):
+    (folder / "a.txt").write_text("{word} ☀", encoding=encoding)
+    assert read(folder)[1] == ("{word} ☀", "")
+
+
+def test_captions_without_a_picture_are_named(folder: Path):
+    for name in ("a.jpg.txt", "c.caption", "c.txt"):
+        (folder / name).write_text("{word}")
+    assert "Left out, texts without a picture (2): c.caption, c.txt" in read(folder)[2]
+
+
 def test_a_caption_that_is_no_text_is_named(folder: Path):
     (folder / "a.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ConceptError, match=r"a\.txt' cannot be read as UTF-8"):
@@ -141,8 +154,9 @@ def test_what_is_no_picture_is_named_and_the_rest_goes_on(folder: Path):
     (folder / "notes.docx").write_bytes(b"PK\3\4")
     pictures, _, said = read(folder)
     assert len(pictures) == 2
-    assert "Left out, it is not a picture (3): c.png, notes.docx, page.jpg" in said
+    assert "Left out, it is not a picture, or of a kind that cannot be read (3): c.png, notes.docx, page.jpg" in said
     assert "cut.png" in said and "Traceback" not in said
+    assert "EXIF" not in said, "nothing else is said of a picture that is left out"
 
 
 def test_files_of_the_system_and_of_trainers_are_no_pictures(folder: Path):
@@ -177,6 +191,17 @@ def test_heic_without_its_library_is_said(tmp_path: Path):
     assert "b.heic" in said and ("pillow-heif" in said or "cannot" in said or "not a picture" in said)
 
 
+def test_pictures_whose_colors_are_not_known_are_named(tmp_path: Path):
+    """Floating point numbers would be clipped to black, and raw photos begin with a thumbnail."""
+    plain().save(tmp_path / "a.png")
+    Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(tmp_path / "b.tif")
+    plain().save(tmp_path / "c.dng", "TIFF", tiffinfo={254: 1})
+    pictures, _, said = read(tmp_path)
+    assert len(pictures) == 1
+    assert "floating point numbers, whose white is not known; save it with 8 or 16 bits (1): b.tif" in said
+    assert "small preview, as raw photos do; save it as PNG or JPEG (1): c.dng" in said
+
+
 def test_postscript_is_never_run(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run")
     with pytest.raises(ConceptError, match="not a picture"):
@@ -190,6 +215,37 @@ def test_subfolders_and_repeats_are_read(tmp_path: Path):
     pictures, _, said = read(tmp_path / "img")
     assert len(pictures) == 5 and "3 pictures" in said and "5 with repeats" in said
     assert len(read(tmp_path / "img" / "10_sks cat")[0]) == 2, "ten times as often as nothing else"
+
+
+def test_repeats_reach_into_subfolders_of_their_folder(tmp_path: Path):
+    for name in ("10_cat/1.png", "10_cat/outside/2.png", "1_photos/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        plain().save(tmp_path / name)
+    assert len(read(tmp_path)[0]) == 21
+
+
+def test_links_are_followed_once_and_those_to_nothing_are_named(tmp_path: Path):
+    for name in ("cats/1.png", "other/2.png"):
+        (tmp_path / name).parent.mkdir()
+        plain().save(tmp_path / name)
+    for name, target in (("b", "other"), ("c", "other"), ("loop", "cats"), ("gone.png", "nothing")):
+        (tmp_path / "cats" / name).symlink_to(tmp_path / target)
+    pictures, _, said = read(tmp_path / "cats")
+    assert len(pictures) == 2 and "Left out, links to nothing (1): gone.png" in said
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sub").mkdir()
+    plain().save(tmp_path / "1.png")
+    scan = os.scandir
+
+    def refusing(path: str):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert "Left out, folders that cannot be read (1): sub" in read(tmp_path)[2]
 
 
 def test_small_and_long_pictures_are_mentioned(tmp_path: Path):
@@ -289,7 +345,7 @@ def test_no_folder_and_no_pictures_are_said(tmp_path: Path):
     with pytest.raises(ConceptError, match="no pictures"):
         read(tmp_path)
     (tmp_path / "page.jpg").write_text("<html>")
-    with pytest.raises(ConceptError, match=r"no pictures .*not a picture: page\.jpg"):
+    with pytest.raises(ConceptError, match=r"no pictures .*not a picture, .*: page\.jpg"):
         read(tmp_path)
 
 
@@ -325,58 +381,6 @@ def test_files_come_from_subfolders_in_order(tmp_path: Path):
         plain().save(tmp_path / name)
     found = each_picture(files_in(tmp_path, print), lambda path, note: path.name, print, root=tmp_path)
     assert [name for _, name in found] == ["a.png", "1.png", "2.png"]
-
-
-def test_a_mask_beside_a_picture_is_read_and_is_no_picture(tmp_path: Path):
-    plain((80, 64)).save(tmp_path / "1.jpg")
-    plain((64, 64)).save(tmp_path / "2.png")
-    mask = Image.new("L", (40, 32), 0)
-    mask.paste(255, (0, 0, 20, 32))
-    mask.save(tmp_path / "1.mask.png")
-    said: list[str] = []
-    pictures, _ = read_folder(tmp_path, resolution_px=64, multiple=8, say=said.append)
-    assert len(pictures) == 2 and pictures[1].read_mask is None
-    assert pictures[0].read_mask is not None and "1 with a mask" in said[-1]
-    values = pictures[0].read_mask()
-    assert values.shape == pictures[0].size
-    middle = values.shape[1] // 2
-    assert values[:, : middle - 3].min() > 0.99 and values[:, middle + 3 :].max() < 0.01
-
-
-def test_alpha_is_a_mask_if_asked(tmp_path: Path):
-    drawn = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    drawn.paste((9, 9, 9, 255), (0, 0, 64, 32))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180°
-    drawn.save(tmp_path / "1.png", exif=exif)
-    options = {"resolution_px": 64, "multiple": 8, "say": print}
-    (plain_one,), _ = read_folder(tmp_path, **options)
-    assert plain_one.read_mask is None
-    (masked,), _ = read_folder(tmp_path, **options, alpha_mask=True)
-    assert masked.read_mask is not None and masked.digest != plain_one.digest
-    assert masked.read_mask()[40:].min() == 1 and masked.read_mask()[:24].max() == 0
-
-
-def test_masks_of_any_shape_and_case_go_with_their_pictures_and_others_are_named(tmp_path: Path):
-    plain((128, 64)).save(tmp_path / "1.jpg")
-    mask = Image.new("L", (40, 40), 0)
-    mask.paste(255, (0, 0, 20, 40))
-    mask.save(tmp_path / "1.MASK.PNG", format="PNG")
-    mask.save(tmp_path / "gone.mask.png")
-    said: list[str] = []
-    (picture,), _ = read_folder(tmp_path, resolution_px=64, multiple=8, say=said.append)
-    assert picture.read_mask is not None
-    values, half = picture.read_mask(), picture.size[1] // 2
-    assert values[:, : half - 4].min() > 0.99 and values[:, half + 4 :].max() < 0.01, "its left half, stretched"
-    assert "Left out, masks without a picture (1): gone.mask.png" in said
-
-
-def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path):
-    plain().save(tmp_path / "1.jpg")
-    plain().save(tmp_path / "2.jpg")
-    (tmp_path / "1.mask.png").write_text("no picture")
-    pictures, _, said = read(tmp_path)
-    assert len(pictures) == 1 and "its mask 1.mask.png cannot be read" in said
 
 
 def test_folders_are_listed_once_however_many_pictures_they_hold(folder: Path, monkeypatch: pytest.MonkeyPatch):

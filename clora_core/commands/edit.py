@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import MuseumError
+from ..model.concept import check_word
 from ..museum.editing import edited, merged, with_thumbnail
-from ..museum.file import Stored, identity, load_museum, read_header, save_museum
+from ..museum.file import Stored, check_target, identity, load_museum, read_header, save_museum
 from ..museum.museum import Museum
 from ..picture_files import upright
 from ..pictures import thumbnail
+from ..texts import normal
 from .progress import Say
 
 
@@ -54,6 +56,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.edits:
         raise MuseumError('There is nothing to do. Add an edit, such as: --rename "<my-cat>" "<tom>".')
     target: Path = arguments.to or arguments.museum
+    if arguments.to:
+        check_target(target)
     read = identity(target) if target == arguments.museum and target.exists() else None
     museum, files = load_museum(arguments.museum), [arguments.museum]
     for name, values in arguments.edits:
@@ -67,6 +71,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
 
 def _edited(museum: Museum, name: str, values: Sequence[str]) -> tuple[Museum, str]:
+    if name == "rename":
+        check_word(normal(values[1]))
     match name, *values:
         case "merge", file:
             return merged(museum, load_museum(file)), f"The exhibits of {file} are merged."

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from ..errors import CLoRAError
@@ -34,6 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_names(arguments.out)
     museum = load_museum(arguments.museum)
+    _create(arguments.out)
     base = open_chosen(arguments)
     sampling, shape = sampling_of(arguments, base)
     settings = ReportSettings(arguments.pictures, arguments.everyday, sampling)
@@ -46,12 +48,23 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Files: {', '.join(map(str, files))}")
 
 
+def _create(folder: Path) -> None:
+    """Create the output folder before the work. Raises CLoRAError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CLoRAError(
+            f"There can be no folder '{folder}' for the report: {error.strerror}. Choose another."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise CLoRAError(f"You have no permission to write to '{folder}'. Choose another folder.")
+
+
 def _write(report: Report, folder: Path, *, title: str) -> list[Path]:
     """Write the report and return its files, the page first."""
     page, numbers = folder / "report.html", folder / "report.json"
     figures = {folder / f"{name}.png": figure for name, figure in figures_of(report).items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         page.write_text(as_page(report, title=title), encoding="utf-8")
         numbers.write_text(json.dumps(report.numbers(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path, figure in figures.items():

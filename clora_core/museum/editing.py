@@ -138,4 +138,5 @@ def _number(text: str, kind: type[Number], line: str) -> Number:
     try:
         return kind(text)
     except ValueError:
-        raise MuseumError(f"'{text}' in '{line}' is not a number. Write one of: {SYNTAX}.") from None
+        number = "whole number" if kind is int else "number"
+        raise MuseumError(f"'{text}' in '{line}' is not a {number}. Write one of: {SYNTAX}.") from None

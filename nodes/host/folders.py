@@ -89,8 +89,10 @@ def pictures_version(name: str) -> str:
     """A text that changes with the files of a folder of pictures, or of the whole input folder for ""."""
     if name and name not in picture_folders():
         return ""
+    from ...clora_core.picture_files import all_files  # the engine is not imported while ComfyUI starts
+
     root = picture_folder(name) if name else Path(folder_paths.get_input_directory())
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = [path for path in all_files(root) if path.is_file()]
     return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 

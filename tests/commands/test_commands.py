@@ -322,6 +322,13 @@ def test_pictures_for_a_folder_that_is_not_there_are_not_sampled(tmp_path, capsy
     assert "There is no folder" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_not_sampled(tmp_path, capsys):
+    save_museum(museum("starter"), tmp_path / "m.safetensors")
+    report = ["report", "--base", "none", "--museum", str(tmp_path / "m.safetensors")]
+    assert main([*report, "--out", str(tmp_path / "m.safetensors")]) == 1
+    assert "There can be no folder" in capsys.readouterr().err
+
+
 def test_output_that_knows_few_characters_gets_the_others_replaced():
     """As a pipe on Windows does."""
     command = [sys.executable, "-m", "clora_core", "learn", "--help"]

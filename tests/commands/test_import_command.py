@@ -46,7 +46,7 @@ def test_a_lora_stands_for_the_text_that_it_was_trained_with(starter, lora, muse
     assert bring(museum, "<tom>", *known) == 1
     assert "--skip-others" in capsys.readouterr().err and not museum.exists()
     assert bring(museum, "<tom>", *known, "--skip-others") == 0
-    assert "Left out: 1 tensors of text encoders" in capsys.readouterr().out
+    assert "Left out: 1 tensor of text encoders" in capsys.readouterr().out
     (tom,) = load_museum(museum).exhibits
     assert (tom.rank, tom.recipe.method, tom.facts["imported"]) == (4, "imported", ["cat.safetensors"])
     prompts = [f"a photo of {TEXT} on a beach"], [f"a photo of {tom.word} on a beach"]

@@ -90,6 +90,7 @@ def test_an_embedding_may_come_in_two_files(tmp_path: Path):
     for order in (("1.safetensors", "2.SAFETENSORS"), ("2.SAFETENSORS", "1.safetensors")):
         vectors = read_embedding(*(tmp_path / name for name in order))
         assert torch.equal(vectors["clip_l"], small[None]) and torch.equal(vectors["clip_g"], large[None])
+    (tmp_path / "a.pt").touch()
     with pytest.raises(MuseumError, match=r"emb_params"):
         read_embedding(tmp_path / "a.pt")
 

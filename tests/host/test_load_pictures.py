@@ -47,6 +47,19 @@ def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], fo
     assert len(output.ui["images"]) == 3
 
 
+def test_repeats_count_and_a_broken_mask_leaves_its_picture_out(nodes: dict[str, Any], folder: Path):
+    (folder / "3_cat").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "3_cat/4.png")
+    (folder / "2.mask.png").write_bytes(b"")
+    Image.new("L", (8, 8), 0).save(folder / "sub/3.mask.png")
+    output = nodes["CLoRA_LoadPictures"].execute("my-cat")
+    assert [tuple(image.shape[1:3]) for image in output.args[0]] == [(64, 96), *[(32, 32)] * 3, (64, 64)]
+    assert {len(values) for values in output.args} == {5}
+    (text,) = output.ui["text"]
+    assert "3 pictures, 5 with repeats, 1 with a caption" in text and "Its mask selects nothing" in text
+    assert "its mask 2.mask.png cannot be read" in text and len(output.ui["images"]) == 3
+
+
 def test_large_pictures_are_scaled_down(nodes: dict[str, Any], folder: Path):
     Image.new("RGB", (3000, 1500)).save(folder / "0.png")
     image = nodes["CLoRA_LoadPictures"].execute("my-cat").args[0][0]

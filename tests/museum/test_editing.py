@@ -171,8 +171,8 @@ def test_edits_in_words_are_those_of_the_functions():
         ("delete <ink>", "'delete <ink>' is not a valid edit"),
         ("rename <ink>", "not a valid edit"),
         ("remove <ink> <bär>", "not a valid edit"),
-        ("move <ink> first", "'first'.*not a number"),
-        ("move <ink> 1.5", "'1.5'.*not a number"),
+        ("move <ink> first", "'first'.*not a whole number"),
+        ("move <ink> 1.5", "'1.5'.*not a whole number"),
         ("strength <ink> much", "'much'.*not a number"),
         ("strength <ink> nan", "between"),
         ("strength <ink> 1e9", "between"),
@@ -247,7 +247,7 @@ def test_the_command_keeps_how_numbers_are_stored(file, tmp_path):
     ("options", "rule"),
     [
         ([], "nothing to do"),
-        (["--rename", "<ink>", "a b"], "not a valid edit"),
+        (["--rename", "<ink>", "a b"], "'a b' contains ' '"),
         (["--remove", "<dog>"], "<dog>"),
         (["--merge", "nowhere.safetensors"], "nowhere"),
         (["--thumbnail", "<ink>", "nowhere.png"], "nowhere.png"),
@@ -259,3 +259,19 @@ def test_a_command_that_cannot_be_done_changes_nothing(file, tmp_path, capsys, o
     assert main(["edit", str(file), "--remove", "lonely", *options] if options else ["edit", str(file)]) == 1
     assert rule in capsys.readouterr().err
     assert file.read_bytes() == before and [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("--remove", "<ink>", "--to", "{}/m.png"), "must end in"),
+        (("--remove", "<ink>", "--to", "{}/none/m.safetensors"), "There is no folder"),
+        (("--merge", "{}"), "It is a folder"),
+        (("--thumbnail", "<ink>", "{}/a.png"), "cannot be read as a picture: No such file or directory."),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_says_why_and_nothing_else(tmp_path, capsys, edit, said):
+    save_museum(museum(), tmp_path / "m.safetensors")
+    assert main(["edit", str(tmp_path / "m.safetensors"), *(part.format(tmp_path) for part in edit)]) == 1
+    captured = capsys.readouterr()
+    assert said in captured.err and not captured.out

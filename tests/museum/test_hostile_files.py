@@ -38,7 +38,7 @@ def test_other_file_formats_are_refused(content, tmp_path):
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     refused(tmp_path / "missing.safetensors", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "It is a folder")
     with pytest.raises(MuseumError):
         load_museum(tmp_path / "a\0b.safetensors")
 

@@ -20,10 +20,13 @@ from tests.small import C_LORA, bits, short, small_concept, taught, tensors_of
 WORDS = {"sd15": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
 OTHERS = {
-    "a text encoder": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, r"1 tensors of text encoders"),
+    "a text encoder": (
+        {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ()},
+        r"1 tensor of text encoders \('[^…]*'\)",
+    ),
     "SDXL's second text encoder": ({"lora_te2_text_model_x.lora_up.weight": (4, 1)}, "of text encoders"),
     "diffusers' text encoder": ({"text_encoder.text_model.x.lora_A.weight": (4, 1)}, "of text encoders"),
-    "self-attention": ({f"{STEM}_attn1_to_k.lora_up.weight": (8, 2)}, "1 tensors of other layers"),
+    "self-attention": ({f"{STEM}_attn1_to_k.lora_up.weight": (8, 2)}, "1 tensor of other layers"),
     "queries": ({f"{STEM}_attn2_to_q.lora_up.weight": (8, 2)}, "attn2_to_q"),
     "outputs": ({f"{STEM}_attn2_to_out_0.lora_up.weight": (8, 2)}, "attn2_to_out"),
     "convolutions": ({"lora_unet_conv_in.lora_down.weight": (4, 4, 3, 3)}, "conv_in"),
@@ -287,6 +290,16 @@ def test_alpha_may_be_a_whole_number(dtype, tmp_path):
     save_file(tensors | {f"{name}.lora_up.weight": up.to(torch.int64)}, tmp_path / "b.safetensors")
     with pytest.raises(MuseumError, match="floating point"):
         read_lora(tmp_path / "b.safetensors")
+
+
+def test_a_file_that_is_not_there_needs_no_converting(tmp_path):
+    for path in (tmp_path / "a.pt", tmp_path / "cat"):
+        with pytest.raises(MuseumError, match="no such file"):
+            read_lora(path)
+        with pytest.raises(MuseumError, match="no such file"):
+            read_embedding(path)
+    with pytest.raises(MuseumError, match="It is a folder"):
+        read_embedding(tmp_path)
 
 
 def test_a_template_without_the_word_is_refused():

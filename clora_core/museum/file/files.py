@@ -68,6 +68,8 @@ def opened(path: Path) -> safe_open:
 
     The library opens the path twice, for the header and for the data. Both must be the same file.
     """
+    if path.is_dir():
+        raise MuseumError("It is a folder, not a file.")
     if not path.is_file():
         raise MuseumError(f"There is no such file in '{path.parent}'.")
     for _ in range(OPENINGS):

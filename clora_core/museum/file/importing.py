@@ -246,6 +246,6 @@ def _numbers(name: str, tensor: Tensor, *, whole: bool = False) -> Tensor:
 
 def _check_suffix(path: Path, tensors: str = ALL_TENSORS) -> None:
     """Raise MuseumError for other files than safetensors. tensors: how to get them from what torch loads as t."""
-    if path.suffix.lower() != SUFFIX:
+    if path.suffix.lower() != SUFFIX and path.is_file():
         advice = CONVERTING.replace("{name}", path.name).replace("{stem}", path.stem).replace("{tensors}", tensors)
         raise MuseumError(f"Only {SUFFIX} files are read, since other formats can run code. {advice}")

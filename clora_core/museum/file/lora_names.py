@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ...errors import MuseumError
 from ...model import families
 from ...model.families.unet import in_diffusers_blocks
+from ...texts import counted
 
 PREFIX = re.compile(r"^(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)")
 PARTS = {
@@ -87,11 +88,14 @@ def other_tensors(names: Sequence[str]) -> tuple[str, ...]:
         if TEXT_ENCODER.match(name):
             kind = "of text encoders"
         elif _projection(name):
-            kind = "of key and value projections that are not a plain LoRA"
+            kind = "of key and value projections that are not a plain LoRA (a LoHa, LoKr or DoRA, or incomplete)"
         else:
             kind = "of other layers"
         kinds.setdefault(kind, []).append(name)
-    return tuple(f"{len(members)} tensors {kind} ('{members[0]:.100}', …)" for kind, members in kinds.items())
+    return tuple(
+        f"{counted(len(members), 'tensor')} {kind} ('{members[0]:.100}'{', …' * (len(members) > 1)})"
+        for kind, members in kinds.items()
+    )
 
 
 def _projection(name: str) -> tuple[str, str] | None:
