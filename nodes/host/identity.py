@@ -61,7 +61,7 @@ class _Digest:
         kind = ModelPatcher if isinstance(value, ModelPatcher) else type(value)  # its subclasses count as one kind
         self._hash(kind.__qualname__)
         match value:
-            case None | bool() | int() | float() | str():
+            case None | bool() | int() | float() | str() | torch.dtype():
                 self._hash(repr(value))
             case Tensor() if type(value) in (Tensor, Parameter):
                 self._hash(value.dtype, tuple(value.shape))

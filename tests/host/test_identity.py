@@ -102,6 +102,17 @@ def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Mod
     assert results() == 2
 
 
+def test_the_dtype_that_a_model_computes_in_is_read(starter: Models):
+    """Newer hosts set that of every text encoder."""
+    model, clip, vae = starter
+    digests = set()
+    for dtype in (torch.float32, torch.bfloat16):
+        patched = model.clone()
+        patched.add_object_patch("manual_cast_dtype", dtype)
+        digests.add(models_digest(patched, clip, vae))
+    assert len(digests) == 2 and None not in digests
+
+
 def test_as_many_loras_as_people_chain_are_read(starter: Models):
     """Three whole LoRAs of SDXL; each of their adapters remembers all keys of the file that it came from."""
     model, clip, vae = starter
