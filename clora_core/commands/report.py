@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_museum(arguments.museum)
     _create(arguments.out)
     base = open_chosen(arguments)
-    size = arguments.size or base.resolution_px
+    size = base.resolution_px if arguments.size is None else arguments.size
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     settings = ReportSettings(arguments.pictures, arguments.everyday, arguments.steps, guidance, arguments.seed)
     with Bar("sampling", 1) as bar:

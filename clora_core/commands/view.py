@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import CLoRAError
-from ..model.concept import mentions, skip_note, unknown_words
+from ..model.concept import check_text, mentions, skip_note, unknown_words
 from ..model.sampling import Sampling, sample
 from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
@@ -39,6 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_names(arguments.out)
+    check_text(arguments.prompt)
     if not arguments.out.parent.is_dir():
         raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
     if arguments.count < 1:
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if weights := WEIGHTED.findall(arguments.prompt):
         say(f"Note: weights like {weights[0]} work in ComfyUI; here they are read as plain text.")
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
-    size = arguments.size or base.resolution_px
+    size = base.resolution_px if arguments.size is None else arguments.size
     with viewing(base, museum.deltas, museum.gated, strengths), Bar("sampling", 1) as bar:
         pictures = sample(
             base,
