@@ -46,7 +46,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling_of(arguments: argparse.Namespace, base: DiffusersBase) -> tuple[Sampling, tuple[int, ...]]:
     """What `add_sampling` says, and the shape of the latents of a square picture of that size."""
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
-    side = arguments.size or base.resolution_px
+    side = base.resolution_px if arguments.size is None else arguments.size
     return Sampling(arguments.steps, guidance, arguments.seed), base.latent_shape(side, side)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import CLoRAError
-from ..model.concept import mentions, skip_note, unknown_words
+from ..model.concept import check_text, mentions, skip_note, unknown_words
 from ..model.sampling import sample
 from ..museum.file import check_names, load_view, read_header
 from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
@@ -39,6 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_names(arguments.out)
+    check_text(arguments.prompt)
     if not arguments.out.parent.is_dir():
         raise CLoRAError(f"There is no folder '{arguments.out.parent}' for the picture. Create it first.")
     if arguments.count < 1:

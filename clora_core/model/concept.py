@@ -109,9 +109,9 @@ class Concept:
                 f"'{self.word}' has {len(self.pictures)} pictures but {len(self.captions)} captions. "
                 "Give one caption per picture, or none."
             )
-        _check_text(self.start)
+        check_text(self.start)
         for text in (self.template or TEMPLATES[self.kind], *filter(None, self.captions)):
-            _check_text(text)
+            check_text(text)
             check_mentioned(text, self.word)
         if not 0 <= self.vectors <= 16:
             raise ConceptError(f"A word takes 1 to 16 vectors, or 0 for auto, not {self.vectors}.")
@@ -184,7 +184,7 @@ def check_word(word: str) -> None:
         raise ConceptError(f"{word!r} contains the unprintable character {character!r}. Choose a word like <my-cat>.")
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     """Raise ConceptError for a text that a file cannot contain, or that is longer than any prompt."""
     if character := unprintable(text, allowed="\t\n\r"):
         raise ConceptError(f"The text {text!r:.100} contains the unprintable character {character!r}. Remove it.")

@@ -7,6 +7,7 @@ With flow matching the same step is Euler's: (1 - σ_prev)·x̂₀ + σ_prev·ε
 The timesteps trail (the first is the schedule's noisiest), as in Lin et al. 2024, arXiv:2305.08891, section 3.3.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class Sampling:
             raise RecipeError(
                 f"Sampling needs at least 1 step and a batch of at least 1, not {self.steps} and {self.batch_size}."
             )
+        if not math.isfinite(self.guidance):
+            raise RecipeError(f"The guidance is {self.guidance}; it must be a finite number. 1 turns it off.")
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from clora_core.errors import BaseModelError, MuseumError
 from clora_core.model.base import Fingerprint
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.file.importing import read_embedding
+from tests.museums import museum
 
 FEW = ["--steps", "1", "--rank", "2", "--batch-size", "1"]
 
@@ -139,6 +140,25 @@ def test_where_nothing_can_be_written_the_first_reason_is_said(tmp_path: Path, i
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert teach(tmp_path / "m.safetensors", images) == 1
     assert "It is full." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["--size=0", "--size=7", "--guidance=nan", "--prompt=caf\udce9"])
+def test_numbers_that_mean_nothing_are_refused_before_sampling(tmp_path: Path, capsys, wrong: str):
+    save_museum(museum("starter"), tmp_path / "m.safetensors")
+    out = tmp_path / "a.png"
+    view = [
+        "view",
+        "--base",
+        "starter",
+        "--museum",
+        str(tmp_path / "m.safetensors"),
+        "--prompt",
+        "a",
+        "--out",
+        str(out),
+    ]
+    assert main([*view, "--steps", "1", "--count", "1", wrong]) == 1
+    assert "error: " in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("resolution", ["-5", "0", "7", "100000"])

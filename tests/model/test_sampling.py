@@ -1,6 +1,7 @@
 """Sampling is DDIM with guidance, as diffusers does it, and a picture depends on its own seed alone."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -102,3 +103,9 @@ def test_sampling_leaves_the_random_numbers_of_the_process_alone(base: Base):
 def test_no_steps_or_no_pictures_at_a_time_are_refused(numbers: dict[str, int]):
     with pytest.raises(RecipeError, match=r"at least 1 step and a batch of at least 1, not .*0"):
         Sampling(**numbers)
+
+
+@pytest.mark.parametrize("guidance", [math.nan, math.inf, -math.inf])
+def test_a_guidance_that_is_no_number_is_refused(guidance: float):
+    with pytest.raises(RecipeError, match="finite number"):
+        Sampling(guidance=guidance)
