@@ -57,6 +57,14 @@ def test_unsupported_tensors_are_named_and_refused_or_left_out(what, tmp_path):
     assert {projection.role for projection in lora.deltas} == whole
 
 
+def test_a_lora_that_changes_nothing_is_refused(tmp_path: Path):
+    stem = f"{STEM}_attn2_to_k"
+    factors = {f"{stem}.lora_up.weight": torch.ones(8, 2), f"{stem}.lora_down.weight": torch.ones(2, 768)}
+    save_file(factors | {f"{stem}.alpha": torch.tensor(0.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(MuseumError, match="changes nothing"):
+        read_lora(tmp_path / "a.safetensors")
+
+
 def written(path: Path, **tensors: Tensor) -> Path:
     """A file of one key projection, changed by the given parts of it."""
     parts = {"lora_up.weight": torch.ones(8, 2), "lora_down.weight": torch.ones(2, 768), "alpha": torch.tensor(1.0)}

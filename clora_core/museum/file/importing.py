@@ -88,6 +88,8 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
             scaling = _scaling(path, metadata, peft=peft)
             deltas = dict(_delta(file, where, parts, scaling) for where, parts in sorted(names.factors.items()))
             families.family_of(deltas)
+            if not any(delta.up.any() and delta.down.any() for delta in deltas.values()):
+                raise MuseumError("It changes nothing: its factors or its alphas are all zero.")
             bundled = {
                 word: _vectors([(key, file.get_tensor(name)) for key, name in keys.items()])
                 for word, keys in names.bundled.items()
