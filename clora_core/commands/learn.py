@@ -190,6 +190,14 @@ def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
             f"Learning needs up to {needed / 2**20:.0f} MiB in '{path.parent}', but only {free / 2**20:.0f} MiB are "
             "free. Make room, or choose another folder for the museum."
         )
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.truncate(needed // 2)  # takes no room, but meets the limit of the system on the size of a file
+    except OSError as error:
+        raise MuseumError(
+            f"Learning needs files of up to {needed / 2**21:.1f} MiB, which '{path.parent}' does not take: "
+            f"{error.strerror}. Choose another folder for the museum."
+        ) from error
 
 
 def _kept(new: Museum, path: Path, say: Say) -> Path:

@@ -1,6 +1,7 @@
 """Words, files and disks as people have them: what helps is said, and said before the work."""
 
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path, images: Path, capsys,
     captured = capsys.readouterr()
     assert "Make room" in captured.err and "<a>" not in captured.err
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files as Linux does")
+def test_a_limit_on_the_size_of_files_is_met_before_the_work(tmp_path: Path, images: Path, capsys):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        code = teach(tmp_path / "m.safetensors", images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1 and "does not take: File too large" in capsys.readouterr().err
 
 
 def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Path, images: Path, capsys, monkeypatch):
