@@ -12,7 +12,7 @@ from ..seeds import seeded
 from .museum import TaskMuseum
 from .recipe import Head
 
-SHARPNESS = 10.0  # of the distances to class means, in units of the mean distance within a class
+SHARPNESS = 10.0  # of the squared distances to class means, in units of their mean within a class
 
 
 def logits(features: Tensor, rows: Tensor) -> Tensor:
@@ -43,7 +43,10 @@ def mean_rows(means: Tensor, spread: float) -> Tensor:
 
 
 def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
-    """Linear discriminant analysis: W = Σ⁻¹ μ, b = -μᵀ Σ⁻¹ μ / 2, Σ the covariance that all classes share.
+    """Linear discriminant analysis: W = s Σ⁻¹ μ, b = -s μᵀ Σ⁻¹ μ / 2, Σ the covariance that all classes share.
+
+    s makes the mean of (f - μ)ᵀ Σ⁻¹ (f - μ) within classes as large as the nearest mean has it. With the s = 1 of a
+    Gaussian's posterior, the shares would be far too sure, since Σ is known from few pictures.
 
     Σ is shrunk towards a multiple of the identity by the amount that Chen et al. 2010 (OAS, arXiv:0907.4698) derive
     from the number of pictures. In continual learning: Hayes and Kanan 2020 (arXiv:1909.01520).
@@ -56,7 +59,9 @@ def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
     shrinkage = 1.0 if below <= 0 else float((above / below).clamp(max=1))
     average = max(float(trace) / width, 1e-12)
     shrunk = (1 - shrinkage) * covariance + shrinkage * average * torch.eye(width, dtype=torch.float64)
-    weight = torch.linalg.solve(shrunk, means.T).T
+    inverse = torch.linalg.inv(shrunk)
+    distance = (inverse * covariance).sum()
+    weight = means @ inverse * SHARPNESS / distance.clamp(min=1e-12)
     return torch.cat([weight, -(weight * means).sum(1, keepdim=True) / 2], dim=1).float()
 
 

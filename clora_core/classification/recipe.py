@@ -29,7 +29,7 @@ class TaskRecipe:
     learning: Recipe
     epochs: int = 10
     adapt: Adapt = "every"
-    head: Head = "means"
+    head: Head = "lda"
     corrected: bool = True
 
     def __post_init__(self) -> None:
