@@ -20,6 +20,7 @@ from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
 from ..model.moments import preserved_moments
+from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
@@ -142,7 +143,7 @@ class Learning:
         base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
         earlier = Museum(museum.base) if recipe.over == "base" else museum
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), threads_of(base.family):
             lessons = self.lessons
             trained = start(base, self.concepts, recipe, museum)
             past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}

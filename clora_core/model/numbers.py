@@ -13,7 +13,7 @@ class Numbers:
     """What `auto` stands for. The defaults are those of the C-LoRA paper for Stable Diffusion, where it gives them.
 
     batch_size: pictures per update; on a small device in several parts. vectors: of a trigger word. precision: None for
-    the fastest one that the device has.
+    the fastest one that the device has. threads: of the processor; None for all.
     """
 
     rank: int = 16
@@ -24,3 +24,4 @@ class Numbers:
     schedule: LearningRateSchedule = "constant"
     vectors: int = 1
     precision: Precision | None = None
+    threads: int | None = None

@@ -18,6 +18,7 @@ from ..errors import RecipeError
 from ..seeds import seeded
 from .base import Base, Conditioning, Schedule
 from .concept import ConceptToken
+from .threads import threads_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def sample(
 
     `report(done, total)` is called after every step of a batch and may raise to stop.
     """
-    parts = sampled_latents(base, prompts, tokens, sampling, latent_shape=latent_shape, report=report)
-    return torch.cat([base.decode_latents(latents) for latents in parts]).clamp(-1, 1)
+    with threads_of(base.family):
+        parts = sampled_latents(base, prompts, tokens, sampling, latent_shape=latent_shape, report=report)
+        return torch.cat([base.decode_latents(latents) for latents in parts]).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from clora_core.errors import BaseModelError, Cancelled, ConceptError
-from clora_core.learning.learn import Progress
+from clora_core.learning.learn import Progress, learn
 from clora_core.learning.lesson import Lesson
 from clora_core.learning.optimizer import Optimizer
 from clora_core.learning.start import start
@@ -20,6 +20,7 @@ from clora_core.method.regularizers import Regularizer, SelfRegularization, Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.attach import attached
 from clora_core.model.base import Base
+from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Exhibit, Museum
 from clora_core.starter.model import Starter
 from tests.small import (
@@ -299,6 +300,30 @@ def test_a_second_run_gives_the_same_bits_with_other_global_seeds(base: Base, fi
         museums.append(taught(base, first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
     assert same_bits(*museums)
     assert same_bits(museums[0], taught(small_base(), first, small_concept("<two>", seed=1), short(C_LORA, flip=True)))
+
+
+def test_the_starter_learns_and_is_sampled_on_one_thread(base: Base):
+    """Whose threads spin while they wait for each other, which takes several times longer on a busy machine."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        learn(
+            base,
+            Museum(base.fingerprint),
+            [small_concept()],
+            short(),
+            report=lambda progress: seen.append(torch.get_num_threads()),
+        )
+        sampled = sample(
+            base,
+            ["a cat"],
+            sampling=Sampling(steps=1),
+            latent_shape=(32, 8, 8),
+            report=lambda done, total: seen.append(torch.get_num_threads()),
+        )
+        assert set(seen) == {1} and len(sampled) == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_learning_leaves_the_random_numbers_of_the_process_alone(base: Base, first: Museum):

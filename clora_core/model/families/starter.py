@@ -33,6 +33,7 @@ STARTER = Family(
         schedule="cosine",
         vectors=2,
         precision="fp32",
+        threads=1,
     ),
     captions=tuple(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()),
 )
