@@ -24,7 +24,7 @@ SIDE = 64  # pixels, of the starter model's pictures
 ENLARGED = 4  # times, without smoothing: the starter model's pictures as they are shown
 
 NODE, SMALL, TEXT = (220, 200), (220, 110), (290, 100)
-TRAIN, SAMPLER, DECODE, PREVIEW, KEPT = (300, 800), (290, 270), (210, 80), (330, 340), (290, 200)
+TRAIN, SAMPLER, DECODE, PREVIEW, KEPT = (300, 1100), (290, 270), (210, 80), (330, 340), (290, 200)
 NOTE = 320  # wide
 
 
