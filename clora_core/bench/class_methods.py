@@ -21,7 +21,6 @@ from ..method.regularizers import ContextPreservation, Regularizer, SelfRegulari
 from ..method.step import AnySetting
 from ..model.attach import attached
 from ..model.low_rank import LowRank
-from ..model.projections import Projection
 from ..pictures import as_floats
 
 TEMPERATURE = 2.0  # of learning without forgetting, arXiv:1606.09282
@@ -74,16 +73,7 @@ class ElasticDeltas(Baseline):
     """EWC-LoRA, arXiv:2602.17559: weight / 2 · Σ Ω ∘ (up·down)², Ω the summed Fisher information of earlier tasks."""
 
     def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
-        fisher = self.memory.fisher
-
-        def term(step: Any) -> Tensor:
-            total = step.zero()
-            for projection, omega in fisher.items():
-                delta = step.deltas[projection]
-                total = total + (omega * (delta.up @ delta.down).square()).sum()
-            return self.weight / 2 * total
-
-        return {"elastic_weights": term} if fisher else {}
+        return _elastic(self, lambda step, projection: step.deltas[projection].up @ step.deltas[projection].down)
 
     def finish(self, task: Task) -> None:
         museum = self.museum.with_task(task)
@@ -105,7 +95,8 @@ class InputSpaces(Baseline):
         _, moments = self.read()
         deltas = {}
         for projection, delta in trained.deltas.items():
-            moment = _outside(moments[layer_path(projection)].double(), self._space(projection))
+            layer = layer_path(projection)
+            moment = _outside(moments[layer].double(), self._space(layer, projection.shape[1]))
             directions = torch.linalg.eigh(moment)[1][:, -self.loop.rank :].T.float()
             deltas[projection] = LowRank(delta.up, (directions / 3**0.5).to(self.base.device).contiguous())
         return replace(trained, deltas=deltas)
@@ -114,7 +105,7 @@ class InputSpaces(Baseline):
         share = self.weight + (1 - self.weight) * self.memory.tasks / max(1, self.tasks)
         for layer, moment in task.inputs.items():
             moment = moment.double()
-            old = self.memory.spaces.get(layer, torch.zeros(len(moment), 0, dtype=torch.float64))
+            old = self._space(layer, len(moment))
             values, vectors = torch.linalg.eigh(_outside(moment, old))
             contained = (moment.trace() - values.sum()) / moment.trace()
             count = 0
@@ -124,9 +115,8 @@ class InputSpaces(Baseline):
             self.memory.spaces[layer] = torch.cat([old, vectors[:, len(moment) - count :]], dim=1)
         self.memory.tasks += 1
 
-    def _space(self, projection: Projection) -> Tensor:
-        size = projection.shape[1]
-        return self.memory.spaces.get(layer_path(projection), torch.zeros(size, 0, dtype=torch.float64))
+    def _space(self, layer: str, width: int) -> Tensor:
+        return self.memory.spaces.get(layer, torch.zeros(width, 0, dtype=torch.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +143,8 @@ class WholeNetwork(Baseline):
         return WholeTrained({}, self.first_rows(features), self.base.network)
 
     def terms(self, setting: AnySetting, features: Tensor) -> dict[str, Callable[[Any], Tensor]]:
-        fisher, now = self.memory.fisher, dict(self.base.network.named_parameters())
-
-        def term(step: Any) -> Tensor:
-            total = step.zero()
-            for name, omega in fisher.items():
-                total = total + (omega * (now[name] - self.memory.anchors[name]).square()).sum()
-            return self.weight / 2 * total
-
-        return {"elastic_weights": term} if self.weight and fisher else {}
+        now = dict(self.base.network.named_parameters())
+        return _elastic(self, lambda step, name: now[name] - self.memory.anchors[name])
 
     def finish(self, task: Task) -> None:
         if self.weight:
@@ -193,22 +176,16 @@ class Method:
 
 
 def _regularized(name: str, kind: Callable[[float], Regularizer]) -> Callable[[float], TaskRecipe]:
-    def recipe(weight: float) -> TaskRecipe:
-        return replace(METHODS[name], learning=replace(METHODS[name].learning, regularizers=(kind(weight),)))
-
-    return recipe
+    own = METHODS[name]
+    return lambda weight: replace(own, learning=replace(own.learning, regularizers=(kind(weight),)))
 
 
 def _at_rate(name: str, rate: str = "learning_rate") -> Callable[[float], TaskRecipe]:
     return lambda weight: replace(METHODS[name], learning=replace(METHODS[name].learning, **{rate: weight}))
 
 
-def _plain(weight: float) -> TaskRecipe:
-    return _at_rate("sequential")(1e-3)
-
-
-def _whole(weight: float) -> TaskRecipe:
-    return _at_rate("sequential")(3e-5)
+def _fixed(rate: float) -> Callable[[float], TaskRecipe]:
+    return lambda weight: _at_rate("sequential")(rate)
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -217,11 +194,11 @@ COMPARED: dict[str, Method] = {
     "first-task": Method(TaskLearning, _at_rate("first-task"), RATES, 3e-4),
     "sequential": Method(TaskLearning, _at_rate("sequential"), RATES, 3e-4),
     "fine-tuning": Method(WholeNetwork, _at_rate("sequential"), (1e-5, 3e-5, 1e-4, 3e-4), 1e-5),
-    "ewc": Method(WholeNetwork, _whole, (1e6, 1e7, 1e8, 1e9), 1e9),
-    "ewc-lora": Method(ElasticDeltas, _plain, (1e6, 1e7, 1e8, 1e9), 1e9),
-    "lwf": Method(Distilled, _plain, (0.3, 1.0, 3.0, 10.0), 10.0),
-    "inflora": Method(InputSpaces, _plain, (0.9, 0.95, 0.98, 0.99), 0.95),
-    "weight-decay": Method(DecayedDeltas, _plain, (1e-3, 1e-2, 1e-1, 1.0), 1.0),
+    "ewc": Method(WholeNetwork, _fixed(3e-5), (1e6, 1e7, 1e8, 1e9), 1e9),
+    "ewc-lora": Method(ElasticDeltas, _fixed(1e-3), (1e6, 1e7, 1e8, 1e9), 1e9),
+    "lwf": Method(Distilled, _fixed(1e-3), (0.3, 1.0, 3.0, 10.0), 10.0),
+    "inflora": Method(InputSpaces, _fixed(1e-3), (0.9, 0.95, 0.98, 0.99), 0.95),
+    "weight-decay": Method(DecayedDeltas, _fixed(1e-3), (1e-3, 1e-2, 1e-1, 1.0), 1.0),
     "c-lora": Method(TaskLearning, _regularized("c-lora", SelfRegularization), (1.0, 10.0, 100.0, 1000.0), 10.0),
     "preservation": Method(
         TaskLearning, _regularized("preservation", ContextPreservation), (5.0, 50.0, 500.0, 5000.0), 5000.0
@@ -242,6 +219,19 @@ def learn_task(
     result = learning.run()
     learning.finish(result)
     return result
+
+
+def _elastic(learning: Baseline, change: Callable[[Any, Any], Tensor]) -> dict[str, Callable[[Any], Tensor]]:
+    """weight / 2 · Σ Ω ∘ change², where there is Fisher information Ω of earlier tasks."""
+    fisher = learning.memory.fisher
+
+    def term(step: Any) -> Tensor:
+        total = step.zero()
+        for name, omega in fisher.items():
+            total = total + (omega * change(step, name).square()).sum()
+        return learning.weight / 2 * total
+
+    return {"elastic_weights": term} if learning.weight and fisher else {}
 
 
 def _outside(moment: Tensor, space: Tensor) -> Tensor:

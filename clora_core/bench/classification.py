@@ -7,6 +7,7 @@ benchmark can be resumed; `--resume` takes over the runs of an earlier one from 
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import time
@@ -79,20 +80,17 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     every = {**settings, "classes": len(train.classes), "data": digest(base, train, test)}
     earlier: Sequence[Run] = json.loads(arguments.resume.read_text(encoding="utf-8")) if arguments.resume else ()
     results = {run_name(result): result for result in earlier}
-    for tasks in arguments.tasks:
-        for seed in seeds:
-            for head in arguments.heads:
-                for name in arguments.methods:
-                    compared = COMPARED[name]
-                    for weight in compared.tried if arguments.search else (compared.weight,):
-                        own = {"method": name, "weight": weight, "tasks": tasks, "seed": seed, "head": head}
-                        title = run_name({**own, **every})
-                        path = runs / f"{title}.json"
-                        if title not in results and not path.exists():
-                            result = one_run(arguments.base, base, train, test, **own, **settings)
-                            write_json(path, {**own, **every, **result})
-                        results[title] = results.get(title) or read_json(path)
-                        say(f"{title}: {final_alignment(results[title]['read'][head]['all']):.3f}")
+    for tasks, seed, head, name in itertools.product(arguments.tasks, seeds, arguments.heads, arguments.methods):
+        compared = COMPARED[name]
+        for weight in compared.tried if arguments.search else (compared.weight,):
+            own = {"method": name, "weight": weight, "tasks": tasks, "seed": seed, "head": head}
+            title = run_name({**own, **every})
+            path = runs / f"{title}.json"
+            if title not in results and not path.exists():
+                result = one_run(arguments.base, base, train, test, **own, **settings)
+                write_json(path, {**own, **every, **result})
+            results[title] = results.get(title) or read_json(path)
+            say(f"{title}: {final_alignment(results[title]['read'][head]['all']):.3f}")
     lines = ",\n".join(json.dumps(results[title], separators=(",", ":")) for title in sorted(results))
     (arguments.out / "classification.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     table = weights_table(list(results.values())) if arguments.search else tables(list(results.values()))

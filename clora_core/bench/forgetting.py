@@ -4,8 +4,9 @@ Every run (recipe, order, seed) has its own file, so that a stopped benchmark ca
 """
 
 import argparse
+import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     examiner = Examiner(base, load_judge())
     names = TRACKS[arguments.subjects][: arguments.concepts]
     before = examiner.plain_prompts(Museum(base.fingerprint), count=arguments.plain)
-    for method, order, seed in _planned(arguments):
+    # every method once before any runs again, so a stopped benchmark is fair
+    for seed, method in itertools.product(arguments.seeds, arguments.methods):
+        order = seed % arguments.orders
         recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
         name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system
         path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{name}-order{order}-seed{seed}.json"
@@ -126,13 +129,6 @@ def _as_long(result: Run, arguments: argparse.Namespace) -> bool:
     whole = len(TRACKS[result["track"]][: arguments.concepts])
     recipe, _ = method_recipe(result["method"], seed=0, steps=arguments.steps)
     return (len(result["subjects"]), result["recipe"]["steps"]) == (whole, recipe.steps)
-
-
-def _planned(arguments: argparse.Namespace) -> Iterable[tuple[str, int, int]]:
-    """Method, order and seed of all runs; every method once before any runs again, so a stopped benchmark is fair."""
-    for seed in arguments.seeds:
-        for method in arguments.methods:
-            yield method, seed % arguments.orders, seed
 
 
 def in_order(names: Sequence[str], order: int) -> list[str]:

@@ -27,6 +27,7 @@ from ..model.families import family_named, find_projections
 from ..museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from ..museum.museum import Exhibit
 from .measuring import Shape, machine, random_museum
+from .runs import write_json
 
 STATUS = Path("/proc/self/status")
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if arguments.json:
         settings = {"rank": arguments.rank, "rounds": arguments.rounds, "against": AGAINST}
         report = {"machine": machine(torch.device("cpu")), "settings": settings, "museums": rows}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, report)
 
 
 def costs_of(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]]:
@@ -87,23 +88,20 @@ def costs_of(path: Path, rounds: int) -> dict[str, dict[str, float | int | None]
     grown, copy = path.with_name("grown.safetensors"), path.with_name("copy.safetensors")
     renamed = Exhibit(ConceptToken("<new>", new.token.vectors), new.deltas, new.recipe)
 
-    def append() -> None:
-        append_exhibits([renamed], grown, base=header.base)
-
-    def restore() -> None:
-        shutil.copy(path, grown)
-
     pairs: Mapping[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "header": (lambda: read_header(path), lambda: _unchecked(path)),
         "load": (lambda: load_museum(path), lambda: _unhashed(path)),
         "one": (lambda: load_museum(path, words=[word]), lambda: load_museum(path)),
         "view": (lambda: load_view(path), lambda: load_museum(path).dense()),
-        "append": (append, lambda: shutil.copy(path, copy)),
+        "append": (
+            lambda: append_exhibits([renamed], grown, base=header.base),
+            lambda: shutil.copy(path, copy),
+        ),
     }
     costs = {}
     for name, (ours, naive) in pairs.items():
-        before = restore if name == "append" else None
-        cost, other = cost_of(ours, rounds, before), cost_of(naive, rounds)
+        restore = (lambda: shutil.copy(path, grown)) if name == "append" else None
+        cost, other = cost_of(ours, rounds, restore), cost_of(naive, rounds)
         naive_cost = {f"naive_{key}": value for key, value in vars(other).items()}
         costs[name] = {**vars(cost), **naive_cost, "ratio": cost.seconds / other.seconds}
     return costs

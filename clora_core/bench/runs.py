@@ -49,12 +49,8 @@ def with_interval(values: Sequence[float], *, sign: str = "") -> str:
 
 
 def half(values: Sequence[float]) -> float:
-    """Half of a 95 % interval of the mean, by Student's distribution."""
-    count = len(values)
-    times = STUDENT[count - 2] if 2 <= count < len(STUDENT) + 2 else 1.96
-    return times * standard_error(values)
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; NaN for a single value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Half of a 95 % interval of the mean, by Student's distribution; NaN for a single value."""
+    if (count := len(values)) < 2:
+        return math.nan
+    times = STUDENT[count - 2] if count < len(STUDENT) + 2 else 1.96
+    return times * (statistics.stdev(values) / math.sqrt(count))

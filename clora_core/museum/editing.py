@@ -6,6 +6,7 @@ An edit can be written as a line of text:
 """
 
 import datetime
+import itertools
 from dataclasses import replace
 from typing import TypeVar
 
@@ -128,10 +129,8 @@ def _with(museum: Museum, exhibit: Exhibit) -> Museum:
 def _free(word: str, words: tuple[str, ...]) -> str:
     """<my-cat> → <my-cat-2>, or the next number that is free."""
     stem, end = (word[:-1], ">") if word.endswith(">") else (word, "")
-    number = 2
-    while f"{stem}-{number}{end}" in words:
-        number += 1
-    return f"{stem}-{number}{end}"
+    names = (f"{stem}-{number}{end}" for number in itertools.count(2))
+    return next(name for name in names if name not in words)
 
 
 def _number(text: str, kind: type[Number], line: str) -> Number:

@@ -1,5 +1,6 @@
 """Exhibits before and after: one of their own pictures, a sample when they were learned, and the same sample now."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,15 +39,13 @@ def before_and_after(
     report: Callable[[int, int], None],
 ) -> tuple[BeforeAfter, ...]:
     """`report(done, total)` is called after every sampling step and may raise to stop."""
-    count, now, done = len(museum.exhibits), State(base, museum), 0
+    count, now, steps = len(museum.exhibits), State(base, museum), itertools.count(1)
     places = spread(range(count), MOST)
     ends = [museum.learned_with(place) + 1 for place in places]
     total = sampling.steps * sum(1 if end == count else 2 for end in ends)
 
     def tick(step: int, of: int) -> None:
-        nonlocal done
-        done += 1
-        report(done, total)
+        report(next(steps), total)
 
     def picture(state: State, prompt: str) -> Tensor:
         with state.viewing():

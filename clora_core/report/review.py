@@ -1,5 +1,6 @@
 """Make a report: every exhibit right after it was learned and now, and plain prompts before and after the museum."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -104,13 +105,11 @@ def make_report(
         if exhibit.thumbnail:
             from_thumbnail(exhibit.thumbnail)  # raises for a broken thumbnail before the long work
     count, prompts = len(museum.exhibits), everyday_prompts(base.family.captions, settings.everyday)
-    done = 0
+    steps = itertools.count(1)
 
     def tick() -> None:
-        nonlocal done
-        done += 1
         if report:
-            report(done, total)
+            report(next(steps), total)
 
     compare = Comparing(replace(settings.sampling, batch_size=AT_ONCE), latent_shape, tick)
     ends = [museum.learned_with(place) + 1 for place in range(count)]

@@ -27,22 +27,11 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 96, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(96, 96, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(96, 96, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(96, 32, 1),
-            nn.Flatten(),
-        )
+        layers: list[nn.Module] = []
+        for before, halved, after in ((3, 32, 64), (64, 64, 96), (96, 96, 96)):
+            layers += [nn.Conv2d(before, halved, 4, stride=2, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(halved, after, 3, padding=1), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers, nn.Conv2d(96, 32, 1), nn.Flatten())
         self.heads = nn.ModuleDict({name: nn.Linear(32 * 8 * 8, len(values)) for name, values in HEADS.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:

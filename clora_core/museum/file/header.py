@@ -261,7 +261,11 @@ class _ExhibitReader:
 
     def ranks(self, value: object, what: str) -> Mapping[Projection, int]:
         if isinstance(value, dict):
-            return _ranks(value, self.projections, what)
+            paths = {projection.path: projection for projection in self.projections}
+            if unknown := [path for path in value if path not in paths]:
+                raise MuseumError(f"{what} has an unknown projection, '{unknown[0]:.100}'.")
+            own = [projection for path, projection in paths.items() if path in value]
+            return {p: integer(value[p.path], f"{what} of '{p.path}'", least=1) for p in own}
         rank = integer(value, what, least=1)
         if rank not in self.everywhere:
             self.everywhere[rank] = dict.fromkeys(self.projections, rank)
@@ -275,13 +279,6 @@ def projection_from_json(entry: object) -> Projection:
             shape = integer(rows, "A projection's height", least=1), integer(columns, "A projection's width", least=1)
             return Projection(text(path, "A projection's path"), cast(Role, text(role, "A projection's role")), shape)
     raise MuseumError(f"A projection is [path, role, out, in], not {entry!r:.60}.")
-
-
-def _ranks(value: Mapping[str, object], projections: tuple[Projection, ...], what: str) -> dict[Projection, int]:
-    paths = {projection.path: projection for projection in projections}
-    if unknown := [path for path in value if path not in paths]:
-        raise MuseumError(f"{what} has an unknown projection, '{unknown[0]:.100}'.")
-    return {p: integer(value[p.path], f"{what} of '{p.path}'", least=1) for p in projections if p.path in value}
 
 
 def recipe_from_json(value: object, what: str) -> Recipe:
