@@ -27,14 +27,13 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import ViTConfig, ViTModel
 
-from clora_core.bench.measuring import machine
+from clora_core.bench.measuring import machine, random_deltas
 from clora_core.bench.step import memory_peak_gib
 from clora_core.bench.training import built_with_seed
 from clora_core.classification.learn import ClassPictures, TaskLearning
 from clora_core.classification.museum import Task, TaskMuseum
 from clora_core.classification.recipe import METHODS
 from clora_core.classification.vision import Vision, attention_projections, layer_path
-from clora_core.model.low_rank import LowRank
 from clora_core.pictures import as_floats
 from clora_core.seeds import seeded
 
@@ -131,13 +130,7 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
 def random_task(base: Vision, number: int) -> Task:
     """An earlier task with random small deltas."""
     rng = seeded("task", number)
-    deltas = {
-        projection: LowRank(
-            torch.randn(projection.shape[0], RANK, generator=rng) * 0.01,
-            torch.randn(RANK, projection.shape[1], generator=rng) * 0.01,
-        )
-        for projection in base.slots
-    }
+    deltas = random_deltas(base.slots, RANK, rng)
     inputs = {layer_path(projection): torch.eye(projection.shape[1]) for projection in base.slots}
     rows = torch.zeros(CLASSES, base.width + 1)
     names = tuple(f"{number} {label}" for label in range(CLASSES))

@@ -1,7 +1,7 @@
 """Shared by benchmarks: museums of random numbers, and facts about the machine."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,18 +25,23 @@ class Shape:
     slots: Mapping[Projection, Slot]
 
 
+def random_deltas(projections: Iterable[Projection], rank: int, rng: torch.Generator) -> dict[Projection, LowRank]:
+    """Small ones, for every projection."""
+    return {
+        projection: LowRank(
+            torch.randn(projection.shape[0], rank, generator=rng) * 0.01,
+            torch.randn(rank, projection.shape[1], generator=rng) * 0.01,
+        )
+        for projection in projections
+    }
+
+
 def random_museum(base: Base | Shape, count: int, rank: int) -> Museum:
     """Exhibits of random small factors on every projection."""
     exhibits = []
     for number in range(count):
         rng = seeded("bench museum", number)
-        deltas = {
-            projection: LowRank(
-                torch.randn(projection.shape[0], rank, generator=rng) * 0.01,
-                torch.randn(rank, projection.shape[1], generator=rng) * 0.01,
-            )
-            for projection in base.slots
-        }
+        deltas = random_deltas(base.slots, rank, rng)
         vectors = {encoder: torch.zeros(1, 1, width) for encoder, width in base.family.encoders.items()}
         exhibits.append(Exhibit(ConceptToken(f"<past-{number}>", vectors), deltas, Recipe(rank=rank)))
     return Museum(base.fingerprint, tuple(exhibits))
