@@ -8,7 +8,8 @@ from .frontend import Frontend
 
 KIND = "CLoRA_TrainStep"
 QUICK = {KIND: {"steps": 12, "batch_size": 4, "preview_every": 4}, "KSampler": {"steps": 2}}
-FILES = ("CheckpointLoaderSimple", "LoadImage")  # of the user's own; newer frontends mark those that are not there
+LOADERS = ("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader")
+FILES = (*LOADERS, "LoadImage")  # of the user's own; newer frontends mark those that are not there
 PALETTES = ("dark", "light", "solarized", "arc", "nord", "github")  # ComfyUI's own
 CONTRASTS = """() => {  // of every text in a panel, as WCAG 2.2 defines it: [text, ratio]
   const canvas = document.createElement("canvas"); canvas.width = canvas.height = 1
