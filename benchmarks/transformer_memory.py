@@ -31,6 +31,10 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
         {"model_channels": 2048, "num_blocks": 28, "num_heads": 16, "adaln_lora_dim": 256},
     ),
     "pixart (Sigma)": ("pixart", {"input_size": 128, "hidden_size": 1152, "depth": 28, "num_heads": 16}),
+    "hunyuan-dit (1.2)": (
+        "hunyuan-dit",
+        {"input_size": 128, "hidden_size": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 4.3637},
+    ),
     "wan (1.3B)": ("wan", {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
     "wan (14B)": ("wan", {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
     "flux (dev)": ("flux", FLUX),
@@ -164,6 +168,10 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
         options["guidance"] = torch.empty(1, device="meta", dtype=torch.bfloat16)
     if family in ("cosmos-predict2", "anima"):
         options["padding_mask"] = torch.empty(1, 1, SIDE * 8, SIDE * 8, device="meta", dtype=torch.bfloat16)
+    if family == "hunyuan-dit":
+        options["encoder_hidden_states_t5"] = torch.empty(1, 256, 2048, device="meta", dtype=torch.bfloat16)
+        options["text_embedding_mask"] = torch.ones(1, TOKENS, device="meta")
+        options["text_embedding_mask_t5"] = torch.ones(1, 256, device="meta")
     if family == "z-image":
         options["num_tokens"] = TOKENS
     seen = Kept(network)
@@ -176,11 +184,14 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
 
 def main() -> None:
     import_host(find_host())  # type: ignore[arg-type]
+    import comfy.ldm.hydit.attn_layers
+    import comfy.ldm.hydit.poolers
     import comfy.ldm.pixart.blocks
     import comfy.ops
     from comfy.ldm.modules.attention import attention_pytorch
 
-    comfy.ldm.pixart.blocks.optimized_attention = attention_pytorch  # which takes no override
+    for module in (comfy.ldm.pixart.blocks, comfy.ldm.hydit.attn_layers, comfy.ldm.hydit.poolers):
+        module.optimized_attention = attention_pytorch  # they take no override
     comfy.ops.scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention = attention
     from tests.host.small_transformers import NETWORKS
 

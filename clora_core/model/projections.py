@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Role = Literal["query", "key", "value"]
+Role = Literal["query", "key", "value", "key_value"]  # the last: both in one weight, changed as one
 
 
 @dataclass(frozen=True, order=True)

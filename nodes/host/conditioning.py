@@ -22,6 +22,7 @@ from .remembered import remember
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
 CLIPS = ("l", "g", "h")  # what tokenizers call CLIP text encoders
+SECOND = "conditioning_mt5xl"  # in a conditioning: states that the network reads behind the others (HunyuanDiT)
 IDS = "t5xxl_ids"  # in a conditioning: the ids of a second tokenizer, whose rows the network then reads (Anima)
 Piece = int | dict[str, Any]  # an id, or a vector of a learned word
 
@@ -94,13 +95,13 @@ def layers_in(pieces: Sequence[Any]) -> int:
 def over_states(masks: Mapping[str, Tensor], length: int) -> Tensor:
     """A mask over the states of a prompt, (length,) bool, from one over each encoder's tokens, (rows, n) bool.
 
-    The states of CLIPs stand side by side. Those of another encoder follow them (SD3) or stand alone (Flux, which reads
-    nothing but a pooled vector of CLIP). The front of a template may be cut off, and padding added behind.
+    The states of CLIPs stand side by side. Those of other encoders follow (SD3, HunyuanDiT) or stand alone (Flux, which
+    reads nothing but a pooled vector of CLIP). The front of a template may be cut off, and padding added behind.
     """
     flat = {name: mask.flatten() for name, mask in masks.items()}
     clips = [mask for name, mask in flat.items() if name in CLIPS]
     others = [mask for name, mask in flat.items() if name not in CLIPS]
-    joined = others[0] if others else clips[0]
+    joined = torch.cat(others) if others else clips[0]
     if clips:
         longest = max(len(mask) for mask in clips)
         beside = torch.stack([F.pad(mask, (0, longest - len(mask))) for mask in clips]).any(0)
@@ -116,6 +117,8 @@ def rows_read(pairs: Pairs, extras: Mapping[str, Any], length: int) -> tuple[Pai
 
     pairs: of all tokenizers. extras: that come with the states. length: the number of the states.
     """
+    if SECOND in extras:
+        return pairs, length + extras[SECOND].shape[1]
     if IDS not in extras:
         return pairs, length
     second = IDS.removesuffix("_ids")
@@ -171,7 +174,7 @@ class _MarkedEncoding:
         layers = self._all_layers(pairs, states)
         clips_only = set(pairs) <= set(CLIPS)
         chunk = max(length for _, length in sizes.values()) if clips_only else states.shape[1]
-        remember(states, chunk, word_places if read is pairs else {}, layers)
+        remember(states, chunk, word_places if read is pairs and length == states.shape[1] else {}, layers)
         if clips_only:
             self._compare_skip(pairs)
         extras = {**extra, PLACES: word_places}

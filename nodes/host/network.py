@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.base import Conditioning, Schedule
-from .conditioning import IDS
+from .conditioning import IDS, SECOND
 from .model import ModelPatcher, unet_of
 
 ROWS = 512  # of text, at least, behind an adapter
@@ -44,7 +44,7 @@ def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Cond
     context = joined.pop("c_crossattn")
     extras = {name: _cast(value, latents) for name, value in joined.items()}
     network = model.model.diffusion_model
-    return network(latents, times, context=context.to(latents), control=None, **options, **extras).float()
+    return network(latents, times, context=context.to(latents, copy=True), control=None, **options, **extras).float()
 
 
 def own_dtype(model: ModelPatcher) -> torch.dtype:
@@ -55,8 +55,11 @@ def own_dtype(model: ModelPatcher) -> torch.dtype:
 def adapted(model: ModelPatcher, states: Tensor, extras: dict[str, Any]) -> Tensor:
     """What the network's own adapter makes of the text states (1, n, width), if it has one; (1, rows, width) float32.
 
-    It reads the ids of a second tokenizer, which are taken out of `extras`, and gives a row for each.
+    It reads the ids of a second tokenizer, which are taken out of `extras`, and gives a row for each. States of a second
+    encoder stay in `extras`; rows of zeros stand for them.
     """
+    if SECOND in extras:
+        return F.pad(states, (0, 0, 0, extras[SECOND].shape[1]))
     ids, weights = extras.pop(IDS, None), extras.pop("t5xxl_weights", None)
     if ids is None:
         return states
@@ -76,8 +79,11 @@ def _conditions(model: ModelPatcher, latents: Tensor, conditioning: Conditioning
     if conditioning.sizes is not None:
         sizes = conditioning.sizes[row].tolist()
     pooled = None if conditioning.pooled is None else conditioning.pooled[row : row + 1]
+    states = conditioning.states[row : row + 1]
+    if SECOND in extras:
+        states = states[:, : states.shape[1] - extras[SECOND].shape[1]]
     conditions = model.model.extra_conds(
-        cross_attn=conditioning.states[row : row + 1],
+        cross_attn=states,
         pooled_output=pooled,
         noise=latents,
         device=latents.device,

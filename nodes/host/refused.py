@@ -28,7 +28,6 @@ REASONS = {
         "SDXLRefiner",
     ),
     "Its first stage makes latents of another model. Use SDXL.": ("StableCascade_C", "StableCascade_B"),
-    "It is not supported yet. Use PixArt, SD3 or SDXL.": ("HunyuanDiT",),
 }
 SUPPORTED = ("ZImage",)  # configurations
 BY_CLASS = {name: reason for reason, names in REASONS.items() for name in names}

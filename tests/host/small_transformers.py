@@ -48,6 +48,10 @@ NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
             **{"micro_condition": False, "model_max_length": 300, "pe_interpolation": 2},
         },
     ),
+    "hunyuan-dit": (
+        "HunyuanDiT",
+        {"image_model": "hydit", "input_size": 16, "hidden_size": WIDTH, "depth": 4, "num_heads": HEADS},
+    ),
     "wan": (
         "WAN21_T2V",
         {
@@ -116,6 +120,7 @@ CLIP = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 6
 SIZES = {
     **{f"clip_{name}_model_config": CLIP for name in ("l", "g")},
     **{"t5xxl_model_config": T5, "umt5xxl_model_config": T5, "qwen25_7b_model_config": LLM},
+    **{"hydit_clip_model_config": CLIP, "mt5xl_model_config": T5},
     **{f"qwen3_{size}_model_config": {**LLM, "num_hidden_layers": 3} for size in ("06b", "4b")},
 }
 
@@ -167,7 +172,7 @@ def _encoders(kind: Any) -> comfy.sd.CLIP:
     t5 = torch.empty(1, dtype=torch.float32)
     everything["text_encoders.t5xxl.transformer.encoder.final_layer_norm.weight"] = t5  # type: ignore[assignment]
     everything["text_encoders.qwen3_4b.transformer.model.norm.weight"] = t5
-    tokens = {"spiece_model": sentence_pieces()}
+    tokens = dict.fromkeys(("spiece_model", "mt5xl.spiece_model"), sentence_pieces())
     clip = comfy.sd.CLIP(kind.clip_target(everything), tokenizer_data=tokens, model_options=dict(SIZES))
     for encoder in clip.cond_stage_model.children():
         if isinstance(encoder.layer, list):  # of three layers; the real ones are deeper

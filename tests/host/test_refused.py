@@ -14,7 +14,7 @@ from packaging.version import Version
 # UNets, which are recognised by their projections, and the families of transformers.
 SUPPORTED = {
     *("BaseModel", "SDXL", "SD21UNCLIP", "SD_X4Upscaler", "SD15_instructpix2pix", "SDXL_instructpix2pix"),
-    *("CosmosPredict2", "Anima", "PixArt", "WAN21", "Flux", "Chroma", "SD3", "QwenImage"),
+    *("CosmosPredict2", "Anima", "PixArt", "HunyuanDiT", "WAN21", "Flux", "Chroma", "SD3", "QwenImage"),
 }
 
 

@@ -29,6 +29,7 @@ PATHS = {
     "anima": "blocks.27.cross_attn.k_proj",
     "z-image": "layers.29.attention.to_k",
     "pixart": "transformer_blocks.3.attn2.to_k",
+    "hunyuan-dit": "blocks.39.attn2.kv_proj",
     "wan": "blocks.12.cross_attn.k",
     **dict.fromkeys(
         ("flux", "flux2-klein-4b", "flux2-klein-9b", "chroma", "sd3", "qwen-image"),
@@ -40,7 +41,8 @@ PATHS = {
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_told_apart_by_its_projections(family: Family) -> None:
     path = PATHS.get(family.name, "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k")
-    assert family_of([Projection(path, "key", (64, family.text_width))], set(family.needs)) is family
+    role = "key_value" if family.name == "hunyuan-dit" else "key"
+    assert family_of([Projection(path, role, (64, family.text_width))], set(family.needs)) is family
     assert not family.has([Projection(path, "value", (64, family.text_width))])
     assert not family.has([Projection("blocks.0.self_attn.k_proj", "key", (64, family.text_width))])
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from torch import nn
 
 from ...errors import BaseModelError
-from ..projections import Place, Projection, Slot
+from ..projections import Place, Projection, Role, Slot
 from .cosmos import ANIMA, COSMOS
 from .family import Family
 from .flux import CHROMA, FLUX, KLEIN_4B, KLEIN_9B
+from .hunyuan_dit import HUNYUAN_DIT
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd2 import SD2
@@ -21,7 +22,7 @@ from .z_image import Z_IMAGE
 
 FAMILIES: tuple[Family, ...] = (
     *(STARTER, SD15, SD2, SDXL),
-    *(COSMOS, ANIMA, PIXART, WAN),
+    *(COSMOS, ANIMA, PIXART, HUNYUAN_DIT, WAN),
     *(FLUX, KLEIN_4B, KLEIN_9B, CHROMA, SD3, QWEN_IMAGE),
     Z_IMAGE,
 )
@@ -85,6 +86,11 @@ def family_named(name: str) -> Family:
         if family.name == name:
             return family
     raise BaseModelError(f"There is no model family '{name}'. Known: {', '.join(family.name for family in FAMILIES)}.")
+
+
+def role(path: str) -> Role:
+    """The role of the projection with that path, which some family has."""
+    return next(role for family in FAMILIES if (role := family.structure.role(path)))
 
 
 def spelled(name: str) -> tuple[str, str] | None:

@@ -1,9 +1,8 @@
 """Transformers: numbered blocks of the same modules, where the maps of an attention may be stored in one weight."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from ..numbers import Numbers
 from ..projections import Place, Projection, Role
@@ -24,13 +23,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Blocks:
-    """key, value: the paths of a block's projections, with {} for its number. layouts: where they can be.
+    """paths: role → the path of a block's projection, with {} for its number. layouts: where they can be.
 
     lora: the key stem of a projection in ordinary LoRA files, with {} for its path.
     """
 
-    key: str
-    value: str
+    paths: Mapping[Role, str]
     layouts: tuple[Layout, ...]
     lora: str = "diffusion_model.{}"
 
@@ -46,29 +44,25 @@ class Blocks:
                         rows, columns = shape(name)
                         part = rows // len(roles)
                         for index, role in enumerate(roles):
-                            if role in self._paths:
-                                path = self._paths[role].format(match[1])
+                            if role in self.paths:
+                                path = self.paths[role].format(match[1])
                                 places[Projection(path, role, (part, columns))] = Place(name, index * part)
             if places:
                 return places
         return {}
 
     def role(self, path: str) -> Role | None:
-        return next((role for role, template in self._paths.items() if _numbered(template).fullmatch(path)), None)
+        return next((role for role, template in self.paths.items() if _numbered(template).fullmatch(path)), None)
 
     def lora_key(self, path: str) -> str:
         return self.lora.format(path)
 
     def spelled(self, name: str) -> tuple[str, str] | None:
-        for template in self._paths.values():
+        for template in self.paths.values():
             pattern = re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\.", "[._]").replace("_", "[._]")
             if match := re.match(pattern, name):
                 return template.format(match[1]), name[match.end() :]
         return None
-
-    @cached_property
-    def _paths(self) -> dict[Role, str]:
-        return {"key": self.key, "value": self.value}
 
 
 def _numbered(template: str) -> re.Pattern[str]:

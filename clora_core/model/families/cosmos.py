@@ -16,8 +16,7 @@ COSMOS = Family(
     name="cosmos-predict2",
     title="Cosmos-Predict2",
     structure=Blocks(
-        key="blocks.{}.cross_attn.k_proj",
-        value="blocks.{}.cross_attn.v_proj",
+        {"key": "blocks.{}.cross_attn.k_proj", "value": "blocks.{}.cross_attn.v_proj"},
         layouts=(Layout({"blocks.{}.cross_attn.k_proj": ("key",), "blocks.{}.cross_attn.v_proj": ("value",)}),),
     ),
     text_width=1024,

@@ -16,8 +16,7 @@ FLUX = Family(
     name="flux",
     title="FLUX.1",
     structure=Blocks(
-        key="transformer_blocks.{}.attn.add_k_proj",
-        value="transformer_blocks.{}.attn.add_v_proj",
+        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
         layouts=(Layout({"double_blocks.{}.txt_attn.qkv": ("query", "key", "value")}),),
         lora="transformer.{}",
     ),

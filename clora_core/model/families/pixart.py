@@ -12,8 +12,7 @@ PIXART = Family(
     name="pixart",
     title="PixArt",
     structure=Blocks(
-        key="transformer_blocks.{}.attn2.to_k",
-        value="transformer_blocks.{}.attn2.to_v",
+        {"key": "transformer_blocks.{}.attn2.to_k", "value": "transformer_blocks.{}.attn2.to_v"},
         layouts=(Layout({"blocks.{}.cross_attn.kv_linear": ("key", "value")}),),
         lora="transformer.{}",
     ),

@@ -13,8 +13,7 @@ QWEN_IMAGE = Family(
     name="qwen-image",
     title="Qwen-Image",
     structure=Blocks(
-        key="transformer_blocks.{}.attn.add_k_proj",
-        value="transformer_blocks.{}.attn.add_v_proj",
+        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
         layouts=(
             Layout(
                 {

@@ -13,8 +13,7 @@ SD3 = Family(
     name="sd3",
     title="SD3",
     structure=Blocks(
-        key="transformer_blocks.{}.attn.add_k_proj",
-        value="transformer_blocks.{}.attn.add_v_proj",
+        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
         layouts=(Layout({"joint_blocks.{}.context_block.attn.qkv": ("query", "key", "value")}),),
         lora="transformer.{}",
     ),

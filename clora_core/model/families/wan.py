@@ -13,8 +13,7 @@ WAN = Family(
     name="wan",
     title="Wan",
     structure=Blocks(
-        key="blocks.{}.cross_attn.k",
-        value="blocks.{}.cross_attn.v",
+        {"key": "blocks.{}.cross_attn.k", "value": "blocks.{}.cross_attn.v"},
         layouts=(Layout({"blocks.{}.cross_attn.k": ("key",), "blocks.{}.cross_attn.v": ("value",)}),),
     ),
     text_width=4096,

@@ -14,8 +14,7 @@ Z_IMAGE = Family(
     name="z-image",
     title="Z-Image",
     structure=Blocks(
-        key="layers.{}.attention.to_k",
-        value="layers.{}.attention.to_v",
+        {"key": "layers.{}.attention.to_k", "value": "layers.{}.attention.to_v"},
         layouts=(Layout({"layers.{}.attention.qkv": ("query", "key", "value")}),),
     ),
     text_width=2560,

@@ -140,15 +140,17 @@ def imported(
     Raises MuseumError for a LoRA of another family or with unknown projections.
     """
     lora, word = lora or OrdinaryLora(), normal(word)
-    if lora.deltas and (family := families.family_of(lora.deltas).name) != base.family:
-        raise MuseumError(f"This is a LoRA for {family}, but the museum was made over '{base}'.")
+    family = families.family_named(base.family)
+    if lora.deltas and not family.has(lora.deltas):
+        others = " or ".join(other.name for other in families.FAMILIES if other.has(lora.deltas)) or "no known family"
+        raise MuseumError(f"This is a LoRA for {others}, but the museum was made over '{base}'.")
     if unknown := [projection for projection in lora.deltas if projection not in known]:
         projection = unknown[0]
         raise MuseumError(
             f"The LoRA changes '{projection.path}' of shape {projection.shape}, which is not a known projection of "
             f"'{base}'. Was it made for another model? If not, give the museum's base to look the projection up."
         )
-    if missing := sorted(families.family_named(base.family).encoders.keys() - vectors.keys()):
+    if missing := sorted(family.encoders.keys() - vectors.keys()):
         raise MuseumError(
             f"'{word}' has no vectors for the text encoder {missing[0]} of {base.family}. If there is a second "
             "embedding file for it, give both files."
@@ -213,8 +215,7 @@ def _delta(file: safe_open, path: str, parts: Mapping[str, str], scaling: _Scali
         scale = tensors["alpha"].item() / rank
     else:
         raise MuseumError(f"'{parts['alpha']}' has shape {tuple(tensors['alpha'].shape)}; it must be one number.")
-    role = "key" if path.endswith("to_k") else "value"
-    return Projection(path, role, (up.shape[0], down.shape[1])), LowRank(up, down).scaled(scale)
+    return Projection(path, families.role(path), (up.shape[0], down.shape[1])), LowRank(up, down).scaled(scale)
 
 
 def _vectors(tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
