@@ -64,7 +64,7 @@ def test_installed_it_leaves_the_name_nodes_to_comfyui():
 def test_requirements_pin_nothing_and_name_nothing_heavy():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
-    assert set(wanted) <= {"einops", "numpy", "pillow", "safetensors"}
+    assert set(wanted) <= {"numpy", "pillow", "safetensors"}
 
 
 def test_the_registry_finds_what_it_asks_for():
