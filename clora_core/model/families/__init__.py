@@ -59,10 +59,10 @@ def find_projections(network: nn.Module) -> dict[Projection, Slot]:
 def recognized(network: nn.Module) -> tuple[Family, dict[Projection, Slot]]:
     """The family of a network, and its projections → their slots. Raises BaseModelError for other networks."""
     slots = find_projections(network)
-    return family_of(slots, {name for name, _ in network.named_modules()}), slots
+    return family_with(slots, {name for name, _ in network.named_modules()}), slots
 
 
-def family_of(projections: Collection[Projection], modules: Collection[str] = ()) -> Family:
+def family_with(projections: Collection[Projection], modules: Collection[str] = ()) -> Family:
     """The family of all these projections. Raises BaseModelError if there is none.
 
     modules: the names of the network's modules, which tell families with equal projections apart.

@@ -87,7 +87,7 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
             peft = any(name.startswith("base_model.") for parts in names.factors.values() for name in parts.values())
             scaling = _scaling(path, metadata, peft=peft)
             deltas = dict(_delta(file, where, parts, scaling) for where, parts in sorted(names.factors.items()))
-            families.family_of(deltas)
+            families.family_with(deltas)
             if not any(delta.up.any() and delta.down.any() for delta in deltas.values()):
                 raise MuseumError("It changes nothing: its factors or its alphas are all zero.")
             bundled = {
@@ -140,7 +140,7 @@ def imported(
     Raises MuseumError for a LoRA of another family or with unknown projections.
     """
     lora, word = lora or OrdinaryLora(), normal(word)
-    if lora.deltas and (family := families.family_of(lora.deltas).name) != base.family:
+    if lora.deltas and (family := families.family_with(lora.deltas).name) != base.family:
         raise MuseumError(f"This is a LoRA for {family}, but the museum was made over '{base}'.")
     if unknown := [projection for projection in lora.deltas if projection not in known]:
         projection = unknown[0]
