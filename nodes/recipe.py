@@ -27,7 +27,7 @@ class LearningRecipe(io.ComfyNode):
                     default=DEFAULT_METHOD,
                     tooltip="How earlier concepts are protected. preservation: keeps the keys and values of other "
                     "prompts where they are. word-gated: acts only at the trigger word, or from it onwards; nothing "
-                    "else changes, and several styles are kept. c-lora: keeps off the weights that earlier concepts "
+                    "else changes, and several styles are kept. c-lora: avoids the weights that earlier concepts "
                     "changed, as in its paper. museum-maker: for styles, partly reconstructed from its paper. "
                     "textual-inversion: trains only the word. The help page explains all methods.",
                 ),

@@ -1,4 +1,4 @@
-"""The nodes' schemas, read off their sources, since they can be built inside ComfyUI only."""
+"""The nodes' schemas, read from their sources, since they can only be built inside ComfyUI."""
 
 import ast
 from collections.abc import Iterator, Mapping

@@ -55,7 +55,7 @@ def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
 
 
 @torch.no_grad()
-def test_a_single_file_answers_as_the_folder_does(saved: Saved, base: DiffusersBase) -> None:
+def test_single_file_gives_the_results_of_the_folder(saved: Saved, base: DiffusersBase) -> None:
     other = saved.open_file()
     assert other.fingerprint == base.fingerprint
     assert list(other.slots) == list(base.slots)
@@ -87,7 +87,7 @@ def test_open_clip_is_converted_as_by_diffusers(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_the_fingerprint_does_not_depend_on_how_weights_are_held(dtype: torch.dtype) -> None:
+def test_fingerprint_is_the_same_in_half_precision(dtype: torch.dtype) -> None:
     base = saved_model("sd15").open_file(dtype=dtype)
     assert base.fingerprint == opened("sd15").fingerprint
     assert base.unet.dtype == base.encoders[0].table.weight.dtype == dtype
@@ -101,7 +101,7 @@ def test_everything_is_frozen(base: DiffusersBase) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_real_sizes_are_read_off_the_shapes(family: str) -> None:
+def test_real_sizes_follow_from_the_shapes(family: str) -> None:
     with torch.device("meta"):
         unet, vae = build_unet(family, REAL[family]), build_vae((128, 256, 512, 512), layers=2)
     known = {"text_width": unet.config["cross_attention_dim"], "sample_size": unet.config["sample_size"]}
@@ -143,7 +143,7 @@ def test_the_prediction_of_a_file_follows_the_rule(
 
 
 @pytest.mark.parametrize(("extra", "last"), [(("ztsnr",), False), (("v_pred",), False), (("v_pred", "ztsnr"), True)])
-def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tuple[str, ...], last: bool) -> None:
+def test_zero_terminal_snr_is_read_as_in_comfyui(tmp_path: Path, extra: tuple[str, ...], last: bool) -> None:
     saved, path = saved_model("sdxl"), tmp_path / "model.safetensors"
     save_file(saved.tensors() | {name: torch.zeros(0) for name in extra}, path)
     schedule = open_base(path, tokenizer=saved.tokenizer).schedule
@@ -151,7 +151,7 @@ def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tu
     assert schedule.prediction == ("v_prediction" if "v_pred" in extra else "epsilon")
 
 
-def test_the_callers_prediction_wins() -> None:
+def test_prediction_of_the_caller_takes_precedence() -> None:
     assert saved_model("sd15").open_file(prediction="v_prediction").schedule.prediction == "v_prediction"
 
 
@@ -165,7 +165,7 @@ def test_sd2_is_recognised_as_v_prediction_as_in_comfyui(tmp_path: Path) -> None
     assert (base.schedule.prediction, base.resolution_px) == ("v_prediction", 768)
 
 
-def test_a_folders_prediction_is_in_its_scheduler(tmp_path: Path) -> None:
+def test_prediction_of_a_folder_comes_from_its_scheduler(tmp_path: Path) -> None:
     folder = copied(saved_model("sd15"), tmp_path)
     config = folder / "scheduler" / "scheduler_config.json"
     facts = json.loads(config.read_text())
@@ -218,7 +218,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     refused(tmp_path, "Diffusion transformers are supported in ComfyUI only")
 
 
-def test_a_torn_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     save_file({"x": torch.zeros(100)}, whole)
     (tmp_path / "torn.safetensors").write_bytes(whole.read_bytes()[:-8])
@@ -294,7 +294,7 @@ def test_a_missing_tokenizer_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
     refused(path, "has 515 tokens, but its text encoder only 514", tokenizer=tmp_path / "big")
 
 
-def test_the_tokenizer_is_taken_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_is_read_from_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tokenizer_folder(tmp_path / "cached")
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(words))
