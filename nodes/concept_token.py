@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..clora_core.model.concept import TEMPLATES, Concept
-from .sockets import CONCEPT, SEED_MAX, node_schema
+from .sockets import CONCEPT, node_schema, seed_input
 
 PLACEHOLDER = torch.zeros(1, 3, 1, 1)  # a Train Step replaces it by the concept's pictures
 
@@ -53,7 +53,7 @@ class ConceptTokenNode(io.ComfyNode):
                     tooltip="A word that the model knows, to start from. Empty starts from random vectors, as in the "
                     "C-LoRA paper.",
                 ),
-                io.Int.Input("token_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the random start vectors."),
+                seed_input("token_seed", "Seed of the random start vectors."),
             ],
             outputs=[
                 CONCEPT.Output("concept", tooltip="Connect it to a Train Step."),

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from .sockets import MUSEUM, SEED_MAX, node_schema
+from .sockets import MUSEUM, node_schema, seed_input
 
 
 class MuseumReport(io.ComfyNode):
@@ -42,12 +42,8 @@ class MuseumReport(io.ComfyNode):
                     max=1000,
                     tooltip="Sampling steps per picture. Fewer are faster but less detailed.",
                 ),
-                io.Int.Input(
-                    "report_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    tooltip="Seed of the noise. You can compare reports with the same seed picture by picture.",
+                seed_input(
+                    "report_seed", "Seed of the noise. You can compare reports with the same seed picture by picture."
                 ),
                 io.String.Input(
                     "name",

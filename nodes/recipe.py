@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..clora_core.errors import RecipeError
 from ..clora_core.method.draft import AUTOMATIC, Draft
 from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, recipe_named
+from ..clora_core.method.settings import ADVANCED
 from .sockets import RECIPE, node_schema, recipe_input
 
 
@@ -26,26 +27,11 @@ class LearningRecipe(io.ComfyNode):
                     default=DEFAULT_METHOD,
                     tooltip="How earlier concepts are protected. preservation: keeps the keys and values of other "
                     "prompts where they are. word-gated: acts only at the trigger word, or from it onwards; nothing "
-                    "else changes, and several styles are kept. c-lora: keeps off the weights that earlier concepts "
+                    "else changes, and several styles are kept. c-lora: avoids the weights that earlier concepts "
                     "changed, as in its paper. museum-maker: for styles, partly reconstructed from its paper. "
                     "textual-inversion: trains only the word. The help page explains all methods.",
                 ),
-                recipe_input("token_learning_rate"),
-                recipe_input("accumulation"),
-                recipe_input("clip_norm"),
-                recipe_input("weight_decay"),
-                recipe_input("schedule"),
-                recipe_input("warmup"),
-                recipe_input("flip"),
-                recipe_input("min_snr_gamma"),
-                recipe_input("precision"),
-                recipe_input("checkpointing"),
-                recipe_input("shuffle_tags"),
-                recipe_input("keep_tokens"),
-                recipe_input("tag_dropout"),
-                recipe_input("caption_dropout"),
-                recipe_input("caption_lines"),
-                recipe_input("stop_when_learned"),
+                *map(recipe_input, ADVANCED),
             ],
             outputs=[RECIPE.Output("recipe", tooltip="Connect it to a Train Step.")],
         )

@@ -49,3 +49,8 @@ def recipe_input(name: str) -> io.Input:
     kind = io.Float if isinstance(default, float) else io.Int
     tooltip += " 0 is auto." * automatic
     return kind.Input(name, default=type(default)(0) if automatic else default, tooltip=tooltip, **limits)
+
+
+def seed_input(name: str, tooltip: str) -> io.Input:
+    """The input for a seed."""
+    return io.Int.Input(name, default=0, min=0, max=SEED_MAX, tooltip=tooltip)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..clora_core.errors import ConceptError
 from ..clora_core.starter.subjects import SUBJECTS, captions, pictures
-from .sockets import SEED_MAX, node_schema
+from .sockets import node_schema, seed_input
 
 
 class StarterModel(io.ComfyNode):
@@ -57,9 +57,7 @@ class StarterPictures(io.ComfyNode):
                     max=256,
                     tooltip="Number of pictures. Clothes, mood and place vary; the character stays the same.",
                 ),
-                io.Int.Input(
-                    "picture_seed", default=0, min=0, max=SEED_MAX, tooltip="Another seed draws other pictures."
-                ),
+                seed_input("picture_seed", "Another seed draws other pictures."),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The pictures, 64×64 pixels each."),

@@ -6,9 +6,10 @@ from comfy_api.latest import io
 
 from ..clora_core.method.draft import Draft
 from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES
+from ..clora_core.method.settings import BASIC
 from .actions.inputs import ConceptInputs
 from .host.progress import checkpoint_name
-from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, SEED_MAX, node_schema, recipe_input
+from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, node_schema, recipe_input, seed_input
 
 DEFAULT = RECIPES[DEFAULT_METHOD]
 
@@ -34,10 +35,7 @@ class TrainStep(io.ComfyNode):
                     "to about the area of the largest, at most the model's resolution.",
                 ),
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
-                recipe_input("steps"),
-                recipe_input("learning_rate"),
-                recipe_input("rank"),
-                recipe_input("batch_size"),
+                *map(recipe_input, BASIC),
                 io.Float.Input(
                     "forgetting_weight",
                     default=1.0,
@@ -48,9 +46,7 @@ class TrainStep(io.ComfyNode):
                     "published tables use 1. Higher forgets less but may learn less; 0 turns it off. With c-lora, it "
                     "has no effect on the first concept.",
                 ),
-                io.Int.Input(
-                    "training_seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of the noise and the picture order."
-                ),
+                seed_input("training_seed", "Seed of the noise and the picture order."),
                 io.Int.Input(
                     "preview_every",
                     default=100,

@@ -1,13 +1,17 @@
 """Write the workflows of example_workflows/: `python -m scripts.workflows`.
 
-Starts a ComfyUI with this pack and asks it for its nodes. All numbers of training are automatic.
+Starts a ComfyUI with this pack and asks it for its nodes. All numbers of training are automatic. The texts of the notes
+are in scripts/notes/.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,6 +22,7 @@ from tests.host.server import Server
 from .graphs import Graph, Json, Node, Out
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
+NOTES = Path(__file__).parent / "notes"
 FIRST = "three-concepts"  # the museum that one workflow saves and the others load
 SIDE = 64  # pixels, of the starter model's pictures
 
@@ -26,6 +31,40 @@ ENLARGED = 4  # times, without smoothing: the starter model's pictures as they a
 NODE, SMALL, TEXT = (220, 200), (220, 110), (290, 100)
 TRAIN, SAMPLER, DECODE, PREVIEW, KEPT = (300, 1100), (290, 270), (210, 80), (330, 340), (290, 200)
 NOTE = 320  # wide
+
+PROMPTS = ("a photo of <ada> wearing glasses", "a photo of <bo> at the beach", "a photo of <cleo> in the forest")
+EVE_PROMPTS = ("a photo of <eve> in the forest", "a photo of <ada> wearing glasses")
+STYLE_PROMPTS = (
+    "a <duotone> style picture of a red house",
+    "a <duotone> style picture of a white boat",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to teach own pictures. file: the whole checkpoint, or without its text encoders and VAE, if these are
+    files of their own. kind: what the loader of the text encoders calls it."""
+
+    family: str
+    title: str
+    side: int
+    cfg: float
+    file: str
+    texts: tuple[str, ...] = ()
+    kind: str = ""
+    vae: str = ""
+
+
+MODELS = (
+    Model("sd15", "SD 1.5", 512, 7.0, "v1-5-pruned-emaonly-fp16"),
+    Model("sdxl", "SDXL", 1024, 7.0, "sd_xl_base_1.0"),
+    Model("anima", "Anima", 1024, 4.0, "anima-preview", ("qwen_3_06b_base",), "stable_diffusion", "qwen_image_vae"),
+    Model(
+        "qwen-image", "Qwen-Image", 1328, 4.0, "qwen_image_bf16", ("qwen_2.5_vl_7b",), "qwen_image", "qwen_image_vae"
+    ),
+    Model("flux", "FLUX.1", 1024, 1.0, "flux1-dev", ("clip_l", "t5xxl_fp16"), "flux", "ae"),
+    Model("z-image", "Z-Image", 1024, 4.0, "z_image_bf16", ("qwen_3_4b",), "lumina2", "ae"),
+)
 
 
 def main() -> None:
@@ -60,16 +99,7 @@ def write_workflows(definitions: Mapping[str, Any]) -> None:
 def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("1-three-concepts", definitions)
     base = starter(graph)
-    graph.note(
-        "# Three concepts, one after another\n\nNothing to download: the model and the pictures are built in.\n\n"
-        "1. Press **Run**. Each *C-LoRA Train Step* teaches one made-up character. Without a GPU, each takes a few "
-        "minutes.\n"
-        f"2. *Save Museum* writes `models/loras/museums/{FIRST}.museum.safetensors`. The other examples load it.\n"
-        "3. Use `<ada>`, `<bo>` and `<cleo>` in any prompt in the second row.\n\n"
-        "You can press **Cancel** at any time; Run resumes from there. Another Run does not train again.\n\n"
-        f"{LIMITS}",
-        size=(NOTE, 560),
-    )
+    add_note(graph, 560, "three-concepts", "limits")
     models, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
@@ -82,13 +112,7 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
 def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("2-load-a-museum", definitions)
     base = starter(graph)
-    graph.note(
-        f"# Load a saved museum\n\nRun the example *1-{FIRST}* first: it saves the museum that is loaded here.\n\n"
-        "The museum's words work in every prompt. To show only some exhibits, switch the others off in the list, or "
-        "name them in *exhibits*, one per line, with an optional strength: `<ada>: 0.8`.\n\n"
-        f"{LIMITS}",
-        size=(NOTE, 420),
-    )
+    add_note(graph, 420, "load-a-museum", "limits")
     models = museum_loader(graph, base)
     use(graph, models, base["vae"], PROMPTS)
     return graph
@@ -97,13 +121,7 @@ def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
 def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("3-add-a-concept", definitions)
     base = starter(graph)
-    graph.note(
-        f"# One more concept\n\nRun the example *1-{FIRST}* first.\n\n"
-        "This loads a museum, teaches one more concept with a *Train Step*, and saves the larger museum under another "
-        "name. It does not need the pictures of the earlier concepts: their deltas are in the museum.\n\n"
-        "Load **all** exhibits (leave *exhibits* empty). Any others would be missing from the saved museum.",
-        size=(NOTE, 420),
-    )
+    add_note(graph, 420, "add-a-concept")
     models = museum_loader(graph, base)
     graph.group("Teach <eve>")
     models = train_step_node(graph, models, base["vae"], "eve", models["museum"])
@@ -114,16 +132,7 @@ def add_a_concept(definitions: Mapping[str, Any]) -> Graph:
 def styles(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("6-styles", definitions)
     base = starter(graph)
-    graph.note(
-        "# Styles\n\nA concept can be a **style**: set *kind* of the Concept Token to *style*. In the Train Step's "
-        "*captions*, describe what is in each picture: “a {word} style picture of a red boat”. Anything you caption is "
-        "not absorbed into the style. (Starter Pictures outputs such captions.)\n\n**Put the style's word first**, "
-        "before the content: “a <word> style picture of a cat”. Text encoders read from left to right, so the word "
-        "affects everything after it, and several styles stay apart.\n\nIf you want the word at the end, use the "
-        "method *word-gated-onwards* in the *C-LoRA Recipe*.\n\n"
-        f"{STYLE_LIMITS}",
-        size=(NOTE, 600),
-    )
+    add_note(graph, 600, "styles", "style-limits")
     graph.group("Teach the style <duotone>")
     models = train_step_node(graph, base, base["vae"], "duotone", None, kind="style")
     # At the characters' guidance of 5, the colors of styles burn out.
@@ -134,15 +143,7 @@ def styles(definitions: Mapping[str, Any]) -> Graph:
 def two_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("4-two-concepts", definitions)
     base = starter(graph)
-    graph.note(
-        f"# Two concepts in one picture\n\nRun the example *1-{FIRST}* first.\n\n"
-        "Two learned words in **one** prompt mix their traits, with every method that learns words. The left group "
-        "uses such a prompt.\n\nIn the right group, each word has its own prompt **and area**. *Conditioning (Set "
-        "Area)* sets the area of a prompt, and *Conditioning (Combine)* combines both; they are stock nodes. For areas "
-        "of any shape, use *Conditioning (Set Mask)*.\n\nWith other models, let the areas overlap by some pixels, and "
-        "add a third prompt for the whole picture at a low strength, so that both areas form one scene.",
-        size=(NOTE, 480),
-    )
+    add_note(graph, 480, "two-concepts")
     models = museum_loader(graph, base)
     graph.group("The size")
     wide = graph.add("EmptyLatentImage", SMALL, width=2 * SIDE, height=SIDE, batch_size=4)
@@ -167,13 +168,7 @@ def two_concepts(definitions: Mapping[str, Any]) -> Graph:
 def evaluation(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("5-report", definitions)
     base = starter(graph)
-    graph.note(
-        f"# Evaluate a museum\n\nRun the example *1-{FIRST}* first.\n\n"
-        "*Museum Report* samples every exhibit as it was when learned and as it is now, and samples prompts without "
-        "trigger words. It measures how far the model's predictions moved, and how much the exhibits overlap.\n\nIt "
-        "writes one self-contained HTML file to `output/`; the node's *Open report* shows it.",
-        size=(NOTE, 420),
-    )
+    add_note(graph, 420, "report")
     models = museum_loader(graph, base)
     graph.group("Report")
     report = graph.add(
@@ -194,38 +189,12 @@ def evaluation(definitions: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def own_pictures(
-    definitions: Mapping[str, Any],
-    *,
-    number: int,
-    family: str,
-    example: str,
-    side: int,
-    cfg: float = 7.0,
-    checkpoint: str = "",
-    files: Mapping[str, str] | None = None,
-) -> Graph:
-    """checkpoint: one file; otherwise `files`: the inputs of the loaders of model, text encoders and VAE."""
-    graph = Graph(f"{number}-own-pictures-{family}", definitions)
+def own_pictures(definitions: Mapping[str, Any], *, number: int, model: Model) -> Graph:
+    graph = Graph(f"{number}-own-pictures-{model.family}", definitions)
     graph.group("1 · Your model")
-    if checkpoint:
-        base = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=checkpoint)
-        model, clip, vae = (base[name] for name in ("MODEL", "CLIP", "VAE"))
-    else:
-        model, clip, vae = loaded_parts(graph, files or {})
-    graph.note(
-        f"# Your own pictures, {example}\n\n"
-        f"1. Choose your {'checkpoint' if checkpoint else 'files'}.\n"
-        "2. Put 4 to 10 pictures of one thing, animal, person or style into a folder in ComfyUI's *input* folder, "
-        "press R, and choose the folder. Pictures keep their shapes; text files with their names are captions.\n"
-        "3. Choose a trigger word and press **Run**.\n"
-        f"4. To teach another concept, add another *Train Step* after this one, as in *1-{FIRST}*; or load the "
-        "saved museum and continue from there, as in *3-add-a-concept*.\n\n"
-        "All numbers are automatic: the node shows them and how much memory it needs. They are a starting point: watch "
-        "the previews. They were **not measured** on real checkpoints, which were not available during development."
-        + ("" if checkpoint else f"\n\n{EXPERIMENTAL}"),
-        size=(NOTE, 520),
-    )
+    network, clip, vae = loaded(graph, model)
+    texts = ("own-pictures", "experimental") if model.texts else ("own-pictures",)
+    add_note(graph, 520, *texts, model=model.title, files="files" if model.texts else "checkpoint")
     graph.group("2 · Your pictures, your word")
     pictures = graph.add("CLoRA_LoadPictures", (320, 320), folder="my-cat")
     concept = graph.add("CLoRA_ConceptToken", (320, 200), word="<my-cat>")
@@ -233,7 +202,7 @@ def own_pictures(
     step = graph.add(
         "CLoRA_TrainStep",
         TRAIN,
-        model=model,
+        model=network,
         clip=clip,
         vae=vae,
         images=pictures["images"],
@@ -243,95 +212,39 @@ def own_pictures(
     )
     graph.column()
     graph.add("PreviewImage", (400, 440), images=step["preview"])
-    graph.add("CLoRA_SaveMuseum", (400, 230), museum=step["museum"], name=f"my-{family}")
+    graph.add("CLoRA_SaveMuseum", (400, 230), museum=step["museum"], name=f"my-{model.family}")
     prompts = ("a photo of <my-cat>", "a photo of <my-cat> in the snow")
-    empty = "EmptyLatentImage" if checkpoint else "EmptySD3LatentImage"
-    use(graph, step, vae, prompts, side=side, cfg=cfg, empty=empty)
+    empty = "EmptySD3LatentImage" if model.texts else "EmptyLatentImage"
+    use(graph, step, vae, prompts, side=model.side, cfg=model.cfg, empty=empty)
     return graph
 
 
-def loaded_parts(graph: Graph, files: Mapping[str, str]) -> tuple[Out, Out, Out]:
-    """Model, CLIP and VAE from files of their own."""
-    texts = {name: value for name, value in files.items() if name not in ("unet_name", "vae_name")}
-    model = graph.add("UNETLoader", (NOTE, 82), unet_name=files["unet_name"])
-    clip = graph.add("DualCLIPLoader" if "clip_name1" in texts else "CLIPLoader", (NOTE, 130), **texts)
-    vae = graph.add("VAELoader", (NOTE, 58), vae_name=files["vae_name"])
-    return model["MODEL"], clip["CLIP"], vae["VAE"]
-
-
-def own_pictures_sd15(definitions: Mapping[str, Any]) -> Graph:
-    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
-    return own_pictures(definitions, number=7, family="sd15", checkpoint=checkpoint, side=512, example="SD 1.5")
-
-
-def own_pictures_sdxl(definitions: Mapping[str, Any]) -> Graph:
-    checkpoint = "sd_xl_base_1.0.safetensors"
-    return own_pictures(definitions, number=8, family="sdxl", checkpoint=checkpoint, side=1024, example="SDXL")
-
-
-def own_pictures_anima(definitions: Mapping[str, Any]) -> Graph:
-    files = {
-        "unet_name": "anima-preview.safetensors",
-        **{"clip_name": "qwen_3_06b_base.safetensors", "type": "stable_diffusion"},
-        "vae_name": "qwen_image_vae.safetensors",
-    }
-    return own_pictures(definitions, number=9, family="anima", files=files, side=1024, cfg=4.0, example="Anima")
-
-
-def own_pictures_qwen_image(definitions: Mapping[str, Any]) -> Graph:
-    files = {
-        "unet_name": "qwen_image_bf16.safetensors",
-        **{"clip_name": "qwen_2.5_vl_7b.safetensors", "type": "qwen_image"},
-        "vae_name": "qwen_image_vae.safetensors",
-    }
-    return own_pictures(
-        definitions, number=10, family="qwen-image", files=files, side=1328, cfg=4.0, example="Qwen-Image"
-    )
-
-
-def own_pictures_flux(definitions: Mapping[str, Any]) -> Graph:
-    files = {
-        "unet_name": "flux1-dev.safetensors",
-        **{"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
-        "vae_name": "ae.safetensors",
-    }
-    return own_pictures(definitions, number=11, family="flux", files=files, side=1024, cfg=1.0, example="FLUX.1")
-
-
-def own_pictures_z_image(definitions: Mapping[str, Any]) -> Graph:
-    files = {
-        "unet_name": "z_image_bf16.safetensors",
-        **{"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"},
-        "vae_name": "ae.safetensors",
-    }
-    return own_pictures(definitions, number=12, family="z-image", files=files, side=1024, cfg=4.0, example="Z-Image")
+def loaded(graph: Graph, model: Model) -> tuple[Out, Out, Out]:
+    """The model, its text encoders and its VAE, from one file or several."""
+    file, *texts, vae = (f"{name}.safetensors" for name in (model.file, *model.texts, model.vae))
+    if not texts:
+        whole = graph.add("CheckpointLoaderSimple", (NOTE, 100), ckpt_name=file)
+        return whole["MODEL"], whole["CLIP"], whole["VAE"]
+    names = ("clip_name",) if len(texts) == 1 else ("clip_name1", "clip_name2")
+    inputs = dict(zip(names, texts, strict=True), type=model.kind)
+    network = graph.add("UNETLoader", (NOTE, 82), unet_name=file)
+    clip = graph.add("CLIPLoader" if len(texts) == 1 else "DualCLIPLoader", (NOTE, 130), **inputs)
+    return network["MODEL"], clip["CLIP"], graph.add("VAELoader", (NOTE, 58), vae_name=vae)["VAE"]
 
 
 STARTER = (three_concepts, load_a_museum, add_a_concept, two_concepts, evaluation, styles)
-OWN = (
-    *(own_pictures_sd15, own_pictures_sdxl),
-    *(own_pictures_anima, own_pictures_qwen_image, own_pictures_flux, own_pictures_z_image),
-)
-PROMPTS = ("a photo of <ada> wearing glasses", "a photo of <bo> at the beach", "a photo of <cleo> in the forest")
-EVE_PROMPTS = ("a photo of <eve> in the forest", "a photo of <ada> wearing glasses")
-STYLE_PROMPTS = (
-    "a <duotone> style picture of a red house",
-    "a <duotone> style picture of a white boat",
-)
-LIMITS = (
-    "**What does not hold:** `<ada>` at a place (“at the beach”, “in the snow”) loses her long hair and her blue skin. "
-    "`<bo>` and `<cleo>` keep their looks there."
-)
-EXPERIMENTAL = "**Experimental**: this kind of model was tried with random weights only. *Train Step*'s help says more."
-STYLE_LIMITS = (
-    "**What does not hold:** this small model learns colors better than lines. Faces and trees blur, and of the "
-    "style *blueprint* it draws white blobs."
-)
+OWN = [partial(own_pictures, number=number, model=model) for number, model in enumerate(MODELS, len(STARTER) + 1)]
 
 
 def starter(graph: Graph) -> Node:
     graph.group("The model")
     return graph.add("CLoRA_StarterModel", (NOTE, 80))
+
+
+def add_note(graph: Graph, height: int, *names: str, **values: str) -> None:
+    """A note with these texts of scripts/notes/, $name replaced by its value."""
+    texts = [(NOTES / f"{name}.md").read_text(encoding="utf-8").strip() for name in names]
+    graph.note(Template("\n\n".join(texts)).substitute(values), size=(NOTE, height))
 
 
 def museum_loader(graph: Graph, base: Node) -> Node:

@@ -64,3 +64,5 @@ SETTINGS = {
     ),
     "seed": Setting("seed of the noise and the picture order"),
 }
+BASIC = ("steps", "learning_rate", "rank", "batch_size")  # inputs of a Train Step, which also has the seed
+ADVANCED = tuple(name for name in SETTINGS if name not in (*BASIC, "seed"))  # inputs of a Recipe

@@ -146,8 +146,8 @@ def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, predictio
     vae_config = ldm_layout.vae_config(file.vae, scaling_factor=layout.scaling_factor)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)  # type: ignore[arg-type]
-    _fill(unet, ldm_layout.unet_tensors(file.unet), dtype)
-    _fill(vae, ldm_layout.vae_tensors(file.vae), torch.float32)
+    _fill(unet, ldm_layout.unet_tensors(file.unet, unet_config), dtype)
+    _fill(vae, ldm_layout.vae_tensors(file.vae, vae_config), torch.float32)
     encoders = tuple(
         _file_encoder(file, name, family, stored, words, dtype) for name, stored in layout.encoders.items()
     )
@@ -348,12 +348,8 @@ def _check_size(kind: type[nn.Module], folder: Path) -> None:
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Copy the tensors into a model that was built without weights. Raises BaseModelError unless all fit."""
     expected = model.state_dict()
-    fitted = {
-        name: tensor.flatten(1) if name in expected and expected[name].ndim == 2 else tensor  # 1×1 convolutions
-        for name, tensor in tensors.items()
-    }
-    wrong = sorted(name for name in expected if name not in fitted or fitted[name].shape != expected[name].shape)
-    if wrong or (wrong := sorted(set(fitted) - set(expected))):
+    wrong = sorted(name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape)
+    if wrong or (wrong := sorted(set(tensors) - set(expected))):
         raise BaseModelError(
             f"This file does not fit {type(model).__name__}: {len(wrong)} tensors are missing, too many, or of other "
             f"shapes, the first is {wrong[0]}. It may be incomplete, or a variant that only its own program can read."
@@ -363,7 +359,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
             f"'{odd[0]}' in this file is of {tensors[odd[0]].dtype}. A quantized model that only its own program can "
             "read? Get it in float32, float16 or bfloat16."
         )
-    copies = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in fitted.items()}
+    copies = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in tensors.items()}
     model.load_state_dict(copies, assign=True)
     for module in model.modules():
         positions = getattr(module, "position_ids", None)

@@ -1,13 +1,15 @@
 """The original (ldm) layout of Stable Diffusion checkpoints, translated to diffusers' and transformers' names.
 
 Everything follows from the tensors' names and shapes, so any width and depth of these models is supported. For each
-model there are two functions: its configuration, and its tensors by their new names.
+model there are two functions: its configuration, and its tensors by their new names. diffusers itself would take the
+configuration from the hub.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from ..errors import BaseModelError
@@ -15,45 +17,16 @@ from ..errors import BaseModelError
 Tensors = Mapping[str, Tensor]
 Config = dict[str, object]
 
-UNET_ENDS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "middle_block.0": "mid_block.resnets.0",
-    "middle_block.1": "mid_block.attentions.0",
-    "middle_block.2": "mid_block.resnets.1",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-UNET_PARTS = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-VAE_PARTS = {
-    "nin_shortcut": "conv_shortcut",
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
-}
-OPEN_CLIP_ENDS = {
-    "token_embedding": "embeddings.token_embedding",
+OPEN_CLIP = {
+    "transformer.resblocks.": "encoder.layers.",
+    "token_embedding.": "embeddings.token_embedding.",
     "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final": "final_layer_norm",
-}
-OPEN_CLIP_PARTS = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn": "self_attn",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+    "ln_final.": "final_layer_norm.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".attn.": ".self_attn.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
 }
 SIZE_EMBEDDING = 256  # SDXL embeds each of its six numbers of size and crop this wide
 HEAD_WIDTH = 64  # of CLIP, and of most UNets
@@ -121,21 +94,10 @@ def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_
     return config
 
 
-def unet_tensors(tensors: Tensors) -> dict[str, Tensor]:
-    """The UNet's tensors by their diffusers names."""
-    levels = unet_levels(tensors)
-    blocks, table = levels[0].blocks, dict(UNET_ENDS)
-    for level in range(len(levels)):
-        for index in range(blocks + 1):
-            down = f"input_blocks.{1 + level * (blocks + 1) + index}"
-            up = f"output_blocks.{level * (blocks + 1) + index}"
-            table[f"{down}.0"] = f"down_blocks.{level}.resnets.{index}"
-            table[f"{down}.1"] = f"down_blocks.{level}.attentions.{index}"
-            table[f"{down}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-            table[f"{up}.0"] = f"up_blocks.{level}.resnets.{index}"
-            table[f"{up}.1"] = f"up_blocks.{level}.attentions.{index}"
-            table[f"{up}.1.conv"] = table[f"{up}.2.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
-    return {_renamed(name, table, UNET_PARTS): tensor for name, tensor in tensors.items()}
+def unet_tensors(tensors: Tensors, config: Config) -> dict[str, Tensor]:
+    """The UNet's tensors by their diffusers names. config: its `unet_config`."""
+    prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+    return _complete(convert_ldm_unet_checkpoint(prefixed, config), len(tensors))
 
 
 def vae_config(tensors: Tensors, *, scaling_factor: float) -> Config:
@@ -151,24 +113,10 @@ def vae_config(tensors: Tensors, *, scaling_factor: float) -> Config:
     }
 
 
-def vae_tensors(tensors: Tensors) -> dict[str, Tensor]:
-    """The autoencoder's tensors by their diffusers names."""
-    levels = _count(tensors, "encoder.down")
-    table = {}
-    for side in ("encoder", "decoder"):
-        table[f"{side}.norm_out"] = f"{side}.conv_norm_out"
-        table[f"{side}.mid.block_1"] = f"{side}.mid_block.resnets.0"
-        table[f"{side}.mid.attn_1"] = f"{side}.mid_block.attentions.0"
-        table[f"{side}.mid.block_2"] = f"{side}.mid_block.resnets.1"
-    for level in range(levels):
-        up = f"decoder.up_blocks.{levels - 1 - level}"  # the original counts from the finest on both ways
-        table[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
-        table[f"decoder.up.{level}.upsample.conv"] = f"{up}.upsamplers.0.conv"
-        for index in range(_count(tensors, f"decoder.up.{level}.block")):
-            table[f"encoder.down.{level}.block.{index}"] = f"encoder.down_blocks.{level}.resnets.{index}"
-            table[f"decoder.up.{level}.block.{index}"] = f"{up}.resnets.{index}"
+def vae_tensors(tensors: Tensors, config: Config) -> dict[str, Tensor]:
+    """The autoencoder's tensors by their diffusers names. config: its `vae_config`."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
-    return {_renamed(name, table, VAE_PARTS): tensor for name, tensor in kept.items()}
+    return _complete(convert_ldm_vae_checkpoint(kept, config), len(kept))
 
 
 def clip_tensors(tensors: Tensors) -> dict[str, Tensor]:
@@ -183,20 +131,20 @@ def open_clip_tensors(tensors: Tensors, *, projected: bool, used: int | None = N
 
     projected: with its projection. used: the number of its first layers to keep; None for all.
     """
-    layers = _count(tensors, "transformer.resblocks")
-    table = dict(OPEN_CLIP_ENDS)
-    for index in range(min(layers, used or layers)):
-        table[f"transformer.resblocks.{index}"] = f"encoder.layers.{index}"
     renamed = {}
-    for original, tensor in tensors.items():
-        name = _renamed(original, table, OPEN_CLIP_PARTS)
-        if original == "text_projection":
+    for name, tensor in tensors.items():
+        layer = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+        if name == "logit_scale" or (layer and used and int(layer[1]) >= used):
+            continue
+        for old, new in OPEN_CLIP.items():
+            name = name.replace(old, new)
+        if name == "text_projection":
             if projected:
                 renamed["text_projection.weight"] = tensor.T
-        elif stacked := re.fullmatch(r"(encoder\..*)\.in_proj_(weight|bias)", name):
+        elif stacked := re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name):
             for role, part in zip("qkv", tensor.chunk(3), strict=True):
                 renamed[f"{stacked[1]}.{role}_proj.{stacked[2]}"] = part
-        elif name != "logit_scale" and not name.startswith("transformer."):
+        else:
             renamed[name] = tensor
     return renamed
 
@@ -227,12 +175,11 @@ def _count(tensors: Tensors, stem: str) -> int:
     return len(numbers)
 
 
-def _renamed(name: str, table: Mapping[str, str], parts: Mapping[str, str]) -> str:
-    """The name with its longest beginning in `table` replaced, and after it the longest in `parts`."""
-    words = name.split(".")
-    for length in range(len(words), 0, -1):
-        known = table.get(".".join(words[:length]))
-        if known is not None:
-            rest = ".".join(words[length:])
-            return ".".join(word for word in (known, _renamed(rest, parts, {}) if parts else rest) if word)
-    return name
+def _complete(converted: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """What diffusers made of `count` tensors. Raises BaseModelError if it does not know all of them."""
+    if len(converted) != count:
+        raise BaseModelError(
+            f"This part of the file has {count} tensors, but a model of this size has {len(converted)} of them. The "
+            "file may be incomplete, or a variant that only its own program can read."
+        )
+    return converted

@@ -2,6 +2,7 @@
 
 import html
 import io
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -12,35 +13,7 @@ from ..texts import printable
 from .comparing import Compared
 from .review import Report
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2530; --faint: #6b7683; --line: #dfe4ea;
-  --accent: 47 111 219; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14181d; --ink: #e6eaef; --faint: #96a1ad; --line: #2a323b; --accent: 96 156 255; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.75rem 0 .25rem; }
-h3 { font-size: 1.05rem; margin: 0; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-p { margin: .25rem 0 1rem; max-width: 46rem; } .faint, figcaption, th { color: var(--faint); }
-dl { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.5rem 0 0; } dt { color: var(--faint); }
-dd { margin: 0; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.exhibit { border-top: 1px solid var(--line); padding: 1rem 0 1.25rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.75rem; } figure { margin: .75rem 0 0; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; max-width: 17rem; }
-.row { display: flex; flex-wrap: wrap; gap: .4rem; } img { width: 6.5rem; height: auto; display: block;
-  border-radius: .25rem; }
-img.pixels { image-rendering: pixelated; }
-.bar { display: flex; align-items: center; white-space: nowrap; gap: .6rem; margin-top: .6rem; }
-.bar span { flex: 0 1 20rem; height: .5rem; border-radius: .25rem; background: linear-gradient(90deg,
-  rgb(var(--accent)) var(--share), var(--line) var(--share)); }
-.scroll { overflow-x: auto; } table { border-collapse: separate; border-spacing: 2px;
-  font-variant-numeric: tabular-nums; }
-th { font: .85rem ui-monospace, monospace; padding: .25rem .5rem; text-align: right; }
-td { padding: .6rem .8rem; text-align: center; border-radius: .2rem; background: rgb(var(--accent) / var(--share)); }
-td.own { background: var(--line); color: var(--faint); }
-"""
+STYLE = Path(__file__).with_name("page.css")
 NO_SCRIPT = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -51,7 +24,7 @@ def as_page(report: Report, *, title: str = "Museum report") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{NO_SCRIPT}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body>\n</html>\n"
     )

@@ -55,8 +55,8 @@ def own_dtype(model: ModelPatcher) -> torch.dtype:
 def adapted(model: ModelPatcher, states: Tensor, extras: dict[str, Any]) -> Tensor:
     """What the network's own adapter makes of the text states (1, n, width), if it has one; (1, rows, width) float32.
 
-    It reads the ids of a second tokenizer, which are taken out of `extras`, and gives a row for each. States of a second
-    encoder stay in `extras`; rows of zeros stand for them.
+    It reads the ids of a second tokenizer, which are taken out of `extras`, and gives a row for each. The states of a
+    second encoder stay in `extras`, with rows of zeros in their place.
     """
     if SECOND in extras:
         return F.pad(states, (0, 0, 0, extras[SECOND].shape[1]))

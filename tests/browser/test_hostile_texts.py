@@ -1,7 +1,7 @@
-"""Words that would be elements of a page stay text in it, and can be read, wherever the pack shows them.
+"""Words that look like HTML stay readable text wherever the pack shows them.
 
-The frontend is the installed one, and the one in the folder COMFYUI_FRONTEND where that is set: what a frontend does
-with the text on a node has changed three times.
+Tested in the installed frontend, and in the one in the folder COMFYUI_FRONTEND if that is set: how frontends treat the
+text on a node has changed three times.
 """
 
 import os
@@ -98,7 +98,7 @@ def hacked(frontend: Frontend) -> bool:
     return frontend.page.evaluate("() => 'hacked' in window")
 
 
-def test_what_nodes_say_is_text(opened: tuple[Server, Frontend]):
+def test_texts_of_nodes_are_plain_text(opened: tuple[Server, Frontend]):
     _, frontend = opened
     run(frontend, f"rename {EVIL} {TOM}\nrename {TOM} {EVIL}")
     wait_for_text(frontend, f"'{EVIL}' is now '{TOM}'.")
@@ -114,7 +114,7 @@ def test_what_nodes_say_is_text(opened: tuple[Server, Frontend]):
     assert not hacked(frontend)
 
 
-def test_the_panel_of_a_museum_shows_text(opened: tuple[Server, Frontend]):
+def test_museum_panel_shows_plain_text(opened: tuple[Server, Frontend]):
     _, frontend = opened
     (panel,) = frontend.nodes("CLoRA_LoadMuseum")
     frontend.set(panel, "museum_name", "hostile.museum.safetensors")
@@ -126,7 +126,7 @@ def test_the_panel_of_a_museum_shows_text(opened: tuple[Server, Frontend]):
     assert not hacked(frontend)
 
 
-def test_an_error_is_text(opened: tuple[Server, Frontend]):
+def test_errors_are_plain_text(opened: tuple[Server, Frontend]):
     _, frontend = opened
     run(frontend, f"paint {EVIL}")
     if (details := frontend.page.get_by_text("View details")).count():  # newer frontends show it only then
@@ -135,7 +135,7 @@ def test_an_error_is_text(opened: tuple[Server, Frontend]):
     assert not hacked(frontend)
 
 
-def test_the_page_of_a_report_is_text(opened: tuple[Server, Frontend]):
+def test_report_page_shows_plain_text(opened: tuple[Server, Frontend]):
     server, frontend = opened
     (name,) = (path.name for path in (server.folder / "output").glob("hostile*.html"))
     page = frontend.page.context.new_page()

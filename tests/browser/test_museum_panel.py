@@ -1,4 +1,4 @@
-"""The panel of Load Museum: it writes the node's `exhibits` text, and shows whatever else writes it."""
+"""The panel of Load Museum: it writes the node's `exhibits` text and follows every other change of it."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_switches_and_sliders_write_the_text(frontend: Frontend, museum: int):
     assert text(frontend) == ""
 
 
-def test_a_museum_with_everything_on_needs_no_text_and_the_last_one_stays(frontend: Frontend, museum: int):
+def test_showing_all_exhibits_needs_no_text_and_the_last_cannot_be_hidden(frontend: Frontend, museum: int):
     row(frontend, "<bo>").locator("[type=checkbox]").click()
     row(frontend, "<bo>").locator("[type=checkbox]").click()
     assert text(frontend) == ""
@@ -68,7 +68,7 @@ def test_a_museum_with_everything_on_needs_no_text_and_the_last_one_stays(fronte
     assert row(frontend, "<cleo>").locator("[type=checkbox]").is_disabled()
 
 
-def test_the_panel_follows_typing_and_keeps_what_it_does_not_know(frontend: Frontend, museum: int):
+def test_panel_follows_typing_and_keeps_unknown_lines(frontend: Frontend, museum: int):
     frontend.set(museum, "exhibits", "<bo>: 0.5\n<lost>: 2\n<ada>: much")
     assert states(frontend) == [("<ada>", False, 1), ("<bo>", True, 0.5), ("<cleo>", False, 1)]
     missing = frontend.page.locator(".clora-missing b").all_text_contents()
@@ -79,7 +79,7 @@ def test_the_panel_follows_typing_and_keeps_what_it_does_not_know(frontend: Fron
     assert text(frontend) == "<bo>: 0.5\n<cleo>\n<ada>: much"
 
 
-def test_undo_takes_a_click_back_and_a_reload_keeps_it(frontend: Frontend, museum: int):
+def test_undo_reverts_a_click_and_reload_keeps_it(frontend: Frontend, museum: int):
     row(frontend, "<bo>").locator("[type=checkbox]").click()
     row(frontend, "<ada>").locator("[type=checkbox]").click()
     assert text(frontend) == "<cleo>"
@@ -107,7 +107,7 @@ def test_a_copied_node_has_its_own_panel(frontend: Frontend, museum: int):
     frontend.page.wait_for_function("() => document.querySelectorAll('.clora-switch:checked').length === 3")
 
 
-def test_inside_a_subgraph_it_does_the_same(frontend: Frontend, museum: int):
+def test_panel_works_in_a_subgraph(frontend: Frontend, museum: int):
     frontend.page.evaluate(
         """(id) => {
             const made = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))
@@ -125,7 +125,7 @@ def test_inside_a_subgraph_it_does_the_same(frontend: Frontend, museum: int):
     frontend.page.evaluate("() => app.canvas.setGraph(app.graph)")
 
 
-def test_a_connected_museum_is_said(frontend: Frontend, museum: int):
+def test_connected_museum_is_shown_as_such(frontend: Frontend, museum: int):
     frontend.page.evaluate(
         """(id) => {
             const other = LiteGraph.createNode("CLoRA_LoadMuseum")
@@ -138,7 +138,7 @@ def test_a_connected_museum_is_said(frontend: Frontend, museum: int):
     frontend.page.wait_for_selector(".clora-message")
 
 
-def test_neither_the_workflow_nor_the_prompt_holds_anything_of_the_panel(frontend: Frontend, museum: int):
+def test_panel_is_in_neither_workflow_nor_prompt(frontend: Frontend, museum: int):
     made = frontend.page.evaluate("async () => await app.graphToPrompt()")
     (node,) = (node for node in made["workflow"]["nodes"] if node["type"] == KIND)
     assert node["widgets_values"] == [SMALL, "", 1]
@@ -147,7 +147,7 @@ def test_neither_the_workflow_nor_the_prompt_holds_anything_of_the_panel(fronten
     assert "clora_museum" not in json.dumps(made["output"])
 
 
-def test_a_word_is_copied_and_facts_are_shown(frontend: Frontend, museum: int):
+def test_word_is_copied_and_facts_are_shown(frontend: Frontend, museum: int):
     row(frontend, "<bo>").locator(".clora-word").click()
     frontend.page.wait_for_selector(".clora-word[data-copied]")
     assert frontend.page.evaluate("() => navigator.clipboard.readText()") == "<bo>"
@@ -155,7 +155,7 @@ def test_a_word_is_copied_and_facts_are_shown(frontend: Frontend, museum: int):
     assert "a photo of <bo>" in card and "c-lora" in card and "starter" in card and "12" in card
 
 
-def test_a_thousand_exhibits_are_searched_and_scrolled(frontend: Frontend, museum: int):
+def test_thousand_exhibits_can_be_searched_and_scrolled(frontend: Frontend, museum: int):
     frontend.set(museum, "museum_name", LARGE)
     frontend.page.wait_for_selector(".clora-row >> nth=999", state="attached")
     frames = frontend.page.evaluate(
@@ -190,7 +190,7 @@ TEXTS = (
 )
 
 
-def test_the_panel_reads_texts_as_the_node_does(frontend: Frontend):
+def test_panel_parses_texts_as_the_node(frontend: Frontend):
     words = ["<ada>", "<bo>", "<cleo>"]
     for source in TEXTS:
         named = parse_strengths([line for line in source.splitlines() if line.strip()])

@@ -79,11 +79,11 @@ def wait_for_frames(frontend: Frontend, count: int) -> None:
 def stop(frontend: Frontend) -> int:
     """Cancel; the step that it stopped at."""
     frontend.page.evaluate("async () => { await fetch('/interrupt', { method: 'POST' }) }")
-    wait_for(frontend, "Run goes on from here")
+    wait_for(frontend, "Run resumes from here")
     return int(panel(frontend)["note"].split()[3])
 
 
-def test_a_stopped_run_goes_on_and_no_other_workflow_shows_it(opened: tuple[Server, Frontend]):
+def test_stopped_run_resumes_and_no_other_workflow_shows_it(opened: tuple[Server, Frontend]):
     _, frontend = opened
     load(frontend)
     first = frontend.page.evaluate("() => app.graph.serialize()")
@@ -91,26 +91,26 @@ def test_a_stopped_run_goes_on_and_no_other_workflow_shows_it(opened: tuple[Serv
     wait_for_frames(frontend, 3)  # a real picture, the untrained model, and a preview
     step = stop(frontend)
     stopped = panel(frontend)
-    assert f"Stopped at step {step} · Run goes on from here" in stopped["note"] and stopped["points"]
+    assert f"Stopped at step {step} · Run resumes from here" in stopped["note"] and stopped["points"]
 
     load(frontend)  # another workflow of the same file, with the same nodes
     frontend.page.wait_for_timeout(1000)
     assert "Training progress appears here" in panel(frontend)["title"]
     frontend.page.evaluate("(graph) => app.loadGraphData(graph)", first)
     frontend.look_at(frontend.nodes(KIND)[0])
-    wait_for(frontend, "Run goes on from here")
+    wait_for(frontend, "Run resumes from here")
     assert panel(frontend) == stopped
 
     frontend.run()
-    wait_for(frontend, f"going on from step {step}")
+    wait_for(frontend, f"resuming from step {step}")
     assert panel(frontend)["film"] == stopped["film"] and panel(frontend)["points"] >= stopped["points"]
     assert stop(frontend) >= step
 
 
-def test_a_killed_server_is_seen(opened: tuple[Server, Frontend]):
+def test_killed_server_is_noticed(opened: tuple[Server, Frontend]):
     server, frontend = opened
     frontend.run()
-    wait_for(frontend, "going on from step")
+    wait_for(frontend, "resuming from step")
     assert server.process
     server.process.kill()
     server.process.wait()

@@ -1,4 +1,4 @@
-"""The page that a report is: opened as a person opens it, from a file."""
+"""A report's page, opened from its file."""
 
 import re
 from pathlib import Path
@@ -46,15 +46,15 @@ def page(browser: Browser, file: Path, request: pytest.FixtureRequest):
     context.close()
 
 
-def test_nothing_but_the_file_is_asked_for_and_every_picture_is_drawn(page: Page, file: Path):
+def test_report_requests_only_its_own_file_and_draws_every_picture(page: Page, file: Path):
     outside = [url for url in page.asked if url != file.as_uri() and not url.startswith("data:")]
     assert not outside
     sizes = page.evaluate("[...document.images].map((image) => image.naturalWidth)")
     assert len(sizes) >= 4 and all(width > 0 for width in sizes)
 
 
-def test_it_can_be_read(page: Page):
-    """No text leaves the window, what a prompt says is text, and ink stands out from paper (WCAG 2.2, 1.4.3: 4.5)."""
+def test_report_is_readable(page: Page):
+    """No text leaves the window, prompts are text, and the contrast suffices (WCAG 2.2, 1.4.3: 4.5)."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert "<word-0>" in page.inner_text("body") and HOSTILE in page.inner_text("body")
     ink, paper = page.evaluate(

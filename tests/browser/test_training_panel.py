@@ -33,7 +33,7 @@ CONTRASTS = """() => {  // of every text in a panel, as WCAG 2.2 defines it: [te
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
 
 
-def test_every_example_is_loaded_whole(frontend: Frontend):
+def test_every_example_loads_completely(frontend: Frontend):
     for name in EXAMPLES:
         frontend.load(name)
         kinds = frontend.page.evaluate("() => app.graph.nodes.map((node) => [node.type, node.has_errors ?? false])")
@@ -78,7 +78,7 @@ def look_at_all(frontend: Frontend) -> None:
     frontend.look_at(frontend.nodes(KIND)[0], zoom=0.45)
 
 
-def test_three_concepts_are_learned_before_ones_eyes(frontend: Frontend, request: pytest.FixtureRequest):
+def test_panels_show_the_training_of_three_concepts(frontend: Frontend, request: pytest.FixtureRequest):
     seed = int(request.node.callspec.params["frontend"])  # or the second way finds it learned
     own = {KIND: QUICK[KIND] | {"training_seed": seed}, "CLoRA_SaveMuseum": {"name": f"seen{seed}"}}
     frontend.load("1-three-concepts", **QUICK | own)

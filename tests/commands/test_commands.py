@@ -88,14 +88,14 @@ def test_the_same_commands_give_the_same_museum(tmp_path, images):
         (["--recipe", "clora"], "no recipe 'clora'"),
     ],
 )
-def test_wrong_input_gets_one_sentence_before_anything_is_learned(tmp_path, images, capsys, change, said):
+def test_wrong_input_is_refused_before_training(tmp_path, images, capsys, change, said):
     assert teach(tmp_path / "m.safetensors", images, "<ada>", *change) == 1
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") <= 2
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_baseline_is_taken_and_called_one(tmp_path, images, capsys):
+def test_baseline_is_accepted_and_labelled(tmp_path, images, capsys):
     for recipe, said in (("c-lora", False), ("ewc", True)):
         assert teach(tmp_path / f"{recipe}.safetensors", images, "<ada>", "--recipe", recipe) == 0
         assert (f"{recipe} is a baseline, kept for comparison." in capsys.readouterr().out) == said
@@ -104,7 +104,7 @@ def test_a_baseline_is_taken_and_called_one(tmp_path, images, capsys):
 
 
 @pytest.mark.parametrize("command", ["learn", "demo"])
-def test_help_offers_the_recipes_and_no_baseline(command, capsys):
+def test_help_lists_recipes_but_no_baselines(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     told = " ".join(capsys.readouterr().out.rpartition("--recipe NAME")[2].partition("--")[0].split())
@@ -112,14 +112,14 @@ def test_help_offers_the_recipes_and_no_baseline(command, capsys):
     assert not [name for name in BASELINES if f"{name}," in told]
 
 
-def test_a_word_is_learned_once(tmp_path, images, capsys):
+def test_word_cannot_be_learned_twice(tmp_path, images, capsys):
     museum = tmp_path / "m.safetensors"
     teach(museum, images, "<ada>")
     assert teach(museum, images, "<ada>") == 1
     assert "already names exhibit 1" in capsys.readouterr().err
 
 
-def test_several_words_are_learned_at_once(tmp_path, images, capsys):
+def test_several_words_can_be_learned_jointly(tmp_path, images, capsys):
     """As the engine learns them together; into a new file as into one that holds other words."""
     base, museum, folder = open_base("starter"), tmp_path / "m.safetensors", str(images)
     for word, also in (("<two>", ["<one>"]), ("<five>", ["<three>", "<four>"])):
@@ -145,7 +145,7 @@ def test_several_words_are_learned_at_once(tmp_path, images, capsys):
     assert museum.read_bytes() == before
 
 
-def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
+def test_ctrl_c_keeps_the_progress_and_the_same_command_resumes(tmp_path, images):
     """Interrupted by a real signal and resumed, a museum has the tensors of an uninterrupted one."""
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     steps = ["--steps", "60"]
@@ -169,8 +169,8 @@ def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(tmp_path, images):
     assert not list(tmp_path.glob("*.learning.safetensors"))
 
 
-def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, monkeypatch):
-    """A command with a number too many does not cost what the right one has learned so far."""
+def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkeypatch):
+    """A mistyped number does not cost the progress of the intended command."""
     from clora_core.commands import learn as command
 
     class Stopped(Learning):
@@ -197,8 +197,8 @@ def test_other_numbers_leave_what_was_begun_as_it_is(tmp_path, images, capsys, m
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images, capsys, monkeypatch, whole):
-    """Also one whose file is whole, but that is not one of this learning."""
+def test_damaged_state_is_set_aside_and_training_restarts(tmp_path, images, capsys, monkeypatch, whole):
+    """Also an intact one of another training."""
     from clora_core.commands import learn as command
 
     def full(*_, **more):
@@ -233,7 +233,7 @@ def test_a_damaged_state_is_set_aside_and_learning_begins_anew(tmp_path, images,
         "classify view --base starter --museum m.safetensors --json aux.json m.safetensors",
     ],
 )
-def test_what_some_system_cannot_hold_is_refused_first(tmp_path, capsys, monkeypatch, command: str):
+def test_names_that_some_system_forbids_are_refused_first(tmp_path, capsys, monkeypatch, command: str):
     monkeypatch.chdir(tmp_path)
     save_museum(museum("starter"), "m.safetensors")
     assert main(command.split()) == 1
@@ -241,7 +241,7 @@ def test_what_some_system_cannot_hold_is_refused_first(tmp_path, capsys, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, images, capsys, monkeypatch):
+def test_learned_exhibit_survives_an_unwritable_file(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import learn as command
 
     def full(*_, **more):
@@ -256,7 +256,7 @@ def test_what_was_learned_outlives_a_file_that_cannot_be_written(tmp_path, image
     assert not list(tmp_path.glob("*.learning.safetensors"))
 
 
-def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys, monkeypatch):
+def test_unwritable_state_does_not_stop_training(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import learn as command
 
     def full(*_, **more):
@@ -269,7 +269,7 @@ def test_a_state_that_cannot_be_kept_stops_no_learning(tmp_path, images, capsys,
     assert load_museum(museum).words == ("<ada>",)
 
 
-def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypatch):
+def test_museum_created_meanwhile_is_extended(tmp_path, images, monkeypatch):
     from clora_core.museum.file import saving
 
     museum = tmp_path / "m.safetensors"
@@ -285,7 +285,7 @@ def test_a_museum_that_is_made_meanwhile_is_added_to(tmp_path, images, monkeypat
     assert load_museum(museum).words == ("<bo>", "<ada>")
 
 
-def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys):
+def test_system_errors_are_clear(tmp_path, images, capsys):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images, "<ada>", "--device", "gpu") == 1
     assert "The device 'gpu' cannot be used" in capsys.readouterr().err
@@ -297,7 +297,7 @@ def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, images, capsys)
     assert "exists" in capsys.readouterr().err
 
 
-def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, capsys, monkeypatch):
+def test_out_of_memory_error_suggests_savings(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import learn as command
 
     def full(*inputs, **named):
@@ -309,40 +309,40 @@ def test_a_device_without_memory_is_said_with_what_takes_less(tmp_path, images, 
 
 
 @pytest.mark.parametrize("wrong", [["--strength", "nan"], ["--strength", "1e9"], ["--count", "0"]])
-def test_a_view_of_nonsense_is_refused(wrong, tmp_path, capsys):
+def test_invalid_view_options_are_refused(wrong, tmp_path, capsys):
     out = tmp_path / "view.png"
     view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat", "--out", str(out)]
     assert main([*view, *wrong]) == 1
     assert wrong[0] in capsys.readouterr().err and not out.exists()
 
 
-def test_pictures_for_a_folder_that_is_not_there_are_not_sampled(tmp_path, capsys):
+def test_missing_output_folder_is_refused_before_sampling(tmp_path, capsys):
     view = ["view", "--base", "starter", "--museum", "none.safetensors", "--prompt", "a cat"]
     assert main([*view, "--out", str(tmp_path / "nowhere" / "view.png")]) == 1
     assert "There is no folder" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_not_sampled(tmp_path, capsys):
+def test_unwritable_report_is_refused_before_sampling(tmp_path, capsys):
     save_museum(museum("starter"), tmp_path / "m.safetensors")
     report = ["report", "--base", "none", "--museum", str(tmp_path / "m.safetensors")]
     assert main([*report, "--out", str(tmp_path / "m.safetensors")]) == 1
     assert "There can be no folder" in capsys.readouterr().err
 
 
-def test_output_that_knows_few_characters_gets_the_others_replaced():
+def test_characters_missing_in_the_output_encoding_are_escaped():
     """As a pipe on Windows does."""
     command = [sys.executable, "-m", "clora_core", "learn", "--help"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
     assert told.returncode == 0 and b"the paper's ?" in told.stdout
 
 
-def test_exhibits_are_named_with_their_strength():
+def test_exhibits_can_be_chosen_with_a_strength():
     assert parse_strengths(["<a>", "<b>:0.5"]) == {"<a>": 1.0, "<b>": 0.5}
     with pytest.raises(MuseumError, match="<b>:much"):
         parse_strengths(["<b>:much"])
 
 
-def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys):
+def test_bench_step_reports_the_ratio_to_the_frozen_pass(tmp_path, monkeypatch, capsys):
     """The command's own measurement, on the starter's UNet in place of the large one."""
     from clora_core.bench import step as bench
     from clora_core.over_diffusers.base import open_base
@@ -355,7 +355,7 @@ def test_bench_step_compares_with_the_frozen_pass(tmp_path, monkeypatch, capsys)
     assert all(row["ratio"] > 0 for row in measured["steps"]) and measured["frozen_seconds"] > 0
 
 
-def test_every_command_explains_itself(capsys):
+def test_every_command_has_help(capsys):
     for command in ("demo", "learn", "view", "show", "edit", "import", "export", "bench", "bench step"):
         with pytest.raises(SystemExit) as stopped:
             main([*command.split(), "--help"])

@@ -46,7 +46,7 @@ def test_much_more_is_forgotten_without_the_regularizer(demo, tmp_path):
     assert again["comparison"]["recipe"]["regularizers"] == []
 
 
-def test_the_report_is_the_agreed_one(demo):
+def test_report_has_the_documented_keys(demo):
     out, report = demo
     assert report["concepts"] == ["<gus>", "<hana>", "<ivo>"]
     assert [[value is None for value in row] for row in report["alignment"]] == [
@@ -58,19 +58,19 @@ def test_the_report_is_the_agreed_one(demo):
     assert 0 < report["plain_prompts"]["after"] <= 1.1 and 0 < report["plain_prompts"]["before"] <= 1.1
 
 
-def test_the_files_are_there(demo):
+def test_demo_writes_its_files(demo):
     out, report = demo
     assert load_museum(report["museum"]).words == tuple(report["concepts"])
     sheet = Image.open(out / "demo.png")
     assert sheet.width > 600 and sheet.height > 400
 
 
-def test_more_characters_than_there_are_is_refused(capsys):
+def test_too_many_characters_are_refused(capsys):
     assert main(["demo", "--concepts", "11"]) == 1
     assert "1 to 10" in capsys.readouterr().err
 
 
-def test_a_museum_of_others_is_not_replaced(tmp_path, capsys):
+def test_foreign_museum_is_not_replaced(tmp_path, capsys):
     base = Fingerprint("starter", "0" * 64)
     mine = exhibit("<mine>", projections("starter"), seed=1, architecture="starter")
     save_museum(Museum(base, (mine,)), tmp_path / "museum.safetensors")

@@ -41,7 +41,7 @@ def bring(museum, word, *options) -> int:
     return main(["import", "--museum", str(museum), "--word", word, *map(str, options)])
 
 
-def test_a_lora_stands_for_the_text_that_it_was_trained_with(starter, lora, museum, capsys):
+def test_imported_lora_acts_as_its_trigger_words(starter, lora, museum, capsys):
     known = ["--lora", lora, "--start", TEXT, "--base", "starter"]
     assert bring(museum, "<tom>", *known) == 1
     assert "--skip-others" in capsys.readouterr().err and not museum.exists()
@@ -54,7 +54,7 @@ def test_a_lora_stands_for_the_text_that_it_was_trained_with(starter, lora, muse
     assert torch.equal(text, word)
 
 
-def test_learning_goes_on_on_top_of_it(starter, lora, museum, tmp_path, capsys):
+def test_learning_continues_after_an_import(starter, lora, museum, tmp_path, capsys):
     bring(museum, "<tom>", "--lora", lora, "--start", "cat", "--base", "starter", "--skip-others")
     before = bits(tensors_of(load_museum(museum)))
     (tmp_path / "ada").mkdir()
@@ -67,7 +67,7 @@ def test_learning_goes_on_on_top_of_it(starter, lora, museum, tmp_path, capsys):
     assert bits(tensors_of(learned.only(["<tom>"]))) == before
 
 
-def test_a_museum_that_is_there_needs_no_model(lora, museum, tmp_path, capsys):
+def test_existing_museum_needs_no_model(lora, museum, tmp_path, capsys):
     bring(museum, "<tom>", "--lora", lora, "--start", "cat", "--base", "starter", "--skip-others")
     save_file({"emb_params": torch.ones(2, 128)}, tmp_path / "word.safetensors")
     assert bring(museum, "<kit>", "--lora", lora, "--embedding", tmp_path / "word.safetensors", "--skip-others") == 0
@@ -93,12 +93,12 @@ def test_a_museum_that_is_there_needs_no_model(lora, museum, tmp_path, capsys):
         (["--embedding", "LORA", "--base", "nowhere"], "tensors"),
     ],
 )
-def test_what_cannot_be_imported_gets_one_sentence_and_no_file(lora, museum, capsys, options, rule):
+def test_invalid_import_raises_a_clear_error_and_writes_no_file(lora, museum, capsys, options, rule):
     assert bring(museum, "<tom>", *[lora if option == "LORA" else option for option in options]) == 1
     assert rule in capsys.readouterr().err and not museum.exists()
 
 
-def test_one_of_several_bundled_words_is_taken_and_the_others_are_named(starter, lora, museum, capsys):
+def test_one_bundled_word_is_imported_and_the_others_are_named(starter, lora, museum, capsys):
     from safetensors.torch import load_file
 
     tensors = {name: tensor for name, tensor in load_file(lora).items() if "lora_te" not in name}

@@ -1,4 +1,4 @@
-"""`learn`: what it writes along the way, how a training goes on, and the numbers that it chooses itself."""
+"""`learn`: what it writes during training, how a training continues, and automatic numbers."""
 
 import re
 from dataclasses import replace
@@ -10,8 +10,8 @@ from clora_core.museum.file import load_museum, save_museum
 from .test_commands import teach
 
 
-def test_more_steps_go_on_and_replace_the_last_word(tmp_path, images, capsys):
-    """As in one go; what was kept along the way can be shown like any museum."""
+def test_more_steps_continue_and_replace_the_last_word(tmp_path, images, capsys):
+    """As in one training; the museums kept on the way can be viewed like any other."""
     numbers = ["--schedule", "constant"]
     museum, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
     assert teach(museum, images, "<ada>", *numbers) == 0
@@ -30,7 +30,7 @@ def test_more_steps_go_on_and_replace_the_last_word(tmp_path, images, capsys):
     assert load_museum(museum).words == ("<ada>", "<eve>")
 
 
-def test_numbers_that_are_left_out_fit_the_model_and_are_said(tmp_path, images, capsys):
+def test_automatic_numbers_fit_the_model_and_are_reported(tmp_path, images, capsys):
     assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
     assert re.search(
         r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
@@ -40,7 +40,7 @@ def test_numbers_that_are_left_out_fit_the_model_and_are_said(tmp_path, images, 
     assert exhibit.token.words == 2 and exhibit.recipe.learning_rate == 6e-3
 
 
-def test_previews_along_the_way_and_what_changed_at_the_end(tmp_path, images, capsys):
+def test_previews_and_a_summary_are_written(tmp_path, images, capsys):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images, "<ada>") == 0
     said = capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_previews_along_the_way_and_what_changed_at_the_end(tmp_path, images, ca
     assert sheet.width > 3 * 128 and sheet.height > 2 * 128, "two exhibits, three pictures of each"
 
 
-def test_an_exhibit_without_a_picture_or_a_preview_that_cannot_be_written_stops_nothing(tmp_path, images, capsys):
+def test_missing_thumbnail_or_unwritable_preview_does_not_stop_learning(tmp_path, images, capsys):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images, "<ada>") == 0
     (ada,) = (whole := load_museum(museum)).exhibits

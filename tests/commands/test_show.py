@@ -46,7 +46,7 @@ def path(zoo: Museum, tmp_path: Path) -> Path:
     return save_museum(zoo, tmp_path / "zoo.safetensors")
 
 
-def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
+def test_file_cannot_control_the_terminal(tmp_path, capsys):
     """A prompt and a fact that would clear the screen and set its title."""
     told = replace(museum().exhibits[0], prompt="a\x1b[2J\x9b1m <my-cat>\nb", facts={"date": "\x1b]0;you\x07"})
     path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
@@ -56,7 +56,7 @@ def test_what_a_file_says_does_nothing_to_the_terminal(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_or_file_that_lacks_characters_gets_escapes(path: Path, encoding: str, monkeypatch):
+def test_characters_missing_in_the_encoding_are_escaped(path: Path, encoding: str, monkeypatch):
     """As Windows writes with `show zoo.safetensors > zoo.txt`."""
     prompt = "“cat” · 木 👩‍🚀"
     with_inner(path, lambda inner: inner["exhibits"][0].update(prompt=prompt))
@@ -79,7 +79,7 @@ def places(tree: object) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_whatever_a_header_holds_does_nothing_to_the_terminal(path, capsys, options):
+def test_no_header_can_control_the_terminal(path, capsys, options):
     whole = path.read_bytes()
     count = len(list(places(json.loads(taken_apart(path)[0]["__metadata__"]["clora.museum"]))))
     for number in range(0, count, 5):
@@ -96,7 +96,7 @@ def test_whatever_a_header_holds_does_nothing_to_the_terminal(path, capsys, opti
         assert heard.err or not options or json.loads(heard.out)
 
 
-def test_names_of_tensors_and_files_do_nothing_to_the_terminal(tmp_path, capsys):
+def test_names_of_tensors_and_files_cannot_control_the_terminal(tmp_path, capsys):
     """Of a LoRA that was made elsewhere, and of a file that is not there."""
     save_file({f"lora_unet_{ESCAPE}.lora_up.weight": torch.ones(1, 1)}, lora := tmp_path / "a.safetensors")
     command = ["import", "--museum", str(tmp_path / "b.safetensors"), "--word", "<x>", "--base", "starter"]
@@ -106,7 +106,7 @@ def test_names_of_tensors_and_files_do_nothing_to_the_terminal(tmp_path, capsys)
     assert told.count("u001b") >= 2 and all(c.isprintable() or c == "\n" for c in told)
 
 
-def test_people_read_what_they_need(path, capsys):
+def test_text_lists_the_exhibits(path, capsys):
     assert main(["show", str(path)]) == 0
     told = capsys.readouterr().out
     lines = [line.strip() for line in told.splitlines()]
@@ -120,7 +120,7 @@ def test_people_read_what_they_need(path, capsys):
     assert max(map(len, told.splitlines())) < 140
 
 
-def test_programs_read_everything_but_the_tensors(path, zoo, capsys):
+def test_json_has_everything_but_the_tensors(path, zoo, capsys):
     assert main(["show", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["base"] == {"architecture": "sd15", "digest": "0123abcd" * 8}
@@ -135,8 +135,8 @@ def test_programs_read_everything_but_the_tensors(path, zoo, capsys):
         assert row == pytest.approx(expected)
 
 
-def test_a_large_museum_is_not_measured_unasked(path, capsys, monkeypatch):
-    """Nor are its tensors read: here they are not even whole."""
+def test_large_museum_is_measured_only_on_request(path, capsys, monkeypatch):
+    """Its tensors are not read either: in this file they are incomplete."""
     monkeypatch.setattr(show, "MEASURED", 5)
     monkeypatch.setattr(show, "load_museum", None)
     assert main(["show", str(path)]) == 0
@@ -150,7 +150,7 @@ def test_a_large_museum_is_not_measured_unasked(path, capsys, monkeypatch):
     assert "overlap (0: different weights" in capsys.readouterr().out
 
 
-def test_thumbnails_become_a_sheet(path, tmp_path, capsys):
+def test_sheet_shows_the_thumbnails(path, tmp_path, capsys):
     assert main(["show", str(path), "--sheet", str(tmp_path / "sheet.png")]) == 0
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.width > 128 and (250, 10, 10) in {
@@ -160,7 +160,7 @@ def test_thumbnails_become_a_sheet(path, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_what_is_no_small_jpeg_is_not_decoded():
+def test_invalid_thumbnail_is_not_decoded():
     bomb = jpeg(20, 20).replace(b"\x00\x14\x00\x14", b"\xff\xff\xff\xff", 1)  # claims 65535×65535
     for encoded, rule in (
         (b"\xff\xd8thumb", "JPEG"),

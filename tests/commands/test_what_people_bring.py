@@ -1,4 +1,4 @@
-"""Words, files and disks as people have them: what helps is said, and said before the work."""
+"""Words, files and disks as people have them: problems are reported before training starts."""
 
 import shutil
 import sys
@@ -35,12 +35,12 @@ def teach(museum: Path, images: Path, word: str = "<a>", base: str | Path = "sta
     return main(["learn", "--base", str(base), "--museum", str(museum), "--word", word, "--images", str(images), *FEW])
 
 
-def test_pictures_of_several_shapes_are_learned_and_counted(tmp_path: Path, images: Path, capsys):
+def test_pictures_of_several_shapes_are_learned(tmp_path: Path, images: Path, capsys):
     assert teach(tmp_path / "m.safetensors", images) == 0
     assert f"2 pictures in '{images}', in 2 sizes." in capsys.readouterr().out
 
 
-def test_a_word_that_the_model_knows_is_mentioned_and_kept_as_such(tmp_path: Path, images: Path, capsys):
+def test_known_word_is_reported_and_recorded(tmp_path: Path, images: Path, capsys):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images, "cat") == 0
     assert "'cat' is already a word of this model" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_a_word_that_the_model_knows_is_mentioned_and_kept_as_such(tmp_path: Pat
     assert facts[0]["known word"] is True and "known word" not in facts[1]
 
 
-def test_view_checks_its_target_first_and_mentions_weights(tmp_path: Path, images: Path, capsys, monkeypatch):
+def test_view_checks_its_target_first_and_reports_weights(tmp_path: Path, images: Path, capsys, monkeypatch):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images) == 0
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_view_checks_its_target_first_and_mentions_weights(tmp_path: Path, image
         (b"", "empty"),
     ],
 )
-def test_what_a_file_really_is_is_said(tmp_path: Path, images: Path, capsys, content: bytes, said: str):
+def test_error_names_the_actual_kind_of_a_file(tmp_path: Path, images: Path, capsys, content: bytes, said: str):
     (tmp_path / "model.safetensors").write_bytes(content)
     assert teach(tmp_path / "m.safetensors", images, base=tmp_path / "model.safetensors") == 1
     assert said in capsys.readouterr().err
@@ -84,7 +84,7 @@ def test_what_a_file_really_is_is_said(tmp_path: Path, images: Path, capsys, con
         load_museum(tmp_path / "model.safetensors")
 
 
-def test_an_embedding_may_come_in_two_files(tmp_path: Path):
+def test_embedding_can_have_two_files(tmp_path: Path):
     rng = torch.Generator().manual_seed(0)
     small, large = torch.randn(2, 768, generator=rng), torch.randn(2, 1280, generator=rng)
     save_file({"<toy>": small}, tmp_path / "1.safetensors")
@@ -97,7 +97,7 @@ def test_an_embedding_may_come_in_two_files(tmp_path: Path):
         read_embedding(tmp_path / "a.pt")
 
 
-def test_room_is_asked_for_before_the_work(tmp_path: Path, images: Path, capsys, monkeypatch):
+def test_disk_space_is_checked_before_training(tmp_path: Path, images: Path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(1, 1, 1000))
     assert teach(tmp_path / "m.safetensors", images) == 1
     captured = capsys.readouterr()
@@ -106,7 +106,7 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path, images: Path, capsys,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files as Linux does")
-def test_a_limit_on_the_size_of_files_is_met_before_the_work(tmp_path: Path, images: Path, capsys):
+def test_file_size_limit_is_checked_before_training(tmp_path: Path, images: Path, capsys):
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -118,7 +118,7 @@ def test_a_limit_on_the_size_of_files_is_met_before_the_work(tmp_path: Path, ima
     assert code == 1 and "does not take: File too large" in capsys.readouterr().err
 
 
-def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Path, images: Path, capsys, monkeypatch):
+def test_result_is_saved_elsewhere_if_the_museum_cannot_be_written(tmp_path: Path, images: Path, capsys, monkeypatch):
     def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
@@ -130,7 +130,7 @@ def test_what_was_learned_is_saved_elsewhere_if_the_system_refuses(tmp_path: Pat
     assert load_museum(rescued).words == ("<a>",)
 
 
-def test_a_museum_is_shown_over_another_checkpoint_of_its_family(tmp_path: Path, images: Path, capsys):
+def test_museum_can_be_viewed_over_another_checkpoint(tmp_path: Path, images: Path, capsys):
     museum, tuned = tmp_path / "m.safetensors", tmp_path / "tuned.safetensors"
     assert teach(museum, images) == 0
     whole = load_museum(museum)
@@ -146,7 +146,7 @@ def test_a_museum_is_shown_over_another_checkpoint_of_its_family(tmp_path: Path,
         whole.shown_over(Fingerprint("sd15", "0" * 64))
 
 
-def test_where_nothing_can_be_written_the_first_reason_is_said(tmp_path: Path, images: Path, capsys, monkeypatch):
+def test_first_reason_is_reported_if_nothing_can_be_written(tmp_path: Path, images: Path, capsys, monkeypatch):
     def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
@@ -157,7 +157,7 @@ def test_where_nothing_can_be_written_the_first_reason_is_said(tmp_path: Path, i
 
 
 @pytest.mark.parametrize("wrong", ["--size=0", "--size=7", "--guidance=nan", "--prompt=caf\udce9"])
-def test_numbers_that_mean_nothing_are_refused_before_sampling(tmp_path: Path, capsys, wrong: str):
+def test_invalid_numbers_are_refused_before_sampling(tmp_path: Path, capsys, wrong: str):
     save_museum(museum("starter"), tmp_path / "m.safetensors")
     out = tmp_path / "a.png"
     view = [
@@ -176,7 +176,7 @@ def test_numbers_that_mean_nothing_are_refused_before_sampling(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("resolution", ["-5", "0", "7", "100000"])
-def test_a_resolution_that_means_nothing_is_refused(tmp_path: Path, images: Path, capsys, resolution: str):
+def test_invalid_resolution_is_refused(tmp_path: Path, images: Path, capsys, resolution: str):
     command = ["learn", "--base", "starter", "--museum", str(tmp_path / "m.safetensors"), "--word", "<a>"]
     assert main([*command, "--images", str(images), f"--resolution={resolution}", *FEW]) == 1
     assert f"--resolution is {resolution}; it must be 8 to 4096 pixels" in capsys.readouterr().err

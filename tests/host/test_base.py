@@ -1,4 +1,4 @@
-"""The base over ComfyUI: the engine learns over it what it learns over diffusers, whatever the model is stored in."""
+"""The base over ComfyUI: it learns what the base over diffusers learns, whatever the dtype of the weights."""
 
 from dataclasses import replace
 
@@ -40,13 +40,13 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
-def test_the_same_learning_gives_the_same_losses_and_deltas_as_over_diffusers():
-    """As near as diffusers comes to itself where every weight is off by its last bit.
+def test_learning_gives_the_losses_and_deltas_of_diffusers():
+    """As close as diffusers is to itself after every weight is changed by its last bit.
 
-    The two round differently, and whatever an operation rounds is as if its weights were off by a bit. Adam moves a
-    number whose gradient is less than that by the gradient's sign: such numbers are free, a few projections have many
-    of them, and how far these are apart (1e-4 to 0.2) is chance. So nine in ten are held to what rounding does to
-    them, and all to less than 1, which is a projection that was not learned.
+    The two round differently, which has the effect of such changes. Adam moves a number with a smaller gradient than
+    that by the gradient's sign, so these numbers are arbitrary. A few projections have many of them, and their
+    difference (1e-4 to 0.2) is chance. So nine in ten projections must be as close as rounding allows, and all closer
+    than 1, the difference of a projection that was not trained.
     """
     with ordinary():
         theirs, *nudged = open_base("starter"), *(off_by_a_bit(seed) for seed in range(3))
@@ -106,7 +106,7 @@ def gradients(base: HostBase, *, checkpointing: bool = False) -> dict[str, Tenso
     return {name: value - started[name] for name, value in found.items()}
 
 
-def test_everything_is_trained_in_every_family(models):
+def test_all_parameters_are_trained_in_every_family(models):
     base = HostBase(*models)
     moved = gradients(base)
     assert len(base.slots) == {"sd15": 18, "sd2": 18, "sdxl": 14}[base.family.name]
@@ -117,7 +117,7 @@ def test_everything_is_trained_in_every_family(models):
         assert (value - moved[name]).norm() < 1e-3 * moved[name].norm(), name
 
 
-def test_it_encodes_and_predicts_as_the_stock_nodes_do(models):
+def test_base_encodes_and_predicts_as_stock_nodes(models):
     model, clip, _ = models
     base = HostBase(*models)
     prompt = "a photo of a cat, in the snow"
@@ -135,7 +135,7 @@ def test_it_encodes_and_predicts_as_the_stock_nodes_do(models):
 
 
 @pytest.mark.parametrize("clip_skip", [-1, -2])
-def test_the_layer_that_the_user_chose_is_read(clip_skip: int):
+def test_clip_set_last_layer_chooses_the_layer(clip_skip: int):
     model, clip, vae = small_models("sd15")
     clip = clip.clone()
     clip.clip_layer(clip_skip)
@@ -143,7 +143,7 @@ def test_the_layer_that_the_user_chose_is_read(clip_skip: int):
     close(states.cpu(), clip.encode("a photo").cpu(), 1e-6)
 
 
-def test_float8_with_scales_is_learned_over_as_what_it_stands_for():
+def test_scaled_float8_is_trained_as_its_dequantized_weights():
     scaled, plain = small_models("sd15", scaled=True), small_models("sd15")
     round_to_float8(plain[0].model.diffusion_model)
     found = [learned(base, Museum(base.fingerprint), "<one>")[1] for base in (HostBase(*scaled), HostBase(*plain))]
@@ -151,7 +151,7 @@ def test_float8_with_scales_is_learned_over_as_what_it_stands_for():
 
 
 @pytest.mark.skipif(not hasattr(comfy.ops, "scaled_fp8_ops"), reason="this ComfyUI's float8 has a backward pass")
-def test_float8_products_without_a_backward_pass_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_float8_matmul_without_backward_is_refused(monkeypatch: pytest.MonkeyPatch):
     base = HostBase(*small_models("sd15", scaled=True))
     monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device: True)
     with pytest.raises(BaseModelError, match=r"multiplies in float8 .* no backward pass"):
@@ -161,7 +161,7 @@ def test_float8_products_without_a_backward_pass_are_refused(monkeypatch: pytest
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_a_model_that_is_stored_coarsely_can_be_learned_over(stored: torch.dtype, precision: str):
+def test_models_in_coarse_dtypes_can_be_trained(stored: torch.dtype, precision: str):
     base = HostBase(*small_models("sd15", stored, torch.float32))
     with ordinary():
         museum, losses = learned(base, Museum(base.fingerprint), "<one>", precision=precision)
@@ -174,10 +174,8 @@ def test_a_model_that_is_stored_coarsely_can_be_learned_over(stored: torch.dtype
 @pytest.mark.parametrize(
     ("stored", "precision"), [(torch.float16, "fp32"), (torch.float16, "fp16"), (torch.bfloat16, "bf16")]
 )
-def test_recipes_that_ask_the_model_learn_over_what_computes_as_it_is_stored(
-    stored: torch.dtype, precision: str, method: str
-):
-    """As on graphics cards, where nothing is cast; the second concept has an earlier one to leave alone."""
+def test_recipes_that_run_the_model_work_without_casting(stored: torch.dtype, precision: str, method: str):
+    """As on GPUs, where nothing is cast. The second concept has an earlier one to preserve."""
     base, named = HostBase(*small_models("sd15", stored)), recipe_named(method)
     quick = recipe(precision=precision, steps=2)
     told = replace(quick, regularizers=named.regularizers, over=named.over, layer_wise=named.layer_wise)
@@ -188,7 +186,7 @@ def test_recipes_that_ask_the_model_learn_over_what_computes_as_it_is_stored(
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
 
 
-def test_attention_without_a_backward_pass_is_put_aside(monkeypatch: pytest.MonkeyPatch):
+def test_attention_without_backward_is_replaced(monkeypatch: pytest.MonkeyPatch):
     base = HostBase(*small_models("sd15"))
     _, expected = learned(base, Museum(base.fingerprint), "<one>")
     kernel = comfy.ldm.modules.attention.attention_pytorch
@@ -203,7 +201,7 @@ def test_attention_without_a_backward_pass_is_put_aside(monkeypatch: pytest.Monk
     assert found == expected
 
 
-def test_the_fingerprint_is_that_of_the_models_own_weights():
+def test_fingerprint_ignores_merged_loras():
     model, clip, vae = load_starter()
     expected = HostBase(model, clip, vae).fingerprint
     patched = model.clone()
@@ -219,7 +217,7 @@ def test_the_fingerprint_is_that_of_the_models_own_weights():
     assert not plain.predict(noisy, torch.tensor([500]), plain.encode_prompts(["a photo"], [])).equal(before)
 
 
-def test_a_users_choice_of_sampling_is_the_schedule():
+def test_model_sampling_node_sets_the_schedule():
     model, clip, vae = load_starter()
 
     class Epsilon(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
@@ -239,14 +237,14 @@ def test_a_users_choice_of_sampling_is_the_schedule():
         HostBase(chosen, clip, vae)
 
 
-def test_words_that_do_not_fit_are_refused():
+def test_words_of_another_width_are_refused():
     base = HostBase(*load_starter())
     wide = ConceptToken("<one>", {"clip_l": torch.zeros(1, 1, 768)})
     with pytest.raises(ConceptError, match=r"'<one>' has vectors for clip_l \(768 wide\), .* clip_l \(128 wide\)"):
         base.encode_prompts(["a <one>"], [wide])
 
 
-def test_the_wrong_text_encoder_and_the_wrong_vae_are_refused(models):
+def test_wrong_text_encoder_and_wrong_vae_are_refused(models):
     model, clip, vae = load_starter()
     with pytest.raises(BaseModelError, match="text encoders"):
         HostBase(model, models[1], vae)
@@ -262,7 +260,7 @@ LUMINA = {
 }
 
 
-def test_a_model_of_one_stream_is_refused_by_name():
+def test_single_stream_model_is_refused_by_name():
     config = comfy.supported_models.Lumina2(dict(LUMINA))
     config.set_inference_dtype(torch.float32, None)
     cpu, clip = torch.device("cpu"), load_starter()[1]
@@ -293,7 +291,7 @@ def paged(patcher: ModelPatcher, whole: ModelPatcher | None) -> ModelPatcher:
     return stand_in
 
 
-def test_weights_that_are_paged_are_loaded_as_a_whole():
+def test_paged_weights_are_loaded_whole():
     (model, clip, vae), (whole, whole_clip, _) = load_starter(), load_starter()
     expected = HostBase(whole, whole_clip, vae)
     clip = clip.clone()
@@ -306,7 +304,7 @@ def test_weights_that_are_paged_are_loaded_as_a_whole():
         learned(HostBase(paged(model, None), clip, vae), Museum(base.fingerprint), "<one>")
 
 
-def test_what_is_paged_in_as_another_dtype_is_learned_over_as_that_one():
+def test_paged_weights_are_trained_in_the_dtype_they_are_paged_in():
     """On NVIDIA's cards ComfyUI leaves linear layers in their file's float32 and pages them in as float16."""
     (model, clip, vae), (whole, _, _) = (small_models("sd15", torch.float16) for _ in range(2))
     for module in whole.model.diffusion_model.modules():

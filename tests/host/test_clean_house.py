@@ -1,4 +1,4 @@
-"""However a learning ends, the host's models are as they were."""
+"""However training ends, ComfyUI's models are restored."""
 
 import gc
 import shutil
@@ -129,7 +129,7 @@ ENDINGS: dict[str, tuple[int, Callable[[Progress], None], type[BaseException] | 
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_learning_leaves_nothing_and_stops_at_once(models: Models, ending: str):
+def test_learning_restores_the_models_and_cancel_stops_it_at_once(models: Models, ending: str):
     last, act, error = ENDINGS[ending]
     before, weights = sampled(models), bits(models)
     left, mode = traces(models), (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
@@ -152,7 +152,7 @@ def test_learning_leaves_nothing_and_stops_at_once(models: Models, ending: str):
 
 @pytest.mark.parametrize("call", [2, 5])
 @pytest.mark.parametrize("where", ["diffusion_model.out.2", "diffusion_model.input_blocks.1.0"])
-def test_running_out_of_memory_leaves_nothing(models: Models, where: str, call: int):
+def test_running_out_of_memory_restores_the_models(models: Models, where: str, call: int):
     before = sampled(models)
     left = traces(models)
     base = HostBase(*models)
@@ -167,7 +167,7 @@ def test_running_out_of_memory_leaves_nothing(models: Models, where: str, call: 
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "sampled before"])
-def test_weights_come_as_inference_tensors_and_can_be_learned_over(used: bool):
+def test_weights_that_are_inference_tensors_can_be_trained(used: bool):
     models = load_starter()
     if used:
         sampled(models)
@@ -177,7 +177,7 @@ def test_weights_come_as_inference_tensors_and_can_be_learned_over(used: bool):
     assert len(losses) == recipe().steps
 
 
-def test_memory_is_given_back_however_it_ends():
+def test_memory_is_freed_however_training_ends():
     base = HostBase(*load_starter())
     held: list[weakref.ref] = []
 
@@ -193,7 +193,7 @@ def test_memory_is_given_back_however_it_ends():
     assert held and not any(parameter() is not None for parameter in held)
 
 
-def test_pictures_may_be_decoded_in_the_middle_without_changing_what_is_learned():
+def test_decoding_pictures_during_training_does_not_change_the_result():
     found = []
     for preview in (False, True):
         base = HostBase(*load_starter())
@@ -211,7 +211,7 @@ def test_pictures_may_be_decoded_in_the_middle_without_changing_what_is_learned(
     assert found[0] == found[1]
 
 
-def test_what_the_host_unloads_in_the_middle_is_loaded_completely_again():
+def test_models_unloaded_during_training_are_loaded_whole_again():
     """As it does to make room for the VAE when a preview is decoded."""
     found = []
     for make_room in (False, True):
@@ -230,7 +230,7 @@ def test_what_the_host_unloads_in_the_middle_is_loaded_completely_again():
     assert found[0] == found[1]
 
 
-def test_a_model_that_was_loaded_in_part_is_loaded_completely():
+def test_partially_loaded_model_is_loaded_whole():
     models = load_starter()
     expected = learned(HostBase(*models), Museum(HostBase(*models).fingerprint), "<one>")[1]
     before = sampled(models)
@@ -263,7 +263,7 @@ BESIDE: dict[str, tuple[int, str, int, Callable[[], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("ending", BESIDE)
-def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(own_results: Path, ending: str):
+def test_train_step_that_fails_outside_training_restores_the_models_and_resumes(own_results: Path, ending: str):
     models = load_starter()
     index, part, call, act, kept = BESIDE[ending]
     before, left = sampled(models), traces(models)
@@ -282,7 +282,7 @@ def test_a_train_step_that_ends_beside_the_training_leaves_nothing_and_goes_on(o
 
 
 @pytest.mark.parametrize("spoil", ["a wrong bit", "of another learning", "a number that is none"])
-def test_a_damaged_state_is_set_aside_and_the_next_run_learns_anew(own_results: Path, spoil: str):
+def test_damaged_state_is_set_aside_and_training_restarts(own_results: Path, spoil: str):
     models = load_starter()
     handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(27, CANCEL))
     with pytest.raises(INTERRUPTED):
@@ -310,7 +310,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         return {name: value for name, value in file.metadata().items() if name != "clora.hash"}
 
 
-def test_where_no_result_can_be_kept_training_works_and_says_so(own_results: Path, caplog: pytest.LogCaptureFixture):
+def test_without_a_writable_store_training_works_and_says_so(own_results: Path, caplog: pytest.LogCaptureFixture):
     models = load_starter()
     whole = quick_step(models)
     shutil.rmtree(own_results.parent)
@@ -323,8 +323,8 @@ def test_where_no_result_can_be_kept_training_works_and_says_so(own_results: Pat
     assert caplog.text.count("results cannot be stored in") == 1 and "a result cannot be stored" not in caplog.text
 
 
-def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
-    """The host and other nodes draw from torch's own generator, and count on the number of threads."""
+def test_global_rng_is_neither_used_nor_changed(own_results: Path):
+    """ComfyUI and other nodes use torch's global generator and rely on the number of threads."""
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -335,8 +335,8 @@ def test_chance_is_left_alone_and_decides_nothing(own_results: Path):
     assert found[0][0] == found[1][0] and same_museum(found[0][1], found[1][1])
 
 
-def test_nothing_holds_on_to_a_base():
-    """ComfyUI says "potential memory leak" of a model that is not gone with the last node that used it."""
+def test_base_is_freed_after_use():
+    """ComfyUI logs "potential memory leak" for a model that outlives the last node that used it."""
     base = HostBase(*load_starter())
     learned(base, Museum(base.fingerprint), "<one>")
     gone = weakref.ref(base), weakref.ref(base.model)

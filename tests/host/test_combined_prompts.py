@@ -1,4 +1,4 @@
-"""Gated and layer-wise words behind stock nodes that combine prompts, and CLIP skips other than the learned one."""
+"""Gated and layer-wise words after stock nodes that combine prompts, and CLIP skips other than the learned one."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def places_in(model, conditioning: list) -> dict[int, list[int]]:
     return {number: opened[:, number].nonzero().flatten().tolist() for number in range(opened.shape[1])}
 
 
-def test_a_word_is_found_behind_conditioning_concat(models: Models, said: list[str]):
+def test_word_is_found_after_conditioning_concat(models: Models, said: list[str]):
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
     plain, word = encoded(speaking, PLAIN), encoded(speaking, WORD)
@@ -65,7 +65,7 @@ def test_a_word_is_found_behind_conditioning_concat(models: Models, said: list[s
     assert not torch.equal(sampled(showing_model, joined, negative), sampled(model, joined, negative))
 
 
-def test_a_word_is_found_behind_conditioning_combine(models: Models, said: list[str]):
+def test_word_is_found_after_conditioning_combine(models: Models, said: list[str]):
     model, clip, _ = models
     _, speaking = view(model, clip, museum_over(models))
     both = stock(
@@ -74,7 +74,7 @@ def test_a_word_is_found_behind_conditioning_combine(models: Models, said: list[
     assert [list(options[PLACES]) for _, options in both] == [[], ["<one>"]] and not said
 
 
-def test_an_average_keeps_the_words_of_its_first_prompt_and_says_what_it_loses(models: Models, said: list[str]):
+def test_conditioning_average_keeps_words_of_its_first_prompt_and_warns_about_others(models: Models, said: list[str]):
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
     plain, word = encoded(speaking, PLAIN), encoded(speaking, WORD)
@@ -92,7 +92,7 @@ def test_an_average_keeps_the_words_of_its_first_prompt_and_says_what_it_loses(m
     assert not said
 
 
-def test_a_word_of_either_encoders_text_is_found(said: list[str]):
+def test_word_is_found_in_either_text_of_sdxl(said: list[str]):
     models = small_models("sdxl")
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
@@ -109,7 +109,7 @@ def test_a_word_of_either_encoders_text_is_found(said: list[str]):
         assert places_in(showing_model, [[found[0][0], options]]) == expected
 
 
-def test_layer_wise_words_keep_their_layers_behind_conditioning_concat(models: Models):
+def test_layer_wise_words_keep_their_layers_after_conditioning_concat(models: Models):
     model, clip, _ = models
     museum = deepened(random_museum(HostBase(*models), "<one>", "<two>", size=0.1), HostBase(*models))
     showing_model, speaking = view(model, clip, museum)
@@ -124,7 +124,7 @@ def test_layer_wise_words_keep_their_layers_behind_conditioning_concat(models: M
     assert torch.equal(wide[:, LENGTH:], word[0][1][LAYERS])
 
 
-def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch):
+def test_remembered_chunks_are_limited(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remembered, "CHUNKS_MOST", 3)
     monkeypatch.setattr(remembered, "_chunks", type(remembered._chunks)())
     for number in range(5):
@@ -135,7 +135,7 @@ def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch):
     assert remembered.recalled(torch.zeros(1, 5, 2)) == []
 
 
-def test_another_clip_skip_than_a_word_was_learned_with_is_said(models: Models, said: list[str]):
+def test_different_clip_skip_is_reported(models: Models, said: list[str]):
     model, clip, _ = models
     usual = HostBase(*models).clip_skip
     museum = random_museum(HostBase(*models), "<one>", "<two>")

@@ -40,7 +40,7 @@ def edit(nodes: dict[str, Any], *inputs: Any, **more: Any) -> Museum:
     return nodes["CLoRA_EditMuseum"].execute(*inputs, **more).args[0]
 
 
-def test_edits_are_done_from_top_to_bottom_and_the_museum_that_comes_in_stays(nodes: dict[str, Any], museum: Museum):
+def test_edits_run_in_order_and_leave_the_input_unchanged(nodes: dict[str, Any], museum: Museum):
     before = museum.exhibits
     after = edit(nodes, museum, "\nrename <two> <zwei>\n  move <zwei> 1\n\nstrength <zwei> 0.5\nremove <one>\n")
     assert after.words == ("<zwei>", "<three>") and after.exhibits[0].strength == 0.5
@@ -49,12 +49,12 @@ def test_edits_are_done_from_top_to_bottom_and_the_museum_that_comes_in_stays(no
     assert edit(nodes, museum, "  \n").exhibits == museum.exhibits
 
 
-def test_it_says_what_removing_does(museum: Museum):
+def test_removal_reports_its_effect(museum: Museum):
     _, told = museums.edit(museum, "remove <one>", None, None)
     assert "<two> 0." in told and "<three> 0." in told and told.endswith("The museum contains: <two>, <three>")
 
 
-def test_edits_come_before_the_other_museum(nodes: dict[str, Any], starter: Models, museum: Museum):
+def test_edits_run_before_the_merge(nodes: dict[str, Any], starter: Models, museum: Museum):
     other = random_museum(HostBase(*starter), "<two>", "<four>")
     with pytest.raises(MuseumError, match="rename <two> <two-2>"):
         edit(nodes, museum, "", other)
@@ -68,7 +68,7 @@ def test_edits_come_before_the_other_museum(nodes: dict[str, Any], starter: Mode
     assert same_museum(edit(nodes, museum.only(["<one>"]), "", museum), museum)
 
 
-def test_a_thumbnail_is_one_of_the_images(nodes: dict[str, Any], museum: Museum):
+def test_thumbnail_comes_from_the_connected_images(nodes: dict[str, Any], museum: Museum):
     images = torch.zeros(2, 64, 64, 3)
     images[1, ..., 0] = 1
     black, red = (thumbnail(picture.permute(2, 0, 1) * 2 - 1) for picture in images)
@@ -89,12 +89,12 @@ def test_a_thumbnail_is_one_of_the_images(nodes: dict[str, Any], museum: Museum)
         ("remove <one>\nremove <one>", "<one>"),
     ],
 )
-def test_what_is_no_edit_gets_a_sentence(nodes: dict[str, Any], museum: Museum, edits: str, rule: str):
+def test_invalid_edit_raises_a_clear_error(nodes: dict[str, Any], museum: Museum, edits: str, rule: str):
     with pytest.raises(CLoRAError, match=rule):
         edit(nodes, museum, edits)
 
 
-def test_a_strength_is_saved_loaded_and_shown(nodes: dict[str, Any], starter: Models, museum: Museum):
+def test_strength_is_saved_loaded_and_applied(nodes: dict[str, Any], starter: Models, museum: Museum):
     after = edit(nodes, museum, "strength <one> 0.5\nstrength <two> 0")
     nodes["CLoRA_SaveMuseum"].execute(after, "mine", False)
     model, clip, _ = starter
@@ -106,7 +106,7 @@ def test_a_strength_is_saved_loaded_and_shown(nodes: dict[str, Any], starter: Mo
     assert_same_move(every, view(model, clip, museum, {"<one>": 0.5, "<two>": 0.0})[0])
 
 
-def test_a_model_that_shows_the_museum_from_before_is_refused(nodes: dict[str, Any], starter: Models, museum: Museum):
+def test_model_that_shows_the_unedited_museum_is_refused(nodes: dict[str, Any], starter: Models, museum: Museum):
     model, clip, _ = starter
     shown, speaking = view(model, clip, museum)
     for edits in ("strength <one> 0.5", "rename <one> <eins>", "remove <one>", "move <one> 3"):
@@ -117,7 +117,7 @@ def test_a_model_that_shows_the_museum_from_before_is_refused(nodes: dict[str, A
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_stock_loader_shows_every_exhibit_at_its_strength(nodes: dict[str, Any], family: str, museum_folder: Path):
+def test_load_lora_applies_every_exhibit_at_its_strength(nodes: dict[str, Any], family: str, museum_folder: Path):
     model, clip, vae = layout_models(family)
     whole = random_museum(HostBase(model, clip, vae), "<one>", "<two>", "<three>")
     after = edit(nodes, whole, "strength <one> 0.3\nstrength <two> -1.5")

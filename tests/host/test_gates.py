@@ -1,4 +1,4 @@
-"""Exhibits applied at their word act in stock sampling at the word's places, and nowhere else."""
+"""Word-gated exhibits act at the places of their word in stock sampling, and nowhere else."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def museum_over(models: Models, applied: str = "word") -> Museum:
 
 
 @pytest.mark.parametrize("applied", ["word", "onwards"])
-def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied: str):
+def test_sampling_adds_gated_deltas_at_the_places_of_the_word(models: Models, applied: str):
     model, clip, _ = models
     museum = museum_over(models, applied)
     showing, speaking = view(model, clip, museum, {"<one>": 0.7})
@@ -77,7 +77,7 @@ def test_sampling_adds_the_delta_at_the_words_own_places(models: Models, applied
     assert torch.equal(sampled(showing.clone(), positive, negative), found)
 
 
-def test_prompts_without_the_word_give_the_base_models_pictures_bit_for_bit(models: Models):
+def test_prompts_without_the_word_give_bit_equal_base_pictures(models: Models):
     model, clip, _ = models
     showing, speaking = view(model, clip, museum_over(models))
     positive, negative = encoded(speaking, "a photo of a cat"), encoded(speaking, "")
@@ -93,7 +93,7 @@ def test_weights_and_repeated_words_keep_their_places(models: Models):
     assert places["<two>"][0].nonzero().flatten().tolist() == [3]
 
 
-def test_conditionings_of_other_lengths_can_be_sampled(models: Models):
+def test_prompts_of_other_lengths_can_be_sampled(models: Models):
     model, clip, _ = models
     showing, speaking = view(model, clip, museum_over(models))
     positive = encoded(speaking, PROMPT)
@@ -102,7 +102,7 @@ def test_conditionings_of_other_lengths_can_be_sampled(models: Models):
     assert sampled(showing, longer, encoded(clip, "")).isfinite().all(), "as from a CLIP that knows no word"
 
 
-def test_taking_the_view_off_leaves_nothing(models: Models):
+def test_base_beneath_removes_gated_deltas(models: Models):
     model, clip, _ = models
     showing, speaking = view(model, clip, museum_over(models))
     positive, negative = encoded(speaking, PROMPT), encoded(speaking, "")
@@ -113,7 +113,7 @@ def test_taking_the_view_off_leaves_nothing(models: Models):
     assert torch.equal(sampled(model, positive, negative), plain)
 
 
-def test_the_seam_shows_it_as_the_sampler_does(models: Models):
+def test_base_predicts_as_the_sampler(models: Models):
     base = HostBase(*models)
     museum = museum_over(models)
     conditioning = base.encode_prompts([PROMPT, "a photo of a cat"], museum.tokens)

@@ -14,7 +14,7 @@ from .prompts import PROMPT, chain, concept, loaded, node, saved_chain, shown, s
 from .server import Prompt, Server
 
 
-def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: Server):
+def test_three_chained_concepts_are_learned_saved_and_loaded(server: Server):
     run = server.run(saved_chain(3, "three"))
     assert run.succeeded, run.error
     path = server.folder / "models/loras/museums/three.museum.safetensors"
@@ -28,7 +28,7 @@ def test_three_concepts_are_learned_in_a_chain_saved_and_loaded_by_name(server: 
     assert not np.array_equal(server.pictures(without, "show"), server.pictures(run, "show"))
 
 
-def test_a_baseline_is_not_in_the_list_and_a_workflow_that_names_one_still_runs(server: Server):
+def test_baselines_are_not_listed_but_still_run(server: Server):
     fields = server.get("/object_info/CLoRA_Recipe")["CLoRA_Recipe"]["input"]["required"]
     kind, more = fields["method"]
     listed = kind if isinstance(kind, list) else more["options"]
@@ -46,7 +46,7 @@ def test_a_baseline_is_not_in_the_list_and_a_workflow_that_names_one_still_runs(
     assert "There is no recipe 'clora'" in str(answer["node_errors"]["recipe"]["errors"])
 
 
-def test_a_list_of_pictures_is_learned_as_a_whole(server: Server):
+def test_list_of_pictures_is_one_concept(server: Server):
     """As the stock nodes that read a folder return it; the node is not called for each picture."""
     assert server.run(saved_chain(1, "stacked", text="a photo of <ada>")).succeeded
     prompt = saved_chain(1, "listed", text="a photo of <ada>")
@@ -60,7 +60,7 @@ def test_a_list_of_pictures_is_learned_as_a_whole(server: Server):
     assert exhibit.facts["pictures"] == 6
 
 
-def test_a_fourth_train_step_trains_only_the_fourth(server: Server):
+def test_fourth_train_step_trains_only_itself(server: Server):
     server.run(saved_chain(3, "three"))
     before = server.results
     run = server.run(saved_chain(4, "four"))
@@ -69,7 +69,7 @@ def test_a_fourth_train_step_trains_only_the_fourth(server: Server):
     assert len(server.results) == len(before) + 1 and before.items() <= server.results.items()
 
 
-def test_results_survive_another_workflow_and_a_restart(server: Server):
+def test_stored_results_survive_another_workflow_and_a_restart(server: Server):
     first = server.run(saved_chain(2, "two"))
     before = server.results
     server.run(starter() | shown("a cat", ["base", 0], ["base", 1]))  # ComfyUI forgets what was cached
@@ -92,7 +92,7 @@ def interrupted(server: Server, prompt: Prompt) -> int:
         return max(events.steps("train1"))
 
 
-def test_the_base_that_was_learned_over_samples_as_in_a_fresh_process(server: Server):
+def test_trained_base_samples_as_in_a_fresh_process(server: Server):
     plain = starter() | shown("a photo of a cat", ["base", 0], ["base", 1], seed=77)
     interrupted(server, saved_chain(1, "used", steps=40, training_seed=21))
     taught = server.run(plain | saved_chain(2, "used", training_seed=22) | shown("a dog", ["base", 0], ["base", 1]))
@@ -103,7 +103,7 @@ def test_the_base_that_was_learned_over_samples_as_in_a_fresh_process(server: Se
     assert np.array_equal(server.pictures(server.run(plain), "show"), server.pictures(used, "show"))
 
 
-def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server):
+def test_interrupted_step_resumes_to_the_same_result(server: Server):
     steps, name = 40, "interrupted"
     before = server.results
     whole = server.run(saved_chain(1, name, steps=steps, training_seed=7))
@@ -133,7 +133,7 @@ def test_an_interrupted_step_goes_on_with_run_to_the_same_result(server: Server)
     assert np.array_equal(server.pictures(resumed, "show"), server.pictures(whole, "show"))
 
 
-def test_two_queued_prompts_do_not_disturb_one_another(server: Server):
+def test_two_queued_prompts_do_not_interfere(server: Server):
     prompts = [saved_chain(1, f"queued{seed}", training_seed=seed) for seed in (11, 12)]
     runs = [server.finished(id) for id in [server.queue(prompt) for prompt in prompts]]
     assert all(run.succeeded for run in runs), [run.error for run in runs]
@@ -147,14 +147,14 @@ def test_two_queued_prompts_do_not_disturb_one_another(server: Server):
     assert not np.array_equal(together[0], together[1])
 
 
-def test_the_loss_is_plotted_by_the_stock_node(server: Server):
+def test_stock_node_plots_the_loss(server: Server):
     prompt = chain(1) | {"plot": node("LossGraphNode", loss=["train1", 3], filename_prefix="loss")}
     run = server.run(prompt)
     assert run.succeeded, run.error
     assert len(np.unique(server.pictures(run, "plot").reshape(-1, 3), axis=0)) > 2
 
 
-def test_a_stock_lora_loader_shows_the_saved_museum(server: Server):
+def test_load_lora_shows_the_saved_museum(server: Server):
     assert server.run(saved_chain(2, "stock", learning_rate=2e-2, forgetting_weight=0.0)).succeeded
     plain = "a photo of a cat"  # which nothing protects, so that the deltas show
     ours = server.pictures(server.run(loaded("stock", plain)), "show")
@@ -175,7 +175,7 @@ def test_a_stock_lora_loader_shows_the_saved_museum(server: Server):
     assert np.abs(base.astype(int) - ours).mean() > 1
 
 
-def test_a_word_that_is_taken_is_refused_in_a_sentence(server: Server):
+def test_taken_word_raises_a_clear_error(server: Server):
     prompt = chain(2)
     prompt["concept2"] = concept("<ada>")
     prompt["save"] = node("CLoRA_SaveMuseum", museum=["train2", 2], name="never", overwrite=False)
@@ -185,7 +185,7 @@ def test_a_word_that_is_taken_is_refused_in_a_sentence(server: Server):
     assert not (server.folder / "models/loras/museums/never.museum.safetensors").exists()
 
 
-def test_two_concepts_are_learned_at_once_saved_and_loaded_by_name(server: Server):
+def test_two_joint_concepts_are_learned_saved_and_loaded(server: Server):
     prompt = saved_chain(1, "together")
     prompt["concept2"] = concept("<bo>")
     prompt["pictures2"] = node("CLoRA_StarterPictures", subject="bo", count=6, picture_seed=0)

@@ -68,7 +68,7 @@ CASES = [case("sd15"), case("sd2"), case("sdxl"), case("sd15", (1, 2, 4, 4))]
 
 
 @pytest.mark.parametrize("taken", CASES, indirect=True)
-def test_a_concept_is_learned_over_a_checkpoint_saved_and_loaded_by_name(
+def test_concept_over_a_checkpoint_is_learned_saved_and_loaded(
     taken: tuple[str, Server], request: pytest.FixtureRequest
 ):
     family, server = taken

@@ -43,13 +43,13 @@ def runs(server: Server, definitions: Mapping[str, Any]) -> dict[str, tuple[dict
     return done
 
 
-def test_no_workflow_is_left_out():
+def test_every_workflow_is_tested():
     names = {path.stem for path in FOLDER.glob("*.json")}
     assert names == {*STARTER, *OWN}
 
 
 @pytest.mark.parametrize("name", (*STARTER, *OWN))
-def test_a_workflow_fits_the_host(definitions: Mapping[str, Any], name: str):
+def test_workflow_fits_the_host(definitions: Mapping[str, Any], name: str):
     graph = workflow(name)
     by_id = {node["id"]: node for node in graph["nodes"]}
     for _, source, slot, _, _, kind in graph["links"]:
@@ -61,7 +61,7 @@ def test_a_workflow_fits_the_host(definitions: Mapping[str, Any], name: str):
 
 
 @pytest.mark.parametrize("name", STARTER)
-def test_a_starter_workflow_runs_to_its_end(runs: Mapping[str, Any], server: Server, name: str):
+def test_starter_workflow_runs_to_its_end(runs: Mapping[str, Any], server: Server, name: str):
     prompt, run = runs[name]
     assert run.succeeded, run.error
     for id, node in prompt.items():
@@ -70,7 +70,7 @@ def test_a_starter_workflow_runs_to_its_end(runs: Mapping[str, Any], server: Ser
             assert pictures.ndim == 4 and pictures.std() > 1
 
 
-def test_a_loaded_museum_shows_what_was_taught(runs: Mapping[str, Any], server: Server):
+def test_loaded_museum_shows_the_learned_concepts(runs: Mapping[str, Any], server: Server):
     def saved(name: str) -> np.ndarray:
         prompt, run = runs[name]
         return np.stack([server.pictures(run, id) for id, node in prompt.items() if node["class_type"] == "SaveImage"])
@@ -79,6 +79,6 @@ def test_a_loaded_museum_shows_what_was_taught(runs: Mapping[str, Any], server: 
     assert taught.shape == (3, 4, 256, 256, 3) and np.array_equal(taught, loaded)
 
 
-def test_the_report_lies_in_the_output_folder(runs: Mapping[str, Any], server: Server):
+def test_report_is_in_the_output_folder(runs: Mapping[str, Any], server: Server):
     (page,) = (server.folder / "output").glob("museum-report_*.html")
     assert "&lt;ada&gt;" in page.read_text(encoding="utf-8")

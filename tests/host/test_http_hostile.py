@@ -1,4 +1,4 @@
-"""What no browser sends and any program may: every prompt gets a sentence, and the server goes on."""
+"""Prompts that no browser sends, but any program can: each gets a clear error, and the server continues."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -84,7 +84,7 @@ def _log_stays_clean(server: Server) -> Iterator[None]:
     assert not set(server.log.read_text(encoding="utf-8")) & set("\x1b\x9b\0")
 
 
-def test_a_hostile_value_gets_a_sentence_and_the_next_prompt_runs(server: Server):
+def test_hostile_value_raises_a_clear_error_and_the_next_prompt_runs(server: Server):
     prompt, types = graph(server)
     queued = {}
     for what, changed in hostile(prompt, types):
@@ -99,7 +99,7 @@ def test_a_hostile_value_gets_a_sentence_and_the_next_prompt_runs(server: Server
         assert_said(server.finished(prompt_id), what)
 
 
-def test_what_a_museum_says_reaches_no_terminal(server: Server):
+def test_control_characters_of_a_museum_do_not_reach_the_terminal(server: Server):
     folder = server.folder / "models/loras/museums"
     folder.mkdir(parents=True, exist_ok=True)
     load = {"model": ["base", 0], "clip": ["base", 1], "exhibits": "", "strength": 1.0}

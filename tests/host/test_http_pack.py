@@ -31,7 +31,7 @@ def explained(node) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_everything_of_a_node_is_explained(listed, name: str):
+def test_every_input_and_output_has_a_tooltip(listed, name: str):
     node = listed[name]
     assert node["category"] == "C-LoRA" and node["display_name"] and len(node["description"]) > 20
     assert node.get("search_aliases", ["unknown to older ComfyUIs"])
@@ -41,8 +41,8 @@ def test_everything_of_a_node_is_explained(listed, name: str):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_no_widget_changes_by_itself(listed, name: str):
-    """The frontend gives a new number to whatever is called seed, and everything would be learned anew."""
+def test_no_widget_is_called_seed(listed, name: str):
+    """The frontend changes every widget called seed, and everything would be trained again."""
     for id, options in explained(listed[name]).items():
         assert id not in ("seed", "noise_seed") and not options.get("control_after_generate")
 
@@ -52,7 +52,7 @@ def test_every_node_has_a_help_page(server: Server, name: str):
     assert server.read(f"/extensions/C-LoRA/docs/{name}.md").decode().startswith("# ")
 
 
-def test_the_start_costs_little_and_goes_well(server: Server):
+def test_pack_loads_quickly_and_without_errors(server: Server):
     log = server.log.read_text(errors="replace")
     seconds, failed = re.findall(r"([\d.]+) seconds( \(IMPORT FAILED\))?: \S*custom_nodes/C-LoRA", log)[0]
     assert not failed and float(seconds) <= 0.5, log  # said to a tenth, on a machine that is busy

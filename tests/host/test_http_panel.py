@@ -1,4 +1,4 @@
-"""What the panels ask the server for: a museum by its header, and what a learning told."""
+"""What the panels request from the server: the header of a museum, and the state of a training."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def saved(server: Server) -> str:
     return "panel.museum.safetensors"
 
 
-def test_a_museum_is_told_by_its_header(server: Server, saved: str):
+def test_museum_route_returns_the_header(server: Server, saved: str):
     status, headers, told = museum(server, saved)
     assert status == 200 and told["base"].startswith("starter")
     ada, bo = told["exhibits"]
@@ -74,7 +74,7 @@ def test_only_listed_museums_are_read(server: Server, saved: str, name: str):
     assert told["error"].startswith("There is no museum '") and len(told["error"]) < 300
 
 
-def test_a_file_that_is_no_museum_is_refused_in_a_sentence(server: Server):
+def test_file_that_is_no_museum_returns_a_clear_error(server: Server):
     folder = server.folder / "models/loras/museums"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_museum_is_refused_in_a_sentence(server: Server):
     assert status == 422 and told["error"].startswith("broken.safetensors")
 
 
-def test_what_a_museum_says_is_short_and_shows_every_character(server: Server):
+def test_museum_route_shortens_texts_and_escapes_characters(server: Server):
     """Whatever its header says: prompts, names, facts and their keys."""
     path = save_museum(random_texts(), server.folder / "models/loras/museums/texts.museum.safetensors", overwrite=True)
     odd = "<b>\u202e\x1b[2J" + "\u200bx" * 2000
@@ -110,7 +110,7 @@ def test_what_a_museum_says_is_short_and_shows_every_character(server: Server):
     assert all(text.isprintable() and len(text) < 6000 for text in texts if not text.startswith("data:"))
 
 
-def test_a_learning_is_told_while_it_goes_on_and_remembered(server: Server):
+def test_training_state_is_sent_during_training_and_remembered(server: Server):
     prompt = chain(2, preview_every=2, training_seed=31)
     prompt["out"] = node("PreviewImage", images=["train2", 4])
     with Events(server.address) as events:
@@ -142,7 +142,7 @@ def learnings(events: Events) -> list[dict]:
     return [message["data"] for message in events.messages if message["type"] == "clora.learning"]
 
 
-def test_the_same_learning_again_is_told_as_kept_and_panels_survive_a_restart(server: Server):
+def test_repeated_training_is_sent_as_kept_and_panels_survive_a_restart(server: Server):
     prompt = chain(1, preview_every=2, training_seed=32)
     prompt["out"] = node("PreviewImage", images=["train1", 4])
     extra = {"extra_pnginfo": {"workflow": {"id": WORKFLOW}}}
@@ -159,7 +159,7 @@ def test_the_same_learning_again_is_told_as_kept_and_panels_survive_a_restart(se
     shutil.rmtree(server.results_folder)
 
 
-def test_a_killed_server_is_seen_and_the_run_goes_on_with_its_curve_and_its_film(server: Server):
+def test_run_resumes_after_a_killed_server_with_its_curve_and_film(server: Server):
     prompt = chain(1, steps=5000, batch_size=1, preview_every=25, training_seed=33)
     prompt["out"] = node("PreviewImage", images=["train1", 4])
     extra = {"extra_pnginfo": {"workflow": {"id": "same", "extra": {"clora": "a mark"}}}}
@@ -189,7 +189,7 @@ def test_a_killed_server_is_seen_and_the_run_goes_on_with_its_curve_and_its_film
     shutil.rmtree(server.results_folder)
 
 
-def test_a_page_gets_texts_for_its_own_workflow_alone_and_they_stay(server: Server):
+def test_page_gets_the_texts_of_its_own_workflow_only(server: Server):
     prompt = chain(1, steps=2, training_seed=34)
     prompt["save"] = node("CLoRA_SaveMuseum", museum=["train1", 2], name="said", overwrite=True)
     prompt["report"] = node(

@@ -1,4 +1,4 @@
-"""A result is taken from the store only for the same models with the same things put on them."""
+"""A stored result is reused only for the same models with the same patches."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def results() -> int:
     return len(list(folders.results_folder().glob("*.result.safetensors")))
 
 
-def test_models_of_one_fingerprint_are_told_apart(starter: Models):
+def test_models_with_equal_fingerprints_differ(starter: Models):
     model, clip, vae = starter
     mine = models_digest(model, clip, vae)
     assert mine == models_digest(*load_starter())
@@ -57,8 +57,8 @@ def test_models_of_one_fingerprint_are_told_apart(starter: Models):
     assert len({mine, *found}) == 4
 
 
-def test_loading_a_model_does_not_change_who_it_is():
-    """Some of what a file holds is brought to another dtype or device then."""
+def test_loading_a_model_keeps_its_digest():
+    """Loading converts some weights to another dtype or device."""
     model, clip, vae = small_models("sd15")
     clip.cond_stage_model.clip_l.logit_scale = Parameter(torch.tensor(4.0, dtype=torch.float16), requires_grad=False)
     mine = models_digest(model, clip, vae)
@@ -68,7 +68,7 @@ def test_loading_a_model_does_not_change_who_it_is():
     assert models_digest(model, clip, vae) == mine
 
 
-def test_another_kind_of_patcher_over_the_same_weights_is_the_same_model(starter: Models):
+def test_digest_ignores_the_class_of_the_patcher(starter: Models):
     class Paging(ModelPatcher):
         """As newer ComfyUIs have one for some devices and settings, and not for others."""
 
@@ -77,7 +77,7 @@ def test_another_kind_of_patcher_over_the_same_weights_is_the_same_model(starter
     assert models_digest(other, clip, vae) == models_digest(model, clip, vae)
 
 
-def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter: Models):
+def test_merged_museum_keeps_the_digest(starter: Models):
     model, clip, vae = starter
     mine = models_digest(model, clip, vae)
     shown, _ = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>", size=0.5))
@@ -87,14 +87,14 @@ def test_a_museum_that_is_merged_just_now_does_not_change_who_a_model_is(starter
     shown.detach()
 
 
-def test_a_model_whose_museum_is_taken_off_is_the_one_beneath(starter: Models):
+def test_model_without_its_museum_has_the_digest_of_the_base(starter: Models):
     model, clip, vae = starter
     shown, speaking = view(model, clip, random_museum(HostBase(model, clip, vae), "<one>"))
     assert models_digest(shown, clip, vae) != models_digest(model, clip, vae) != models_digest(model, speaking, vae)
     assert models_digest(*base_beneath(shown, speaking), vae) == models_digest(model, clip, vae)
 
 
-def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Models):
+def test_other_patches_change_the_digest(starter: Models):
     model, clip, vae = starter
     lower, higher = (stock(ModelSampling, model=model, sampling="v_prediction", zsnr=zsnr) for zsnr in (False, True))
     losses = [taught(lower, clip, vae), taught(higher, clip, vae), taught(lower, clip, vae)]
@@ -102,8 +102,8 @@ def test_what_was_learned_with_one_setting_is_not_taken_for_another(starter: Mod
     assert results() == 2
 
 
-def test_the_dtype_that_a_model_computes_in_is_read(starter: Models):
-    """Newer hosts set that of every text encoder."""
+def test_digest_depends_on_the_computation_dtype(starter: Models):
+    """Newer versions of ComfyUI set it for every text encoder."""
     model, clip, vae = starter
     digests = set()
     for dtype in (torch.float32, torch.bfloat16):
@@ -113,7 +113,7 @@ def test_the_dtype_that_a_model_computes_in_is_read(starter: Models):
     assert len(digests) == 2 and None not in digests
 
 
-def test_as_many_loras_as_people_chain_are_read(starter: Models):
+def test_many_chained_loras_can_be_digested(starter: Models):
     """Three whole LoRAs of SDXL; each of their adapters remembers all keys of the file that it came from."""
     model, clip, vae = starter
     key = next(key for key in model.model.state_dict() if key.endswith("attn2.to_k.weight"))
@@ -131,7 +131,7 @@ def test_as_many_loras_as_people_chain_are_read(starter: Models):
 
 
 @pytest.mark.parametrize(("node", "given"), STOCK, ids=lambda value: getattr(value, "__name__", ""))
-def test_where_a_patch_cannot_be_read_nothing_is_kept_and_that_is_said(
+def test_unreadable_patch_prevents_storing_and_is_reported(
     starter: Models, node: type, given: dict, caplog: pytest.LogCaptureFixture
 ):
     model, clip, vae = starter

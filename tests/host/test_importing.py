@@ -53,7 +53,7 @@ def models(request: pytest.FixtureRequest) -> Models:
         return layout_models(request.param)
 
 
-def test_an_imported_lora_shows_as_comfyui_shows_its_file(models: Models, tmp_path: Path):
+def test_imported_lora_looks_as_in_comfyui(models: Models, tmp_path: Path):
     model, clip, _ = models
     base = HostBase(*models)
     vectors = random_museum(base, "<word>").exhibits[0].token.vectors
@@ -68,7 +68,7 @@ def test_an_imported_lora_shows_as_comfyui_shows_its_file(models: Models, tmp_pa
         assert_same_move(shown, stock_view(model, tmp_path / "a.safetensors"))
 
 
-def test_an_exported_lora_of_lower_rank_is_what_comfyui_shows(models: Models, tmp_path: Path):
+def test_comfyui_shows_an_exported_lora_of_lower_rank(models: Models, tmp_path: Path):
     model, clip, _ = models
     base = HostBase(*models)
     whole = random_museum(base, "<one>", "<two>", "<three>")

@@ -1,4 +1,4 @@
-"""Layer-wise words in stock sampling: every cross-attention reads the prompt as its own vectors say it."""
+"""Layer-wise words in stock sampling: every cross-attention reads the prompt with its own vectors."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def flattened(museum: Museum, layer: int) -> list[ConceptToken]:
     ]
 
 
-def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
+def test_every_cross_attention_reads_its_own_layer_in_sampling(models: Models):
     model, clip, _ = models
     museum = museum_over(models)
     showing, speaking = view(model, clip, museum)
@@ -90,7 +90,7 @@ def test_sampling_gives_every_cross_attention_its_own_layer(models: Models):
     assert torch.equal(sampled(showing.clone(), positive, negative), found)
 
 
-def test_prompts_without_the_word_are_as_they_were(models: Models):
+def test_prompts_without_the_word_are_unchanged(models: Models):
     model, clip, _ = models
     museum = museum_over(models)
     showing, speaking = view(model, clip, museum)
@@ -104,7 +104,7 @@ def test_prompts_without_the_word_are_as_they_were(models: Models):
 
 
 @pytest.mark.usefixtures("clones_stay_apart")
-def test_taking_the_view_off_leaves_nothing(models: Models):
+def test_base_beneath_removes_layer_wise_words(models: Models):
     model, clip, _ = models
     museum = museum_over(models)
     showing, speaking = view(model, clip, museum)
@@ -116,7 +116,7 @@ def test_taking_the_view_off_leaves_nothing(models: Models):
     assert torch.equal(sampled(model, positive, negative), before)
 
 
-def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
+def test_base_reads_layers_as_the_sampler(models: Models):
     base, museum = HostBase(*models), museum_over(models)
     model, clip, _ = models
     _, speaking = view(model, clip, museum)
@@ -132,7 +132,7 @@ def test_the_seam_reads_layers_as_the_sampler_does(models: Models):
     assert not any(slot.module._forward_pre_hooks for slot in base.slots.values())
 
 
-def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: pytest.MonkeyPatch):
+def test_base_encodes_many_rows_in_batches(models: Models, monkeypatch: pytest.MonkeyPatch):
     base, museum = HostBase(*models), museum_over(models)
     prompts = ["a photo of <one> at night", "a cat"]
     whole = base.encode_prompts(prompts, museum.tokens)
@@ -144,7 +144,7 @@ def test_the_seam_encodes_many_rows_some_at_a_time(models: Models, monkeypatch: 
         torch.testing.assert_close(parts.pooled, whole.pooled, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
+def test_layer_wise_word_can_be_learned(models: Models):
     base = HostBase(*models)
     layers = len(set(layer_numbers(base.slots).values()))
     museum = taught(base, Museum(base.fingerprint), concept("<one>"), dataclasses.replace(recipe(), layer_wise=True))
@@ -152,7 +152,7 @@ def test_a_layer_wise_word_is_learned_through_the_seam(models: Models):
         assert vectors.shape[0] == layers and len(torch.unique(vectors[:, 0], dim=0)) == layers
 
 
-def test_a_word_of_another_models_layers_is_refused(models: Models):
+def test_word_with_another_number_of_layers_is_refused(models: Models):
     base = HostBase(*models)
     token = ConceptToken("<one>", {n: torch.zeros(2, 1, w) for n, w in base.family.encoders.items()})
     with pytest.raises(ConceptError, match="has vectors for 2 cross-attentions, but this model has"):

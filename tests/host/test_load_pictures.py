@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "input/my-cat"
 
 
-def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], folder: Path):
+def test_pictures_keep_their_shapes_and_captions(nodes: dict[str, Any], folder: Path):
     output = nodes["CLoRA_LoadPictures"].execute("my-cat")
     images, captions, masks = output.args
     assert [tuple(image.shape) for image in images] == [(1, h, w, 3) for w, h in SIZES.values()]
@@ -47,7 +47,7 @@ def test_every_picture_keeps_its_shape_and_its_caption(nodes: dict[str, Any], fo
     assert len(output.ui["images"]) == 3
 
 
-def test_repeats_count_and_a_broken_mask_leaves_its_picture_out(nodes: dict[str, Any], folder: Path):
+def test_repeats_count_and_a_broken_mask_excludes_its_picture(nodes: dict[str, Any], folder: Path):
     (folder / "3_cat").mkdir()
     Image.new("RGB", (32, 32)).save(folder / "3_cat/4.png")
     (folder / "2.mask.png").write_bytes(b"")
@@ -73,7 +73,7 @@ def test_only_folders_of_the_input_folder_are_read(nodes: dict[str, Any], folder
         nodes["CLoRA_LoadPictures"].execute(name)
 
 
-def test_single_files_may_be_chosen(nodes: dict[str, Any], folder: Path):
+def test_single_files_can_be_chosen(nodes: dict[str, Any], folder: Path):
     kind = nodes["CLoRA_LoadPictures"]
     images, captions, masks = kind.execute("my-cat", "sub/3.webp\n\n 1.png ").args
     assert [tuple(image.shape[1:3]) for image in images] == [(64, 64), (64, 96)]
@@ -93,7 +93,7 @@ def test_only_files_of_the_input_folder_are_read(nodes: dict[str, Any], folder: 
         nodes["CLoRA_LoadPictures"].execute("", f"../{name}")
 
 
-def test_the_folders_are_listed_and_a_new_file_is_noticed(nodes: dict[str, Any], folder: Path):
+def test_folders_are_listed_and_new_files_are_noticed(nodes: dict[str, Any], folder: Path):
     kind = nodes["CLoRA_LoadPictures"]
     assert kind.define_schema().inputs[0].options == ["my-cat", "my-cat/sub"]
     before = kind.fingerprint_inputs("my-cat")
@@ -101,7 +101,7 @@ def test_the_folders_are_listed_and_a_new_file_is_noticed(nodes: dict[str, Any],
     assert kind.fingerprint_inputs("my-cat") != before
 
 
-def test_a_folder_is_learned_in_a_graph_of_the_host(server: Server):
+def test_folder_is_learned_in_a_graph(server: Server):
     fill(server.folder / "input/of-shapes")
     prompt = {
         "base": node("CLoRA_StarterModel"),

@@ -1,4 +1,4 @@
-"""Long prompts are learned with as ComfyUI's own prompt node encodes them: in chunks."""
+"""Training encodes long prompts in chunks, as CLIP Text Encode does."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def museum_over(models: Models, applied: str = "everywhere") -> Museum:
 
 
 @torch.no_grad()
-def test_states_and_places_are_those_of_the_hosts_own_prompt_node(models: Models):
+def test_states_and_places_match_clip_text_encode(models: Models):
     model, clip, _ = models
     base = HostBase(*models)
     museum = deepened(museum_over(models), base)
@@ -67,7 +67,7 @@ def test_gates_open_in_every_chunk_as_in_sampling(models: Models, applied: str):
     assert not torch.equal(both[0], plain[0]) and not torch.equal(both[1], plain[1])
 
 
-def test_a_long_prompt_can_be_sampled_against_a_short_one(models: Models):
+def test_long_prompt_can_be_sampled_with_a_short_negative(models: Models):
     model, clip, _ = models
     if model.model.latent_format.latent_channels != 4:
         pytest.skip("the sampling of these tests is for latents of four channels")
@@ -78,7 +78,7 @@ def test_a_long_prompt_can_be_sampled_against_a_short_one(models: Models):
     )
 
 
-def test_what_stands_in_the_second_chunk_is_learned():
+def test_words_in_the_second_chunk_are_learned():
     models = load_starter()
     with ordinary():
         base = HostBase(*models)

@@ -34,7 +34,7 @@ def starter() -> Models:
         return load_starter()
 
 
-def test_a_museum_is_saved_and_some_of_it_is_loaded(nodes: dict[str, Any], starter: Models, museum_folder: Path):
+def test_museum_is_saved_and_loaded_in_part(nodes: dict[str, Any], starter: Models, museum_folder: Path):
     museum = random_museum(HostBase(*starter), "<one>", "<two>", "<three>")
     save, load = nodes["CLoRA_SaveMuseum"].execute, nodes["CLoRA_LoadMuseum"].execute
     save(museum, "people/mine", False)
@@ -53,7 +53,7 @@ def test_a_museum_is_saved_and_some_of_it_is_loaded(nodes: dict[str, Any], start
     assert connected[2].words == ("<two>",)
 
 
-def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: dict[str, Any], starter: Models):
+def test_saving_again_works_but_another_museum_of_that_name_is_refused(nodes: dict[str, Any], starter: Models):
     museum = random_museum(HostBase(*starter), "<one>", "<two>")
     save = nodes["CLoRA_SaveMuseum"].execute
     save(museum, "mine", False)
@@ -67,8 +67,8 @@ def test_saving_again_is_no_error_but_another_museum_under_that_name_is(nodes: d
     assert folders.museum_names() == ["mine.museum.safetensors"]
 
 
-def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, Any], starter: Models):
-    """A picture is replaced before a file is shared; the old one must not stay in it unnoticed."""
+def test_changed_thumbnail_or_prompt_is_saved(nodes: dict[str, Any], starter: Models):
+    """People replace a picture before they share a file; the old one must not stay in it."""
     museum = random_museum(HostBase(*starter), "<one>", "<two>")
     save, (first, second) = nodes["CLoRA_SaveMuseum"].execute, museum.exhibits
     save(museum, "mine", False)
@@ -81,7 +81,7 @@ def test_another_thumbnail_or_prompt_is_another_museum_to_save(nodes: dict[str, 
     assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
 
 
-def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes: dict[str, Any], starter: Models):
+def test_saving_an_identical_museum_keeps_the_earlier_backup(nodes: dict[str, Any], starter: Models):
     museum = random_museum(HostBase(*starter), "<one>", "<two>")
     save = nodes["CLoRA_SaveMuseum"].execute
     for saved in (museum.only(["<one>"]), museum, museum):
@@ -91,7 +91,7 @@ def test_saving_what_is_there_already_keeps_the_backup_of_what_was_before(nodes:
     assert [load_museum(backup).words for backup in backups] == [("<one>",)]
 
 
-def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any], starter: Models):
+def test_load_museum_is_usable_without_any_file(nodes: dict[str, Any], starter: Models):
     """An empty list of names would be no input at all, and the node could not even show what is connected."""
     load = nodes["CLoRA_LoadMuseum"]
     names = next(field for field in load.GET_SCHEMA().inputs if field.id == "museum_name").options
@@ -101,7 +101,7 @@ def test_load_museum_can_be_chosen_before_there_is_a_file(nodes: dict[str, Any],
 
 
 @pytest.mark.parametrize("strength", ["nan", "inf", "-1000", "much"])
-def test_a_strength_that_is_none_is_refused(nodes: dict[str, Any], starter: Models, strength: str):
+def test_invalid_strength_is_refused(nodes: dict[str, Any], starter: Models, strength: str):
     museum = random_museum(HostBase(*starter), "<one>")
     with pytest.raises(MuseumError, match="a strength from -100 to 100"):
         nodes["CLoRA_LoadMuseum"].execute(*starter[:2], "", f"<one>: {strength}", 1.0, museum)
@@ -112,7 +112,7 @@ OUTSIDE += ["con/x", "com¹", "lpt1.txt", "aux", "people./x", "mine?"]  # on Win
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, museum_folder: Path, name: str):
+def test_museum_cannot_leave_its_folder(nodes: dict[str, Any], starter: Models, museum_folder: Path, name: str):
     museum = random_museum(HostBase(*starter), "<one>")
     with pytest.raises(MuseumError):
         nodes["CLoRA_SaveMuseum"].execute(museum, name, True)
@@ -120,14 +120,14 @@ def test_a_museum_stays_in_its_folder(nodes: dict[str, Any], starter: Models, mu
     assert isinstance(nodes["CLoRA_SaveMuseum"].validate_inputs(name), str), "said before anything is trained"
 
 
-def test_a_name_holds_nothing_that_nobody_sees(nodes: dict[str, Any], starter: Models, museum_folder: Path):
+def test_invisible_characters_are_removed_from_names(nodes: dict[str, Any], starter: Models, museum_folder: Path):
     museum = random_museum(HostBase(*starter), "<one>")
     nodes["CLoRA_SaveMuseum"].execute(museum, "peo\u200bple/mi\u202ene\u3164", False)
     assert [path.name for path in museum_folder.rglob("*.safetensors")] == ["mine.museum.safetensors"]
     assert folders.new_output_path("re\u202eport\u200b", ".html").name.startswith("report_")
 
 
-def test_names_and_the_disk_are_checked_when_the_prompt_is_queued(
+def test_name_and_disk_are_checked_when_the_prompt_is_queued(
     nodes: dict[str, Any], museum_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     check = nodes["CLoRA_SaveMuseum"].validate_inputs
@@ -139,12 +139,12 @@ def test_names_and_the_disk_are_checked_when_the_prompt_is_queued(
 
 
 @pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
-def test_a_museum_that_is_not_there_is_said(nodes: dict[str, Any], starter: Models, name: str):
+def test_missing_museum_raises_a_clear_error(nodes: dict[str, Any], starter: Models, name: str):
     with pytest.raises(MuseumError, match="There is no museum"):
         nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], name, "", 1.0)
 
 
-def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Models):
+def test_changed_file_is_loaded_again(nodes: dict[str, Any], starter: Models):
     museum = random_museum(HostBase(*starter), "<one>", "<two>")
     load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
     save(museum, "mine", False)
@@ -154,7 +154,7 @@ def test_a_file_that_changed_is_loaded_anew(nodes: dict[str, Any], starter: Mode
     assert before != load.fingerprint_inputs("mine.museum.safetensors")
 
 
-def test_another_museum_of_the_same_name_and_time_is_loaded_anew(nodes: dict[str, Any], starter: Models):
+def test_other_museum_with_the_same_name_and_time_is_loaded_again(nodes: dict[str, Any], starter: Models):
     load, save = nodes["CLoRA_LoadMuseum"], nodes["CLoRA_SaveMuseum"].execute
     museum = random_museum(HostBase(*starter), "<one>")
     save(museum, "mine", False)
@@ -169,7 +169,7 @@ def test_another_museum_of_the_same_name_and_time_is_loaded_anew(nodes: dict[str
     assert load.fingerprint_inputs(path.name) != before
 
 
-def test_a_museum_that_waits_for_another_program_says_so_and_can_be_cancelled(
+def test_waiting_for_another_program_is_shown_and_can_be_cancelled(
     nodes: dict[str, Any], starter: Models, museum_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fcntl = pytest.importorskip("fcntl")

@@ -44,7 +44,7 @@ def report() -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("models", [load_starter, lambda: small_models("sd15")], ids=["starter", "sd15"])
-def test_the_figures_and_one_page_come_out_and_the_model_stays(
+def test_report_returns_figures_and_a_page_and_keeps_the_model(
     report: Callable[..., Any], models: Callable[[], Models], output: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(HostBase, "resolution_px", 64)
@@ -70,7 +70,7 @@ def test_the_figures_and_one_page_come_out_and_the_model_stays(
     assert first.read_text(encoding="utf-8") == second.read_text(encoding="utf-8")
 
 
-def test_cancel_stops_it_and_nothing_is_written(
+def test_cancel_stops_the_report_and_nothing_is_written(
     report: Callable[..., Any], output: Path, monkeypatch: pytest.MonkeyPatch
 ):
     models = load_starter()

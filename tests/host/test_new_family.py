@@ -1,4 +1,4 @@
-"""A family that is added to the catalogue, and nowhere else, goes through the nodes like any other."""
+"""A family that is only added to the catalogue works in the nodes like any other."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     return small_models("trial")
 
 
-def test_it_is_trained_saved_loaded_and_shown(nodes, models, own_results, tmp_path: Path, monkeypatch):
+def test_new_family_is_trained_saved_loaded_and_shown(nodes, models, own_results, tmp_path: Path, monkeypatch):
     added(monkeypatch, "clora_pack.clora_core")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
     model, clip, vae = models
@@ -70,6 +70,6 @@ def test_it_is_trained_saved_loaded_and_shown(nodes, models, own_results, tmp_pa
     assert not denoised(loaded, states, pooled).equal(denoised(model, states, pooled))
 
 
-def test_without_it_the_refusal_says_what_is_known(models):
+def test_unknown_family_error_names_the_known_ones(models):
     with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         HostBase(*models)

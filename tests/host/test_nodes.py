@@ -70,7 +70,7 @@ def result_files() -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_teaches_in_every_family(nodes: dict[str, Any], family: str):
+def test_train_step_works_in_every_family(nodes: dict[str, Any], family: str):
     model, clip, museum, loss, preview = train(nodes, small_models(family), steps=2, rank=1)
     assert museum.words == ("<one>",) and len(loss["loss"]) == 2
     assert preview.shape == (4, 64, 64, 3) and preview.isfinite().all()
@@ -79,7 +79,7 @@ def test_a_step_teaches_in_every_family(nodes: dict[str, Any], family: str):
     assert model is not None and museum.exhibits[0].thumbnail.startswith(b"\xff\xd8")
 
 
-def test_previews_change_nothing_of_what_is_learned(nodes: dict[str, Any], starter: Models):
+def test_previews_do_not_change_the_result(nodes: dict[str, Any], starter: Models):
     without = train(nodes, starter)
     forget()
     watched = train(nodes, starter, preview_every=1)
@@ -88,7 +88,7 @@ def test_previews_change_nothing_of_what_is_learned(nodes: dict[str, Any], start
 
 
 @pytest.mark.parametrize("failure", [INTERRUPTED, RuntimeError])
-def test_a_step_that_was_stopped_goes_on_to_the_same_result(
+def test_stopped_step_resumes_to_the_same_result(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ):
     whole = train(nodes, starter, training_seed=3)
@@ -110,7 +110,7 @@ def test_a_step_that_was_stopped_goes_on_to_the_same_result(
     assert resumed[3] == whole[3] and same_museum(resumed[2], whole[2])
 
 
-def test_more_steps_go_on_and_fewer_that_were_kept_need_no_training(
+def test_more_steps_continue_and_kept_steps_need_no_training(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
 ):
     whole = train(nodes, starter)
@@ -126,8 +126,8 @@ def test_more_steps_go_on_and_fewer_that_were_kept_need_no_training(
     assert trained == [0, 1, 2, 3] and len(fewer[3]["loss"]) == 2 and fewer[2].exhibits[0].recipe.steps == 2
 
 
-def test_fresh_nodes_learn_with_numbers_that_fit(nodes: dict[str, Any], starter: Models):
-    """As they stand in a new graph, but for the number of steps."""
+def test_fresh_nodes_use_automatic_numbers(nodes: dict[str, Any], starter: Models):
+    """With the defaults of a new graph, except for the number of steps."""
     defaults = {
         socket.id: socket.default
         for socket in nodes["CLoRA_TrainStep"].GET_SCHEMA().inputs
@@ -146,9 +146,7 @@ def test_fresh_nodes_learn_with_numbers_that_fit(nodes: dict[str, Any], starter:
     assert exhibit.recipe == replace(starter_recipe(DEFAULT_METHOD), steps=1, schedule="constant")
 
 
-def test_the_same_step_again_comes_from_the_disk(
-    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
-):
+def test_identical_step_is_read_from_disk(nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch):
     first = train(nodes, starter)
     with monkeypatch.context() as patch:
         patch.setattr(HostBase, "predict", None)  # nothing may be computed, and no weights be loaded for it
@@ -169,13 +167,13 @@ def test_the_same_step_again_comes_from_the_disk(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_goes_in_makes_it_another_learning(nodes: dict[str, Any], starter: Models, change: dict[str, Any]):
+def test_any_changed_input_trains_again(nodes: dict[str, Any], starter: Models, change: dict[str, Any]):
     train(nodes, starter, steps=1)
     train(nodes, starter, steps=1, **change)
     assert result_files() == ["result", "result"]
 
 
-def test_a_chain_goes_on_from_the_model_or_from_the_base(nodes: dict[str, Any], starter: Models):
+def test_chain_continues_from_the_model_or_the_base(nodes: dict[str, Any], starter: Models):
     model, clip, museum, _, _ = train(nodes, starter, "<one>")
     from_model = train(nodes, (model, clip, starter[2]), "<two>")
     from_both = train(nodes, (model, clip, starter[2]), "<two>", museum=museum)
@@ -185,7 +183,7 @@ def test_a_chain_goes_on_from_the_model_or_from_the_base(nodes: dict[str, Any], 
     assert result_files() == ["result", "result"]
 
 
-def test_numbers_on_the_step_win_over_the_recipe_and_the_rest_is_the_recipes(nodes: dict[str, Any], starter: Models):
+def test_numbers_of_the_step_override_the_recipe(nodes: dict[str, Any], starter: Models):
     numbers = {"token_learning_rate": 0.03, "accumulation": 2, "clip_norm": 0.5, "schedule": "cosine", "flip": True}
     (given,) = nodes["CLoRA_Recipe"].execute("c-lora", **numbers).args
     used = train(nodes, starter, recipe=given, forgetting_weight=7.0, training_seed=5)[2].exhibits[0].recipe
@@ -194,7 +192,7 @@ def test_numbers_on_the_step_win_over_the_recipe_and_the_rest_is_the_recipes(nod
     assert {name: getattr(used, name) for name in numbers} == numbers
 
 
-def test_captions_are_what_is_said_of_the_pictures(nodes: dict[str, Any], starter: Models):
+def test_captions_become_the_training_prompts(nodes: dict[str, Any], starter: Models):
     text = "\n".join(f"a {{word}} at the {place}" for place in ("beach", "forest", "city", "snow"))
     as_text = train(nodes, starter, captions=text + "\n")
     as_list = train(nodes, starter, captions=text.splitlines())
@@ -202,8 +200,8 @@ def test_captions_are_what_is_said_of_the_pictures(nodes: dict[str, Any], starte
     assert as_text[3] == as_list[3] != plain[3]
 
 
-def test_a_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Models):
-    """As stock nodes that read a folder give them: a stack for each file, and a list of captions."""
+def test_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Models):
+    """As stock nodes that read a folder return them: a batch for each file, and a list of captions."""
     stacks = [images(1, 64), images(2, 64), images(1, 128)]
     texts = ["a {word} here", "a {word} there", "{word}", "my {word}"]
     listed = train(nodes, starter, images=stacks, captions=texts, steps=[4], museum=[None])
@@ -218,8 +216,8 @@ def test_a_list_of_pictures_is_one_concept(nodes: dict[str, Any], starter: Model
         train(nodes, starter, steps=[4, 5])
 
 
-def test_another_template_is_another_result_beside_captions_too(nodes: dict[str, Any], starter: Models):
-    """What is said of pictures is the same; what is stored as the exhibit's prompt is not."""
+def test_another_template_is_another_result_even_with_captions(nodes: dict[str, Any], starter: Models):
+    """The captions are the same; the prompt that is stored with the exhibit is not."""
     text = "\n".join(["a {word}"] * 4)
     for template in ("a photo of {word}", "a drawing of {word}"):
         told = train(nodes, starter, concept=concept(nodes, template=template), captions=text)
@@ -236,14 +234,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_input_gets_a_sentence_and_nothing_is_kept(nodes: dict[str, Any], starter: Models, what: str):
+def test_wrong_input_raises_a_clear_error_and_stores_nothing(nodes: dict[str, Any], starter: Models, what: str):
     kind, change, sentence = WRONG[what]
     with pytest.raises(kind, match=sentence):
         train(nodes, starter, **change)
     assert result_files() == []
 
 
-def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(
+def test_non_finite_loss_stops_at_the_last_good_state(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
 ):
     predict, calls = HostBase.predict, iter(range(1000))
@@ -258,7 +256,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(
 
 
 @pytest.mark.parametrize("word", ["", " ", "12", "-3.5", "my cat", "cat)", "a:b", "embedding,cat"])
-def test_a_word_that_no_prompt_could_hold_is_refused(nodes: dict[str, Any], word: str):
+def test_word_that_prompts_cannot_contain_is_refused(nodes: dict[str, Any], word: str):
     with pytest.raises(ConceptError):
         concept(nodes, word)
 
@@ -283,13 +281,13 @@ def test_a_model_that_shows_another_museum_is_refused(nodes: dict[str, Any], sta
         train(nodes, (*shown, starter[2]), "<two>", museum=random_museum(base, "<other>"))
 
 
-def test_a_template_of_a_style_is_a_styles(nodes: dict[str, Any]):
+def test_style_has_its_own_default_template(nodes: dict[str, Any]):
     assert concept(nodes, kind="style").prompt == "a <one> style picture"
     assert concept(nodes, kind="style", template="art like {word}").prompt == "art like <one>"
     assert concept(nodes).prompt == "a photo of <one>"
 
 
-def test_captions_of_built_in_styles_are_of_their_pictures_and_fit(nodes: dict[str, Any], starter: Models):
+def test_captions_of_built_in_styles_match_their_pictures(nodes: dict[str, Any], starter: Models):
     images, told = nodes["CLoRA_StarterPictures"].execute("neon", 64, 0)
     lines = told.splitlines()
     assert len(lines) == len(images) and all("{word}" in line for line in lines)
@@ -298,12 +296,12 @@ def test_captions_of_built_in_styles_are_of_their_pictures_and_fit(nodes: dict[s
     assert nodes["CLoRA_StarterPictures"].execute("ada", 2, 0)[1] == ""
 
 
-def test_an_unknown_subject_is_said(nodes: dict[str, Any]):
+def test_unknown_subject_raises_a_clear_error(nodes: dict[str, Any]):
     with pytest.raises(ConceptError, match="no built-in subject 'zoe'"):
         nodes["CLoRA_StarterPictures"].execute("zoe", 1, 0)
 
 
-def test_the_estimate_grows_with_what_is_asked_for(starter: Models):
+def test_memory_estimate_grows_with_the_settings(starter: Models):
     base = HostBase(*small_models("sd15"))
     small = memory.step_bytes(base, recipe(batch_size=1), 512, 512)
     assert 1.3 * 2**30 < small < 1.5 * 2**30  # 0.69 GiB in 16 bits, counted on the real UNet's shape
@@ -312,9 +310,9 @@ def test_the_estimate_grows_with_what_is_asked_for(starter: Models):
     assert "GiB on top of the models' " in memory.memory_note(base, recipe(batch_size=4), 512, 512)
 
 
-def test_the_estimate_counts_copies_of_weights_that_are_stored_in_another_dtype():
-    """As much more as autograd really keeps of a UNet that is stored in float16, and computed in float32; of the text
-    encoder it keeps none."""
+def test_memory_estimate_counts_converted_copies_of_weights():
+    """As much as autograd really keeps for a UNet that is stored in float16 and computed in float32; for the text
+    encoder it keeps nothing."""
     kept, said = [], []
     for stored in (torch.float32, torch.float16):
         model, clip, vae = small_models("sd15", stored, torch.float32)
@@ -351,14 +349,14 @@ def all_weights(model: Any, clip: Any) -> list[torch.Tensor]:
     return [*model.model.diffusion_model.parameters(), *clip.cond_stage_model.parameters()]
 
 
-def test_a_new_museum_begins_where_there_is_none(nodes: dict[str, Any], starter: Models):
+def test_without_a_museum_a_new_one_begins(nodes: dict[str, Any], starter: Models):
     with ordinary():
         empty = Museum(HostBase(*starter).fingerprint)
     given, absent = train(nodes, starter, museum=empty), train(nodes, starter)
     assert same_museum(given[2], absent[2]) and len(result_files()) == 1
 
 
-def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict[str, Any], starter: Models):
+def test_companions_match_joint_learning_of_the_engine(nodes: dict[str, Any], starter: Models):
     companions = companion(nodes, "<three>", *companion(nodes, "<two>"))
     model, clip, museum, loss, preview = train(nodes, starter, companions=companions)
     assert museum.words == ("<two>", "<three>", "<one>") and preview.shape == (3, 64, 64, 3)
@@ -376,7 +374,7 @@ def test_companions_are_learned_as_the_engine_learns_several_at_once(nodes: dict
     assert model is not None
 
 
-def test_companions_come_from_the_disk_and_are_part_of_what_was_learned(
+def test_companions_are_read_from_disk_and_belong_to_the_key(
     nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
 ):
     first = train(nodes, starter, companions=companion(nodes, "<two>"))
@@ -390,7 +388,7 @@ def test_companions_come_from_the_disk_and_are_part_of_what_was_learned(
     assert result_files() == ["result"] * 3
 
 
-def test_companions_that_cannot_be_learned_together_are_refused(nodes: dict[str, Any], starter: Models):
+def test_incompatible_companions_are_refused(nodes: dict[str, Any], starter: Models):
     with pytest.raises(ConceptError, match="Give each its own word"):
         train(nodes, starter, companions=companion(nodes, "<one>"))
     with pytest.raises(LearningError, match="cannot act at the word of one"):

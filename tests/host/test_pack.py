@@ -1,4 +1,4 @@
-"""What the pack costs the host before any of its nodes runs, and what it tells of itself in its files."""
+"""What loading the pack costs ComfyUI, and the pack's metadata."""
 
 import json
 import re
@@ -39,9 +39,7 @@ def run(host: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_hosts_start_is_hardly_longer_and_loads_no_library(
-    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_startup_stays_fast_and_imports_no_library(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # only a first start compiles what it imports
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
     shares = []
@@ -55,7 +53,7 @@ def test_the_hosts_start_is_hardly_longer_and_loads_no_library(
     assert {name.partition(".")[0] for name in modules} <= {"clora_pack"}
 
 
-def test_the_hosts_own_parser_reads_what_the_registry_is_told(host: Path):
+def test_comfyui_parses_the_registry_metadata(host: Path):
     told = extract_node_configuration(str(ROOT))
     assert re.fullmatch(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*", told.project.name) and len(told.project.name) < 100
     assert re.fullmatch(r"\d+\.\d+\.\d+", told.project.version)
@@ -66,7 +64,7 @@ def test_the_hosts_own_parser_reads_what_the_registry_is_told(host: Path):
     assert told.tool_comfy.web is None  # beside WEB_DIRECTORY it would serve every script twice
 
 
-def test_the_host_brings_all_that_is_asked_for(host: Path):
+def test_comfyui_has_all_requirements(host: Path):
     if is_package(host):
         pytest.skip("this ComfyUI has no requirements.txt")
     own, hosts = (names(folder / "requirements.txt") for folder in (ROOT, host))
@@ -78,7 +76,7 @@ def names(requirements: Path) -> set[str]:
     return {re.split(r"[^\w-]", line, maxsplit=1)[0].lower() for line in lines if line and not line.startswith("#")}
 
 
-def test_install_is_content_with_the_host_and_changes_nothing(host: Path, monkeypatch: pytest.MonkeyPatch):
+def test_install_accepts_the_host_and_changes_nothing(host: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     before = run(host, "-m", "pip", "freeze").stdout
     done = run(host, str(ROOT / "install.py"))

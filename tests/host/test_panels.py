@@ -43,7 +43,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, state: dict[str, Any]) -> list[dict[st
     return events
 
 
-def test_every_text_of_a_state_is_printable(monkeypatch: pytest.MonkeyPatch):
+def test_all_texts_of_a_state_are_printable(monkeypatch: pytest.MonkeyPatch):
     odd = "\x1b[2J\u202e\ud800<b>\u200b"
     (event,) = sent(monkeypatch, STATE | {"note": odd, "effect": {"moved": {odd: 0.5}}})
     assert event["state"]["note"] == r"\u001b[2J\u202e\ud800<b>\u200b" == next(iter(event["state"]["effect"]["moved"]))
@@ -51,7 +51,7 @@ def test_every_text_of_a_state_is_printable(monkeypatch: pytest.MonkeyPatch):
     assert panels.states("workflow") == {"5": event["state"]}
 
 
-def test_a_damaged_file_is_no_state(monkeypatch: pytest.MonkeyPatch, user_folder: Path):
+def test_damaged_file_is_ignored(monkeypatch: pytest.MonkeyPatch, user_folder: Path):
     sent(monkeypatch, STATE)
     (path,) = user_folder.rglob("*.json")
     whole, rng = path.read_bytes(), random.Random(0)

@@ -1,4 +1,4 @@
-"""Models that other nodes have put something on are learned over and sampled with it."""
+"""Models with other nodes' patches are trained and sampled with these patches."""
 
 import pytest
 from clora_pack.clora_core.model.sampling import Sampling, sample
@@ -31,7 +31,7 @@ SHRUNK = {
         ("nodes_tomesd", "TomePatchModel", {"ratio": 0.3}),
     ],
 )
-def test_what_stock_nodes_put_on_a_model_is_no_obstacle(file: str, node: str, numbers: dict[str, object]):
+def test_models_patched_by_stock_nodes_can_be_trained(file: str, node: str, numbers: dict[str, object]):
     model, clip, vae = small_models("sd15")
     base = HostBase(stock(getattr(extra(file), node), model=model, **numbers), clip, vae)
     museum, losses = learned(base, Museum(base.fingerprint), "<one>")

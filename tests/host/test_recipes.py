@@ -50,7 +50,7 @@ def learned_by(base: Base, method: str) -> tuple[Museum, list[float]]:
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_a_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[HostBase, Base]):
+def test_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[HostBase, Base]):
     (ours, our_losses), (theirs, their_losses) = (learned_by(base, method) for base in bases)
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
     for one, other in zip(ours.exhibits, theirs.exhibits, strict=True):
@@ -59,7 +59,7 @@ def test_a_recipe_learns_the_same_as_over_diffusers(method: str, bases: tuple[Ho
             torch.testing.assert_close(vectors, other.token.vectors[name], rtol=0, atol=1e-3)
 
 
-def test_a_museum_of_museum_maker_is_viewed_with_its_layers(bases: tuple[HostBase, Base]):
+def test_museum_maker_is_viewed_with_its_layers(bases: tuple[HostBase, Base]):
     museum, _ = learned_by(bases[0], "museum-maker")
     model, clip, _ = load_starter()
     _, speaking = view(model, clip, museum)

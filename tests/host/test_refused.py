@@ -1,4 +1,4 @@
-"""Models that cannot be trained: each is refused with its own reason, and none of the others is."""
+"""Models that cannot be trained are refused, each with its reason; all others are accepted."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ def of(name: str) -> Any:
     return kind.__new__(kind)
 
 
-def test_every_kind_of_model_is_supported_or_has_a_reason():
+def test_every_model_class_is_supported_or_has_a_reason():
     kinds = {
         name
         for name, kind in vars(comfy.model_base).items()
@@ -36,14 +36,14 @@ def test_every_kind_of_model_is_supported_or_has_a_reason():
         assert kinds - refused == SUPPORTED & kinds
 
 
-def test_a_configuration_tells_a_supported_model_from_another_of_its_class():
+def test_configuration_distinguishes_a_supported_model():
     model = of("Lumina2")
     object.__setattr__(model, "model_config", type("ZImage", (), {})())
     assert why_refused(of("Lumina2")) and not why_refused(model)
 
 
 @pytest.mark.parametrize("name", sorted(BY_CLASS))
-def test_the_reason_is_said_with_what_to_use(name: str):
+def test_error_gives_the_reason_and_an_alternative(name: str):
     if not hasattr(comfy.model_base, name):
         pytest.skip("this host has no such model")
     with pytest.raises(BaseModelError, match=rf"^{name} does not support C-LoRA\. [A-Z].*\.$") as refusal:

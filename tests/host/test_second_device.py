@@ -1,4 +1,4 @@
-"""ComfyUI on another device than the CPU: what these tests ask holds there as well."""
+"""ComfyUI on another device than the CPU: these tests pass there too."""
 
 import subprocess
 import sys
@@ -14,34 +14,34 @@ pytestmark = pytest.mark.usefixtures("devices_in_python")
 HERE = Path(__file__).parent
 SHOWN = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 PAGED = (
-    "test_base.py::test_the_layer_that_the_user_chose_is_read",
+    "test_base.py::test_clip_set_last_layer_chooses_the_layer",
     "test_gates.py",
     "test_identity.py",
     "test_layers.py",
-    "test_nodes.py::test_a_step_teaches_in_every_family",
-    "test_nodes.py::test_the_same_step_again_comes_from_the_disk",
-    "test_view.py::test_a_view_of_the_starter_is_the_one_over_diffusers",
-    "test_view.py::test_a_view_is_recognised_extended_and_taken_off",
-    *(f"test_view.py::test_what_is_shown_is_what_the_engine_attaches[torch.{dtype}-small]" for dtype in SHOWN),
+    "test_nodes.py::test_train_step_works_in_every_family",
+    "test_nodes.py::test_identical_step_is_read_from_disk",
+    "test_view.py::test_view_of_the_starter_matches_diffusers",
+    "test_view.py::test_view_is_recognised_extended_and_removed",
+    *(f"test_view.py::test_view_predicts_as_the_engine[torch.{dtype}-small]" for dtype in SHOWN),
     "test_words.py",
 )
-ASKED = (
-    "test_base.py::test_everything_is_trained_in_every_family",
-    "test_base.py::test_the_layer_that_the_user_chose_is_read",
+TESTS = (
+    "test_base.py::test_all_parameters_are_trained_in_every_family",
+    "test_base.py::test_clip_set_last_layer_chooses_the_layer",
     "test_gates.py",
     "test_layers.py",
-    "test_nodes.py::test_a_step_teaches_in_every_family",
-    "test_view.py::test_a_view_of_the_starter_is_the_one_over_diffusers",
-    "test_view.py::test_loading_in_part_loses_nothing",
+    "test_nodes.py::test_train_step_works_in_every_family",
+    "test_view.py::test_view_of_the_starter_matches_diffusers",
+    "test_view.py::test_partially_loaded_model_shows_the_whole_museum",
     "test_words.py",
 )
 
 
-def test_there_it_does_the_same():
-    passes_with(["on_second_device"], ASKED)
+def test_tests_pass_on_a_second_device():
+    passes_with(["on_second_device"], TESTS)
 
 
-def test_there_it_does_the_same_where_weights_come_page_by_page():
+def test_tests_pass_on_a_second_device_with_paged_weights():
     paged = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)
     if not hasattr(paged, "get_non_dynamic_delegate"):
         pytest.skip("this ComfyUI pages no weights in and out")

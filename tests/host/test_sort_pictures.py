@@ -1,4 +1,4 @@
-"""C-LoRA Sort Pictures: the answers of the command line, and clear errors for everything else."""
+"""C-LoRA Sort Pictures: the same results as the command, and clear errors."""
 
 import shutil
 from pathlib import Path
@@ -57,7 +57,7 @@ def sort(nodes: dict[str, Any], *images: torch.Tensor, museum: str = "colors.mus
     return nodes["CLoRA_SortPictures"].execute(list(images), [museum], [network]).args
 
 
-def test_pictures_of_any_size_get_their_class(nodes: dict[str, Any], vision: Vision, museum: TaskMuseum):
+def test_pictures_of_any_size_are_classified(nodes: dict[str, Any], vision: Vision, museum: TaskMuseum):
     batch = torch.stack([picture("red", 48, 48), picture("blue", 48, 48)])
     text, classes, shares = sort(nodes, batch, picture("green", 90, 60)[None])
     assert classes == ["red", "blue", "green"] and all(0 < share <= 1 for share in shares)
@@ -65,13 +65,13 @@ def test_pictures_of_any_size_get_their_class(nodes: dict[str, Any], vision: Vis
     assert text.splitlines()[:2] == list(map(str, expected))
 
 
-def test_alpha_and_gray_are_read_too(nodes: dict[str, Any]):
+def test_alpha_and_gray_are_accepted(nodes: dict[str, Any]):
     red = picture("red", 48, 48)
     assert sort(nodes, torch.cat([red, torch.ones(48, 48, 1)], dim=-1)[None])[1] == ["red"]
     assert len(sort(nodes, red[None, ..., :1])[1]) == 1
 
 
-def test_a_folder_of_transformers_is_a_network(nodes: dict[str, Any], folders: Path):
+def test_transformers_folder_is_a_network(nodes: dict[str, Any], folders: Path):
     shutil.copytree(STARTER_FOLDER, folders / "clip_vision/mine")
     assert sort(nodes, picture("red", 48, 48)[None], network="mine")[1] == ["red"]
     inputs = {socket.id: socket for socket in nodes["CLoRA_SortPictures"].define_schema().inputs}
@@ -85,7 +85,7 @@ def test_only_listed_folders_are_opened(nodes: dict[str, Any], folders: Path, na
         sort(nodes, picture("red", 48, 48)[None], network=name)
 
 
-def test_the_other_kind_of_museum_is_refused(nodes: dict[str, Any], folders: Path):
+def test_museum_of_concepts_is_refused(nodes: dict[str, Any], folders: Path):
     with torch.inference_mode():
         starter = load_starter()
     save_museum(random_museum(HostBase(*starter), "<one>"), folders / "museums/concepts.museum.safetensors")
@@ -95,7 +95,7 @@ def test_the_other_kind_of_museum_is_refused(nodes: dict[str, Any], folders: Pat
         nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], "colors.museum.safetensors", "", 1.0)
 
 
-def test_what_is_no_picture_is_refused(nodes: dict[str, Any]):
+def test_input_that_is_no_picture_is_refused(nodes: dict[str, Any]):
     for images in ([], [torch.zeros(0, 8, 8, 3)], [torch.zeros(8, 8, 3)], [torch.zeros(1, 8, 8, 2)]):
         with pytest.raises(CLoRAError):
             sort(nodes, *images)
@@ -103,7 +103,7 @@ def test_what_is_no_picture_is_refused(nodes: dict[str, Any]):
         sort(nodes, picture("red", 48, 48)[None], museum="none")
 
 
-def test_a_graph_of_the_host_sorts_pictures(server: Server, museum: TaskMuseum):
+def test_node_runs_in_a_graph(server: Server, museum: TaskMuseum):
     folder = server.folder / "models/loras/museums"
     folder.mkdir(parents=True, exist_ok=True)
     if not (path := folder / "sorted.museum.safetensors").exists():

@@ -28,14 +28,14 @@ def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> No
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
-def test_it_has_the_same_fingerprint(ours: HostBase, theirs: DiffusersBase):
+def test_fingerprints_are_equal(ours: HostBase, theirs: DiffusersBase):
     assert ours.fingerprint == theirs.fingerprint
     assert list(ours.slots) == list(theirs.slots)
     assert ours.schedule.prediction == theirs.schedule.prediction
     close(ours.schedule.levels, theirs.schedule.levels, 1e-6)
 
 
-def test_pictures_are_encoded_and_decoded_alike(ours: HostBase, theirs: DiffusersBase):
+def test_pictures_are_encoded_and_decoded_equally(ours: HostBase, theirs: DiffusersBase):
     shown = pictures(5)
     latents = theirs.encode_pictures(shown)
     close(ours.encode_pictures(shown), latents)
@@ -44,26 +44,26 @@ def test_pictures_are_encoded_and_decoded_alike(ours: HostBase, theirs: Diffuser
     assert ours.resolution_px == theirs.resolution_px
 
 
-def test_prompts_are_encoded_alike(ours: HostBase, theirs: DiffusersBase):
+def test_prompts_are_encoded_equally(ours: HostBase, theirs: DiffusersBase):
     close(ours.encode_prompts(PROMPTS, []).states, theirs.encode_prompts(PROMPTS, []).states)
     long = " ".join(["red hair"] * 30)
     close(ours.encode_prompts([long], []).states, theirs.encode_prompts([long], []).states)
 
 
-def test_predictions_are_alike(ours: HostBase, theirs: DiffusersBase):
+def test_predictions_are_equal(ours: HostBase, theirs: DiffusersBase):
     noisy = torch.randn(4, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([3, 250, 700, 999])
     expected = theirs.predict(noisy, times, theirs.encode_prompts(PROMPTS, []))
     close(ours.predict(noisy, times, ours.encode_prompts(PROMPTS, [])), expected)
 
 
-def test_the_vocabulary_is_the_same(ours: HostBase, theirs: DiffusersBase):
+def test_vocabularies_are_equal(ours: HostBase, theirs: DiffusersBase):
     assert ours.vocabulary()["clip_l"].equal(theirs.vocabulary()["clip_l"])
     assert ours.word_vectors("red")["clip_l"].equal(theirs.word_vectors("red")["clip_l"])
     with pytest.raises(Exception, match="clip_l does not know 'zeppelin'"):
         ours.word_vectors("zeppelin")
 
 
-def test_samples_are_the_same_pictures(ours: HostBase, theirs: DiffusersBase):
+def test_samples_are_equal(ours: HostBase, theirs: DiffusersBase):
     shown = [sample(base, PROMPTS[:2], sampling=Sampling(steps=4), latent_shape=(32, 8, 8)) for base in (ours, theirs)]
     close(*shown, 1e-3)

@@ -120,7 +120,7 @@ def with_files(clip: comfy.sd.CLIP, folder: Path) -> comfy.sd.CLIP:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_load_lora_gives_the_weights_of_our_view(family: str, dtype: torch.dtype, stock, loras, caplog):
+def test_load_lora_gives_the_same_weights_as_view(family: str, dtype: torch.dtype, stock, loras, caplog):
     """The museum file as it is, out of the list that the stock node offers."""
     model, clip, vae = small_models(family, dtype, None if dtype == torch.float32 else torch.float32)
     museum = random_museum(HostBase(model, clip, vae))
@@ -143,7 +143,7 @@ def test_load_lora_gives_the_weights_of_our_view(family: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embedding_files_and_a_lora_show_what_our_words_and_view_show(family: str, stock, loras):
+def test_exported_files_give_the_same_pictures_as_view(family: str, stock, loras):
     """What `export` writes, in stock nodes from the files to the sampler."""
     model, clip, vae = small_models(family)
     museum = random_museum(HostBase(model, clip, vae))

@@ -98,7 +98,7 @@ def sampled(model, clip, prompt: str) -> Tensor:
     return stock_nodes.KSampler().sample(model, 3, 2, 2.0, "euler", "simple", cond, empty, latent)[0]["samples"]
 
 
-def test_the_loss_falls_and_only_the_exhibit_moves(models: Models):
+def test_loss_falls_and_only_the_exhibit_changes(models: Models):
     before, base = weights(models), base_of(models)
     chosen = recipe(steps=12, applied="onwards" if base.family.reads == "shared" else "everywhere")
     concept = pictured(base)
@@ -122,7 +122,7 @@ def interrupt(progress: Progress) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_gradient_is_that_of_finite_differences(models: Models, checkpointing: bool):
+def test_gradient_matches_finite_differences(models: Models, checkpointing: bool):
     base = HostBase(*models)
     projection = next(iter(base.slots))
     rng = torch.Generator().manual_seed(5)
@@ -146,7 +146,7 @@ def test_the_gradient_is_that_of_finite_differences(models: Models, checkpointin
     assert gradient.item() == pytest.approx(slope.item(), rel=2e-2, abs=rounding)
 
 
-def test_prompts_of_several_lengths_are_predicted_as_one_by_one(models: Models):
+def test_batch_of_different_lengths_matches_single_prompts(models: Models):
     base = HostBase(*models)
     latents = torch.randn(3, *base.family.latent_shape(*side(base)), generator=torch.Generator().manual_seed(1))
     times = torch.tensor([100, 500, 900])
@@ -157,7 +157,7 @@ def test_prompts_of_several_lengths_are_predicted_as_one_by_one(models: Models):
         torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_our_prediction_is_the_stock_samplers(models: Models):
+def test_prediction_matches_the_stock_sampler(models: Models):
     """One Euler step of ComfyUI's own sampler from pure noise ends where our prediction says."""
     model, clip, _ = models
     base = HostBase(*models)
@@ -195,7 +195,7 @@ def base_sigma(model, base: HostBase) -> Tensor:
     return clock(model, base.schedule, torch.tensor([len(base.schedule.levels) - 1]))[0].float()
 
 
-def test_a_museum_is_an_ordinary_lora_that_the_stock_loader_shows(ordinary_models: Models, tmp_path: Path):
+def test_load_lora_shows_the_museum(ordinary_models: Models, tmp_path: Path):
     model, clip, _ = ordinary_models
     museum = random_museum(HostBase(*ordinary_models), WORD, size=0.5)
     shown, _ = view(model, clip, museum)
@@ -216,7 +216,7 @@ def test_a_museum_is_an_ordinary_lora_that_the_stock_loader_shows(ordinary_model
         assert torch.equal(back.deltas[projection].dense(), delta.dense())
 
 
-def test_a_word_changes_a_stock_prompt_and_gated_deltas_nothing_else(models: Models):
+def test_word_changes_its_prompt_and_gated_deltas_nothing_else(models: Models):
     model, clip, _ = models
     base = base_of(models)
     with ordinary():
@@ -229,8 +229,8 @@ def test_a_word_changes_a_stock_prompt_and_gated_deltas_nothing_else(models: Mod
     assert not torch.equal(told, sampled(model, clip, PROMPT)), "and its vectors"
 
 
-def test_the_moment_is_that_of_what_the_projections_read(models: Models):
-    """tr(Δ C Δᵀ) against the mean square of Δx over the inputs that a listener of this test heard."""
+def test_moment_matches_the_inputs_of_the_projections(models: Models):
+    """tr(Δ C Δᵀ) against the mean square of Δx over the inputs that a hook records."""
     base = base_of(models)
     with ordinary(), torch.no_grad():
         moments, sizes = preserved_moments(base, (), ())
@@ -255,19 +255,19 @@ def test_the_moment_is_that_of_what_the_projections_read(models: Models):
 
 
 @pytest.mark.skipif("z-image" not in NETWORKS, reason="this host has no Z-Image")
-def test_where_text_and_picture_share_keys_and_values_only_gated_recipes_learn():
+def test_shared_keys_and_values_accept_gated_recipes_only():
     base = HostBase(*small_transformer("z-image"))
     with ordinary(), pytest.raises(LearningError, match="Choose word-gated-onwards or word-gated"):
         learn(base, Museum(base.fingerprint), [pictured(base)], recipe())
 
 
-def test_words_for_each_cross_attention_are_refused():
+def test_layer_wise_words_are_refused():
     base = HostBase(*small_transformer("flux"))
     with ordinary(), pytest.raises(RecipeError, match=r"needs a UNet, not FLUX\.1"):
         learn(base, Museum(base.fingerprint), [pictured(base)], recipe(layer_wise=True))
 
 
-def test_a_model_that_is_conditioned_on_a_picture_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_picture_conditioned_model_is_refused(monkeypatch: pytest.MonkeyPatch):
     name, config = NETWORKS["flux"]
     monkeypatch.setitem(NETWORKS, "flux", (name, {**config, "in_channels": 32}))
     base = HostBase(*small_transformer("flux"))
@@ -277,7 +277,7 @@ def test_a_model_that_is_conditioned_on_a_picture_is_refused(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("family", [family for family in ("wan", "flux", "anima", "z-image") if family in NETWORKS])
-def test_the_nodes_teach_save_and_load(family: str, nodes: dict[str, Any], own_results, tmp_path, monkeypatch):
+def test_nodes_train_save_and_load(family: str, nodes: dict[str, Any], own_results, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path)], {".safetensors"}))
     model, clip, vae = small_transformer(family)
     least = 8 * family_of(model).least_side

@@ -41,7 +41,7 @@ def stored(dtype: torch.dtype | str) -> Models:
 @pytest.mark.usefixtures("clones_stay_apart")
 @pytest.mark.parametrize("size", [0.3, 1e-3], ids=["large", "small"])
 @pytest.mark.parametrize("dtype", STORED, ids=str)
-def test_what_is_shown_is_what_the_engine_attaches(dtype: torch.dtype | str, size: float):
+def test_view_predicts_as_the_engine(dtype: torch.dtype | str, size: float):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     museum = random_museum(base, "<one>", "<two>", "<three>", size=size)
@@ -59,7 +59,7 @@ def test_what_is_shown_is_what_the_engine_attaches(dtype: torch.dtype | str, siz
     assert denoised(shown.clone(), states).equal(found)
 
 
-def test_a_view_of_the_starter_is_the_one_over_diffusers():
+def test_view_of_the_starter_matches_diffusers():
     with ordinary():
         theirs = open_base("starter")
     model, clip, vae = load_starter()
@@ -91,7 +91,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_once_merged_sampling_computes_what_it_did_without_a_museum(dtype: torch.dtype):
+def test_merged_museum_adds_no_computation(dtype: torch.dtype):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     shown, _ = view(model, clip, random_museum(base, "<one>", "<two>", "<three>", size=0.01))
@@ -106,7 +106,7 @@ def test_once_merged_sampling_computes_what_it_did_without_a_museum(dtype: torch
 
 @pytest.mark.usefixtures("clones_stay_apart")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_loading_in_part_loses_nothing(dtype: torch.dtype):
+def test_partially_loaded_model_shows_the_whole_museum(dtype: torch.dtype):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     shown, _ = view(model, clip, random_museum(base, "<one>", size=0.3))
@@ -123,7 +123,7 @@ def test_loading_in_part_loses_nothing(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
-def test_a_view_is_recognised_extended_and_taken_off(dtype: torch.dtype):
+def test_view_is_recognised_extended_and_removed(dtype: torch.dtype):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     states, two = states_of(base), random_museum(base, "<one>", "<two>", size=0.3)
@@ -142,7 +142,7 @@ def test_a_view_is_recognised_extended_and_taken_off(dtype: torch.dtype):
     assert denoised(model, states).equal(before)
 
 
-def test_another_museum_is_refused():
+def test_model_that_shows_another_museum_is_refused():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     shown, speaking = view(model, clip, random_museum(base, "<one>"))
@@ -153,7 +153,7 @@ def test_another_museum_is_refused():
         base_beneath(shown, speaking, other)
 
 
-def test_what_others_put_on_the_model_stays_on():
+def test_patches_of_other_nodes_stay():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     states, museum = states_of(base), random_museum(base, "<one>", size=0.3)
@@ -170,7 +170,7 @@ def test_what_others_put_on_the_model_stays_on():
     torch.testing.assert_close(denoised(base_beneath(shown, speaking)[0], states), expected, rtol=0, atol=1e-5)
 
 
-def test_learning_goes_on_over_a_model_that_views_the_museum():
+def test_learning_continues_over_a_viewing_model():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     museum, _ = learned(base, Museum(base.fingerprint), "<one>")
@@ -183,7 +183,7 @@ def test_learning_goes_on_over_a_model_that_views_the_museum():
     assert again == losses and same_museum(found, expected)
 
 
-def test_museums_are_the_same_by_content():
+def test_museums_are_compared_by_content():
     base = HostBase(*load_starter())
     museum = random_museum(base, "<one>", "<two>")
     assert same_museum(museum, random_museum(base, "<one>", "<two>"))
@@ -193,7 +193,7 @@ def test_museums_are_the_same_by_content():
     assert same_museum(Museum(base.fingerprint), Museum(base.fingerprint))
 
 
-def test_what_is_paged_in_as_float8_is_not_merged():
+def test_weights_paged_in_as_float8_are_not_merged():
     """ComfyUI leaves the file's float16 and rounds what is merged into the page, and with it the museum, to float8."""
     model, clip, vae = stored(torch.float16)
     museum = random_museum(HostBase(model, clip, vae), "<one>")
@@ -205,8 +205,8 @@ def test_what_is_paged_in_as_float8_is_not_merged():
     assert not shown.patches and shown.wrappers
 
 
-def test_over_a_fine_tune_a_museum_moves_what_it_moved_over_its_base():
-    """On every projection the fine-tune gets the base's change, and the node says what it is."""
+def test_museum_changes_a_fine_tune_as_it_changes_its_base():
+    """Every projection of the fine-tune gets the same change, and the node reports the other checkpoint."""
     base_models, tuned_models = small_models("sd15"), small_models("sd15")
     fill(tuned_models[0].model.diffusion_model, seed=7)
     museum = random_museum(HostBase(*base_models), "<one>")
@@ -219,7 +219,7 @@ def test_over_a_fine_tune_a_museum_moves_what_it_moved_over_its_base():
         assert all(map(torch.equal, shown.patches[key][0][1].weights[:2], patch.weights[:2]))
 
 
-def test_a_museum_that_does_not_fit_is_refused_whole():
+def test_museum_that_does_not_fit_is_refused():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     museum = random_museum(base, "<one>")
@@ -245,7 +245,7 @@ def test_a_museum_that_does_not_fit_is_refused_whole():
     assert viewed(model) is None and not model.patches
 
 
-def test_a_museum_of_a_published_base_can_be_viewed_on_its_float8_copy():
+def test_museum_can_be_viewed_on_a_float8_copy_of_its_base():
     museum = random_museum(HostBase(*stored(torch.float32)), "<one>", size=0.3)
     model, clip, _ = stored(torch.float8_e4m3fn)
     shown, _ = view(model, clip, museum)
@@ -254,7 +254,7 @@ def test_a_museum_of_a_published_base_can_be_viewed_on_its_float8_copy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
-def test_nothing_holds_on_to_a_view(dtype: torch.dtype):
+def test_view_is_freed_after_use(dtype: torch.dtype):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     shown, _ = view(model, clip, random_museum(base, "<one>"))

@@ -80,14 +80,14 @@ def tokens(clip: comfy.sd.CLIP) -> list[ConceptToken]:
         "photo,{cat},photo",
     ],
 )
-def test_a_word_stands_where_an_ordinary_word_would_stand(clip: comfy.sd.CLIP, prompt: str):
+def test_word_takes_the_place_of_an_ordinary_word(clip: comfy.sd.CLIP, prompt: str):
     cat, bear = ORDINARY
     learned = shown(with_words(clip, tokens(clip)), prompt.format(cat=CAT, dog=DOG))
     assert learned == replaced(clip, prompt.format(cat=cat, dog=bear))
     assert len({piece for row in learned.values() for piece, _ in row if not isinstance(piece, int)}) > 0
 
 
-def test_words_inside_other_words_are_left_alone(clip: comfy.sd.CLIP):
+def test_words_inside_other_words_are_ignored(clip: comfy.sd.CLIP):
     speaking = with_words(clip, [token(clip, DOG)])
     for prompt in ("masks and skss, sks_1", "a photo of tasksks", ""):
         assert shown(speaking, prompt) == shown(clip, prompt)
@@ -100,7 +100,7 @@ def test_a_word_of_several_vectors_takes_as_many_places(clip: comfy.sd.CLIP):
         assert row[2:5] == [(("vector", value), 1.5) for value in values]
 
 
-def test_the_encoded_prompt_is_that_of_the_vectors(clip: comfy.sd.CLIP):
+def test_prompt_is_encoded_with_the_vectors_of_the_word(clip: comfy.sd.CLIP):
     """The vectors of an existing word under a new name: the same states, and pooled vectors, as that word."""
     ids = {name: rows[0][1][0] for name, rows in clip.tokenize("red").items()}
     tables = {
@@ -116,8 +116,8 @@ def test_the_encoded_prompt_is_that_of_the_vectors(clip: comfy.sd.CLIP):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
-def test_the_words_are_looked_up_once_however_long_a_prompt_is(clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch):
-    """ComfyUI has a prompt tokenized word by word, and a museum may hold thousands of words."""
+def test_word_pattern_is_built_once(clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch):
+    """ComfyUI tokenizes a prompt word by word, and a museum may hold thousands of words."""
     made: list[int] = []
 
     def counted(found: list[str]) -> re.Pattern[str]:
@@ -130,7 +130,7 @@ def test_the_words_are_looked_up_once_however_long_a_prompt_is(clip: comfy.sd.CL
     assert len(made) == len(tokenizers(clip))
 
 
-def test_the_clip_that_comes_in_stays_as_it_was(clip: comfy.sd.CLIP):
+def test_input_clip_is_unchanged(clip: comfy.sd.CLIP):
     before = shown(clip, f"a photo of {CAT}")
     tokenizer = clip.tokenizer
     with_words(clip, [token(clip, CAT)])
@@ -148,7 +148,7 @@ def test_calls_can_be_chained(clip: comfy.sd.CLIP):
     assert shown(without_words(both, [CAT, DOG]), f"{CAT} {DOG}") == shown(clip, f"{CAT} {DOG}")
 
 
-def test_a_host_may_look_words_up_itself_and_make_the_tokenizer_anew(clip: comfy.sd.CLIP):
+def test_tokenizer_survives_lookup_and_recreation_by_the_host(clip: comfy.sd.CLIP):
     """As hiddenswitch's does: a piece of prompt that is one known word, and the tokenizer's class when it clones."""
     for name, tokenizer in tokenizers(with_words(clip, tokens(clip))).items():
         plain = tokenizers(clip)[name].tokenizer.get_vocab()
@@ -159,7 +159,7 @@ def test_a_host_may_look_words_up_itself_and_make_the_tokenizer_anew(clip: comfy
             assert torch.equal(*vectors)
 
 
-def test_it_needs_no_folder_of_embeddings_and_says_which_word_a_place_belongs_to():
+def test_words_need_no_embeddings_folder_and_mark_their_places():
     clip = load_clip()
     clip.tokenizer.clip_l.embedding_directory = None
     speaking = with_words(clip, [token(clip, CAT)])
@@ -168,7 +168,7 @@ def test_it_needs_no_folder_of_embeddings_and_says_which_word_a_place_belongs_to
     assert [number for _, _, number in row[:4]] == [0, 1, 2, 0]
 
 
-def test_embedding_files_still_work_beside_the_words(tmp_path):
+def test_embedding_files_work_together_with_words(tmp_path):
     from safetensors.torch import save_file
 
     clip = load_clip()
@@ -187,7 +187,7 @@ def test_vectors_that_do_not_fit_are_refused(clip: comfy.sd.CLIP):
         with_words(clip, [other])
 
 
-def test_a_word_that_no_exhibit_has_is_said_where_the_prompt_stands(clip: comfy.sd.CLIP, monkeypatch):
+def test_unknown_word_is_reported_on_the_node_of_the_prompt(clip: comfy.sd.CLIP, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(words, "warn", told.append)
     with_word = with_words(clip, [token(clip, "<my-cat>")])

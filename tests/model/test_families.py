@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clora_core.model.families import FAMILIES, family_of
+from clora_core.model.families import FAMILIES, family_with
 from clora_core.model.families.family import Family
 from clora_core.model.projections import Projection
 
@@ -42,7 +42,7 @@ PATHS = {
 def test_a_family_is_told_apart_by_its_projections(family: Family) -> None:
     path = PATHS.get(family.name, "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k")
     role = "key_value" if family.name == "hunyuan-dit" else "key"
-    assert family_of([Projection(path, role, (64, family.text_width))], set(family.needs)) is family
+    assert family_with([Projection(path, role, (64, family.text_width))], set(family.needs)) is family
     assert not family.has([Projection(path, "value", (64, family.text_width))])
     assert not family.has([Projection("blocks.0.self_attn.k_proj", "key", (64, family.text_width))])
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from clora_core.errors import BaseModelError
 from clora_core.model.base import fingerprint
-from clora_core.model.families import family_named, family_of, find_projections, recognized
+from clora_core.model.families import family_named, family_with, find_projections, recognized
 from clora_core.model.families.unet import ldm_path
 from clora_core.starter.model import build_unet as build_starter_unet
 from tests.families import FAMILIES, REAL, SMALL, build_unet, module_tree, unet_layout
@@ -44,7 +44,7 @@ def test_original_names_give_the_same_projections_and_fingerprint(unet: UNet2DCo
     found, original = find_projections(unet), find_projections(module_tree(unet_layout(unet)))
     assert list(original) == list(found)
     assert all(original[projection].weight.equal(found[projection].weight) for projection in found)
-    family = family_of(found)
+    family = family_with(found, ())
     assert fingerprint(family, original) == fingerprint(family, found)
 
 
@@ -66,7 +66,7 @@ def test_models_of_real_size_have_so_many(family: str, count: int) -> None:
     found = find_projections(unet)
     assert len(found) == count == len(keys_and_values(unet))
     assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
-    assert family_of(found).name == family
+    assert family_with(found, ()).name == family
 
 
 def test_the_starter_is_found_by_either_name() -> None:
@@ -74,7 +74,7 @@ def test_the_starter_is_found_by_either_name() -> None:
     found = find_projections(unet)
     assert {id(slot.module) for slot in found.values()} == keys_and_values(unet)
     assert list(find_projections(module_tree(unet_layout(unet)))) == list(found)
-    assert family_of(found).name == "starter"
+    assert family_with(found, ()).name == "starter"
 
 
 def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
@@ -121,6 +121,6 @@ def test_the_rows_of_a_fused_weight_are_found() -> None:
 def test_an_unknown_text_width_is_refused_with_the_known_ones() -> None:
     tree = module_tree({"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(4, 1280)})
     with pytest.raises(BaseModelError, match=r"width of \[1280\].*sdxl \(2048\)"):
-        family_of(find_projections(tree))
+        family_with(find_projections(tree), ())
     with pytest.raises(BaseModelError, match="no model family 'sd9'"):
         family_named("sd9")

@@ -188,7 +188,7 @@ def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
         ({"a": torch.ones(1, 768), "b": torch.ones(1, 768)}, "matches no known family"),
         ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 768)}, "matches no known family"),
         ({"clip_g": torch.ones(1, 1280)}, "matches no known family"),
-        ({str(n): torch.ones(1, 768) for n in range(3)}, "3 tensors"),
+        ({str(n): torch.ones(1, 768) for n in range(4)}, "4 tensors"),
         ({"a": torch.ones(1, 1, 768)}, r"\(words, width\)"),
         ({"a": torch.ones(0, 768)}, r"\(words, width\)"),
         ({"a": torch.full((1, 768), torch.nan)}, "not finite"),

@@ -1,4 +1,4 @@
-"""The nodes' schemas, read off their sources, since they can be built inside ComfyUI only."""
+"""The nodes' schemas, read from their sources, since they can only be built inside ComfyUI."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clora_core.method.recipe import CHOICES, Recipe
-from clora_core.method.settings import SETTINGS
+from clora_core.method.settings import ADVANCED, BASIC, SETTINGS
 
 from .bare import ROOT
 
 NODES = ROOT / "nodes"
+LIMITS = dict.fromkeys(("default", "min", "max"), "")
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,27 @@ def _in_file(path: Path) -> Iterator[Schema]:
 
 def _sockets(listed: ast.expr | None) -> Iterator[Socket]:
     for call in listed.elts if isinstance(listed, ast.List) else ():
-        assert isinstance(call, ast.Call)
-        if ast.unparse(call.func) == "recipe_input":
-            yield _of_recipe(ast.literal_eval(call.args[0]))
-            continue
-        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
-        yield Socket(ast.literal_eval(call.args[0]), ast.unparse(call.func).rpartition(".")[0], options)
+        match ast.unparse(call):
+            case "*map(recipe_input, BASIC)":
+                yield from map(_of_recipe, BASIC)
+            case "*map(recipe_input, ADVANCED)":
+                yield from map(_of_recipe, ADVANCED)
+            case _:
+                yield _socket(call)
+
+
+def _socket(call: ast.expr) -> Socket:
+    assert isinstance(call, ast.Call)
+    id, kind = ast.literal_eval(call.args[0]), ast.unparse(call.func)
+    if kind == "seed_input":
+        return Socket(id, "io.Int", {**LIMITS, "tooltip": ast.unparse(call.args[1])})
+    options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
+    return Socket(id, kind.rpartition(".")[0], options)
 
 
 def _of_recipe(field: str) -> Socket:
     """What `recipe_input` makes of a field of a recipe; tests/host compares it."""
     default = getattr(Recipe(), field)
     kinds = {bool: "io.Boolean", int: "io.Int", float: "io.Float"}
-    limits = dict.fromkeys(("default", "min", "max"), "")
     kind = "io.Combo" if field in CHOICES else kinds[type(default)]
-    return Socket(field, kind, {**limits, "tooltip": SETTINGS[field].meaning})
+    return Socket(field, kind, {**LIMITS, "tooltip": SETTINGS[field].meaning})

@@ -27,7 +27,7 @@ def diary(steps: int) -> tuple[Diary, list[dict]]:
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100, 101, 250, 1234])
-def test_points_are_the_means_of_the_steps_that_they_stand_for(steps: int):
+def test_points_are_means_of_their_steps(steps: int):
     run, _ = diary(steps)
     values = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
     for step, value in enumerate(values, 1):
@@ -46,7 +46,7 @@ def test_points_are_the_means_of_the_steps_that_they_stand_for(steps: int):
 
 
 @pytest.mark.parametrize(("steps", "stopped"), [(10, 6), (250, 100), (250, 101), (1234, 555)])
-def test_a_resumed_run_goes_on_with_its_curves_its_film_and_its_time(steps: int, stopped: int):
+def test_resumed_run_keeps_its_curves_film_and_time(steps: int, stopped: int):
     whole, _ = diary(steps)
     first, _ = diary(steps)
     for step in range(1, stopped + 1):
@@ -66,7 +66,7 @@ def test_a_resumed_run_goes_on_with_its_curves_its_film_and_its_time(steps: int,
 
 
 @pytest.mark.parametrize("broken", [{}, {"seconds": 1, "film": 3, "curves": {}}, {"seconds": "x"}])
-def test_a_file_that_somebody_changed_costs_only_the_curves(broken: dict):
+def test_changed_file_loses_only_the_curves(broken: dict):
     run, _ = diary(10)
     run.begin(6, earlier=broken)
     run.write(Done(7, {"diffusion": 1.0}))
@@ -83,7 +83,7 @@ class Now:
         return self.seconds
 
 
-def test_the_time_left_is_told_when_it_is_worth_something(monkeypatch: pytest.MonkeyPatch):
+def test_time_left_is_estimated_after_some_steps(monkeypatch: pytest.MonkeyPatch):
     """The first step took a minute, all later ones a second; then come pictures."""
     now = Now()
     monkeypatch.setattr(clock, "time", now)
@@ -103,7 +103,7 @@ def test_the_time_left_is_told_when_it_is_worth_something(monkeypatch: pytest.Mo
     assert run.seconds_left == pytest.approx(90 + (9 + 4) * 5 + 3)
 
 
-def test_work_after_the_last_step_is_told_as_it_goes_on():
+def test_work_after_the_last_step_is_reported():
     run, states = diary(3)
     run.advance("drawing", 1, 20)
     run.advance("measuring", 8, 24)
@@ -112,7 +112,7 @@ def test_work_after_the_last_step_is_told_as_it_goes_on():
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
-def test_the_film_is_short_even_and_ends_with_the_newest(every: int):
+def test_film_is_short_evenly_spaced_and_ends_with_the_newest(every: int):
     steps = 1000
     run, _ = diary(steps)
     for step in range(every, steps + 1, every):
@@ -127,7 +127,7 @@ def test_the_film_is_short_even_and_ends_with_the_newest(every: int):
     assert [frame["step"] for frame in run.film] == kept
 
 
-def test_its_state_is_valid_json_at_every_moment():
+def test_state_is_always_valid_json():
     run, states = diary(3)
     run.begin(0)
     run.write(Done(1, {"diffusion": 0.123456789}))
@@ -141,7 +141,7 @@ def test_its_state_is_valid_json_at_every_moment():
     assert states[-1]["film"][0]["picture"].startswith("data:image/jpeg;base64,")
 
 
-def test_an_exhibit_without_a_picture_of_its_own_is_compared_too():
+def test_exhibit_without_a_thumbnail_is_compared():
     run, states = diary(2)
     picture = torch.zeros(3, 8, 8)
     run.compare([BeforeAfter("<cat>", b"", picture, picture)])
@@ -150,7 +150,7 @@ def test_an_exhibit_without_a_picture_of_its_own_is_compared_too():
     assert row["real"] == "" and row["then"] == row["now"] and row["now"].startswith("data:image/jpeg;base64,")
 
 
-def test_the_stored_state_of_an_earlier_run_is_sent():
+def test_stored_state_of_an_earlier_run_is_sent():
     run, states = diary(3)
     run.replay({"word": "<cat>", "where": "learned", "seconds": 5})
     assert states == [{"word": "<cat>", "steps": 3, "step": 3, "where": "kept", "seconds": 5}]

@@ -1,4 +1,4 @@
-"""What the panels in the browser say: every text is there in every language, and none is left over."""
+"""The texts of the panels: complete in every language, and none unused."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def _flat(entries: dict, before: str = "") -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_language_says_everything_with_the_same_values_in_it(language: str):
+def test_every_language_has_all_texts_with_the_same_values(language: str):
     english, other = texts("en"), texts(language)
     assert list(other) == list(english)
     for key, text in other.items():
@@ -43,7 +43,7 @@ def test_every_way_of_applying_deltas_has_a_text():
     assert len([key for key in texts("en") if key.startswith("applied.")]) == len(get_args(Applied)) - 1
 
 
-def test_every_text_is_used_and_no_other():
+def test_exactly_the_existing_texts_are_used():
     whole = set(re.findall(r'say\("([\w.]+)"', SCRIPTS))
     beginnings = set(re.findall(r"say\(`(\w+\.)\$\{", SCRIPTS))
     known = texts("en")

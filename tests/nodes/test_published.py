@@ -34,11 +34,11 @@ def published() -> list[str]:
     return sorted(path for path in set(listed.splitlines()) if not ignored(path) and (ROOT / path).is_file())
 
 
-def test_what_the_nodes_need_is_published(published: list[str]):
+def test_everything_the_nodes_need_is_published(published: list[str]):
     assert set(NEEDED) <= set(published)
 
 
-def test_tests_benchmarks_and_pictures_of_the_documents_are_not(published: list[str]):
+def test_tests_benchmarks_and_document_pictures_are_not_published(published: list[str]):
     folders = {path.partition("/")[0] for path in published}
     assert not folders & {"tests", "benchmarks", "docs", "scripts", ".github", ".ci"}
 
@@ -47,7 +47,7 @@ def test_the_pack_stays_small(published: list[str]):
     assert sum((ROOT / path).stat().st_size for path in published) < LIMIT_MIB * 2**20
 
 
-def test_icon_and_banner_have_the_shapes_that_the_registry_asks_for():
+def test_icon_and_banner_have_the_shapes_of_the_registry():
     with Image.open(ROOT / "docs/icon.png") as icon, Image.open(ROOT / "docs/banner.png") as banner:
         assert icon.width == icon.height <= 400
         assert banner.width * 9 == banner.height * 21

@@ -54,11 +54,11 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "not yet there")
 
 
-def test_nothing_is_found_where_nothing_was_kept(store: Store):
+def test_empty_store_has_no_results(store: Store):
     assert store.result(A) is None and store.state(A) is None
 
 
-def test_a_result_comes_back_as_it_was(store: Store):
+def test_result_is_read_back_unchanged(store: Store):
     result = made()
     store.keep(A, BASE, result)
     found = store.result(A)
@@ -71,7 +71,7 @@ def test_a_result_comes_back_as_it_was(store: Store):
     assert torch.equal(found.exhibits[0].token.vectors["clip_l"], result.exhibits[0].token.vectors["clip_l"])
 
 
-def test_a_state_comes_back_and_goes_when_the_learning_is_done(store: Store):
+def test_state_is_kept_until_the_result_is_stored(store: Store):
     store.keep_state(A, state(1))
     store.keep_state(A, state(2))
     found = store.state(A)
@@ -80,7 +80,7 @@ def test_a_state_comes_back_and_goes_when_the_learning_is_done(store: Store):
     assert store.state(A) is None and len(list(store.folder.iterdir())) == 1
 
 
-def test_over_its_limit_the_longest_unused_go_first(store: Store):
+def test_over_the_limit_the_least_recently_used_are_deleted(store: Store):
     for age, key in enumerate((A, B, C)):
         store.keep(key, BASE, made(age))
         os.utime(store.folder / f"{key}.result.safetensors", (1000 + age, 1000 + age))
@@ -92,7 +92,7 @@ def test_over_its_limit_the_longest_unused_go_first(store: Store):
     assert all(small.result(key) is not None for key in (A, C, "d" * 64))
 
 
-def test_what_was_just_kept_stays_even_in_a_store_that_is_too_small(store: Store):
+def test_newest_file_stays_even_over_the_limit(store: Store):
     tiny = Store(store.folder, limit_bytes=1)
     tiny.keep(A, BASE, made())
     assert tiny.result(A) is not None
@@ -101,7 +101,7 @@ def test_what_was_just_kept_stays_even_in_a_store_that_is_too_small(store: Store
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 4000])
-def test_a_damaged_file_is_set_aside_and_said(store: Store, caplog: pytest.LogCaptureFixture, damage):
+def test_damaged_file_is_set_aside_and_reported(store: Store, caplog: pytest.LogCaptureFixture, damage):
     store.keep(A, BASE, made())
     store.keep_state(B, state())
     for key, kind, ask in ((A, "result", store.result), (B, "state", store.state)):
@@ -113,8 +113,8 @@ def test_a_damaged_file_is_set_aside_and_said(store: Store, caplog: pytest.LogCa
         assert ask(key) is None
 
 
-def test_a_wrong_bit_is_seen_or_makes_no_difference(store: Store):
-    """In what was kept of tensors, losses, pictures, facts, and of the diary."""
+def test_flipped_bit_is_detected_or_harmless(store: Store):
+    """In tensors, losses, pictures, facts and the diary."""
     result, before = replace(made(), diary={"curves": {"loss": [[1.0, 0.5]]}}), state(3)
     store.keep(A, BASE, result)
     store.keep_state(B, before)
@@ -141,7 +141,7 @@ def test_a_wrong_bit_is_seen_or_makes_no_difference(store: Store):
     assert seen["result"] > 80 and seen["state"] > 80
 
 
-def test_what_is_set_aside_goes_with_the_others_when_the_store_is_full(store: Store):
+def test_files_set_aside_count_towards_the_limit(store: Store):
     store.keep(A, BASE, made())
     aside = store.folder / f"{A}.result.safetensors.damaged"
     os.replace(store.folder / f"{A}.result.safetensors", aside)
@@ -152,7 +152,7 @@ def test_what_is_set_aside_goes_with_the_others_when_the_store_is_full(store: St
     assert [path.name for path in store.folder.iterdir()] == [f"{C}.result.safetensors"]
 
 
-def test_files_from_before_there_was_a_hash_are_accepted(store: Store):
+def test_files_without_a_hash_are_accepted(store: Store):
     store.keep(A, BASE, made())
     store.keep_state(B, state())
     for path in store.folder.iterdir():
@@ -203,7 +203,7 @@ def without_end() -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_result_of_other_make_without_a_hash_blocks_no_run(store: Store, name: str, value: object):
+def test_foreign_result_without_a_hash_does_not_block_a_run(store: Store, name: str, value: object):
     store.keep(A, BASE, made())
     path = store.folder / f"{A}.result.safetensors"
     with_inner(path, lambda inner: inner["exhibits"][-1]["facts"].update({name: value}))
@@ -212,13 +212,13 @@ def test_a_result_of_other_make_without_a_hash_blocks_no_run(store: Store, name:
     assert store.result(A) is None and not path.exists()
 
 
-def test_a_state_that_does_not_fit_can_be_set_aside(store: Store, caplog: pytest.LogCaptureFixture):
+def test_state_that_does_not_fit_is_set_aside(store: Store, caplog: pytest.LogCaptureFixture):
     store.keep_state(A, state())
     store.refuse_state(A, state(), StateError("This saved state is damaged."))
     assert store.state(A) is None and "This saved state is damaged. It is set aside as" in caplog.text
 
 
-def test_a_kept_state_with_the_name_of_another_step_is_not_gone_on_from(store: Store):
+def test_kept_state_with_the_name_of_another_step_is_not_resumed(store: Store):
     store.keep_state_along(A, state(2))
     found = store.furthest_state(A, 3)
     assert found is not None and found.step == 2
@@ -236,10 +236,10 @@ def test_a_kept_state_with_the_name_of_another_step_is_not_gone_on_from(store: S
         MemoryError(),
     ],
 )
-def test_what_the_system_refuses_to_read_just_now_stays_and_is_not_learned_over(
+def test_unreadable_state_is_kept_and_not_overwritten(
     store: Store, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ):
-    """Learning anew would cost hours, and would write over an unfinished learning at its first autosave."""
+    """Training again would cost hours, and its first autosave would overwrite the unfinished state."""
     from clora_bare.clora_core.museum.file import files
 
     def refuse(path: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_the_system_refuses_to_read_just_now_stays_and_is_not_learned_over(
     assert store.result(A) is not None and store.state(B) is not None
 
 
-def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
+def test_museum_without_losses_is_no_result(store: Store, caplog: pytest.LogCaptureFixture):
     from clora_bare.clora_core.museum.file import save_museum
     from clora_bare.clora_core.museum.museum import Museum
 
@@ -264,7 +264,7 @@ def test_a_museum_that_lies_there_without_losses_is_no_result(store: Store, capl
     assert store.result(A) is None and "losses or pictures are missing" in caplog.text
 
 
-def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_unwritable_disk_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file").write_text("in the way")
     blocked = Store(tmp_path / "file" / "results")
     blocked.keep(A, BASE, made())
@@ -272,7 +272,7 @@ def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
     assert caplog.text.count("cannot be stored") == 2
 
 
-def test_a_file_in_the_place_of_the_folder_is_said_in_one_sentence(tmp_path: Path):
+def test_file_in_place_of_the_folder_is_reported(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "results"):
         store = Store(folder)
@@ -282,8 +282,8 @@ def test_a_file_in_the_place_of_the_folder_is_said_in_one_sentence(tmp_path: Pat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="has other rights")
-def test_the_folder_of_another_user_is_said_and_nothing_in_it_stops_a_learning():
-    """In a process of somebody else, with a folder that nobody else may enter, and one that they may only read."""
+def test_folder_of_another_user_is_reported_and_stops_nothing():
+    """In a process of another user, with a folder that they cannot enter and one that they can only read."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     for mode in (0o700, 0o755):

@@ -1,4 +1,4 @@
-"""What every node promises: read off the sources, so that it holds without a ComfyUI around."""
+"""What every node promises, read from the sources, so that no ComfyUI is needed."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ OUTPUTS = {
 LANGUAGES = ("zh", "ja")  # English stands in the schemas, which every frontend falls back to
 
 
-def test_ids_inputs_and_outputs_are_the_promised_ones():
+def test_ids_of_nodes_inputs_and_outputs_are_unchanged():
     assert {id: " ".join(socket.id for socket in schema.inputs) for id, schema in SCHEMAS.items()} == INPUTS
     names = {
         id: " ".join(
@@ -65,7 +65,7 @@ def test_every_node_is_in_the_list():
 
 
 @pytest.mark.parametrize("id", SCHEMAS)
-def test_everything_is_explained(id: str):
+def test_every_node_and_socket_is_explained(id: str):
     schema = SCHEMAS[id]
     assert len(schema.description) > 20 and len(schema.search_aliases) >= 3
     for socket in (*schema.inputs, *schema.outputs):
@@ -73,14 +73,14 @@ def test_everything_is_explained(id: str):
 
 
 @pytest.mark.parametrize("id", SCHEMAS)
-def test_no_widget_changes_by_itself(id: str):
-    """The frontend draws a new number for whatever is called seed, and everything would be learned anew."""
+def test_no_widget_is_called_seed(id: str):
+    """The frontend changes every widget called seed, and everything would be trained again."""
     for socket in SCHEMAS[id].inputs:
         assert socket.id not in ("seed", "noise_seed") and "control_after_generate" not in socket.options
 
 
 @pytest.mark.parametrize("id", SCHEMAS)
-def test_ids_of_inputs_and_outputs_are_all_different(id: str):
+def test_ids_of_inputs_and_outputs_are_unique(id: str):
     ids = [socket.id for socket in (*SCHEMAS[id].inputs, *SCHEMAS[id].outputs)]
     assert len(set(ids)) == len(ids)
 
@@ -102,7 +102,7 @@ def test_every_node_has_a_help_page_that_names_its_inputs_and_no_page_is_left_ov
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_word_is_translated(language: str):
+def test_every_text_is_translated(language: str):
     translated = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
     assert set(translated) == set(SCHEMAS)
     for id, schema in SCHEMAS.items():
@@ -115,7 +115,7 @@ def test_every_word_is_translated(language: str):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_translations_hold_nothing_that_the_frontend_would_fill_in(language: str):
+def test_translations_contain_no_placeholders_of_the_frontend(language: str):
     """Its messages take {name}, @:key and a|b for more than text; only '{' in quotes is a brace."""
     text = (ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8").replace("{'{word}'}", "")
     values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Which file of the pack may know what, and what the pack says of itself."""
+"""Which files may import what, and the pack's metadata."""
 
 import ast
 import re
@@ -40,7 +40,7 @@ def test_only_the_host_folder_knows_comfyui(path: Path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_the_pack_names_itself_relatively(path: Path):
+def test_pack_uses_relative_imports(path: Path):
     """Inside ComfyUI it has another name than here, and `nodes` is ComfyUI's own."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not {name.partition(".")[0] for name in imports(tree)} & {"clora_core", "nodes"}
@@ -56,18 +56,18 @@ def test_the_entry_point_imports_nothing_by_itself():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_installed_it_leaves_the_name_nodes_to_comfyui():
+def test_installed_package_has_no_module_named_nodes():
     toml = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r'^include = \["clora_core\*"\]', toml, re.MULTILINE)
 
 
-def test_requirements_pin_nothing_and_name_nothing_heavy():
+def test_requirements_are_unpinned_and_light():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
-    assert set(wanted) <= {"einops", "numpy", "pillow", "safetensors"}
+    assert set(wanted) <= {"numpy", "pillow", "safetensors"}
 
 
-def test_the_registry_finds_what_it_asks_for():
+def test_registry_metadata_is_complete():
     toml = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = toml.partition("[tool.comfy]")[2].partition("\n[")[0]
     entries = dict(re.findall(r'^([\w-]+) = "([^"]*)"', section, re.MULTILINE))
@@ -75,19 +75,19 @@ def test_the_registry_finds_what_it_asks_for():
     assert "web" not in entries  # beside WEB_DIRECTORY it would serve every script twice
 
 
-def test_install_says_that_all_is_there_and_installs_nothing():
+def test_install_reports_a_complete_environment():
     answer = run_install()
     assert answer.returncode == 0, answer.stdout
     assert "present  torch" in answer.stdout and "Nothing was installed" in answer.stdout
 
 
-def test_install_says_what_is_missing():
+def test_install_reports_missing_packages():
     answer = run_install("-S")  # a Python without its packages
     assert answer.returncode == 1
     assert "MISSING  torch" in answer.stdout and "MISSING  safetensors" in answer.stdout
 
 
-def test_install_says_that_comfyui_is_too_old(tmp_path, monkeypatch):
+def test_install_reports_an_old_comfyui(tmp_path, monkeypatch):
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.9"\n')
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     answer = run_install()

@@ -32,8 +32,8 @@ def test_there_are_workflows():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_our_nodes_have_the_sockets_and_values_of_their_schemas(name: str):
-    """A new input of a node has to be written into the workflows: their values go by their order alone."""
+def test_nodes_match_their_schemas(name: str):
+    """Workflow files store values by their order, so a new input must be written into them."""
     known = schemas()
     for node in workflow(name)["nodes"]:
         if not node["type"].startswith("CLoRA_"):
@@ -49,7 +49,7 @@ def test_our_nodes_have_the_sockets_and_values_of_their_schemas(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_join_what_they_say(name: str):
+def test_links_join_matching_sockets(name: str):
     graph = workflow(name)
     by_id = {node["id"]: node for node in graph["nodes"]}
     for id, source, slot, target, place, kind in graph["links"]:
@@ -61,7 +61,7 @@ def test_links_join_what_they_say(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_notes_and_frames_explain_them_and_nothing_lies_upon_another(name: str):
+def test_workflows_have_notes_and_groups_and_nothing_overlaps(name: str):
     graph = workflow(name)
     frames = [tuple(group["bounding"]) for group in graph["groups"]]
     notes = [box for node, box in zip(graph["nodes"], boxes(graph), strict=True) if node["type"] == NOTE]
@@ -74,13 +74,13 @@ def test_notes_and_frames_explain_them_and_nothing_lies_upon_another(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_has_a_picture_of_its_own(name: str):
+def test_workflow_has_its_own_picture(name: str):
     with Image.open(FOLDER / f"{name}.jpg") as picture:
         assert picture.format == "JPEG" and picture.width == picture.height >= 400
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_in_at_most_two_rows_that_can_be_read(name: str):
+def test_workflow_opens_legibly_in_at_most_two_rows(name: str):
     graph = workflow(name)
     view = graph["extra"]["ds"]
     assert 0.75 <= view["scale"] <= 1
@@ -108,7 +108,7 @@ def test_small_pictures_are_shown_large(name: str):
             assert by_id[source]["widgets_values"] == ["nearest-exact", 4]
 
 
-def test_no_picture_is_left_over():
+def test_every_picture_has_a_workflow():
     assert {Path(path).stem for path in FOLDER.glob("*.jpg")} <= set(NAMES)
 
 

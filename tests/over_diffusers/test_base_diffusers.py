@@ -33,7 +33,7 @@ def starter() -> DiffusersBase:
 
 
 @torch.no_grad()
-def test_pictures_are_encoded_to_the_posteriors_mean(saved: Saved, base: DiffusersBase) -> None:
+def test_pictures_are_encoded_as_the_posterior_mean(saved: Saved, base: DiffusersBase) -> None:
     pictures = random(5, 3, 32, 32).clamp(-1, 1)
     mean = saved.pipeline.vae.encode(pictures).latent_dist.mean
     latents = base.encode_pictures(pictures)
@@ -45,7 +45,7 @@ def test_pictures_are_encoded_to_the_posteriors_mean(saved: Saved, base: Diffuse
 
 
 @torch.no_grad()
-def test_predictions_are_the_unets_own(saved: Saved, base: DiffusersBase) -> None:
+def test_predictions_match_the_unet(saved: Saved, base: DiffusersBase) -> None:
     noisy, times = random(2, 4, 8, 16), torch.tensor([3, 900])
     conditioning = base.encode_prompts(["a", "b"], [])
     added = None
@@ -129,7 +129,7 @@ def test_predictions_are_float32_in_every_precision(base: DiffusersBase, precisi
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.1)
 
 
-def test_a_base_held_in_half_precision_can_be_learned_over(saved: Saved) -> None:
+def test_half_precision_base_can_be_trained(saved: Saved) -> None:
     base = saved.open_file(dtype=torch.bfloat16)
     token = word_like(base, "ab")
     conditioning = base.encode_prompts(["a <x>"], [token])

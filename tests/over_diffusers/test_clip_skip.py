@@ -20,7 +20,7 @@ PROMPTS = ["a photo", "as many letters fit"]
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "usual"), [("sd15", 1), ("sd2", 2)])
-def test_it_is_as_if_the_encoder_had_fewer_layers(family: str, usual: int) -> None:
+def test_clip_skip_equals_an_encoder_with_fewer_layers(family: str, usual: int) -> None:
     folder = saved_model(family).folder
     plain, base, shorter = open_base(folder), open_base(folder, clip_skip=usual + 1), open_base(folder)
     assert (plain.clip_skip, base.clip_skip) == (usual, usual + 1)
@@ -43,12 +43,12 @@ def test_sdxl_may_read_the_last_layer() -> None:
 
 
 @pytest.mark.parametrize(("family", "skip"), [("sd15", 0), ("sd15", 3), ("sdxl", 3)])
-def test_a_layer_that_there_is_not_is_refused(family: str, skip: int) -> None:
+def test_missing_layer_is_refused(family: str, skip: int) -> None:
     with pytest.raises(BaseModelError, match=rf"CLIP skip is {skip}, but .* it can be 1 to 2"):
         open_base(saved_model(family).folder, clip_skip=skip)
 
 
-def test_it_is_learned_with_and_kept(tmp_path: Path) -> None:
+def test_clip_skip_is_used_in_training_and_stored(tmp_path: Path) -> None:
     bases = [DiffusersBase(starter_parts(small_starter()), clip_skip=skip) for skip in (None, 1, 2)]
     museum, concept = Museum(bases[0].fingerprint), small_concept()
     keys = [learning_key(base, museum, [concept], short()) for base in bases]
@@ -63,5 +63,5 @@ def test_it_is_learned_with_and_kept(tmp_path: Path) -> None:
     assert not Learning(bases[2], loaded, (small_concept("<two>"),), short()).notes
 
 
-def test_a_museum_that_does_not_know_is_not_compared() -> None:
+def test_museum_without_clip_skip_is_not_compared() -> None:
     assert not skip_note([ConceptToken("<a>", {"clip_l": torch.zeros(1, 1, 4)})], 2)

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_it_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, monkeypatch) -> None:
+def test_new_family_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, monkeypatch) -> None:
     added(monkeypatch)
     base = open_base(folder)
     assert (base.fingerprint.family, base.resolution_px, base.family.guidance) == ("trial", 64, 3.0)
@@ -73,7 +73,7 @@ def test_it_learns_saves_loads_exports_imports_and_reports(folder, tmp_path, mon
     assert "&lt;two&gt;" in as_page(seen, title="trial")
 
 
-def test_its_single_file_is_the_same_base(folder, tmp_path, monkeypatch) -> None:
+def test_single_file_of_the_new_family_is_the_same_base(folder, tmp_path, monkeypatch) -> None:
     added(monkeypatch)
     base = open_base(folder)
     file = open_base(folder.with_suffix(".safetensors"), tokenizer=tokenizer_folder(tmp_path / "words"))
@@ -83,7 +83,7 @@ def test_its_single_file_is_the_same_base(folder, tmp_path, monkeypatch) -> None
     torch.testing.assert_close(*states)
 
 
-def test_the_commands_know_it(folder, tmp_path, monkeypatch, capsys) -> None:
+def test_commands_support_the_new_family(folder, tmp_path, monkeypatch, capsys) -> None:
     added(monkeypatch)
     path = str(save_museum(museum_of(open_base(folder), "<one>"), tmp_path / "trial.museum.safetensors"))
     picture = str(tmp_path / "seen.png")
@@ -94,7 +94,7 @@ def test_the_commands_know_it(folder, tmp_path, monkeypatch, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["base"]["architecture"] == "trial"
 
 
-def test_without_it_the_error_names_the_known_families(folder, tmp_path, monkeypatch) -> None:
+def test_unknown_family_error_names_the_known_ones(folder, tmp_path, monkeypatch) -> None:
     with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         open_base(folder)
     with pytest.raises(BaseModelError, match=r"width 96 and is no model of SD1\.5, SD2 or SDXL"):

@@ -1,4 +1,4 @@
-"""Checkpoints that are spoiled in any way: each works, or is refused with our own error when it is opened."""
+"""Damaged checkpoints of any kind either work or are refused with a clear error when they are opened."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_two_text_encoders_must_read_prompts_of_one_length(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.cuda.OutOfMemoryError, KeyboardInterrupt])
-def test_too_little_memory_and_a_wish_to_stop_are_no_fault_of_the_files(
+def test_out_of_memory_and_interrupts_are_not_turned_into_model_errors(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raising(*inputs: object) -> None:

@@ -55,7 +55,7 @@ def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
 
 
 @torch.no_grad()
-def test_a_single_file_answers_as_the_folder_does(saved: Saved, base: DiffusersBase) -> None:
+def test_single_file_gives_the_results_of_the_folder(saved: Saved, base: DiffusersBase) -> None:
     other = saved.open_file()
     assert other.fingerprint == base.fingerprint
     assert list(other.slots) == list(base.slots)
@@ -73,25 +73,21 @@ def test_a_single_file_answers_as_the_folder_does(saved: Saved, base: DiffusersB
         assert all(value.equal(tensors[name]) for name, value in one.state_dict().items())
 
 
-def test_the_original_names_are_read_as_diffusers_reads_them(saved: Saved) -> None:
-    tensors = load_file(saved.file)
-    file = checkpoints._read(saved.file)
-    unet = single_file_utils.convert_ldm_unet_checkpoint(tensors, dict(saved.pipeline.unet.config))
-    vae = single_file_utils.convert_ldm_vae_checkpoint(tensors, dict(saved.pipeline.vae.config))
-    pairs = [(ldm_layout.unet_tensors(file.unet), unet), (ldm_layout.vae_tensors(file.vae), vae)]
-    if saved.family != "sd15":
-        prefix = "cond_stage_model.model." if saved.family == "sd2" else "conditioner.embedders.1.model."
-        encoder = saved.pipeline.text_encoder_2 if saved.family == "sdxl" else saved.pipeline.text_encoder
-        theirs = single_file_utils.convert_open_clip_checkpoint(encoder, tensors, prefix=prefix)
-        plain = {name.removeprefix("text_model."): value for name, value in theirs.items()}
-        pairs.append((ldm_layout.open_clip_tensors(file.under(prefix), projected=saved.family == "sdxl"), plain))
-    for ours, theirs in pairs:
-        assert set(ours) == set(theirs)
-        assert all(ours[name].flatten().equal(theirs[name].flatten()) for name in ours)
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_open_clip_is_converted_as_by_diffusers(family: str) -> None:
+    saved = saved_model(family)
+    prefix = "cond_stage_model.model." if family == "sd2" else "conditioner.embedders.1.model."
+    encoder = saved.pipeline.text_encoder_2 if family == "sdxl" else saved.pipeline.text_encoder
+    theirs = single_file_utils.convert_open_clip_checkpoint(encoder, load_file(saved.file), prefix=prefix)
+    theirs = {name.removeprefix("text_model."): value for name, value in theirs.items()}
+    tensors = checkpoints._read(saved.file).under(prefix)
+    ours = ldm_layout.open_clip_tensors(tensors, projected=family == "sdxl")
+    assert set(ours) == set(theirs)
+    assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_the_fingerprint_does_not_depend_on_how_weights_are_held(dtype: torch.dtype) -> None:
+def test_fingerprint_is_the_same_in_half_precision(dtype: torch.dtype) -> None:
     base = saved_model("sd15").open_file(dtype=dtype)
     assert base.fingerprint == opened("sd15").fingerprint
     assert base.unet.dtype == base.encoders[0].table.weight.dtype == dtype
@@ -105,7 +101,7 @@ def test_everything_is_frozen(base: DiffusersBase) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_real_sizes_are_read_off_the_shapes(family: str) -> None:
+def test_real_sizes_follow_from_the_shapes(family: str) -> None:
     with torch.device("meta"):
         unet, vae = build_unet(family, REAL[family]), build_vae((128, 256, 512, 512), layers=2)
     known = {"text_width": unet.config["cross_attention_dim"], "sample_size": unet.config["sample_size"]}
@@ -147,7 +143,7 @@ def test_the_prediction_of_a_file_follows_the_rule(
 
 
 @pytest.mark.parametrize(("extra", "last"), [(("ztsnr",), False), (("v_pred",), False), (("v_pred", "ztsnr"), True)])
-def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tuple[str, ...], last: bool) -> None:
+def test_zero_terminal_snr_is_read_as_in_comfyui(tmp_path: Path, extra: tuple[str, ...], last: bool) -> None:
     saved, path = saved_model("sdxl"), tmp_path / "model.safetensors"
     save_file(saved.tensors() | {name: torch.zeros(0) for name in extra}, path)
     schedule = open_base(path, tokenizer=saved.tokenizer).schedule
@@ -155,7 +151,7 @@ def test_zero_terminal_snr_is_read_as_comfyui_reads_it(tmp_path: Path, extra: tu
     assert schedule.prediction == ("v_prediction" if "v_pred" in extra else "epsilon")
 
 
-def test_the_callers_prediction_wins() -> None:
+def test_prediction_of_the_caller_takes_precedence() -> None:
     assert saved_model("sd15").open_file(prediction="v_prediction").schedule.prediction == "v_prediction"
 
 
@@ -169,7 +165,7 @@ def test_sd2_is_recognised_as_v_prediction_as_in_comfyui(tmp_path: Path) -> None
     assert (base.schedule.prediction, base.resolution_px) == ("v_prediction", 768)
 
 
-def test_a_folders_prediction_is_in_its_scheduler(tmp_path: Path) -> None:
+def test_prediction_of_a_folder_comes_from_its_scheduler(tmp_path: Path) -> None:
     folder = copied(saved_model("sd15"), tmp_path)
     config = folder / "scheduler" / "scheduler_config.json"
     facts = json.loads(config.read_text())
@@ -222,7 +218,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     refused(tmp_path, "Diffusion transformers are supported in ComfyUI only")
 
 
-def test_a_torn_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     save_file({"x": torch.zeros(100)}, whole)
     (tmp_path / "torn.safetensors").write_bytes(whole.read_bytes()[:-8])
@@ -269,7 +265,7 @@ def test_incomplete_and_other_variants_are_refused(tmp_path: Path) -> None:
     refused_with(tensors | {"edm_mean": torch.zeros(1)}, "EDM")
     lost = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     refused_with({name: tensor for name, tensor in tensors.items() if name != lost}, r"1 tensors .*conv1\.weight")
-    refused_with(tensors | {"model.diffusion_model.extra": torch.zeros(1)}, "the first is extra")
+    refused_with(tensors | {"model.diffusion_model.extra": torch.zeros(1)}, "but a model of this size has")
     entry = "model.diffusion_model.input_blocks.0.0.weight"
     refused_with(tensors | {entry: torch.zeros(32, 9, 3, 3)}, r"reads 9 channels, but a .* latent has 4")
 
@@ -298,7 +294,7 @@ def test_a_missing_tokenizer_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
     refused(path, "has 515 tokens, but its text encoder only 514", tokenizer=tmp_path / "big")
 
 
-def test_the_tokenizer_is_taken_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_is_read_from_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tokenizer_folder(tmp_path / "cached")
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(words))

@@ -47,7 +47,7 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(saved: Saved, base: Di
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "!", "  two  spaces ", "UPPER's"])
-def test_without_a_word_ids_are_the_tokenizers_own(base: DiffusersBase, prompt: str) -> None:
+def test_without_words_the_ids_are_the_plain_ones(base: DiffusersBase, prompt: str) -> None:
     seen: list[Tensor] = []
     for encoder in base.encoders:
         handle = encoder.table.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -59,7 +59,7 @@ def test_without_a_word_ids_are_the_tokenizers_own(base: DiffusersBase, prompt: 
 
 
 @torch.no_grad()
-def test_a_word_with_a_known_words_vectors_reads_as_that_word(base: DiffusersBase) -> None:
+def test_word_with_the_vectors_of_a_known_word_encodes_as_that_word(base: DiffusersBase) -> None:
     token = word_like(base, "ab")
     assert token.words == 2
     spoken = base.encode_prompts(["a <x>, <x> or c", "(<x>)", "none"], [token])
@@ -70,14 +70,14 @@ def test_a_word_with_a_known_words_vectors_reads_as_that_word(base: DiffusersBas
 
 
 @torch.no_grad()
-def test_a_word_inside_another_word_is_not_it(base: DiffusersBase) -> None:
+def test_word_inside_another_word_is_ignored(base: DiffusersBase) -> None:
     token = word_like(base, "zz", word="sks")
     assert base.encode_prompts(["masks"], [token]).states.equal(base.encode_prompts(["masks"], []).states)
     assert not base.encode_prompts(["sks"], [token]).states.equal(base.encode_prompts(["sks"], []).states)
 
 
 @torch.no_grad()
-def test_the_longest_of_several_words_is_meant(base: DiffusersBase) -> None:
+def test_longest_matching_word_wins(base: DiffusersBase) -> None:
     tokens = [word_like(base, "a"), word_like(base, "b", word="<x>-2")]
     same(base.encode_prompts(["<x>-2 <x>"], tokens).states, base.encode_prompts(["b a"], []).states)
 
@@ -96,7 +96,7 @@ def test_gradients_reach_the_words_vectors_and_nothing_else(base: DiffusersBase)
         assert not encoder.table._forward_hooks
 
 
-def test_the_gradient_of_a_vector_is_the_slope(starter: DiffusersBase) -> None:
+def test_gradient_of_a_vector_matches_finite_differences(starter: DiffusersBase) -> None:
     token = ConceptToken("<x>", {"clip_l": random(1, 2, 128).requires_grad_()})
     direction = random(1, 2, 128, seed=1)
 
@@ -112,7 +112,7 @@ def test_the_gradient_of_a_vector_is_the_slope(starter: DiffusersBase) -> None:
     assert (grad * direction).sum().item() == pytest.approx((ahead - behind).item() / 2e-2, rel=1e-2)
 
 
-def test_the_hook_comes_off_when_encoding_fails(starter: DiffusersBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hook_is_removed_when_encoding_fails(starter: DiffusersBase, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = starter.encoders[0]
 
     def broken(*inputs: object, **options: object) -> None:
@@ -138,7 +138,7 @@ def test_a_long_prompt_is_read_in_chunks(base: DiffusersBase) -> None:
 
 
 @torch.no_grad()
-def test_prompts_of_different_lengths_are_read_as_they_are_alone(base: DiffusersBase) -> None:
+def test_batch_of_different_lengths_matches_single_prompts(base: DiffusersBase) -> None:
     token = word_like(base, "ab")
     prompts = [f"{'x' * LENGTH} <x> {'y' * LENGTH}", "a <x>", f"{'z' * LENGTH} <x>", "b"]
     together = base.encode_prompts(prompts, [token])
@@ -163,7 +163,7 @@ def test_words_that_do_not_fit_the_encoders_are_refused(base: DiffusersBase) -> 
         base.encode_prompts(["<x>"], [ConceptToken("<x>", {base.encoders[0].name: torch.zeros(1, 1, width + 1)})])
 
 
-def test_the_vectors_of_a_known_word_are_its_rows_of_the_table(base: DiffusersBase) -> None:
+def test_vectors_of_a_known_word_are_its_embedding_rows(base: DiffusersBase) -> None:
     for name, vectors in base.word_vectors("ab").items():
         encoder = next(encoder for encoder in base.encoders if encoder.name == name)
         assert vectors.equal(base.vocabulary()[name][encoder.tokenizer(["ab"])["input_ids"][0][1:-1]])

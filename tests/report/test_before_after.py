@@ -1,4 +1,4 @@
-"""Before and after: an earlier exhibit is drawn by the museum of its own time, and by the whole museum."""
+"""Before and after: an earlier exhibit is sampled with the museum of its time, and with the whole museum."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def drawn(base: Base, museum: Museum, word: str) -> torch.Tensor:
         return sample(base, [f"a photo of {word}"], museum.tokens, SAMPLING, latent_shape=LATENT_SHAPE)[0]
 
 
-def test_each_exhibit_is_drawn_with_what_was_learned_by_then_and_with_all(base: Base):
+def test_each_exhibit_is_sampled_with_the_museum_then_and_now(base: Base):
     whole = museum(base, *(exhibit(base, word, seed=seed) for seed, word in enumerate(("<a>", "<b>", "<c>"))))
     whole = dataclasses.replace(
         whole, exhibits=(dataclasses.replace(whole.exhibits[0], thumbnail=b"jpeg"), *whole.exhibits[1:])
@@ -39,7 +39,7 @@ def test_each_exhibit_is_drawn_with_what_was_learned_by_then_and_with_all(base: 
 
 
 @pytest.mark.parametrize("count", [MOST + 1, 4 * MOST])
-def test_its_size_does_not_grow_with_the_museum(base: Base, count: int):
+def test_number_of_exhibits_is_limited(base: Base, count: int):
     whole = museum(base, *(exhibit(base, f"<w{number}>", seed=number) for number in range(count)))
     quick = Sampling(steps=1)
     rows = before_and_after(base, whole, quick, latent_shape=LATENT_SHAPE, report=lambda done, of: None)

@@ -58,7 +58,7 @@ def report(base: Base) -> Report:
     )
 
 
-def test_joint_concepts_have_not_moved_since(base: Base):
+def test_joint_concepts_have_not_moved(base: Base):
     """The last of several joint concepts has their deltas; a word alone has none."""
     together = recipe_named("c-lora", rank=8)
     alone = dataclasses.replace(exhibit(base, "<alone>"), deltas={}, recipe=recipe_named("textual-inversion"))
@@ -74,7 +74,7 @@ def test_joint_concepts_have_not_moved_since(base: Base):
     assert look(base, museum(base, one, two, exhibit(base, "<next>"))).forgetting[0] > 0
 
 
-def test_moved_is_the_equation_of_its_docstring(base: Base):
+def test_moved_matches_its_equation(base: Base):
     then, now = museum(base, exhibit(base, "<a>")), museum(base, exhibit(base, "<a>"), exhibit(base, "<b>", seed=1))
     prompts = ["a photo of <a>", "a cat"]
     rng = torch.Generator().manual_seed(3)
@@ -97,7 +97,7 @@ def test_moved_is_the_equation_of_its_docstring(base: Base):
         assert found[row].item() == pytest.approx((change / effect) ** 0.5, rel=1e-3)
 
 
-def test_leaving_the_prompt_away_is_a_move_of_one(base: Base):
+def test_removing_the_prompt_is_a_displacement_of_one(base: Base):
     """Without its word's effect, the prediction is that of the empty prompt: a displacement of 1."""
 
     class Deaf:
@@ -113,7 +113,7 @@ def test_leaving_the_prompt_away_is_a_move_of_one(base: Base):
     assert found.item() == pytest.approx(1, abs=1e-5)
 
 
-def test_levels_lie_in_the_middles_of_equal_parts():
+def test_levels_are_middles_of_equal_parts():
     assert levels(1000) == [125, 375, 625, 875] and levels(LEVELS) == [0, 1, 2, 3]
 
 
@@ -129,7 +129,7 @@ def test_every_exhibit_is_sampled_then_and_now(base: Base):
     assert torch.equal(report.exhibits[1].then, report.exhibits[1].now)
 
 
-def test_without_a_change_nothing_moved(base: Base):
+def test_unchanged_museum_has_zero_displacement(base: Base):
     still = exhibit(base, "<b>", seed=1)
     still = dataclasses.replace(
         still, deltas={p: LowRank(torch.zeros_like(d.up), d.down) for p, d in still.deltas.items()}
@@ -144,7 +144,7 @@ def test_word_gated_exhibits_leave_everyday_prompts_alone(base: Base):
     assert report.damage == 0 and torch.equal(report.everyday.then, report.everyday.now)
 
 
-def test_a_report_is_the_same_every_time_and_says_how_far_it_is(base: Base):
+def test_report_is_deterministic_and_reports_progress(base: Base):
     seen = museum(base, exhibit(base, "<a>", thumbnail=thumbnail(torch.zeros(3, 64, 64))), exhibit(base, "<b>", seed=1))
     heard: list[tuple[int, int]] = []
     one = make_report(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append((done, of)))
@@ -181,7 +181,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_one_file_and_shows_hostile_words_as_text(report: Report):
+def test_page_is_one_file_and_shows_hostile_words_as_text(report: Report):
     text = as_page(report, title=EVIL + TURNED)
     page = Page(text)
     assert "script" not in page.tags and "<script>" in page.text and EVIL in page.text
@@ -194,7 +194,7 @@ def test_the_page_is_one_file_and_shows_hostile_words_as_text(report: Report):
         assert picture.format == "JPEG" and picture.size == (64, 64)
 
 
-def test_the_overlap_figure_is_the_darker_the_more_two_exhibits_overlap(report: Report):
+def test_overlap_figure_is_darker_for_larger_overlaps(report: Report):
     def inked(overlap: float) -> list[int]:
         return (
             overlap_figure(dataclasses.replace(report, overlap=torch.tensor([[1, overlap], [overlap, 1]])))
@@ -206,7 +206,7 @@ def test_the_overlap_figure_is_the_darker_the_more_two_exhibits_overlap(report: 
     assert least > more > most
 
 
-def test_figures_have_a_line_for_everything(report: Report):
+def test_figures_have_a_row_for_every_exhibit_and_prompt(report: Report):
     alone = Report(
         dataclasses.replace(report.museum, exhibits=report.museum.exhibits[:1]),
         report.exhibits[:1],
@@ -217,13 +217,13 @@ def test_figures_have_a_line_for_everything(report: Report):
         assert figure(report).height > figure(alone).height
 
 
-def test_the_report_says_if_there_are_too_many_exhibits_for_pairs(report: Report):
+def test_report_says_if_there_are_too_many_exhibits_for_pairs(report: Report):
     many = dataclasses.replace(report, overlap=None)
     assert many.numbers()["overlap"] is None
     assert "too many" in as_page(many) and overlap_figure(many) != overlap_figure(report)
 
 
-def test_the_prompt_holds_the_word(base: Base):
+def test_prompt_contains_the_word(base: Base):
     assert prompt_of(exhibit(base, "<a>", prompt="<a> on a sofa")) == "<a> on a sofa"
     assert prompt_of(exhibit(base, "<a>", prompt="a sofa", kind="style")) == "a <a> style picture"
 
@@ -244,14 +244,14 @@ def test_impossible_reports_are_refused(base: Base):
 
 
 def test_a_broken_thumbnail_is_refused_before_sampling(base: Base):
-    """It begins like a JPEG, which is all that reading a museum asks for."""
+    """It begins like a JPEG, which is all that is checked when a museum is read."""
     seen, heard = museum(base, exhibit(base, "<a>", thumbnail=b"\xff\xd8\xff\xe0 and no more")), []
     with pytest.raises(MuseumError, match="cannot be read as a JPEG"):
         make_report(base, seen, QUICK, latent_shape=LATENT_SHAPE, report=lambda done, of: heard.append(done))
     assert not heard
 
 
-def test_the_command_writes_page_figures_and_numbers(tmp_path, capsys):
+def test_command_writes_page_figures_and_numbers(tmp_path, capsys):
     from clora_core.over_diffusers.base import open_base
 
     starter = open_base("starter")

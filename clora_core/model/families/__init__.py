@@ -60,20 +60,30 @@ def find_projections(network: nn.Module) -> dict[Projection, Slot]:
 def recognized(network: nn.Module) -> tuple[Family, dict[Projection, Slot]]:
     """The family of a network, and its projections → their slots. Raises BaseModelError for other networks."""
     slots = find_projections(network)
-    return family_of(slots, {name for name, _ in network.named_modules()}), slots
+    return family_with(slots, {name for name, _ in network.named_modules()}), slots
 
 
-def family_of(projections: Collection[Projection], modules: Collection[str] = ()) -> Family:
+def family_with(projections: Collection[Projection], modules: Collection[str]) -> Family:
     """The family of all these projections. Raises BaseModelError if there is none.
 
     modules: the names of the network's modules, which tell families with equal projections apart.
     """
-    for family in FAMILIES:
-        if family.has(projections) and family.marked(modules):
-            return family
+    if family := next((family for family in families_with(projections) if family.marked(modules)), None):
+        return family
+    raise _unknown(projections)
+
+
+def families_with(projections: Collection[Projection]) -> list[Family]:
+    """The families that can have all these projections. Raises BaseModelError if there is none."""
+    if found := [family for family in FAMILIES if family.has(projections)]:
+        return found
+    raise _unknown(projections)
+
+
+def _unknown(projections: Collection[Projection]) -> BaseModelError:
     widths = sorted({projection.shape[1] for projection in projections})
     supported = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
-    raise BaseModelError(
+    return BaseModelError(
         f"This model is of no known family. It has {len(projections)} key and value projections, such as "
         f"'{next(iter(projections)).path}', which read a width of {widths}. Known model families, with the width of "
         f"their text: {supported}. docs/developing.md explains how to add a family."

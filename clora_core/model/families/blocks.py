@@ -59,7 +59,7 @@ class Blocks:
 
     def spelled(self, name: str) -> tuple[str, str] | None:
         for template in self.paths.values():
-            pattern = re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\.", "[._]").replace("_", "[._]")
+            pattern = re.sub(r"\\\.|_", "[._]", re.escape(template)).replace(r"\{\}", r"(\d+)")
             if match := re.match(pattern, name):
                 return template.format(match[1]), name[match.end() :]
         return None

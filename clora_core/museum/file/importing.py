@@ -87,7 +87,7 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
             peft = any(name.startswith("base_model.") for parts in names.factors.values() for name in parts.values())
             scaling = _scaling(path, metadata, peft=peft)
             deltas = dict(_delta(file, where, parts, scaling) for where, parts in sorted(names.factors.items()))
-            families.family_of(deltas)
+            families.families_with(deltas)
             if not any(delta.up.any() and delta.down.any() for delta in deltas.values()):
                 raise MuseumError("It changes nothing: its factors or its alphas are all zero.")
             bundled = {
@@ -101,8 +101,9 @@ def read_lora(path: Path | str, *, skip_others: bool = False) -> OrdinaryLora:
 def read_embedding(*paths: Path | str) -> dict[str, Tensor]:
     """A word's vectors, text encoder → (1, words, width) float32. paths: several where each encoder has its own file.
 
-    The file is kohya's or A1111's (`emb_params`), diffusers' (its tensor has the word's name), or one for SDXL's two
-    encoders (`clip_l` and `clip_g`). Vectors for the text encoders' output beside them are left out.
+    The file is kohya's or A1111's (`emb_params`), diffusers' (its tensor has the word's name), or one for several
+    encoders, by their names (`clip_l` and `clip_g` for SDXL). Vectors for the text encoders' output beside them are
+    left out.
     """
     rows: list[tuple[str, Tensor]] = []
     for path in map(Path, paths):
@@ -115,9 +116,9 @@ def read_embedding(*paths: Path | str) -> dict[str, Tensor]:
                         f"It has only '{outputs[0]:.80}', an embedding of the text encoder's output, which no prompt "
                         "can hold. Train an ordinary embedding, of the encoder's input."
                     )
-                if len(names) > 2:
+                if len(names) > (most := max(len(family.encoders) for family in families.FAMILIES)):
                     raise MuseumError(
-                        f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has one or two."
+                        f"It has {len(names)} tensors, such as '{names[0]:.80}'; an embedding has at most {most}."
                     )
                 rows += [(name, file.get_tensor(name)) for name in names]
     with errors_about(Path(paths[0])):
@@ -141,15 +142,18 @@ def imported(
     """
     lora, word = lora or OrdinaryLora(), normal(word)
     family = families.family_named(base.family)
-    if lora.deltas and not family.has(lora.deltas):
-        others = " or ".join(other.name for other in families.FAMILIES if other.has(lora.deltas)) or "no known family"
-        raise MuseumError(f"This is a LoRA for {others}, but the museum was made over '{base}'.")
+    if lora.deltas and family not in (fitting := families.families_with(lora.deltas)):
+        names = " or ".join(other.name for other in fitting)
+        raise MuseumError(f"This is a LoRA for {names}, but the museum was made over '{base}'.")
     if unknown := [projection for projection in lora.deltas if projection not in known]:
         projection = unknown[0]
         raise MuseumError(
             f"The LoRA changes '{projection.path}' of shape {projection.shape}, which is not a known projection of "
             f"'{base}'. Was it made for another model? If not, give the museum's base to look the projection up."
         )
+    by_width = {value.shape[-1]: value for value in vectors.values()}  # families share widths, but not names
+    if sorted(by_width) == sorted(family.encoders.values()):
+        vectors = {encoder: by_width[width] for encoder, width in family.encoders.items()}
     if missing := sorted(family.encoders.keys() - vectors.keys()):
         raise MuseumError(
             f"'{word}' has no vectors for the text encoder {missing[0]} of {base.family}. If there is a second "

@@ -5,7 +5,8 @@
     kohya-ss/sd-scripts   lora_unet_<path>.lora_up.weight, .lora_down.weight, .alpha, with _ for . in the path; SDXL's
                           paths have the original blocks (input_blocks_4_1). SimpleTuner uses the prefix lycoris_
     diffusers             unet.<path>.lora_B.weight, .lora_A.weight; earlier .lora.up.weight, .lora.down.weight, and
-                          first unet.….attn2.processor.to_k_lora.up.weight, .down.weight
+                          first unet.….attn2.processor.to_k_lora.up.weight, .down.weight. Of a transformer:
+                          transformer.<path>.…
     peft                  base_model.model.<path>.lora_B.weight, .lora_A.weight; with the adapter's name before
                           .weight in what `state_dict` gives, .lora_B.default.weight
     ComfyUI               diffusion_model.<original path>.lora_up.weight, .lora_down.weight, .alpha
@@ -20,7 +21,7 @@ from ...model import families
 from ...model.families.unet import in_diffusers_blocks
 from ...texts import counted
 
-PREFIX = re.compile(r"^(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|diffusion_model\.)")
+PREFIX = re.compile(r"^(?:lora_unet_|lycoris_|(?:unet\.)?base_model\.model\.|unet\.|transformer\.|diffusion_model\.)")
 PARTS = {
     ".lora_up.weight": "up",
     ".lora_B.weight": "up",
