@@ -97,7 +97,7 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Learning {counted(len(task.classes), 'class')} from {counted(len(task.labels), 'picture')}.")
     learning = TaskLearning(base, museum, task, recipe)
     state = state_path(arguments.museum, task.classes[0], learning.key)
-    learned = run_resumably(learning.run, state, say, title=task.classes[0], steps=learning.loop.steps)
+    learned = run_resumably(learning.run, state, say, learning.loop.steps, title=task.classes[0])
     learned = dataclasses.replace(learned, facts={**learned.facts, "date": now()})
     after = append_task(museum, learned, arguments.museum, base=base)
     state.unlink(missing_ok=True)

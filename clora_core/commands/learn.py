@@ -10,6 +10,7 @@ import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from ..errors import Cancelled, ConceptError, LearningError, MuseumError, Recipe
 from ..learning.fitting import described, fitted
 from ..learning.learn import Learning
 from ..learning.loop import Progress
+from ..learning.processes import ALONE, Processes, launched
 from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
 from ..method.recipe import Recipe, recipe_named
@@ -106,6 +108,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    processes = launched(arguments.device)
+    arguments.device = processes.device
+    if not processes.first:
+        say = _ignore
     check_target(arguments.museum)
     check_target(state_path(arguments.museum, arguments.word, "0" * 64))  # its name is longer
     folders = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
@@ -139,11 +145,15 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     _check_room(arguments.museum, base, recipe)
     state = state_path(arguments.museum, arguments.word, learning.key)
     finished = arguments.museum.with_name(f"{arguments.museum.stem}.finished")
-    _take_up(finished, state, learning.key, recipe.steps)
     along = Along(learning, arguments.museum, arguments.keep_every, arguments.preview_every, say)
-    if not state.exists():
-        along.begin()
-    exhibits = run_resumably(learning.run, state, say, title=arguments.word, steps=recipe.steps, along=along.step)
+    if processes.first:
+        _take_up(finished, state, learning.key, recipe.steps)
+        if not state.exists():
+            along.begin()
+    run = partial(learning.run, processes=processes)
+    exhibits = run_resumably(run, state, say, recipe.steps, title=arguments.word, along=along.step, processes=processes)
+    if not processes.first:
+        return
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
     if replaced:
         dtype, whole = read_header(arguments.museum).dtype, earlier.with_exhibits(*new)
@@ -237,6 +247,10 @@ def _number(kind: type) -> Callable[[str], float | None]:
     return read
 
 
+def _ignore(text: str) -> None:
+    """`Say` of the other processes: the first one has said it."""
+
+
 Learned = TypeVar("Learned")
 
 
@@ -244,45 +258,55 @@ def run_resumably(
     run: Callable[..., Learned],
     path: Path,
     say: Say,
+    steps: int,
     *,
     title: str,
-    steps: int,
     along: Callable[[Progress], None] = lambda progress: None,
+    processes: Processes = ALONE,
 ) -> Learned:
     """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
 
-    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update.
+    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update. Of several
+    processes, only the first one writes.
     """
-    resume = _resumable(path, say)
+    first = processes.first
+    resume = _resumable(path, say) if first else None
+    processes.wait()
+    if not first and path.exists():
+        resume = load_state(path)
     if resume and resume.step > steps:
         raise LearningError(
             f"'{path}' holds this training at step {resume.step}, more than {steps}. Choose at least as many --steps, "
             "or delete the file."
         )
-    with listening_for_ctrl_c() as pressed, Bar(title, steps) as bar:
+    several = processes.count > 1
+    with listening_for_ctrl_c(forwarded=several) as pressed, Bar(title, steps, shown=first) as bar:
 
         def report(progress: Progress) -> None:
-            bar.report(progress)
-            along(progress)
-            if pressed.is_set() or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
-                try:
-                    save_state(progress.snapshot(), path)
-                except MuseumError as error:
-                    if pressed.is_set():
-                        raise
-                    say(f"The progress up to step {progress.step} could not be saved: {error}")
-            if pressed.is_set():
+            stop = processes.any(pressed.is_set())
+            if first:
+                bar.report(progress)
+                along(progress)
+                if stop or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
+                    try:
+                        save_state(progress.snapshot(), path)
+                    except MuseumError as error:
+                        if stop:
+                            raise
+                        say(f"The progress up to step {progress.step} could not be saved: {error}")
+            if stop:
                 raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
 
         try:
             return run(report=report, resume=resume)
         except StateError as error:
-            set_aside(path, error, say)
+            if first:
+                set_aside(path, error, say)
         except NotFiniteError as error:
-            if error.state.step:
+            if first and error.state.step:
                 save_state(error.state, path)
             raise
-    return run_resumably(run, path, say, title=title, steps=steps, along=along)
+    return run_resumably(run, path, say, steps, title=title, along=along, processes=processes)
 
 
 def state_path(museum: Path, name: str, key: str) -> Path:

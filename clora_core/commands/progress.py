@@ -16,8 +16,8 @@ Say = Callable[[str], None]  # prints a message for the user; see `cli.main`
 class Bar(tqdm):
     """A progress bar with the parts of the loss beside it."""
 
-    def __init__(self, title: str, steps: int) -> None:
-        super().__init__(total=steps, desc=printable(title), leave=False, dynamic_ncols=True)
+    def __init__(self, title: str, steps: int, *, shown: bool = True) -> None:
+        super().__init__(total=steps, desc=printable(title), leave=False, dynamic_ncols=True, disable=not shown)
 
     def report(self, progress: Progress) -> None:
         """A `report` callback for `learn`."""
@@ -42,12 +42,15 @@ def watched_bar(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def listening_for_ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that work can stop between steps. The second Ctrl-C stops at once."""
+def listening_for_ctrl_c(*, forwarded: bool = False) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that work can stop between steps. The second Ctrl-C stops at once.
+
+    forwarded: a launcher sends every Ctrl-C once more, so only the first one counts.
+    """
     pressed = threading.Event()
 
     def handle(number: int, frame: object) -> None:
-        if pressed.is_set():
+        if pressed.is_set() and not forwarded:
             raise KeyboardInterrupt
         pressed.set()
 

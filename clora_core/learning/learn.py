@@ -25,6 +25,7 @@ from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
+from .processes import ALONE, Processes
 from .start import Trained, is_known, start
 from .state import LearningState
 from .stopping import Stopping
@@ -132,11 +133,16 @@ class Learning:
             )
 
     def run(
-        self, *, report: Callable[[Progress[Trained]], None] | None = None, resume: LearningState | None = None
+        self,
+        *,
+        report: Callable[[Progress[Trained]], None] | None = None,
+        resume: LearningState | None = None,
+        processes: Processes = ALONE,
     ) -> tuple[Exhibit, ...]:
         """Learn, and return one exhibit per concept, in order; the last one holds the shared deltas.
 
-        The base and the museum do not change. `report` is called after every update and may raise to stop. Raises
+        The base and the museum do not change. `report` is called after every update and may raise to stop. processes:
+        those that share the batches; all of them call this with the same arguments and get the same exhibits. Raises
         NotFiniteError, with the last good state, if the loss or its gradient is not finite, and StateError for a
         `resume` from another learning.
         """
@@ -206,6 +212,7 @@ class Learning:
                     report=report,
                     resume=resume,
                     stopping=stopping,
+                    processes=processes,
                 )
             more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
             return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)

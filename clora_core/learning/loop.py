@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..method.recipe import Recipe
 from .optimizer import Optimizer, Trainable
+from .processes import ALONE, Processes
 from .state import LearningState, NotFiniteError, StateError
 from .stopping import Stopping
 
@@ -49,12 +50,14 @@ def train(
     report: Callable[[Progress[Moved]], None] | None = None,
     resume: LearningState | None = None,
     stopping: Stopping | None = None,
+    processes: Processes = ALONE,
 ) -> float:
     """Update `trained` in place, `recipe.steps` times, or until `stopping` ends it. Returns the last loss.
 
     losses_of: the number of a batch → the terms of its loss, with gradients. key: of the training that `resume` must
-    come from. title: names the training in errors. `report` may raise to stop. Raises NotFiniteError, with the last
-    good state, if the loss or its gradient is not finite, and StateError for a `resume` from another training.
+    come from. title: names the training in errors. processes: those that share the batches of an update. `report` may
+    raise to stop. Raises NotFiniteError, with the last good state, if the loss or its gradient is not finite, and
+    StateError for a `resume` from another training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
     training = _Training(key, trained, optimizer, stopping)
@@ -64,11 +67,13 @@ def train(
         if stopping and stopping.ended:
             break
         losses: dict[str, float] = {}
-        for part in range(recipe.accumulation):
+        for part in processes.own(recipe.accumulation):
             values = losses_of(index * recipe.accumulation + part)
             optimizer.gather(torch.stack(list(values.values())).sum())
             for name, value in values.items():
                 losses[name] = losses.get(name, 0.0) + value.item() / recipe.accumulation
+        losses = processes.add(losses)
+        processes.add_gradients(trained.parameters().values())
         if not math.isfinite(sum(losses.values())) or not optimizer.update(index):
             raise NotFiniteError(_not_finite(title, index, losses, computed_in), training.state())
         trained.settle()

@@ -1,0 +1,65 @@
+"""`learn` in several processes: the same museum as in one, also after Ctrl-C and with another number of processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clora_core.errors import RecipeError
+from clora_core.learning.processes import Processes
+from clora_core.museum.file import load_museum
+
+STEPS = 12
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+def learn(museum: Path, images: Path) -> list[str]:
+    """Three batches per update, so that two processes have different numbers of them."""
+    return [
+        *("-m", "clora_core", "learn", "--base", "starter", "--museum", str(museum), "--word", "<ada>"),
+        *("--images", str(images), "--steps", str(STEPS), "--batch-size", "2", "--accumulation", "3"),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def stopped_at_the_third_step(command: list[str]) -> str:
+    """Run the command, press Ctrl-C once in its terminal, and return what it printed."""
+    process = subprocess.Popen(
+        command, env=environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    printed, until = b"", time.monotonic() + 240
+    while b" 3/12" not in printed and time.monotonic() < until and (part := process.stdout.read1()):
+        printed += part
+    os.killpg(process.pid, signal.SIGINT)
+    return (printed + process.communicate(timeout=120)[0]).decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal sends Ctrl-C to all its processes")
+def test_two_processes_learn_what_one_does(tmp_path, images):
+    one, two = tmp_path / "one.museum.safetensors", tmp_path / "two.museum.safetensors"
+    subprocess.run([sys.executable, *learn(one, images)], env=environment(), check=True, capture_output=True)
+    printed = stopped_at_the_third_step([*TORCHRUN, *learn(two, images)])
+    assert "The same command resumes" in printed and printed.count("3 pictures in") == 1, printed
+    assert not two.exists() and list(tmp_path.glob("two*.learning.safetensors"))
+    again = subprocess.run([sys.executable, *learn(two, images)], env=environment(), check=True, capture_output=True)
+    assert b"Resuming from step" in again.stdout
+    (expected,), (found,) = load_museum(one).exhibits, load_museum(two).exhibits
+    for projection, delta in expected.deltas.items():
+        torch.testing.assert_close(found.deltas[projection].dense(), delta.dense(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.token.vectors["clip_l"], expected.token.vectors["clip_l"], rtol=1e-3, atol=1e-4)
+
+
+def test_every_process_needs_a_batch():
+    assert [list(Processes(number, 2).own(3)) for number in (0, 1)] == [[0, 2], [1]]
+    with pytest.raises(RecipeError, match=r"accumulation is 1\. Set it to at least 2"):
+        Processes(0, 2).own(1)
