@@ -57,8 +57,8 @@ def read_folder(
     Every picture keeps its shape, as far as multiples of `multiple` allow, at about resolution_px² pixels. A caption is
     a text file with the picture's name: cat.txt, cat.caption or cat.jpg.txt for cat.jpg. "" stands for a missing
     caption; without any, there are none at all. Pictures under a folder 10_word count ten times. A mask is a picture
-    cat.mask.png, white where cat.jpg counts; alpha_mask: without one, what is not transparent counts. say: hears what
-    was found and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
+    cat.mask.png, white where cat.jpg counts; alpha_mask: without one, what is not transparent counts. say: reports
+    what was found and left out. Raises ConceptError if no picture can be read, and for captions that are not text.
     """
     listing = Listing()
     read = partial(prepared, resolution_px=resolution_px, multiple=multiple, alpha_mask=alpha_mask, listing=listing)
@@ -107,7 +107,7 @@ def files_in(folder: Path, say: Say) -> list[Path]:
 def all_files(folder: Path, refused: Callable[[OSError], object] = lambda error: None) -> list[Path]:
     """Everything in a folder and its subfolders but folders, in order. Links are followed, to each folder once.
 
-    refused: hears of folders that cannot be read.
+    refused: called with the error of each folder that cannot be read.
     """
     seen: set[str] = set()
     paths: list[Path] = []
@@ -130,9 +130,9 @@ def repeated(paths: Sequence[Path], folder: Path) -> list[int]:
 def each_picture(
     paths: Iterable[Path], read: Callable[[Path, Say], Made], say: Say, *, root: Path
 ) -> list[tuple[Path, Made]]:
-    """What `read` makes of every picture among these files. Files that cannot be read are said and left out.
+    """What `read` makes of every picture among these files. Files that cannot be read are reported and left out.
 
-    read: gets the file, and a function that hears what is changed in it. root: the folder that the names are given in.
+    read: gets the file, and a function to report what is changed in it. root: the folder that the names are given in.
     Raises ConceptError if no picture is left.
     """
     made: list[tuple[Path, Made]] = []
@@ -177,7 +177,7 @@ def prepared(
     alpha_mask: bool = False,
     listing: Listing | None = None,
 ) -> Picture:
-    """The picture of a file as it is trained on, with its mask. note: hears what is changed. Raises UnreadableError."""
+    """A file's picture as it is trained on, with its mask. note: reports what is changed. Raises UnreadableError."""
     whole = upright(path, note)
     original = whole.height, whole.width
     target = bucket(original, area_px=resolution_px**2, multiple=multiple)
@@ -200,7 +200,7 @@ def prepared(
 def upright(path: Path, note: Say = lambda reason: None, background: str = "white") -> Image.Image:
     """The picture in sRGB, rotated according to its EXIF orientation, on the background where it is transparent.
 
-    note: hears what is changed. Raises UnreadableError.
+    note: reports what is changed. Raises UnreadableError.
     """
     if path.suffix.lower() in HEIF and not _with_heif():
         raise UnreadableError(path, "reading HEIC needs pillow-heif (pip install pillow-heif)")

@@ -82,7 +82,7 @@ class Along:
         self._saved(to_picture(picture), self._beside(f"-{step:04}.png"))
 
     def _saved(self, picture: Image.Image, target: Path) -> bool:
-        """Whether the picture could be written. If not, that is said, and learning goes on."""
+        """Whether the picture could be written. If not, a message says so, and learning continues."""
         try:
             write_picture(picture, target)
         except CLoRAError as error:

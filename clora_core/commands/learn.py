@@ -83,8 +83,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="learn the museum's last word again; with more --steps and a constant schedule, it goes on from where it "
-        "was. The old file is kept as ….backup",
+        help="learn the museum's last word again; with more --steps and a constant schedule, training continues. "
+        "The old file is kept as ….backup",
     )
     parser.add_argument(
         "--keep-every", type=int, default=0, metavar="N", help="also save the museum as it is every N steps, to choose"
@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     say(f"{path} now holds: {', '.join(read_header(path).words)}")
     if recipe.open_ended and state.exists():
         os.replace(state, finished)
-        say(f"To train further: the same command with more --steps and --replace. It goes on from {finished}.")
+        say(f"To train further: the same command with more --steps and --replace. It continues from {finished}.")
     else:
         state.unlink(missing_ok=True)
     along.end(new)
@@ -211,7 +211,7 @@ def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
 
 
 def _kept(new: Museum, path: Path, say: Say) -> Path:
-    """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, and that is said."""
+    """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, with a message."""
     try:
         return append_exhibits(new.exhibits, path, base=new.base)
     except MuseumError as error:

@@ -46,7 +46,7 @@ def passes(museum: Museum) -> int:
 def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] | None = None) -> Effect:
     """The effect of what was learned of the last concept. It takes some forward passes.
 
-    `report(done, total)` hears of every batch, counted in pictures, and may raise to stop.
+    `report(done, total)` is called after every batch, counted in pictures, and may raise to stop.
     """
     base, museum, concept, lesson = learning.base, learning.museum, learning.concepts[-1], learning.lessons[-1]
     asked = spread(museum.exhibits, ASKED)

@@ -21,7 +21,7 @@ SETTINGS = {
     "rank": Setting("capacity of the change. Higher holds more detail and makes the museum file larger", 256),
     "steps": Setting(
         "number of updates. More learns the concept better; too many copy the pictures. With a constant learning rate, "
-        "more steps than before go on from there",
+        "more steps than before continue from there",
         100_000,
     ),
     "learning_rate": Setting("size of each update. Higher is faster but less stable", step=1e-5, finest=1e-7),

@@ -114,7 +114,7 @@ class Conditioning:
 
     states: (b, tokens, width), or (b, tokens, layers · width) if a word has a vector per cross-attention
     (`layers.py`). pooled: (b, width), for families that read it. places: each learned word in any of the prompts → its
-    places, (b, tokens) bool; gates read them. sizes: what SDXL is told of a picture's size, (b, 6) pixels: original
+    places, (b, tokens) bool; gates read them. sizes: SDXL's input for a picture's size, (b, 6) pixels: original
     height and width, rows and columns cut off at the top and left, height and width; None for that of the latents.
     lengths: how many tokens each prompt has, (b,) on the CPU; None if all have the same number (`chunks.py`). real:
     which tokens are no padding, (b, tokens) bool; None if the model pads none. extras: for each prompt, other inputs of

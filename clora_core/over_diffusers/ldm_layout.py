@@ -7,7 +7,6 @@ configuration from the hub.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
@@ -32,17 +31,9 @@ SIZE_EMBEDDING = 256  # SDXL embeds each of its six numbers of size and crop thi
 HEAD_WIDTH = 64  # of CLIP, and of most UNets
 
 
-@dataclass(frozen=True)
-class Level:
-    """One resolution of the UNet: channels, residual blocks on the way down, transformer blocks in each attention."""
-
-    channels: int
-    blocks: int
-    depth: int
-
-
-def unet_levels(tensors: Tensors) -> list[Level]:
-    """The UNet's resolutions, from the finest. Raises BaseModelError if they are irregular."""
+def unet_levels(tensors: Tensors) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """For each resolution of the UNet, from the finest: its channels, and the transformer blocks in each attention.
+    Third, how many residual blocks each has on the way down. Raises BaseModelError if they are irregular."""
     levels: list[list[tuple[int, int]]] = [[]]
     for number in range(1, _count(tensors, "input_blocks")):
         stem = f"input_blocks.{number}"
@@ -56,7 +47,8 @@ def unet_levels(tensors: Tensors) -> list[Level]:
             "The UNet in this file has irregular blocks, like some distilled models. "
             "Open it as a diffusers folder instead; there the configuration says how it is built."
         )
-    return [Level(blocks[0][0], len(blocks), blocks[0][1]) for blocks in levels]
+    channels, depths = zip(*(blocks[0] for blocks in levels), strict=True)
+    return channels, depths, len(levels[0])
 
 
 def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_size: int) -> Config:
@@ -64,21 +56,19 @@ def unet_config(tensors: Tensors, *, text_width: int, heads: int | None, sample_
 
     heads: of the attention at every width; None: one for each HEAD_WIDTH channels.
     """
-    levels = unet_levels(tensors)
+    channels, depths, blocks = unet_levels(tensors)
     middle = _count(tensors, "middle_block.1.transformer_blocks")
-    channels = [level.channels for level in levels]
-    depths = [level.depth or 1 for level in levels[:-1]] + [levels[-1].depth or middle]
-    if depths[-1] != middle:
+    if (depths[-1] or middle) != middle:
         raise BaseModelError("The UNet in this file has another middle block. Open it as a diffusers folder instead.")
-    down = ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels]
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
     head_counts = heads or [max(1, width // HEAD_WIDTH) for width in channels]
     config: Config = {
         "sample_size": sample_size,
         "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
         "out_channels": tensors["out.2.weight"].shape[0],
         "block_out_channels": channels,
-        "layers_per_block": levels[0].blocks,
-        "transformer_layers_per_block": depths,
+        "layers_per_block": blocks,
+        "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), middle],
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "cross_attention_dim": text_width,

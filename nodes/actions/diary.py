@@ -25,7 +25,7 @@ class Diary:
     """The state of a training run, sent as plain JSON values whenever it changes.
 
     words: the trigger words, for display. steps: the total. keep: stores the last state that was sent. key: of all
-    inputs of the run. resumable: whether another run goes on where this one stops. preview_every, pictures: the steps
+    inputs of the run. resumable: whether another run resumes where this one stops. preview_every, pictures: the steps
     between previews, and the number of pictures at the end.
     """
 

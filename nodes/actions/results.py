@@ -96,7 +96,7 @@ class Store:
     def furthest_state(self, key: str, steps: int) -> LearningState | None:
         """The state with the most steps, up to that many: of an interrupted run, or kept after one."""
         state = self.state(key)
-        if state and state.step > steps:  # of a longer run, which may still go on from it
+        if state and state.step > steps:  # of a longer run, which may still resume from it
             longer = self.kept._state_path(_at(key, state.step))
             longer.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._state_path(key), longer)

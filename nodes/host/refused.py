@@ -8,7 +8,7 @@ import comfy.model_base
 MOVING = "It makes videos. Use a model for pictures; of Wan, the text-to-video model of 16 latent channels."
 GIVEN_A_PICTURE = "It is conditioned on a picture. Use the text-to-image model that it was made from."
 NOT_PICTURES = "It does not make pictures. Use a text-to-image model."
-SHARED = "Text and picture share keys and values in it, of which it has fewer than queries. Use Z-Image or SDXL."
+SHARED = "Text and picture share its keys and values, which are fewer than its queries. Use Z-Image or SDXL."
 
 REASONS = {
     MOVING: (
@@ -18,12 +18,12 @@ REASONS = {
     GIVEN_A_PICTURE: ("Stable_Zero123", "Lotus", "HunyuanImage21Refiner", "Omnigen2"),
     NOT_PICTURES: ("StableAudio1", "ACEStep", "Hunyuan3Dv2", "Hunyuan3Dv2_1"),
     SHARED: ("Lumina2",),
-    "Its text encoder is read in every block at another layer, and a word has one vector there. Use FLUX.1.": (
+    "Each of its blocks reads another layer of the text encoder, and a word has only one vector. Use FLUX.1.": (
         "HiDream",
     ),
     "Only four of its layers have keys and values of the text alone. Use SD3 or FLUX.1.": ("AuraFlow",),
     "Its text goes through a refiner that depends on the noise. Use FLUX.1 or Qwen-Image.": ("HunyuanImage21",),
-    "It makes pixels without a VAE. Use Chroma.": ("ChromaRadiance",),
+    "It generates pixels without a VAE. Use Chroma.": ("ChromaRadiance",),
     "The refiner only finishes what the base model began. Use the SDXL base model, with the museum of it.": (
         "SDXLRefiner",
     ),

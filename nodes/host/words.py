@@ -97,8 +97,8 @@ def widths(clip: CLIP) -> dict[str, int]:
 class WordTokenizer:
     """A tokenizer with learned words. Like the plain one, it returns the start id, the text's ids and the end id.
 
-    begin, end: the number of special ids before and after the text's own. note: hears of words in angle brackets that
-    are not among the learned ones.
+    begin, end: the number of special ids before and after the text's own. note: reports words in angle
+    brackets that are not among the learned ones.
     """
 
     plain: Callable[..., Mapping[str, list[int]]]

@@ -107,9 +107,9 @@ def test_baseline_is_accepted_and_labelled(tmp_path, images, capsys):
 def test_help_lists_recipes_but_no_baselines(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    told = " ".join(capsys.readouterr().out.rpartition("--recipe NAME")[2].partition("--")[0].split())
-    assert f"{', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines" in told.replace("- ", "-")
-    assert not [name for name in BASELINES if f"{name}," in told]
+    output = " ".join(capsys.readouterr().out.rpartition("--recipe NAME")[2].partition("--")[0].split())
+    assert f"{', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines" in output.replace("- ", "-")
+    assert not [name for name in BASELINES if f"{name}," in output]
 
 
 def test_word_cannot_be_learned_twice(tmp_path, images, capsys):
@@ -216,8 +216,8 @@ def test_damaged_state_is_set_aside_and_training_restarts(tmp_path, images, caps
     before = begun.read_bytes()
     capsys.readouterr()
     assert teach(museum, images, "<ada>") == 0
-    told = capsys.readouterr().out
-    assert f"set aside as '{begun.name}.damaged', and the training starts over" in told
+    output = capsys.readouterr().out
+    assert f"set aside as '{begun.name}.damaged', and the training starts over" in output
     assert begun.with_name(f"{begun.name}.damaged").read_bytes() == before and not begun.exists()
     assert load_museum(museum).words == ("<ada>",)
 
@@ -332,8 +332,8 @@ def test_unwritable_report_is_refused_before_sampling(tmp_path, capsys):
 def test_characters_missing_in_the_output_encoding_are_escaped():
     """As a pipe on Windows does."""
     command = [sys.executable, "-m", "clora_core", "learn", "--help"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
-    assert told.returncode == 0 and b"the paper's ?" in told.stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert output.returncode == 0 and b"the paper's ?" in output.stdout
 
 
 def test_exhibits_can_be_chosen_with_a_strength():

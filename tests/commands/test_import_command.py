@@ -105,8 +105,8 @@ def test_one_bundled_word_is_imported_and_the_others_are_named(starter, lora, mu
     words = {"tom": torch.ones(1, 128), "kit": torch.zeros(1, 128), "ann": torch.ones(2, 128)}
     save_file(tensors | {f"bundle_emb.{word}.string_to_param.*": value for word, value in words.items()}, lora)
     assert bring(museum, "<kit>", "--lora", lora, "--base", "starter") == 0
-    told = capsys.readouterr()
-    assert "Not imported, other words of this LoRA: ann, tom." in " ".join((told.out + told.err).split())
+    output = capsys.readouterr()
+    assert "Not imported, other words of this LoRA: ann, tom." in " ".join((output.out + output.err).split())
     assert torch.equal(load_museum(museum).exhibit("<kit>").token.vectors["clip_l"], torch.zeros(1, 1, 128))
     assert bring(museum, "<leo>", "--lora", lora, "--base", "starter") == 1
     assert "has vectors for the words ann, kit, tom" in capsys.readouterr().err

@@ -43,13 +43,13 @@ def test_automatic_numbers_fit_the_model_and_are_reported(tmp_path, images, caps
 def test_previews_and_a_summary_are_written(tmp_path, images, capsys):
     museum = tmp_path / "m.safetensors"
     assert teach(museum, images, "<ada>") == 0
-    said = capsys.readouterr().out
-    assert re.search(r"^Loss on its own pictures: \d\.\d{3} before, \d\.\d{3} after\.$", said, re.M)
-    assert "Earlier words" not in said and not list(tmp_path.glob("*.png"))
+    output = capsys.readouterr().out
+    assert re.search(r"^Loss on its own pictures: \d\.\d{3} before, \d\.\d{3} after\.$", output, re.M)
+    assert "Earlier words" not in output and not list(tmp_path.glob("*.png"))
 
     assert teach(museum, images, "<eve>", "--steps", "3", "--preview-every", "2") == 0
-    said = capsys.readouterr().out
-    assert re.search(r"^Earlier words moved by [\d.]+% \(0% is unchanged\); most: <ada>, [\d.]+%\.$", said, re.M)
+    output = capsys.readouterr().out
+    assert re.search(r"^Earlier words moved by [\d.]+% \(0% is unchanged\); most: <ada>, [\d.]+%\.$", output, re.M)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["m.eve-0000.png", "m.eve-0002.png", "m.eve.png"]
     assert Image.open(tmp_path / "m.eve-0000.png").size == (64, 64)
     sheet = Image.open(tmp_path / "m.eve.png")

@@ -48,8 +48,8 @@ def path(zoo: Museum, tmp_path: Path) -> Path:
 
 def test_file_cannot_control_the_terminal(tmp_path, capsys):
     """A prompt and a fact that would clear the screen and set its title."""
-    told = replace(museum().exhibits[0], prompt="a\x1b[2J\x9b1m <my-cat>\nb", facts={"date": "\x1b]0;you\x07"})
-    path = save_museum(Museum(museum().base, (told,)), tmp_path / "a.safetensors")
+    hostile = replace(museum().exhibits[0], prompt="a\x1b[2J\x9b1m <my-cat>\nb", facts={"date": "\x1b]0;you\x07"})
+    path = save_museum(Museum(museum().base, (hostile,)), tmp_path / "a.safetensors")
     assert main(["show", str(path)]) == 0
     printed = capsys.readouterr().out
     assert r"“a\u001b[2J\u009b1m <my-cat>\nb”" in printed and all(c.isprintable() or c == "\n" for c in printed)
@@ -102,36 +102,36 @@ def test_names_of_tensors_and_files_cannot_control_the_terminal(tmp_path, capsys
     command = ["import", "--museum", str(tmp_path / "b.safetensors"), "--word", "<x>", "--base", "starter"]
     assert main([*command, "--start", "x", "--lora", str(lora)]) == 1
     assert main(["show", f"{ESCAPE}\udcff"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("u001b") >= 2 and all(c.isprintable() or c == "\n" for c in told)
+    output = capsys.readouterr().err
+    assert output.count("u001b") >= 2 and all(c.isprintable() or c == "\n" for c in output)
 
 
 def test_text_lists_the_exhibits(path, capsys):
     assert main(["show", str(path)]) == 0
-    told = capsys.readouterr().out
-    lines = [line.strip() for line in told.splitlines()]
+    output = capsys.readouterr().out
+    lines = [line.strip() for line in output.splitlines()]
     assert lines[0].startswith(f"{path}: 6 exhibits over sd15 · 0123abcd")
     assert "1. <my-cat>  (object, “a photo of <my-cat>”)" in lines
     assert any(line.startswith("c-lora, rank 4, 400 steps, norm ") for line in lines)
     for part in ("strength 0.5", "3 vectors", "acts at its word,", "its word has 16 layers"):
-        assert part in told
-    assert told.count("other programs cannot show it") == 2
-    assert "pictures 5, loss 0.25" in told and "overlap (0: different weights" in told
-    assert max(map(len, told.splitlines())) < 140
+        assert part in output
+    assert output.count("other programs cannot show it") == 2
+    assert "pictures 5, loss 0.25" in output and "overlap (0: different weights" in output
+    assert max(map(len, output.splitlines())) < 140
 
 
 def test_json_has_everything_but_the_tensors(path, zoo, capsys):
     assert main(["show", str(path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["base"] == {"architecture": "sd15", "digest": "0123abcd" * 8}
-    assert (told["bytes"], told["dtype"], told["file"]) == (path.stat().st_size, "float32", str(path))
-    for found, shown in zip(told["exhibits"], zoo.exhibits, strict=True):
+    output = json.loads(capsys.readouterr().out)
+    assert output["base"] == {"architecture": "sd15", "digest": "0123abcd" * 8}
+    assert (output["bytes"], output["dtype"], output["file"]) == (path.stat().st_size, "float32", str(path))
+    for found, shown in zip(output["exhibits"], zoo.exhibits, strict=True):
         assert (found["word"], found["strength"], found["rank"]) == (shown.word, shown.strength, shown.rank)
         assert found["norm"] == pytest.approx(size(shown))
         assert (found["recipe"], found["facts"]) == (shown.recipe.to_json(), dict(shown.facts))
-    assert [found["ordinary"] for found in told["exhibits"]] == [True, True, True, True, False, False]
-    assert [found["applied"] for found in told["exhibits"]][4] == "word"
-    for row, expected in zip(told["overlap"], overlap_matrix(zoo).tolist(), strict=True):
+    assert [found["ordinary"] for found in output["exhibits"]] == [True, True, True, True, False, False]
+    assert [found["applied"] for found in output["exhibits"]][4] == "word"
+    for row, expected in zip(output["overlap"], overlap_matrix(zoo).tolist(), strict=True):
         assert row == pytest.approx(expected)
 
 
@@ -142,8 +142,8 @@ def test_large_museum_is_measured_only_on_request(path, capsys, monkeypatch):
     assert main(["show", str(path)]) == 0
     assert "--overlap" in capsys.readouterr().out
     assert main(["show", str(path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["overlap"] is None and told["exhibits"][0]["norm"] is None
+    output = json.loads(capsys.readouterr().out)
+    assert output["overlap"] is None and output["exhibits"][0]["norm"] is None
     monkeypatch.undo()
     monkeypatch.setattr(show, "MEASURED", 5)
     assert main(["show", str(path), "--overlap"]) == 0

@@ -26,11 +26,11 @@ def models(request: pytest.FixtureRequest) -> Models:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
     for module in (conditioning, showing):
-        monkeypatch.setattr(module, "say", told.append)
-    return told
+        monkeypatch.setattr(module, "say", texts.append)
+    return texts
 
 
 def museum_over(models: Models) -> Museum:
@@ -47,7 +47,7 @@ def places_in(model, conditioning: list) -> dict[int, list[int]]:
     return {number: opened[:, number].nonzero().flatten().tolist() for number in range(opened.shape[1])}
 
 
-def test_word_is_found_after_conditioning_concat(models: Models, said: list[str]):
+def test_word_is_found_after_conditioning_concat(models: Models, messages: list[str]):
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
     plain, word = encoded(speaking, PLAIN), encoded(speaking, WORD)
@@ -59,40 +59,42 @@ def test_word_is_found_after_conditioning_concat(models: Models, said: list[str]
         assert places_in(showing_model, joined) == {0: [LENGTH + 4], 1: []}
     joined = stock(stock_nodes.ConditioningConcat, conditioning_to=word, conditioning_from=encoded(speaking, "<two>"))
     assert places_in(showing_model, joined) == {0: [4], 1: [LENGTH + 1]}
-    assert not said
+    assert not messages
     negative = encoded(speaking, "")
     joined = stock(stock_nodes.ConditioningConcat, conditioning_to=plain, conditioning_from=word)
     assert not torch.equal(sampled(showing_model, joined, negative), sampled(model, joined, negative))
 
 
-def test_word_is_found_after_conditioning_combine(models: Models, said: list[str]):
+def test_word_is_found_after_conditioning_combine(models: Models, messages: list[str]):
     model, clip, _ = models
     _, speaking = view(model, clip, museum_over(models))
     both = stock(
         stock_nodes.ConditioningCombine, conditioning_1=encoded(speaking, PLAIN), conditioning_2=encoded(speaking, WORD)
     )
-    assert [list(options[PLACES]) for _, options in both] == [[], ["<one>"]] and not said
+    assert [list(options[PLACES]) for _, options in both] == [[], ["<one>"]] and not messages
 
 
-def test_conditioning_average_keeps_words_of_its_first_prompt_and_warns_about_others(models: Models, said: list[str]):
+def test_conditioning_average_keeps_words_of_its_first_prompt_and_warns_about_others(
+    models: Models, messages: list[str]
+):
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
     plain, word = encoded(speaking, PLAIN), encoded(speaking, WORD)
     average = stock_nodes.ConditioningAverage
     kept = stock(average, conditioning_to=word, conditioning_from=plain, conditioning_to_strength=0.5)
     assert places_in(showing_model, kept) == {0: [4], 1: []}
-    said.clear()
+    messages.clear()
     lost = stock(average, conditioning_to=plain, conditioning_from=word, conditioning_to_strength=0.5)
     assert places_in(showing_model, lost) == {0: [], 1: []}
-    assert said and "act at the words of conditioning_to only" in said[0]
-    said.clear()
+    assert messages and "act at the words of conditioning_to only" in messages[0]
+    messages.clear()
     (emptied,) = stock_nodes.ConditioningZeroOut().zero_out(word)
     places_in(showing_model, emptied)
     places_in(showing_model, plain)
-    assert not said
+    assert not messages
 
 
-def test_word_is_found_in_either_text_of_sdxl(said: list[str]):
+def test_word_is_found_in_either_text_of_sdxl(messages: list[str]):
     models = small_models("sdxl")
     model, clip, _ = models
     showing_model, speaking = view(model, clip, museum_over(models))
@@ -135,7 +137,7 @@ def test_remembered_chunks_are_limited(monkeypatch: pytest.MonkeyPatch):
     assert remembered.recalled(torch.zeros(1, 5, 2)) == []
 
 
-def test_different_clip_skip_is_reported(models: Models, said: list[str]):
+def test_different_clip_skip_is_reported(models: Models, messages: list[str]):
     model, clip, _ = models
     usual = HostBase(*models).clip_skip
     museum = random_museum(HostBase(*models), "<one>", "<two>")
@@ -143,15 +145,15 @@ def test_different_clip_skip_is_reported(models: Models, said: list[str]):
     learned = (dataclasses.replace(first, token=dataclasses.replace(first.token, clip_skip=usual + 1)), second)
     _, speaking = view(model, clip, dataclasses.replace(museum, exhibits=learned))
     encoded(speaking, "a photo of <two>")
-    assert not said
+    assert not messages
     encoded(speaking, WORD)
-    assert said == [
+    assert messages == [
         f"Learned with another CLIP skip than {usual}: <one> (CLIP skip {usual + 1}). They may look different. Set "
         f"stop_at_clip_layer of CLIP Set Last Layer to -{usual + 1}, or add --clip-skip {usual + 1} to the command."
     ]
-    said.clear()
+    messages.clear()
     (set_back,) = stock_nodes.CLIPSetLastLayer().set_last_layer(speaking, -usual - 1)
     encoded(set_back, WORD)
-    assert not said
+    assert not messages
     (nearer,) = stock_nodes.CLIPSetLastLayer().set_last_layer(clip, -usual - 1)
     assert HostBase(model, nearer).clip_skip == usual + 1

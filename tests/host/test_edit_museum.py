@@ -50,8 +50,8 @@ def test_edits_run_in_order_and_leave_the_input_unchanged(nodes: dict[str, Any],
 
 
 def test_removal_reports_its_effect(museum: Museum):
-    _, told = museums.edit(museum, "remove <one>", None, None)
-    assert "<two> 0." in told and "<three> 0." in told and told.endswith("The museum contains: <two>, <three>")
+    _, summary = museums.edit(museum, "remove <one>", None, None)
+    assert "<two> 0." in summary and "<three> 0." in summary and summary.endswith("The museum contains: <two>, <three>")
 
 
 def test_edits_run_before_the_merge(nodes: dict[str, Any], starter: Models, museum: Museum):

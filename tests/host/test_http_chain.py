@@ -33,7 +33,7 @@ def test_baselines_are_not_listed_but_still_run(server: Server):
     kind, more = fields["method"]
     listed = kind if isinstance(kind, list) else more["options"]
     assert set(listed) == set(RECIPES)
-    numbers = {name: default for name, (_, told) in fields.items() if (default := told.get("default")) is not None}
+    numbers = {name: default for name, (_, rest) in fields.items() if (default := rest.get("default")) is not None}
     prompt = saved_chain(1, "baseline", text="a photo of <ada>")
     prompt["recipe"] = node("CLoRA_Recipe", **numbers | {"method": "c-lora-rows"})
     prompt["train1"]["inputs"] |= {"recipe": ["recipe", 0], "forgetting_weight": 1.0}
@@ -86,7 +86,7 @@ def interrupted(server: Server, prompt: Prompt) -> int:
     """How many steps the first Train Step makes, when Cancel is pressed after three of them."""
     with Events(server.address) as events:
         prompt_id = server.queue(prompt)
-        events.wait_for(lambda told: any(step >= 3 for step in told.steps("train1")))
+        events.wait_for(lambda seen: any(step >= 3 for step in seen.steps("train1")))
         server.post("/interrupt")
         assert server.finished(prompt_id).error == "interrupted"
         return max(events.steps("train1"))
@@ -119,13 +119,15 @@ def test_interrupted_step_resumes_to_the_same_result(server: Server):
 
     with Events(server.address) as events:
         resumed = server.run(watched)
-        events.wait_for(lambda told: max(told.steps("train1"), default=0) == steps)
-        told = [text.replace("\u2060", "") for where, text in events.texts if where == "train1"]
+        events.wait_for(lambda seen: max(seen.steps("train1"), default=0) == steps)
+        texts = [text.replace("\u2060", "") for where, text in events.texts if where == "train1"]
         assert events.previews > 0
     assert resumed.succeeded, resumed.error
     assert events.steps("train1")[0] > 3
-    assert re.match(r"resuming from step \d+ · teaching <ada> .* takes about \d+ MiB on top of the models", told[0])
-    assert re.fullmatch(r"step 40/40 · loss \d\.\d{3} · context preservation 0\.\d{3} · \d+ s left", told[-1]), told[-1]
+    assert re.match(r"resuming from step \d+ · teaching <ada> .* takes about \d+ MiB on top of the models", texts[0])
+    assert re.fullmatch(r"step 40/40 · loss \d\.\d{3} · context preservation 0\.\d{3} · \d+ s left", texts[-1]), texts[
+        -1
+    ]
     assert state not in server.results
     found = load_file(kept)
     assert found.keys() == expected.keys()

@@ -174,10 +174,10 @@ def test_waiting_for_another_program_is_shown_and_can_be_cancelled(
 ):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(replacing, "PATIENCE_S", 0.05)
-    said: list[str] = []
+    messages: list[str] = []
 
     def say(text: str) -> None:
-        said.append(text)
+        messages.append(text)
         comfy.model_management.interrupt_current_processing()
 
     monkeypatch.setattr(progress, "say", say)
@@ -190,5 +190,5 @@ def test_waiting_for_another_program_is_shown_and_can_be_cancelled(
     finally:
         os.close(descriptor)
         comfy.model_management.interrupt_current_processing(False)
-    assert said == ["Another program is writing in this folder; waiting."]
+    assert messages == ["Another program is writing in this folder; waiting."]
     assert not list((museum_folder / "museums").iterdir())

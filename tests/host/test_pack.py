@@ -54,14 +54,14 @@ def test_startup_stays_fast_and_imports_no_library(host: Path, tmp_path: Path, m
 
 
 def test_comfyui_parses_the_registry_metadata(host: Path):
-    told = extract_node_configuration(str(ROOT))
-    assert re.fullmatch(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*", told.project.name) and len(told.project.name) < 100
-    assert re.fullmatch(r"\d+\.\d+\.\d+", told.project.version)
-    assert told.project.license.file and (ROOT / told.project.license.file).is_file()
-    assert told.project.supported_os == ["OS Independent"] and told.project.supported_accelerators == []
-    assert told.project.supported_comfyui_version == ">=0.3.64"
-    assert told.tool_comfy.publisher_id and told.tool_comfy.display_name == "C-LoRA"
-    assert told.tool_comfy.web is None  # beside WEB_DIRECTORY it would serve every script twice
+    config = extract_node_configuration(str(ROOT))
+    assert re.fullmatch(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*", config.project.name) and len(config.project.name) < 100
+    assert re.fullmatch(r"\d+\.\d+\.\d+", config.project.version)
+    assert config.project.license.file and (ROOT / config.project.license.file).is_file()
+    assert config.project.supported_os == ["OS Independent"] and config.project.supported_accelerators == []
+    assert config.project.supported_comfyui_version == ">=0.3.64"
+    assert config.tool_comfy.publisher_id and config.tool_comfy.display_name == "C-LoRA"
+    assert config.tool_comfy.web is None  # beside WEB_DIRECTORY it would serve every script twice
 
 
 def test_comfyui_has_all_requirements(host: Path):

@@ -188,12 +188,12 @@ def test_vectors_that_do_not_fit_are_refused(clip: comfy.sd.CLIP):
 
 
 def test_unknown_word_is_reported_on_the_node_of_the_prompt(clip: comfy.sd.CLIP, monkeypatch):
-    told: list[str] = []
-    monkeypatch.setattr(words, "warn", told.append)
+    messages: list[str] = []
+    monkeypatch.setattr(words, "warn", messages.append)
     with_word = with_words(clip, [token(clip, "<my-cat>")])
     with_word.tokenize("a photo of (<my-cat>:1.2), embedding:none")
-    assert not told
+    assert not messages
     with_word.tokenize("a photo of <My-Cat> in the snow")
-    assert set(told) == {"The museum has no word <My-Cat>. Did you mean <my-cat>?"}
+    assert set(messages) == {"The museum has no word <My-Cat>. Did you mean <my-cat>?"}
     clip.tokenize("a photo of <My-Cat>")
-    assert len(set(told)) == 1
+    assert len(set(messages)) == 1

@@ -134,8 +134,8 @@ def test_translations_contain_no_placeholders_of_the_frontend(language: str):
 def test_tooltips_are_not_left_in_english(language: str):
     translated = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
     for entry in translated.values():
-        told = [
+        texts = [
             entry["description"],
             *(text["tooltip"] for part in ("inputs", "outputs") for text in entry.get(part, {}).values()),
         ]
-        assert not [text for text in told if text.isascii()]
+        assert not [text for text in texts if text.isascii()]

@@ -1,6 +1,6 @@
 """Qwen-Image: text and picture attend together, each with projections of its own in every block.
 
-Deltas go on the text's keys and values. The edit model has the same network and is told apart by nothing; it learns as
+Deltas go on the text's keys and values. The edit model has the same network and cannot be distinguished; it learns as
 the text-to-image model does. Structure, encoder and latents: ComfyUI's comfy/ldm/qwen_image/model.py and
 text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
 Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.

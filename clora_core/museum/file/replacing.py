@@ -85,7 +85,7 @@ def check_target(path: Path | str) -> None:
 
 
 def read_if_intact(path: Path, read: Callable[[Path], Content], say: Callable[[str], None]) -> Content | None:
-    """What `read` makes of a file of a training. None, which is said, if it is damaged, and if it is another user's.
+    """What `read` makes of a file of a training. None, with a message, if it is damaged or another user's.
 
     A damaged file is set aside. Raises MuseumError if the system refused to read it, since it may be intact.
     """
