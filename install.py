@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-PACKAGES = ("torch", "safetensors", "numpy", "pillow")
+PACKAGES = ("torch", "safetensors", "einops", "numpy", "pillow")
 MINIMUM = {"Python": (3, 10), "torch": (2, 4), "ComfyUI": (0, 3, 64)}
 
 

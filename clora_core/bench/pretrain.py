@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def balance_latents(vae: nn.Module, x: Tensor) -> None:
     metric = (torch.einsum("ncp,ndp->cd", jacobian, jacobian) / len(z)).double()
     values, vectors = torch.linalg.eigh(metric)
     root = vectors @ torch.diag(values.clamp_min(1e-3 * values.max()).sqrt()) @ vectors.T
-    flat = z.movedim(1, -1).flatten(0, 2).double()  # (n · 8 · 8, 32)
+    flat = rearrange(z, "n c h w -> (n h w) c").double()
     mean = flat.mean(0)
     there = root * ((flat - mean) @ root).square().mean().rsqrt()  # (32, 32)
     back = torch.linalg.inv(there)

@@ -64,7 +64,7 @@ def test_installed_package_has_no_module_named_nodes():
 def test_requirements_are_unpinned_and_light():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
-    assert set(wanted) <= {"numpy", "pillow", "safetensors"}
+    assert set(wanted) <= {"einops", "numpy", "pillow", "safetensors"}
 
 
 def test_registry_metadata_is_complete():
