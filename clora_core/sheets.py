@@ -59,21 +59,26 @@ def thumbnail_sheet(pictures: Sequence[tuple[str, Image.Image]], *, columns: int
 
 
 def confusion_sheet(shares: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """A cell for each share between 0 and 1, the darker the larger; names beside the rows and above the columns."""
-    cell, label = 18, 150
+    """A cell for each share between 0 and 1, the darker the larger, with percents; names beside rows, above columns."""
+    cell, cut, corner = 22, 40, ("row: its class", "column: taken for")
+    font, small = ImageFont.load_default(12), ImageFont.load_default(9)
+    label = 8 + round(max(font.getlength(name[:cut]) for name in (*rows, *columns, *corner)))
     sheet = Image.new("RGB", (label + len(columns) * cell, label + len(rows) * cell), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     above = Image.new("RGB", (label, len(columns) * cell), "white")
     for place, name in enumerate(columns):
-        ImageDraw.Draw(above).text((4, place * cell + 2), name[:24], fill="black", font=font)
+        ImageDraw.Draw(above).text((4, place * cell + 4), name[:cut], fill="black", font=font)
     sheet.paste(above.transpose(Image.Transpose.ROTATE_90), (label, 0))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((4, 4), "\n".join(corner), fill="gray", font=font)
     for line, (name, values) in enumerate(zip(rows, shares, strict=True)):
         top = label + line * cell
-        pen.text((4, top + 2), name[:24], fill="black", font=font)
+        pen.text((4, top + 4), name[:cut], fill="black", font=font)
         for place, share in enumerate(values):
-            shade = round(255 * (1 - share))
-            left = label + place * cell
+            shade, left = round(255 * (1 - share)), label + place * cell
             pen.rectangle((left, top, left + cell - 2, top + cell - 2), fill=(shade, shade, 255 if share else 245))
+            if share:
+                ink, middle = "white" if share > 0.4 else "black", (left + cell // 2 - 1, top + cell // 2 - 1)
+                pen.text(middle, f"{100 * share:.0f}", fill=ink, font=small, anchor="mm")
     return sheet
 
 
