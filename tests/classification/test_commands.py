@@ -8,7 +8,6 @@ import pytest
 from clora_core import cli
 from clora_core.classification.classify import Verdict
 from clora_core.pictures import as_floats, to_picture
-from clora_core.sheets import confusion_sheet
 from tests.classification.tasks import NAMES, pictures
 
 
@@ -54,11 +53,3 @@ def test_a_verdict_names_what_does_not_round_to_nothing():
     names = ("pear", "fig", "plum")
     assert str(Verdict(names, (0.83, 0.166, 0.004))) == "pear 83%, fig 17%"
     assert str(Verdict(names, (0.004, 0.003, 0.002))) == "pear 0%"
-
-
-def test_cells_of_a_confusion_are_the_darker_the_larger_and_stand_beside_their_names():
-    whole = confusion_sheet([[1, 0], [0.25, 0.75]], ["a", "b"], ["a", "b"])
-    long = confusion_sheet([[1, 0], [0.25, 0.75]], ["a", "the name of a class"], ["a", "b"])
-    assert long.width > whole.width
-    red = [[whole.getpixel((whole.width - 42 + 22 * x, whole.height - 42 + 22 * y))[0] for x in (0, 1)] for y in (0, 1)]
-    assert red == [[0, 255], [191, 64]]
