@@ -202,7 +202,7 @@ COMPARED: dict[str, Method] = {
     "sequential": Method(TaskLearning, _at_rate("sequential"), RATES, 3e-4),
     "fine-tuning": Method(WholeNetwork, _at_rate("sequential"), (1e-5, 3e-5, 1e-4, 3e-4), 1e-5),
     "ewc": Method(WholeNetwork, _elastic_at(3e-5), (1e6, 1e7, 1e8, 1e9), 1e9),
-    "ewc-lora": Method(ElasticDeltas, _elastic_at(1e-3), (1e6, 1e7, 1e8, 1e9), 1e9),
+    "ewc-lora": Method(ElasticDeltas, _elastic_at(1e-3), (1e6, 1e7, 1e8, 1e9), 1e8),
     "lwf": Method(Distilled, _fixed(1e-3), (0.3, 1.0, 3.0, 10.0), 10.0),
     "inflora": Method(InputSpaces, _fixed(1e-3), (0.9, 0.95, 0.98, 0.99), 0.95),
     "weight-decay": Method(DecayedDeltas, _fixed(1e-3), (1e-3, 1e-2, 1e-1, 1.0), 1.0),

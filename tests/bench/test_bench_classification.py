@@ -211,7 +211,8 @@ def test_the_command_writes_a_table_and_repeats_no_run(folder: Path, capsys: pyt
     ]
     assert cli.main(command) == 0
     table = (folder / "out/classification.md").read_text()
-    assert "4 classes, 2 tasks, imprint head" in table and "| c-lora | 2 | 1 ± 0 |" in table
+    assert "4 classes, 2 tasks, imprint head" in table
+    assert "| c-lora | 2 | 1 ± 0 |  |" in table and "| joint | 2 | 1 ± 0 | +0 ± 0 |" in table
     runs = {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
     assert len(runs) == 6
     assert cli.main(command) == 0
