@@ -32,7 +32,7 @@ class SortPictures(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("text", tooltip="One line per picture: its five likeliest classes."),
+                io.String.Output("text", tooltip="One line per picture: its likeliest classes, at most five."),
                 io.String.Output(
                     "classes",
                     is_output_list=True,
@@ -45,6 +45,7 @@ class SortPictures(io.ComfyNode):
                 ),
             ],
             is_input_list=True,
+            is_output_node=True,
         )
 
     @classmethod
@@ -62,5 +63,4 @@ class SortPictures(io.ComfyNode):
         from .actions.sorting import sort_pictures
 
         text, classes, shares = sort_pictures(images, museum_name, network)
-        say(text)
-        return io.NodeOutput(text, classes, shares)
+        return io.NodeOutput(text, classes, shares, ui={"text": (say(text),)})

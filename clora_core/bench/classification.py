@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 result = one_run(arguments.base, base, train, test, **own, **settings)
                 write_json(path, {**own, **every, **result})
             results[title] = results.get(title) or read_json(path)
-            say(f"{title}: {final_alignment(results[title]['read'][head]['all']):.3f}")
+            say(f"{title}: {recognised(results[title], head):.3f}")
     lines = ",\n".join(json.dumps(results[title], separators=(",", ":")) for title in sorted(results))
     (arguments.out / "classification.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     table = weights_table(list(results.values())) if arguments.search else tables(list(results.values()))
@@ -233,12 +233,21 @@ def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
     return ClassPictures(tuple(names[label] for label in order), torch.stack(pictures), places)
 
 
+def recognised(run: Run, head: Head) -> float:
+    """A_N with this head."""
+    return final_alignment(run["read"][head]["all"])
+
+
 def tables(results: Sequence[Run]) -> str:
-    """Markdown: a table per number of tasks and trained head, with means over seeds and 95 % intervals."""
+    """Markdown: a table per number of tasks and trained head, with means over seeds and 95 % intervals.
+
+    The difference to c-lora is that of runs with the same class order.
+    """
     titles = (
         "method",
         "runs",
         "A_N",
+        "A_N - c-lora's",
         "F_N",
         "within its task",
         "means: A_N",
@@ -252,16 +261,19 @@ def tables(results: Sequence[Run]) -> str:
         same = [result for result in results if tuple(result[name] for name in alike) == kind]
         tasks, head = same[0]["tasks"], same[0]["head"]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        ours = {result["seed"]: recognised(result, head) for result in same if result["method"] == "c-lora"}
         for method in COMPARED:
             if not (own := [result for result in same if result["method"] == method]):
                 continue
-            read = {name: [result["read"][name] for result in own] for name in (head, *READ_WITH)}
+            read = [result["read"][head] for result in own]
             joint = COMPARED[method].joint
+            apart = [recognised(result, head) - ours[result["seed"]] for result in own if result["seed"] in ours]
             cells = [
-                with_interval([final_alignment(matrices["all"]) for matrices in read[head]]),
-                "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read[head]]),
-                with_interval([fmean(matrices["within"]) for matrices in read[head]]),
-                *(with_interval([final_alignment(matrices["all"]) for matrices in read[name]]) for name in READ_WITH),
+                with_interval([recognised(result, head) for result in own]),
+                with_interval(apart, sign="+") if apart and method != "c-lora" else "",
+                "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read]),
+                with_interval([fmean(matrices["within"]) for matrices in read]),
+                *(with_interval([recognised(result, name) for result in own]) for name in READ_WITH),
             ]
             last = [result["norms"][-1] / result["norms"][0] for result in own if result["norms"][0]]
             cells += [with_interval(last) if last and not joint else ""]
@@ -277,7 +289,7 @@ def weights_table(results: Sequence[Run]) -> str:
     lines = ["| method, head | A_N of each value |", "|---|---|"]
     for method, head in dict.fromkeys((result["method"], result["head"]) for result in results):
         own = [result for result in results if (result["method"], result["head"]) == (method, head)]
-        marks = {result["weight"]: final_alignment(result["read"][head]["all"]) for result in own}
+        marks = {result["weight"]: recognised(result, head) for result in own}
         best = max(marks, key=lambda weight: marks[weight])
         cells = [f"**{w:g}: {m:.3f}**" if w == best else f"{w:g}: {m:.3f}" for w, m in marks.items()]
         lines.append(f"| {method}, {head} | {', '.join(cells)} |")

@@ -29,7 +29,9 @@ class Verdict:
     shares: tuple[float, ...]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {share:.0%}" for name, share in zip(self.classes, self.shares, strict=True))
+        """The likeliest class, and every other one that does not round to 0 %."""
+        texts = [f"{name} {share:.0%}" for name, share in zip(self.classes, self.shares, strict=True)]
+        return ", ".join(texts[:1] + [text for text in texts[1:] if not text.endswith(" 0%")])
 
 
 @torch.no_grad()

@@ -109,6 +109,8 @@ def renamed_class(museum: TaskMuseum, old: str, new: str) -> TaskMuseum:
     """The museum with another name for a class."""
     check_class(new)
     _task_of(museum, old)
+    if new != old and new in museum.classes:
+        raise MuseumError(f"The museum already has the class '{new}'. Choose another name, or remove that class first.")
     tasks = [replace(t, classes=tuple(new if name == old else name for name in t.classes)) for t in museum.tasks]
     return replace(museum, tasks=tuple(tasks))
 

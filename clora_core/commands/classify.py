@@ -131,8 +131,6 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
     found = each_picture(files, _reader(base), say, root=Path())
     paths = [path for path, _ in found]
     verdicts = classified(base, museum, torch.stack([pixels for _, pixels in found]))
-    for path, verdict in zip(paths, verdicts, strict=True):
-        say(f"{path}: {verdict}")
     names = [printable(str(path)) for path in paths]
     if arguments.json:
         rows = [
@@ -148,6 +146,8 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
             for rank, pair in enumerate(zip(verdict.classes, verdict.shares, strict=True), start=1):
                 writer.writerow([name, rank, *pair])
         _write(arguments.csv, table.getvalue())
+    for path, verdict in zip(paths, verdicts, strict=True):
+        say(f"{path}: {verdict}")
 
 
 def run_test(arguments: argparse.Namespace, say: Say) -> None:

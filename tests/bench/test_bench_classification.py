@@ -1,6 +1,7 @@
 """`bench classification`: its protocol counted by hand, and each baseline against its equation."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from clora_core.bench.class_methods import (
 )
 from clora_core.bench.classification import class_order, held_out, of_classes, read_list
 from clora_core.classification.classify import task_accuracies
-from clora_core.classification.heads import logits
+from clora_core.classification.heads import logits, random_rows
 from clora_core.classification.museum import TaskMuseum
 from clora_core.classification.recipe import METHODS
 from clora_core.classification.vision import Vision, attention_projections, layer_path, open_vision
@@ -115,6 +116,19 @@ def test_fisher_information_is_the_mean_squared_gradient_of_the_weights(vision: 
     torch.testing.assert_close(learning.terms(None, None)["elastic_weights"](step), naive, rtol=1e-4, atol=0)
 
 
+def test_beside_a_large_penalty_the_head_learns_as_over_frozen_features(vision: Vision):
+    rows = {}
+    for name, weight in (("frozen", 3e-3), ("ewc-lora", 1e12)):
+        method, memory, museum = COMPARED[name], Memory(), TaskMuseum(vision.fingerprint)
+        for task in (FIRST, SECOND):
+            loop = replace(method.recipe(weight).learning, rank=4, batch_size=5)
+            changes = {"learning": loop, "epochs": 3, "head": "linear", "tasks": 2}
+            museum = museum.with_task(learn_task(method, weight, vision, museum, task, memory, **changes))
+        rows[name] = museum.tasks[1].rows
+    moved = (rows["frozen"] - random_rows(2, vision.width, 0, SECOND.classes[0])).norm()
+    assert (rows["frozen"] - rows["ewc-lora"]).norm() < moved / 4
+
+
 def test_inflora_starts_outside_of_the_old_tasks_inputs(vision: Vision):
     memory = Memory()
     learning = after_first(vision, InputSpaces, memory, weight=0.9)
@@ -197,7 +211,8 @@ def test_the_command_writes_a_table_and_repeats_no_run(folder: Path, capsys: pyt
     ]
     assert cli.main(command) == 0
     table = (folder / "out/classification.md").read_text()
-    assert "4 classes, 2 tasks, imprint head" in table and "| c-lora | 2 | 1 ± 0 |" in table
+    assert "4 classes, 2 tasks, imprint head" in table
+    assert "| c-lora | 2 | 1 ± 0 |  |" in table and "| joint | 2 | 1 ± 0 | +0 ± 0 |" in table
     runs = {path: path.stat().st_mtime_ns for path in (folder / "out/runs").iterdir()}
     assert len(runs) == 6
     assert cli.main(command) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from clora_core import cli
+from clora_core.classification.classify import Verdict
 from clora_core.pictures import as_floats, to_picture
 from tests.classification.tasks import NAMES, pictures
 
@@ -46,3 +47,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t" / "red" / "broken.png").write_text("no picture")
     assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red")]) == 0
     assert "broken.png" in (out := capsys.readouterr().out) and out.count("red 1") == 3
+
+
+def test_a_verdict_names_what_does_not_round_to_nothing():
+    names = ("pear", "fig", "plum")
+    assert str(Verdict(names, (0.83, 0.166, 0.004))) == "pear 83%, fig 17%"
+    assert str(Verdict(names, (0.004, 0.003, 0.002))) == "pear 0%"

@@ -116,5 +116,6 @@ def test_node_runs_in_a_graph(server: Server, museum: TaskMuseum):
     }
     run = server.run(prompt)
     assert run.succeeded, run.error
+    assert run.history["outputs"]["sort"]["text"] == run.history["outputs"]["text"]["text"]
     assert run.history["outputs"]["text"]["text"][0].count("red ") == 2
     assert run.history["outputs"]["class"]["text"] == ["red", "red"]
