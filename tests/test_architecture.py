@@ -221,3 +221,15 @@ def _is_mutable(value: ast.expr) -> bool:
 
 def _is_constant(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]+", value.id) is not None
+
+
+def test_public_functions_and_classes_have_names_of_their_own():
+    names = [
+        node.name
+        for path in PYTHON
+        if path.is_relative_to(CORE) or path.is_relative_to(ROOT / "nodes")
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    commands = {"add", "run", "main"}  # of every command and script
+    assert {name for name in names if names.count(name) > 1} <= commands

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                 result = one_run(arguments.base, base, train, test, **own, **settings)
                 write_json(path, {**own, **every, **result})
             results[title] = results.get(title) or read_json(path)
-            say(f"{title}: {recognised(results[title], head):.3f}")
+            say(f"{title}: {accuracy(results[title], head):.3f}")
     lines = ",\n".join(json.dumps(results[title], separators=(",", ":")) for title in sorted(results))
     (arguments.out / "classification.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     table = weights_table(list(results.values())) if arguments.search else tables(list(results.values()))
@@ -141,12 +141,12 @@ def one_run(
         sizes = [len(part) for part in parts[: tasks if compared.joint else len(museum.tasks)]]
         for name in heads:
             everywhere, within = task_accuracies(logits(features, head_rows(museum, name)), tested.labels, sizes)
-            read[name]["all"].append(short(everywhere))
-            read[name]["within"] = short(within)
-    return {"read": read, "norms": short(norms), "seconds": short(seconds), "machine": machine(base.device)}
+            read[name]["all"].append(rounded(everywhere))
+            read[name]["within"] = rounded(within)
+    return {"read": read, "norms": rounded(norms), "seconds": rounded(seconds), "machine": machine(base.device)}
 
 
-def short(values: Sequence[float]) -> list[float]:
+def rounded(values: Sequence[float]) -> list[float]:
     """With four digits."""
     return [float(f"{value:.4g}") for value in values]
 
@@ -233,7 +233,7 @@ def read_list(path: Path, folder: Path, base: Vision) -> ClassPictures:
     return ClassPictures(tuple(names[label] for label in order), torch.stack(pictures), places)
 
 
-def recognised(run: Run, head: Head) -> float:
+def accuracy(run: Run, head: Head) -> float:
     """A_N with this head."""
     return final_alignment(run["read"][head]["all"])
 
@@ -261,19 +261,19 @@ def tables(results: Sequence[Run]) -> str:
         same = [result for result in results if tuple(result[name] for name in alike) == kind]
         tasks, head = same[0]["tasks"], same[0]["head"]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        ours = {result["seed"]: recognised(result, head) for result in same if result["method"] == "c-lora"}
+        ours = {result["seed"]: accuracy(result, head) for result in same if result["method"] == "c-lora"}
         for method in COMPARED:
             if not (own := [result for result in same if result["method"] == method]):
                 continue
             read = [result["read"][head] for result in own]
             joint = COMPARED[method].joint
-            apart = [recognised(result, head) - ours[result["seed"]] for result in own if result["seed"] in ours]
+            apart = [accuracy(result, head) - ours[result["seed"]] for result in own if result["seed"] in ours]
             cells = [
-                with_interval([recognised(result, head) for result in own]),
+                with_interval([accuracy(result, head) for result in own]),
                 with_interval(apart, sign="+") if apart and method != "c-lora" else "",
                 "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read]),
                 with_interval([fmean(matrices["within"]) for matrices in read]),
-                *(with_interval([recognised(result, name) for result in own]) for name in READ_WITH),
+                *(with_interval([accuracy(result, name) for result in own]) for name in READ_WITH),
             ]
             last = [result["norms"][-1] / result["norms"][0] for result in own if result["norms"][0]]
             cells += [with_interval(last) if last and not joint else ""]
@@ -289,7 +289,7 @@ def weights_table(results: Sequence[Run]) -> str:
     lines = ["| method, head | A_N of each value |", "|---|---|"]
     for method, head in dict.fromkeys((result["method"], result["head"]) for result in results):
         own = [result for result in results if (result["method"], result["head"]) == (method, head)]
-        marks = {result["weight"]: recognised(result, head) for result in own}
+        marks = {result["weight"]: accuracy(result, head) for result in own}
         best = max(marks, key=lambda weight: marks[weight])
         cells = [f"**{w:g}: {m:.3f}**" if w == best else f"{w:g}: {m:.3f}" for w, m in marks.items()]
         lines.append(f"| {method}, {head} | {', '.join(cells)} |")
