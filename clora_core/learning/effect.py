@@ -63,7 +63,7 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
     def answers(prompts: Sequence[Conditioning]) -> list[Tensor]:
         return [lesson.reference(lambda chosen, p=prompt: p[torch.zeros_like(chosen)], count)[0] for prompt in prompts]
 
-    with viewing(base, museum.dense(), museum.gated):
+    with viewing(base, museum.compact(), museum.gated):
         loss_before = lesson.reference_loss(first, report=count)
         unasked, *before = answers(prompts)
         with attached(base, new.deltas, new.gate):

@@ -19,6 +19,7 @@ from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
+from ..model.low_rank import without
 from ..model.moments import preserved_moments
 from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
@@ -146,8 +147,10 @@ class Learning:
         with torch.inference_mode(False), torch.enable_grad(), threads_of(base.family):
             lessons = self.lessons
             trained = start(base, self.concepts, recipe, museum)
-            past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
-            beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
+            past = earlier.compact()
+            if any(regularizer.reads_past and regularizer.weight for regularizer in recipe.regularizers):
+                past = {projection: matrix.to(base.device) for projection, matrix in past.items()}
+            beneath = past | {place: without(past[place], delta) for place, delta in trained.continued.items()}
             with (
                 base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing) as computed_in,
                 attached(base, beneath),
@@ -163,7 +166,7 @@ class Learning:
                 setting = Setting(
                     base=base,
                     past=Past(
-                        dense=past,
+                        total=past,
                         deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
                         shared=trained.continued,
                         prompts=earlier.prompts,

@@ -32,4 +32,4 @@ def _magnitudes(exhibit: Exhibit, projection: Projection) -> Tensor:
     delta = exhibit.deltas.get(projection)
     if delta is None:
         return torch.zeros(projection.shape)
-    return LowRank(delta.up.float(), delta.down.float()).dense().abs()
+    return delta.in_float32().dense().abs()

@@ -92,7 +92,7 @@ def sampled_now(learning: Learning, token: ConceptToken, report: Callable[[int, 
 def sampled_before(learning: Learning) -> Tensor:
     """The same before it is learned."""
     base, museum, concept = learning.base, learning.museum, learning.concepts[-1]
-    with viewing(base, museum.dense(), museum.gated):
+    with viewing(base, museum.compact(), museum.gated):
         return sampled_now(learning, ConceptToken(concept.word, start_vectors(base, concept)))
 
 
