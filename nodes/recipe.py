@@ -46,6 +46,7 @@ class LearningRecipe(io.ComfyNode):
                 recipe_input("caption_dropout"),
                 recipe_input("caption_lines"),
                 recipe_input("stop_when_learned"),
+                recipe_input("token"),
             ],
             outputs=[RECIPE.Output("recipe", tooltip="Connect it to a Train Step.")],
         )

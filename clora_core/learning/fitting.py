@@ -49,6 +49,7 @@ def fitted(
         # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
+        "token": numbers.token if freezes(draft.recipe) else "learned",
     }
     method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     recipe = dataclasses.replace(
@@ -63,6 +64,11 @@ def fitted(
         if needed_bytes(shared) <= USABLE * device.total_bytes:
             break
     return shared
+
+
+def freezes(recipe: Recipe) -> bool:
+    """Whether a frozen token suits it: there are deltas to train, and a few different captions."""
+    return recipe.rank > 0 and not (recipe.shuffle_tags or recipe.tag_dropout)
 
 
 def _choices(draft: Draft, recipe: Recipe, pictures: int) -> Iterator[Recipe]:

@@ -105,7 +105,10 @@ def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museu
     vectors = {}
     for concept in concepts:
         first = start_vectors(base, concept, layer_wise=recipe.layer_wise)
-        vectors[concept.word] = {encoder: parameter(value, base.device) for encoder, value in first.items()}
+        learned = recipe.token == "learned"
+        vectors[concept.word] = {
+            encoder: parameter(value, base.device, learned=learned) for encoder, value in first.items()
+        }
     trained = Trained(deltas, vectors, continued, allowed)
     trained.settle()
     return trained

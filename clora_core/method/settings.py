@@ -32,6 +32,10 @@ SETTINGS = {
     "accumulation": Setting("batches accumulated per update: a larger batch in the same memory, but slower", 256),
     "clip_norm": Setting("maximum gradient norm of an update. Lower is more stable", 1000.0, 0.01, least=1e-4),
     "weight_decay": Setting("how strongly the weight changes are pulled towards zero. 0 turns it off", step=1e-4),
+    "token": Setting(
+        "learned: train the trigger word. frozen: it stands for known words (start, or its own name), and the text "
+        "encoder is not needed during training. Automatic, it is frozen for models with a large text encoder"
+    ),
     "schedule": Setting(
         "learning rate schedule: constant, or decaying to zero (cosine or linear). Automatic, it is constant if "
         "you set the steps"

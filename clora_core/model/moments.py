@@ -87,12 +87,13 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
         for projection, slot in base.slots.items():
             reader = readers[projection] if first[readers[projection]] is projection else None
             handles.callback(slot.module.register_forward_hook(listening(projection, slot, reader)).remove)
-        for number, prompt in enumerate(prompts):
-            conditioning = base.encode_prompts([prompt], tokens)
+        # all before the first prediction: text encoder and network may not fit into memory together
+        encoded = [base.encode_prompts([prompt], tokens).to(torch.device("cpu")) for prompt in prompts]
+        for number, conditioning in enumerate(encoded):
             kinds = _kinds(conditioning)
             times = torch.tensor([round(LEVELS[number % len(LEVELS)] * (count - 1))])
             noisy = base.schedule.noised(torch.zeros_like(noise), noise, times)
-            base.predict(noisy.to(base.device), times.to(base.device), conditioning)
+            base.predict(noisy.to(base.device), times.to(base.device), conditioning.to(base.device))
     moments = {reader: _mean([total.moment() for total in sums.values()]) for reader, sums in inputs.items()}
     rows = {reader: {kind: total.rows for kind, total in sums.items()} for reader, sums in inputs.items()}
     sizes = {}

@@ -22,6 +22,7 @@ from ..texts import normal
 STRENGTH_LIMIT = 100
 STOPPED = "stopped"  # the fact that holds why a training ended
 CLIP_SKIP = "clip skip"  # the fact that holds a token's `clip_skip`
+PHRASE = "stands for"  # the fact that holds a token's `phrase`
 WHOLE = 2**22  # values of a projection up to which `compact` keeps matrices whole: 16 MiB. No UNet has larger ones
 EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 

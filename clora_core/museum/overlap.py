@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..model.low_rank import LowRank
 from ..model.projections import Projection
 from .museum import Exhibit, Museum
 

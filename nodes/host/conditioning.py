@@ -35,16 +35,21 @@ class Standing(int):
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
 
 
+def standing(token: ConceptToken, ids: Sequence[int]) -> list[Piece]:
+    """These ids, each with the word that they stand for."""
+    pieces = [Standing(number) for number in ids]
+    for piece in pieces:
+        piece.token = token
+    return list(pieces)
+
+
 def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
     """The vectors of a word for this text encoder, in ComfyUI's format, each with its word.
 
     A tokenizer without a text encoder gets the padding's id for each, as ComfyUI gives it for `embedding:`.
     """
     if encoder not in token.vectors:
-        standing = [Standing(0) for _ in range(next(iter(token.vectors.values())).shape[1])]
-        for piece in standing:
-            piece.token = token
-        return list(standing)
+        return standing(token, [0] * token.words)
     layers = token.vectors[encoder]  # (layers, words, width)
     return [
         {"type": "embedding", "data": vectors[0], "clora_token": token, "clora_layers": vectors}

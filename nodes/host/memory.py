@@ -28,7 +28,7 @@ def device_of(base: HostBase) -> Device:
 
 def needed_bytes(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> int:
     """Approximate memory of a step with pictures of that size in pixels, with the models that the device holds."""
-    return step_bytes(base, recipe, earlier, height, width) + _models_bytes(base)
+    return step_bytes(base, recipe, earlier, height, width) + _models_bytes(base, recipe)
 
 
 def step_bytes(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> int:
@@ -52,7 +52,7 @@ def step_bytes(base: HostBase, recipe: Recipe, earlier: Museum, height: int, wid
 
 def memory_note(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> str:
     """The estimate as a text, with the size of the models and of the device's memory."""
-    needed, models = step_bytes(base, recipe, earlier, height, width), _models_bytes(base)
+    needed, models = step_bytes(base, recipe, earlier, height, width), _models_bytes(base, recipe)
     total = comfy.model_management.get_total_memory(base.device)
     text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_size_text(needed)}"
     text += f" on top of the models' {_size_text(models)}; the device has {_size_text(total)}"
@@ -69,9 +69,10 @@ def _fastest(device: torch.device) -> Precision:
     return "fp16" if device.type == "cuda" and comfy.model_management.should_use_fp16(device) else "fp32"
 
 
-def _models_bytes(base: HostBase) -> int:
+def _models_bytes(base: HostBase, recipe: Recipe) -> int:
     model, clip = base.sources
-    patchers = [patcher for patcher in (model, clip.patcher) if patcher.load_device == base.device]
+    used = (model, clip.patcher) if recipe.token == "learned" else (model,)
+    patchers = [patcher for patcher in used if patcher.load_device == base.device]
     return sum(patcher.model_size() for patcher in patchers)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, readable, unknown_words, word_pattern
-from .conditioning import Piece, mark_words, pieces_of, unmark_words
+from .conditioning import Piece, mark_words, pieces_of, standing, unmark_words
 from .progress import warn
 
 CLIP = comfy.sd.CLIP
@@ -122,14 +122,24 @@ class WordTokenizer:
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
             pieces += self._ids(self._before(text[position : match.start()]), **options)
-            pieces += pieces_of(self.tokens[match[0]], self.name)
+            pieces += self._pieces_of(self.tokens[match[0]], **options)
             position = match.end()
         return pieces + self._ids(text[position:], **options)
+
+    def inside(self, text: str) -> list[Piece]:
+        """The pieces of a text that stands behind another word."""
+        return self.pieces(text if self.name.startswith("clip_") else f" {text}")
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """Cached, because ComfyUI tokenizes a prompt word by word."""
         return word_pattern(list(self.tokens))
+
+    def _pieces_of(self, token: ConceptToken, **options: Any) -> list[Piece]:
+        """A word's vectors, or its phrase's ids for a tokenizer without a text encoder."""
+        if token.phrase and self.name not in token.vectors:
+            return standing(token, self._ids(token.phrase, **options))
+        return pieces_of(token, self.name)
 
     def _before(self, text: str) -> str:
         """The text before a word. In the vocabularies of LLMs a space belongs to the word after it."""
