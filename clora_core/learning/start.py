@@ -176,8 +176,10 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
         )
     vectors, layers = {}, layer_count(base.slots) if layer_wise else 1
     if concept.start:
-        for encoder, known in base.word_vectors(concept.start).items():
-            vectors[encoder] = _fitted(known.float(), concept)
+        known = base.word_vectors(concept.start)
+        most = max(map(len, known.values()))
+        for encoder, own in known.items():
+            vectors[encoder] = _fitted(own.float(), concept, concept.vectors or most)
     else:
         count = concept.vectors or base.family.numbers.vectors
         for encoder, table in base.vocabulary().items():
@@ -187,13 +189,11 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
     return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
 
 
-def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
-    """The concept's number of vectors; the last one is repeated if the existing word has fewer."""
-    if concept.vectors == 0:
-        return vectors
-    if len(vectors) > concept.vectors:
+def _fitted(vectors: Tensor, concept: Concept, count: int) -> Tensor:
+    """So many vectors; the last one is repeated if the existing word has fewer."""
+    if len(vectors) > count:
         raise ConceptError(
             f"'{concept.start}' is {len(vectors)} tokens long, but '{concept.word}' has {concept.vectors} vectors. "
             f"Give it {len(vectors)} vectors, or start from a shorter word."
         )
-    return torch.cat([vectors, vectors[-1:].expand(concept.vectors - len(vectors), -1)])
+    return torch.cat([vectors, vectors[-1:].expand(count - len(vectors), -1)])

@@ -111,9 +111,7 @@ class Recipe:
         _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
         _require(self.rank > 0 or self.token == "learned", "token", self.token, "learned with rank 0: nothing else is")
         fits = self.token == "learned" or not (self.shuffle_tags or self.tag_dropout)
-        _require(
-            fits, "token", self.token, "learned with shuffle_tags or tag_dropout: frozen encodes captions once"
-        )
+        _require(fits, "token", self.token, "learned with shuffle_tags or tag_dropout: frozen encodes captions once")
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "different regularizers")
 

@@ -35,7 +35,7 @@ class ConceptToken:
     cross-attentions read the same embedding; one layer per cross-attention is MuseumMaker's task-wise token. A token of
     several words takes several places in the prompt, the same number for every encoder. clip_skip: the layer of the
     text encoders that it was learned with, counted from the end; None if that is not known. phrase: the known words
-    that it stands for, whose vectors it has; "" for learned vectors.
+    that it stands for, and whose vectors it has; "" for learned vectors.
     """
 
     word: str

@@ -27,7 +27,7 @@ Piece = int | dict[str, Any]  # an id, or a vector of a learned word
 
 
 class Standing(int):
-    """An id in place of a vector of a learned word, for a tokenizer without a text encoder."""
+    """An id in place of a vector: of a frozen word's phrase, or for a tokenizer without a text encoder."""
 
     token: ConceptToken
 

@@ -117,7 +117,7 @@ def vectors_of_word(clip: CLIP, word: str) -> dict[str, Tensor]:
     vectors = {}
     for name, encoder in encoders(clip).items():
         tokenizer = tokenizers(clip)[name]
-        pieces = word_tokenizer(name, tokenizer, known_words(clip)).inside(word)
+        pieces = word_tokenizer(name, tokenizer, known_words(clip)).pieces(word)
         ids = [piece for piece in pieces if isinstance(piece, int)]
         if not pieces or getattr(tokenizer.tokenizer, "unk_token_id", None) in ids:
             raise ConceptError(f"The text encoder {name} does not know '{word}'. Choose another word to start from.")

@@ -113,7 +113,7 @@ class WordTokenizer:
         return {"input_ids": [*empty[: self.begin], *self.pieces(text, **options), *empty[len(empty) - self.end :]]}
 
     def pieces(self, text: str, **options: Any) -> list[Piece]:
-        """The text's own ids, and the vectors of learned words."""
+        """The text's own ids, the vectors of learned words, and the ids that frozen ones stand for."""
         text = readable(text, self.pattern) if self.tokens else text
         if self.note and self.tokens and "<" in text:
             for sentence in unknown_words(text, list(self.tokens)):
@@ -121,25 +121,20 @@ class WordTokenizer:
         pieces: list[Piece] = []
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
-            pieces += self._ids(self._before(text[position : match.start()]), **options)
-            pieces += self._pieces_of(self.tokens[match[0]], **options)
+            before, token = text[position : match.start()], self.tokens[match[0]]
+            pieces += self._ids(self._before(before), **options)
+            pieces += self._frozen(token, before, **options) if token.phrase else pieces_of(token, self.name)
             position = match.end()
         return pieces + self._ids(text[position:], **options)
-
-    def inside(self, text: str) -> list[Piece]:
-        """The pieces of a text that stands behind another word."""
-        return self.pieces(text if self.name.startswith("clip_") else f" {text}")
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """Cached, because ComfyUI tokenizes a prompt word by word."""
         return word_pattern(list(self.tokens))
 
-    def _pieces_of(self, token: ConceptToken, **options: Any) -> list[Piece]:
-        """A word's vectors, or its phrase's ids for a tokenizer without a text encoder."""
-        if token.phrase and self.name not in token.vectors:
-            return standing(token, self._ids(token.phrase, **options))
-        return pieces_of(token, self.name)
+    def _frozen(self, token: ConceptToken, before: str, **options: Any) -> list[Piece]:
+        """The ids of a frozen word's phrase, with the space that `_before` leaves out."""
+        return standing(token, self._ids(before[len(self._before(before)) :] + token.phrase, **options))
 
     def _before(self, text: str) -> str:
         """The text before a word. In the vocabularies of LLMs a space belongs to the word after it."""

@@ -49,6 +49,7 @@ BAD = {
     "precision": ["float16", "", None],
     "checkpointing": ["yes", 0],
     "stop_when_learned": ["yes", 1, None],
+    "token": ["", "random", True, None],
     "seed": [-1, 2**63, 1.5, "1", True],
 }
 
