@@ -77,7 +77,7 @@ def test_the_text_encoder_rests_while_the_word_is_learned_and_the_phrase_shows_i
     assert exhibit.token.phrase == PHRASE
 
     museum = load_museum(save_museum(Museum(base.fingerprint, (exhibit,)), tmp_path / "m.safetensors"))
-    shown, speaking = view(model, clip, museum)
+    _, speaking = view(model, clip, museum)
     encode = stock_nodes.CLIPTextEncode().encode
     ours, theirs = (
         encode(each, f"a photo of {words} in the snow")[0] for each, words in ((speaking, WORD), (clip, PHRASE))
