@@ -255,10 +255,9 @@ class Learning:
         facts |= {"checkpoint": checkpoint, CLIP_SKIP: skip}
         if concept.word in self.known_words:
             facts["known word"] = True
-        phrase = concept.start if self.frozen else ""
-        if phrase:
-            facts[PHRASE] = phrase
+        if self.frozen:
+            facts[PHRASE] = concept.start
         facts |= more
         deltas = trained.increments() if concept is self.concepts[-1] else {}
-        token = replace(trained.kept_token(concept.word), clip_skip=skip, phrase=phrase)
+        token = replace(trained.kept_token(concept.word), clip_skip=skip)
         return Exhibit(token, deltas, recipe, concept.kind, concept.prompt, facts)

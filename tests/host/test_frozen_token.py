@@ -76,6 +76,11 @@ def test_the_text_encoder_rests_while_the_word_is_learned_and_the_phrase_shows_i
     assert all(weight.grad is None for weight in text.parameters())
     assert exhibit.token.phrase == PHRASE
 
+    own, plain = (
+        base.encode_prompts([f"a photo of {words} in the snow"], tokens)
+        for words, tokens in ((WORD, [exhibit.token]), (PHRASE, []))
+    )
+    assert torch.equal(own.states, plain.states) and own.places[WORD].any()
     museum = load_museum(save_museum(Museum(base.fingerprint, (exhibit,)), tmp_path / "m.safetensors"))
     _, speaking = view(model, clip, museum)
     encode = stock_nodes.CLIPTextEncode().encode

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from clora_core.cli import main
 from clora_core.errors import ConceptError, RecipeError
 from clora_core.learning.learn import Learning, Progress
 from clora_core.learning.start import start
@@ -16,7 +18,7 @@ from clora_core.method.recipe import RECIPES, Recipe, recipe_named
 from clora_core.method.regularizers import ContextPreservation, Distillation
 from clora_core.model.base import Conditioning
 from clora_core.model.concept import ConceptToken
-from clora_core.museum.file import export, load_museum, read_header, save_museum
+from clora_core.museum.file import load_museum, read_header, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import DiffusersBase
 from tests.small import bits, museum_of, same_bits, short, small_base, small_concept, taught, tensors_of
@@ -64,7 +66,7 @@ def test_only_the_deltas_are_trained():
     (exhibit,) = taught(base, Museum(base.fingerprint), concept, short(**FROZEN)).exhibits
     (vectors,) = exhibit.token.vectors.values()
     assert torch.equal(vectors[0], base.word_vectors("red cat")["clip_l"])
-    assert exhibit.token.phrase == exhibit.facts["stands for"] == "red cat"
+    assert exhibit.token.phrase == exhibit.facts["stands for"] == trained.token("<one>").phrase == "red cat"
     assert any(delta.up.abs().max() > 0 for delta in exhibit.deltas.values())
 
 
@@ -99,7 +101,7 @@ def test_steps_are_those_of_a_word_that_is_encoded_every_time(numbers: dict[str,
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_file_keeps_the_phrase_and_an_export_names_it(tmp_path: Path):
+def test_a_file_keeps_the_phrase_and_an_export_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     base = small_base()
     museum = taught(base, museum_of(base, "<old>"), small_concept(start="red cat"), short(**FROZEN))
     path = save_museum(museum, tmp_path / "m.safetensors")
@@ -109,11 +111,12 @@ def test_a_file_keeps_the_phrase_and_an_export_names_it(tmp_path: Path):
     assert loaded.exhibits[1].recipe == museum.exhibits[1].recipe
     assert read_header(path).exhibits[0].recipe.to_json().keys() == Recipe().to_json().keys()
     assert "token" not in Recipe().to_json()
-    from safetensors import safe_open
-
-    (lora, *_) = export(loaded, tmp_path / "plain").files
-    with safe_open(lora, "pt") as file:
+    assert main(["export", str(path), "--to", str(tmp_path / "plain")]) == 0
+    assert "<one> stands for “red cat”" in capsys.readouterr().out
+    with safe_open(tmp_path / "plain" / "loras" / "museum.safetensors", "pt") as file:
         assert file.metadata()["modelspec.trigger_phrase"] == "<old>, red cat"
+    assert main(["show", str(path)]) == 0
+    assert "stands for red cat" in capsys.readouterr().out
 
 
 def test_an_interrupted_learning_resumes_exactly():
