@@ -10,8 +10,8 @@ blocks and one block are kept, which gives `checkpointed`.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -137,8 +137,11 @@ class Kept:
         return outside + sum(self.inputs.values()) + max(self.total(block) for block in self.inputs)
 
 
-def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
-    """Of one forward pass, and the billions of weights."""
+def prepared(
+    family: str, sizes: dict[str, Any], device: str, side: int
+) -> tuple[nn.Module, Callable[[], AbstractContextManager[Callable[[], Tensor]]]]:
+    """A network of that size in bfloat16, and what enters learning and gives its forward pass, with gradients from the
+    first projection on. side: of the latents."""
     import comfy.supported_models
     from clora_pack.clora_core.model.families import family_named
     from clora_pack.nodes.host.differentiable import differentiable_transformer, plain_attention
@@ -149,8 +152,8 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
     kind = getattr(comfy.supported_models, name)({**config, **sizes})
     kind.set_inference_dtype(torch.bfloat16, None)
     with torch.no_grad():
-        model = kind.get_model({}, "", device=torch.device("meta"))
-        network = model.diffusion_model.to(device="meta").requires_grad_(False)
+        model = kind.get_model({}, "", device=torch.device(device))
+        network = model.diffusion_model.to(device=device).requires_grad_(False)
     known = family_named(family)
     modules = dict(network.named_modules())
     places = known.structure.find(modules, lambda module: modules[module].weight.shape)
@@ -158,32 +161,45 @@ def kept(family: str, sizes: dict[str, Any]) -> tuple[Kept, float]:
         modules[path].register_forward_hook(
             lambda module, inputs, output: output + torch.zeros_like(output).requires_grad_()
         )
-    side = COARSER.get(family, SIDE)
-    context = torch.empty(1, TOKENS, sizes.get("context_in_dim", known.text_width), device="meta", dtype=torch.bfloat16)
-    latents = torch.empty(1, *known.latent_shape(side, side), device="meta", dtype=torch.bfloat16)
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, device=device, dtype=torch.bfloat16)
+
+    context = zeros(1, TOKENS, sizes.get("context_in_dim", known.text_width))
+    latents = zeros(1, *known.latent_shape(side, side))
     options: dict[str, Any] = {}
     if family in ("flux", "sd3"):
-        options["y"] = torch.empty(1, 768 if family == "flux" else 2048, device="meta", dtype=torch.bfloat16)
+        options["y"] = zeros(1, 768 if family == "flux" else 2048)
     if family in ("flux", "chroma"):
-        options["guidance"] = torch.empty(1, device="meta", dtype=torch.bfloat16)
+        options["guidance"] = zeros(1)
     if family in ("cosmos-predict2", "anima"):
-        options["padding_mask"] = torch.empty(1, 1, SIDE * 8, SIDE * 8, device="meta", dtype=torch.bfloat16)
+        options["padding_mask"] = zeros(1, 1, side * 8, side * 8)
     if family == "hunyuan-dit":
-        options["encoder_hidden_states_t5"] = torch.empty(1, 256, 2048, device="meta", dtype=torch.bfloat16)
-        options["text_embedding_mask"] = torch.ones(1, TOKENS, device="meta")
-        options["text_embedding_mask_t5"] = torch.ones(1, 256, device="meta")
+        options["encoder_hidden_states_t5"] = zeros(1, 256, 2048)
+        options["text_embedding_mask"], options["text_embedding_mask_t5"] = zeros(1, TOKENS), zeros(1, 256)
     if family == "z-image":
         options["num_tokens"] = TOKENS
-    seen = Kept(network)
     options["transformer_options"] = {"optimized_attention_override": plain_attention}
-    learning = differentiable_transformer(network, nn.Identity(), dtype=torch.bfloat16, again=None)
-    with learning, seen.watching(network):
-        network(latents, torch.empty(1, device="meta"), context=context, control=None, **options)
+
+    @contextmanager
+    def learning() -> Iterator[Callable[[], Tensor]]:
+        with differentiable_transformer(network, nn.Identity(), dtype=torch.bfloat16, again=None):
+            yield lambda: network(latents, torch.zeros(1, device=device), context=context, control=None, **options)
+
+    return network, learning
+
+
+def kept(family: str, sizes: dict[str, Any], side: int = 0) -> tuple[Kept, float]:
+    """Of one forward pass, and the billions of weights."""
+    network, learning = prepared(family, sizes, "meta", side or COARSER.get(family, SIDE))
+    seen = Kept(network)
+    with learning() as forward, seen.watching(network):
+        forward()
     return seen, sum(weight.numel() for weight in network.parameters()) / 1e9
 
 
-def main() -> None:
-    import_host(find_host())  # type: ignore[arg-type]
+def count_attention() -> None:
+    """From now on, attention has shapes only."""
     import comfy.ldm.hydit.attn_layers
     import comfy.ldm.hydit.poolers
     import comfy.ldm.pixart.blocks
@@ -193,6 +209,11 @@ def main() -> None:
     for module in (comfy.ldm.pixart.blocks, comfy.ldm.hydit.attn_layers, comfy.ldm.hydit.poolers):
         module.optimized_attention = attention_pytorch  # they take no override
     comfy.ops.scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention = attention
+
+
+def main() -> None:
+    import_host(find_host())  # type: ignore[arg-type]
+    count_attention()
     from tests.host.small_transformers import NETWORKS
 
     for title, (family, sizes) in REAL.items():

@@ -136,7 +136,7 @@ class TaskLearning:
             before = base.all_features(task.pictures)
             trained = self.start(before)
             setting = AnySetting(
-                past=Past(dense=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
+                past=Past(total=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
                 measure_reference_loss=lambda: float(
                     F.cross_entropy(logits(before, trained.rows.detach().cpu()), task.labels)
                 ),

@@ -59,7 +59,9 @@ class Vision:
         self.fingerprint = Fingerprint(kind, _digest(self.network, side, mean, deviation))
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool = False) -> Iterator[torch.dtype]:
+    def learning(
+        self, *, precision: Precision, checkpointing: bool = False, words: bool = False
+    ) -> Iterator[torch.dtype]:
         """While entered, gradients flow through the network in that precision. There is no checkpointing yet."""
         before, self._compute = self._compute, AUTOCAST[precision]
         try:

@@ -44,5 +44,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             f"{path.name} has at most rank {arguments.rank}. This loses {lost.total:.2%} (‖Δ - nearest‖ / ‖Δ‖), "
             f"at worst {lost.worst:.2%} on {lost.worst_path}."
         )
+    for token in museum.tokens:
+        if token.phrase and token.word not in exported.left_out:
+            say(f"{token.word} stands for “{token.phrase}”: in other programs, write that in prompts.")
     for why in exported.left_out.values():
         say(f"Left out: {why}")

@@ -134,7 +134,11 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     concepts = tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
     names = " and ".join(f"{concept.word} from {counted(len(concept.pictures), 'picture')}" for concept in concepts)
     device, size = probed(base.device), largest(concepts)
-    recipe = fitted(draft, base.family, device, lambda choice: training_bytes(base, choice, size), len(concepts))
+
+    def needed(choice: Recipe) -> int:
+        return training_bytes(base, choice, earlier, size)
+
+    recipe = fitted(draft, base.family, device, needed, len(concepts))
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")

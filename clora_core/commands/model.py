@@ -13,6 +13,7 @@ from ..method.recipe import BASELINES, DEFAULT_METHOD, RECIPES, Recipe
 from ..model.concept import TEMPLATES
 from ..model.precision import AUTOCAST, DTYPES
 from ..model.sampling import Sampling
+from ..museum.museum import Museum
 from ..over_diffusers.base import DiffusersBase, open_base
 from ..pictures import Size
 from .progress import Say
@@ -89,14 +90,22 @@ def probed(device: torch.device) -> Device:
     return Device(math.inf, "fp32")
 
 
-def training_bytes(base: DiffusersBase, recipe: Recipe, size: Size) -> int:
+def training_bytes(base: DiffusersBase, recipe: Recipe, earlier: Museum, size: Size) -> int:
     """Approximate memory of a training step with pictures of that (height, width) in pixels, with the models."""
     *_, rows, columns = base.latent_shape(*size)
     computed = AUTOCAST[recipe.precision] or base.unet.dtype
     copied = copied_bytes(base.unet, computed.itemsize, lambda module: module.weight.dtype != computed)
     models = (base.unet, base.vae, *(encoder.model for encoder in base.encoders))
     held = sum(tensor.numel() * tensor.element_size() for model in models for tensor in model.parameters())
-    return held + learning_bytes(base.family, base.slots, recipe, latent_pixels=rows * columns, copied_bytes=copied)
+    return held + learning_bytes(
+        base.family,
+        base.slots,
+        recipe,
+        earlier,
+        latent_pixels=rows * columns,
+        copied_bytes=copied,
+        read_bytes=base.unet.dtype.itemsize,
+    )
 
 
 def check_device(device: str) -> None:

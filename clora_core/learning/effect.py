@@ -10,12 +10,11 @@ from torch import Tensor
 from ..measure import displacement
 from ..model.attach import attached
 from ..model.base import Conditioning
-from ..model.concept import ConceptToken
 from ..museum.museum import Exhibit, Museum, viewing
 from ..museum.overlap import overlap_matrix
 from .learn import Learning
 from .lesson import REFERENCE_DRAWS
-from .start import start_vectors
+from .start import first_token
 
 Item = TypeVar("Item")
 
@@ -51,7 +50,7 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
     base, museum, concept, lesson = learning.base, learning.museum, learning.concepts[-1], learning.lessons[-1]
     asked = spread(museum.exhibits, ASKED)
     prompts = [base.encode_prompts([prompt], museum.tokens) for prompt in ("", *(e.prompt or e.word for e in asked))]
-    first = ConceptToken(concept.word, start_vectors(base, concept))
+    first = first_token(base, concept, learning.recipe)
     done = 0
 
     def count(pictures: int) -> None:
@@ -63,7 +62,7 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
     def answers(prompts: Sequence[Conditioning]) -> list[Tensor]:
         return [lesson.reference(lambda chosen, p=prompt: p[torch.zeros_like(chosen)], count)[0] for prompt in prompts]
 
-    with viewing(base, museum.dense(), museum.gated):
+    with viewing(base, museum.compact(), museum.gated):
         loss_before = lesson.reference_loss(first, report=count)
         unasked, *before = answers(prompts)
         with attached(base, new.deltas, new.gate):

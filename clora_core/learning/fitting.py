@@ -15,8 +15,10 @@ from torch import nn
 from ..method.draft import Draft
 from ..method.recipe import GATED, RECIPES, Recipe, shared_by
 from ..model.families.family import Family
+from ..model.low_rank import compact_values
 from ..model.precision import Precision
 from ..model.projections import Projection
+from ..museum.museum import WHOLE, Museum
 from ..texts import counted
 
 USABLE = 0.75  # of the device's memory; the rest is for the desktop, decoding pictures, and what the estimate misses
@@ -33,7 +35,8 @@ class Device:
 def fitted(
     draft: Draft, family: Family, device: Device, needed_bytes: Callable[[Recipe], float], concepts: int = 1
 ) -> Recipe:
-    """The recipe with all numbers, to learn so many concepts at once. The same model and device always give the same.
+    """The recipe with all numbers, to learn so many concepts at once. The same model, museum and device always
+    give the same.
 
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
@@ -46,6 +49,7 @@ def fitted(
         # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
+        "token": numbers.token if freezes(draft.recipe) else "learned",
     }
     method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     recipe = dataclasses.replace(
@@ -60,6 +64,11 @@ def fitted(
         if needed_bytes(shared) <= USABLE * device.total_bytes:
             break
     return shared
+
+
+def freezes(recipe: Recipe) -> bool:
+    """Whether a frozen token suits it: there are deltas to train, and a few different captions."""
+    return recipe.rank > 0 and not (recipe.shuffle_tags or recipe.tag_dropout)
 
 
 def _choices(draft: Draft, recipe: Recipe, pictures: int) -> Iterator[Recipe]:
@@ -94,11 +103,19 @@ def described(recipe: Recipe, family: Family, device: Device) -> str:
 
 
 def learning_bytes(
-    family: Family, projections: Collection[Projection], recipe: Recipe, *, latent_pixels: int, copied_bytes: float
+    family: Family,
+    projections: Collection[Projection],
+    recipe: Recipe,
+    earlier: Museum,
+    *,
+    latent_pixels: int,
+    copied_bytes: float,
+    read_bytes: int,
 ) -> int:
     """Approximate memory of a training step, without the models themselves.
 
-    latent_pixels: of one picture. copied_bytes: of the weights that are stored in another dtype than the recipe's.
+    earlier: what is learned upon. latent_pixels: of one picture. copied_bytes: of the weights that are stored in
+    another dtype than the recipe's. read_bytes: of each number that the projections read.
     """
     wide = 2 if recipe.precision == "fp32" else 1
     passes = 1 + sum(regularizer.passes for regularizer in recipe.regularizers if regularizer.weight)
@@ -106,10 +123,23 @@ def learning_bytes(
     share = family.checkpointed if recipe.checkpointing else 1
     # parameters, gradients and AdamW's two moments
     trained = 16 * sum(_trained_values(recipe, projection) for projection in projections)
-    # the earlier museum as one matrix per projection, and those of the regularizers
-    matrices = 1 + sum(regularizer.matrices for regularizer in recipe.regularizers if regularizer.weight)
-    dense = 4 * matrices * sum(projection.shape[0] * projection.shape[1] for projection in projections)
-    return round((activations + copied_bytes) * share) + trained + dense
+    at_work = [regularizer for regularizer in recipe.regularizers if regularizer.weight]
+    matrices = 4 * sum(regularizer.matrices for regularizer in at_work) * sum(math.prod(p.shape) for p in projections)
+    # the past as the projections add it, and as regularizers read it
+    widths = {read_bytes, *(4 for regularizer in at_work if regularizer.reads_past)}
+    past = sum(widths) * sum(past_values(projection, earlier) for projection in projections)
+    return round((activations + copied_bytes) * share) + trained + matrices + past
+
+
+def past_values(projection: Projection, earlier: Museum) -> int:
+    """How many numbers `Museum.compact` holds for a projection.
+
+    Those that it keeps whole count from the first concept on, so that the recipe does not change with the second.
+    """
+    if math.prod(projection.shape) <= WHOLE:
+        return math.prod(projection.shape)
+    ranks = [e.deltas[projection].rank for e in earlier.exhibits if not e.gate and projection in e.deltas]
+    return compact_values(projection.shape, sum(ranks))
 
 
 def copied_bytes(network: nn.Module, itemsize: int, is_copied: Callable[[nn.Module], bool]) -> int:

@@ -19,9 +19,10 @@ from ..method.step import Past, Setting
 from ..model.attach import attached
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
+from ..model.low_rank import without
 from ..model.moments import preserved_moments
 from ..model.threads import threads_of
-from ..museum.museum import CLIP_SKIP, STOPPED, Exhibit, Museum, gate_of
+from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
@@ -52,6 +53,7 @@ class Learning:
     upper bound of learning one after another). checkpoint: the base's file name, for the exhibits' facts.
     other_checkpoint: allow another checkpoint of the museum's family. Raises for a museum over another base, a word
     that is taken, and a recipe that does not support several concepts.
+    With a frozen token, the words of `concepts` stand for known ones.
     """
 
     base: Base
@@ -62,6 +64,8 @@ class Learning:
     other_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        if self.frozen:
+            object.__setattr__(self, "concepts", tuple(concept.frozen() for concept in self.concepts))
         if self.other_checkpoint:
             self.museum.check_family(self.base.fingerprint)
         else:
@@ -81,6 +85,12 @@ class Learning:
                         f"In '{prompt:.200}', '{word}' is only a part of another known word, so it would not be "
                         f"learned. Write {{word}} apart from it, or name it <{word.strip('<>')}>."
                     )
+        phrases = {token.phrase: token.word for token in self.museum.tokens if token.phrase}
+        for concept in self.concepts if self.frozen else ():
+            if (other := phrases.setdefault(concept.start, concept.word)) != concept.word:
+                raise ConceptError(
+                    f"{concept.word} would stand for “{concept.start}”, as {other} does. Give it another start."
+                )
         if not self.concepts:
             raise ConceptError("There is nothing to learn: no concept was given.")
         if self.base.family.reads == "shared" and self.recipe.rank and self.recipe.applied == "everywhere":
@@ -95,6 +105,11 @@ class Learning:
             )
         if several and (alone := [r.name for r in self.recipe.regularizers if r.one_concept_only]):
             raise LearningError(f"{alone[0]} supports one concept, not several at once. Choose another recipe.")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the words stand for known ones."""
+        return self.recipe.token == "frozen"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -114,6 +129,12 @@ class Learning:
             f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
             f"keep its meaning, choose a word like <my-{word}>."
             for word in self.known_words
+        )
+        known += tuple(
+            f"{concept.word} is frozen: it stands for “{concept.start}”, and the text encoder is not needed during "
+            "training. In other programs, write that instead."
+            for concept in self.concepts
+            if self.frozen
         )
         other_skip = skip_note(self.museum.tokens, self.base.clip_skip)
         return (*known, other_skip) if other_skip else known
@@ -152,10 +173,17 @@ class Learning:
         with torch.inference_mode(False), torch.enable_grad(), threads_of(base.family):
             lessons = self.lessons
             trained = start(base, self.concepts, recipe, museum)
-            past = {projection: moved.to(base.device) for projection, moved in earlier.dense().items()}
-            beneath = past | {place: past[place] - delta.dense() for place, delta in trained.continued.items()}
+            if self.frozen:
+                tokens = {word: trained.token(word) for word in self.words}
+                lessons = tuple(lesson.with_frozen(tokens) for lesson in lessons)
+            past = earlier.compact()
+            if any(regularizer.reads_past and regularizer.weight for regularizer in recipe.regularizers):
+                past = {projection: matrix.to(base.device) for projection, matrix in past.items()}
+            beneath = past | {place: without(past[place], delta) for place, delta in trained.continued.items()}
             with (
-                base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing) as computed_in,
+                base.learning(
+                    precision=recipe.precision, checkpointing=recipe.checkpointing, words=not self.frozen
+                ) as computed_in,
                 attached(base, beneath),
                 attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
             ):
@@ -169,7 +197,7 @@ class Learning:
                 setting = Setting(
                     base=base,
                     past=Past(
-                        dense=past,
+                        total=past,
                         deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
                         shared=trained.continued,
                         prompts=earlier.prompts,
@@ -234,6 +262,8 @@ class Learning:
         facts |= {"checkpoint": checkpoint, CLIP_SKIP: skip}
         if concept.word in self.known_words:
             facts["known word"] = True
+        if self.frozen:
+            facts[PHRASE] = concept.start
         facts |= more
         deltas = trained.increments() if concept is self.concepts[-1] else {}
         token = replace(trained.kept_token(concept.word), clip_skip=skip)

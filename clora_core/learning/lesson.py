@@ -1,7 +1,7 @@
 """The pictures of one concept, ready for training: latents are encoded once, prompts as needed."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from ..pictures import Picture, Size
 from ..seeds import seeded
 from .start import Trained
 from .stopping import LEAST_PICTURES
-from .variation import check_lines, varied_prompts, varies
+from .variation import check_lines, possible_prompts, varied_prompts, varies
 
 REFERENCE_DRAWS = 8
 ENCODED_AT_ONCE = 4  # pictures
@@ -72,7 +72,8 @@ class Lesson:
     """buckets: the pictures by size; a batch comes from one bucket.
 
     known: the earlier words that its prompts mention. new_words: the words in its prompts that are being learned.
-    left_out: the picture that is not trained on, if the recipe stops by it and there are enough.
+    left_out: the picture that is not trained on, if the recipe stops by it and there are enough. encoded: every prompt
+    that a step can use → its row, and these rows on the CPU, if the words are frozen.
     """
 
     base: Base
@@ -82,6 +83,7 @@ class Lesson:
     known: Sequence[ConceptToken] = ()
     new_words: Sequence[str] = ()
     left_out: Bucket | None = None
+    encoded: tuple[Mapping[str, int], Conditioning] | None = None
 
     @classmethod
     def prepared(
@@ -111,6 +113,14 @@ class Lesson:
         known = [token for token in known if token.word in mentioned]
         new_words = [word for word in new_words if word in mentioned]
         return cls(base, concept, recipe, buckets, known, new_words, held)
+
+    @torch.no_grad()
+    def with_frozen(self, words: Mapping[str, ConceptToken]) -> "Lesson":
+        """The lesson with all of its prompts encoded. words: those that are being learned."""
+        prompts = dict.fromkeys(possible_prompts(self.concept, self.recipe))
+        own = [words[word] for word in self.new_words]
+        encoded = self.base.encode_prompts(list(prompts), [*own, *self.known]).to(torch.device("cpu"))
+        return replace(self, encoded=({prompt: row for row, prompt in enumerate(prompts)}, encoded))
 
     def step(self, number: int, trained: Trained) -> Step:
         """The forward pass of batch `number`. It depends on the number and the trained parameters only."""
@@ -175,6 +185,9 @@ class Lesson:
         """The encoded prompts of the pictures with these numbers, (b,): their captions, or `prompts`."""
         captions = self.concept.prompts()
         prompts = prompts or [captions[index] for index in chosen.tolist()]
+        if self.encoded:
+            rows, encoded = self.encoded
+            return encoded[torch.tensor([rows[prompt] for prompt in prompts])].to(self.base.device)
         different = list(dict.fromkeys(prompts))
         encoded = self.base.encode_prompts(different, [*tokens, *self.known])
         rows = torch.tensor([different.index(prompt) for prompt in prompts], device=encoded.states.device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ from .directions import free_directions, quiet_directions
 class Trained:
     """Everything that is trained: float32 parameters on the base's device.
 
-    vectors: word → text encoder → (layers, words, width). continued: the shared deltas that these started from, as they
-    were. allowed: the projector (width, width) onto the directions of the text states that `down` is held within.
+    vectors: word → text encoder → (layers, words, width). phrases: frozen word → the words that it stands for.
+    continued: the shared deltas that these started from, as they were. allowed: the projector (width, width) onto the
+    directions of the text states that `down` is held within.
     """
 
     deltas: Mapping[Projection, LowRank]
     vectors: Mapping[str, Mapping[str, Tensor]]
+    phrases: Mapping[str, str] = field(default_factory=dict)
     continued: Mapping[Projection, LowRank] = field(default_factory=dict)
     allowed: Tensor | None = None
 
@@ -43,12 +45,12 @@ class Trained:
 
     def token(self, word: str) -> ConceptToken:
         """The word with its current vectors; gradients reach them."""
-        return ConceptToken(word, self.vectors[word])
+        return ConceptToken(word, self.vectors[word], phrase=self.phrases.get(word, ""))
 
     def kept_token(self, word: str) -> ConceptToken:
         """A copy of the word with its current vectors, on the CPU."""
-        vectors = self.token(word).vectors
-        return ConceptToken(word, {name: value.detach().cpu().clone() for name, value in vectors.items()})
+        token = self.token(word)
+        return replace(token, vectors={name: value.detach().cpu().clone() for name, value in token.vectors.items()})
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -105,10 +107,20 @@ def start(base: Base, concepts: Sequence[Concept], recipe: Recipe, museum: Museu
     vectors = {}
     for concept in concepts:
         first = start_vectors(base, concept, layer_wise=recipe.layer_wise)
-        vectors[concept.word] = {encoder: parameter(value, base.device) for encoder, value in first.items()}
-    trained = Trained(deltas, vectors, continued, allowed)
+        learned = recipe.token == "learned"
+        vectors[concept.word] = {
+            encoder: parameter(value, base.device, learned=learned) for encoder, value in first.items()
+        }
+    phrases = {concept.word: concept.start for concept in concepts if recipe.token == "frozen"}
+    trained = Trained(deltas, vectors, phrases, continued, allowed)
     trained.settle()
     return trained
+
+
+def first_token(base: Base, concept: Concept, recipe: Recipe) -> ConceptToken:
+    """The word before it is learned, with one layer."""
+    frozen = recipe.token == "frozen"
+    return ConceptToken(concept.word, start_vectors(base, concept), phrase=concept.start if frozen else "")
 
 
 def is_known(base: Base, word: str) -> bool:
@@ -173,8 +185,10 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
         )
     vectors, layers = {}, layer_count(base.slots) if layer_wise else 1
     if concept.start:
-        for encoder, known in base.word_vectors(concept.start).items():
-            vectors[encoder] = _fitted(known.float(), concept)
+        known = base.word_vectors(concept.start)
+        most = max(map(len, known.values()))
+        for encoder, own in known.items():
+            vectors[encoder] = _fitted(own.float(), concept, concept.vectors or most)
     else:
         count = concept.vectors or base.family.numbers.vectors
         for encoder, table in base.vocabulary().items():
@@ -184,13 +198,11 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
     return {encoder: value.repeat(layers, 1, 1) for encoder, value in vectors.items()}
 
 
-def _fitted(vectors: Tensor, concept: Concept) -> Tensor:
-    """The concept's number of vectors; the last one is repeated if the existing word has fewer."""
-    if concept.vectors == 0:
-        return vectors
-    if len(vectors) > concept.vectors:
+def _fitted(vectors: Tensor, concept: Concept, count: int) -> Tensor:
+    """So many vectors; the last one is repeated if the existing word has fewer."""
+    if len(vectors) > count:
         raise ConceptError(
             f"'{concept.start}' is {len(vectors)} tokens long, but '{concept.word}' has {concept.vectors} vectors. "
             f"Give it {len(vectors)} vectors, or start from a shorter word."
         )
-    return torch.cat([vectors, vectors[-1:].expand(concept.vectors - len(vectors), -1)])
+    return torch.cat([vectors, vectors[-1:].expand(count - len(vectors), -1)])

@@ -29,6 +29,12 @@ def check_lines(concept: Concept, recipe: Recipe) -> None:
                 )
 
 
+def possible_prompts(concept: Concept, recipe: Recipe) -> list[str]:
+    """All prompts that a draw can give, unless tags are shuffled or dropped; the same one may come several times."""
+    lines = [line for caption in concept.captions for line in concept.lines(caption)] if recipe.caption_lines else []
+    return [*concept.prompts(), *lines, *([concept.prompt] if recipe.caption_dropout else [])]
+
+
 def varied_prompts(
     concept: Concept, recipe: Recipe, number: int, pictures: Sequence[int], words: Sequence[str]
 ) -> list[str]:

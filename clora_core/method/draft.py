@@ -8,7 +8,7 @@ from .recipe import Recipe, guarding
 AUTO = "auto"
 AUTOMATIC = (
     *("rank", "steps", "learning_rate", "token_learning_rate", "schedule"),
-    *("batch_size", "accumulation", "precision", "checkpointing"),
+    *("batch_size", "accumulation", "precision", "checkpointing", "token"),
 )
 
 

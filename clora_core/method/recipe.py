@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import RecipeError
-from ..model.numbers import LearningRateSchedule, Numbers
+from ..model.numbers import LearningRateSchedule, Numbers, Token
 from ..model.precision import Precision
 from .regularizers import (
     REGULARIZERS,
@@ -24,7 +24,10 @@ from .regularizers import (
 Applied = Literal["everywhere", "word", "onwards"]
 Over = Literal["museum", "base", "shared"]
 Down = Literal["learned", "orthogonal", "quiet", "identity"]
-CHOICES = {"applied": Applied, "over": Over, "down": Down, "schedule": LearningRateSchedule, "precision": Precision}
+CHOICES = {
+    **{"applied": Applied, "over": Over, "down": Down, "token": Token},
+    **{"schedule": LearningRateSchedule, "precision": Precision},
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Recipe:
     "shared" delta, which then continues to train (one LoRA, of which every exhibit stores an increment). down: the
     factor that reads the text is "learned" with `up`; fixed to directions "orthogonal" to those of other exhibits;
     fixed to the "identity" (a full matrix at any rank); or learned within the directions that other prompts hardly use
-    ("quiet"). layer_wise: the word has separate vectors for each cross-attention.
+    ("quiet"). token: the word's vectors are "learned", or "frozen": those of known words, so that every caption is
+    encoded only once. layer_wise: the word has separate vectors for each cross-attention.
 
     Of captions (`learning/variation.py`): caption_lines: every line is a caption, drawn at random; otherwise the lines
     are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
@@ -54,6 +58,7 @@ class Recipe:
     applied: Applied = "everywhere"
     over: Over = "museum"
     down: Down = "learned"
+    token: Token = Numbers.token
     layer_wise: bool = False
     rank: int = Numbers.rank
     steps: int = Numbers.steps
@@ -104,6 +109,9 @@ class Recipe:
         _require(fits, "applied", self.applied, f"everywhere with {ungated}: gated deltas change no earlier prompt")
         fits = self.over != "shared" or (self.applied, self.down) == ("everywhere", "learned")
         _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
+        _require(self.rank > 0 or self.token == "learned", "token", self.token, "learned with rank 0: nothing else is")
+        fits = self.token == "learned" or not (self.shuffle_tags or self.tag_dropout)
+        _require(fits, "token", self.token, "learned with shuffle_tags or tag_dropout: frozen encodes captions once")
         names = [regularizer.name for regularizer in self.regularizers]
         _require(len(set(names)) == len(names), "regularizers", ", ".join(names), "different regularizers")
 
@@ -113,8 +121,10 @@ class Recipe:
         return self.schedule == "constant" and self.warmup == 0 and not self.stop_when_learned
 
     def to_json(self) -> dict[str, object]:
-        """The recipe as plain numbers, strings and lists."""
+        """The recipe as plain numbers, strings and lists; a learned token is left out, as in earlier versions."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.token == "learned":
+            del fields["token"]
         fields["regularizers"] = [{"name": r.name, **dataclasses.asdict(r)} for r in self.regularizers]
         return fields
 

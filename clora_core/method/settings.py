@@ -60,6 +60,10 @@ SETTINGS = {
         "end before the last step, when the error on a picture that is left out of training no longer falls. With "
         "fewer than 5 pictures, none is left out, and only the noise is new"
     ),
+    "token": Option(
+        "learned: train the trigger word. frozen: it stands for known words (start, or its own name), and the text "
+        "encoder is not needed during training. Automatic, it is frozen for models with a large text encoder"
+    ),
     "seed": Option("seed of the noise and the picture order"),
 }
 BASIC = ("steps", "learning_rate", "rank", "batch_size")  # inputs of a Train Step, which also has the seed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..model.low_rank import LowRank, Moment
+from ..model.low_rank import LowRank, Matrix, Moment
 from ..model.projections import Projection
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 class Past:
     """Everything that a new concept can use of earlier exhibits. Empty for the first concept.
 
-    dense: projection → Σ of their deltas, (out, in) float32 without gradient. deltas: the terms of that sum, one entry
-    per exhibit. shared: the frozen delta that the new one continues, if there is one. prompts, words: one of each per
-    exhibit. beside: these prompts, and the earlier words in the new concept's captions (`Museum.prompts_beside`).
+    total: projection → Σ of their deltas, (out, in) float32 without gradient, on the device of the trained deltas if a
+    regularizer `reads_past`. deltas: the terms of that sum, one entry per exhibit. shared: the frozen delta that the
+    new one continues, if there is one. prompts, words: one of each per exhibit. beside: these prompts, and the earlier
+    words in the new concept's captions (`Museum.prompts_beside`).
     """
 
-    dense: Mapping[Projection, Tensor] = field(default_factory=dict)
+    total: Mapping[Projection, Matrix] = field(default_factory=dict)
     deltas: Sequence[Deltas] = ()
     shared: Deltas = field(default_factory=dict)
     prompts: Sequence[str] = ()

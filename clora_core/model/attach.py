@@ -23,14 +23,12 @@ from ..errors import BaseModelError
 from .attachment import Attachment, Gate
 from .base import Base, Conditioning, Frozen
 from .layers import layer_numbers
-from .low_rank import LowRank
+from .low_rank import Matrix
 from .projections import Projection, Slot
 
 
 @contextmanager
-def attached(
-    base: Frozen, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None
-) -> Iterator[Attachment]:
+def attached(base: Frozen, deltas: Mapping[Projection, Matrix], gate: Gate | None = None) -> Iterator[Attachment]:
     """While entered, the base adds these deltas to the outputs of its projections. Nested deltas add up.
 
     Raises BaseModelError for a projection that is not in the base.

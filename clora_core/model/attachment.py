@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .low_rank import LowRank
+from .low_rank import LowRank, Matrix
 from .projections import Projection
 
 
@@ -28,9 +28,9 @@ class Gate:
 
 
 class Attachment:
-    """Deltas that are added to a model: a LowRank or a matrix (out, in) per projection, with or without a gate."""
+    """Deltas that are added to a model, one per projection, with or without a gate."""
 
-    def __init__(self, deltas: Mapping[Projection, LowRank | Tensor], gate: Gate | None = None) -> None:
+    def __init__(self, deltas: Mapping[Projection, Matrix], gate: Gate | None = None) -> None:
         self.deltas, self.gate, self.on = deltas, gate, True
         self._placed: dict[tuple[Projection, torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 

@@ -7,7 +7,7 @@ Everything else works with either.
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -129,6 +129,13 @@ class Conditioning:
     real: Tensor | None = None
     extras: Sequence[Mapping[str, object]] = ()
 
+    def to(self, device: torch.device) -> "Conditioning":
+        """All tensors on that device, but for `lengths` and `extras`."""
+        optional = (self.pooled, self.sizes, self.real)
+        pooled, sizes, real = (None if value is None else value.to(device) for value in optional)
+        places = {word: mask.to(device) for word, mask in self.places.items()}
+        return replace(self, states=self.states.to(device), pooled=pooled, places=places, sizes=sizes, real=real)
+
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
         def chosen(values: Tensor) -> Tensor:
             # not values[rows]: with repeated rows, its backward pass sums in a different order every time
@@ -151,9 +158,12 @@ class Frozen(Protocol):
     device: torch.device
     attachments: list[Attachment]  # the deltas that are added; `attach.attached` adds and removes them
 
-    def learning(self, *, precision: Precision, checkpointing: bool) -> AbstractContextManager[torch.dtype]:
+    def learning(
+        self, *, precision: Precision, checkpointing: bool, words: bool = True
+    ) -> AbstractContextManager[torch.dtype]:
         """While entered, gradients flow through the model in that precision. On exit, everything is restored.
 
+        words: whether gradients also flow through text encoders, if it has any; otherwise these need not stay loaded.
         Yields the dtype that the network computes in.
         """
         ...

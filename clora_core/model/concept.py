@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -34,12 +34,14 @@ class ConceptToken:
     vectors: name of the text encoder ("clip_l", "clip_g", "clip_h") → (layers, words, width). With one layer, all
     cross-attentions read the same embedding; one layer per cross-attention is MuseumMaker's task-wise token. A token of
     several words takes several places in the prompt, the same number for every encoder. clip_skip: the layer of the
-    text encoders that it was learned with, counted from the end; None if that is not known.
+    text encoders that it was learned with, counted from the end; None if that is not known. phrase: the known words
+    that it stands for, and whose vectors it has; "" for learned vectors.
     """
 
     word: str
     vectors: Mapping[str, Tensor]
     clip_skip: int | None = None
+    phrase: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "word", normal(self.word))
@@ -130,6 +132,10 @@ class Concept:
     def size(self) -> Size:
         """(height, width) of most of its pictures, in pixels."""
         return Counter(picture.size for picture in self.pictures).most_common(1)[0][0]
+
+    def frozen(self) -> "Concept":
+        """The same with a word that stands for known words: those of `start`, or the word without its brackets."""
+        return replace(self, start=self.start or self.word.strip("<>"), vectors=0)
 
     @property
     def prompt(self) -> str:

@@ -5,6 +5,7 @@
 C-LoRA writes it A·B with A on the output side, LoRA writes it B·A; `up` and `down` cannot be confused.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,14 @@ class LowRank:
         """(out, in), in the factors' dtype."""
         return self.up @ self.down
 
+    def to(self, device: torch.device) -> "LowRank":
+        """Both factors on that device."""
+        return LowRank(self.up.to(device), self.down.to(device))
+
+    def in_float32(self) -> "LowRank":
+        """Both factors in float32."""
+        return LowRank(self.up.float(), self.down.float())
+
     def scaled(self, strength: float) -> "LowRank":
         """The matrix times `strength`."""
         return self if strength == 1 else LowRank(self.up * strength, self.down)
@@ -50,14 +59,48 @@ class LowRank:
         return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
+Matrix = LowRank | Tensor  # (out, in), as its factors or whole
+
+
+def compact(delta: LowRank, *, whole: int = 0) -> Matrix:
+    """The same matrix in float32, as its factors; whole if that takes no more memory, or has at most `whole` values."""
+    delta = delta.in_float32()
+    values = math.prod(delta.shape)
+    if values <= whole or values == compact_values(delta.shape, delta.rank):
+        return delta.dense()
+    return LowRank(_for_backward(delta.up), _for_backward(delta.down))
+
+
+def _for_backward(factor: Tensor) -> Tensor:
+    """A copy if it was made in inference mode, as by ComfyUI: such tensors have no part in a backward pass."""
+    return factor.clone() if factor.is_inference() and not torch.is_inference_mode_enabled() else factor
+
+
+def compact_values(shape: tuple[int, int], rank: int) -> int:
+    """The number of values of a matrix of this shape and rank as its factors, or whole if these are fewer."""
+    return min(math.prod(shape), rank * sum(shape))
+
+
+def without(matrix: Matrix, delta: LowRank) -> Matrix:
+    """matrix - delta, in the form of `matrix`, where and in the dtype that `delta` is."""
+    if isinstance(matrix, Tensor):
+        return matrix.to(delta.up) - delta.dense()
+    return concatenated([LowRank(matrix.up.to(delta.up), matrix.down.to(delta.up)), delta.scaled(-1)])
+
+
+def squared_norm(matrix: Matrix) -> float:
+    """The sum of the squares of all entries."""
+    return (matrix.square().sum() if isinstance(matrix, Tensor) else inner(matrix, matrix)).item()
+
+
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """A random sketch of a second moment E[x xᵀ] ≈ columns @ columnsᵀ. columns: (in, any number)."""
+    """A second moment E[x xᵀ] = columns @ columnsᵀ, exactly or of random columns. columns: (in, any number)."""
 
     columns: Tensor
 
 
-Moment = Tensor | Sketch  # E[x xᵀ], (in, in) float32, whole or as a sketch
+Moment = Tensor | Sketch  # E[x xᵀ], (in, in) float32
 
 
 def mean_square(delta: LowRank, moment: Moment) -> Tensor:

@@ -37,9 +37,9 @@ def preserved_moments(base: Base, old_prompts: Sequence[str], old_words: Sequenc
     """
     if base.family.reads == "states":
         return _of_states(base, preserved_states(base, old_prompts, old_words))
-    groups = [_of_inputs(base, base.family.captions, ())]
+    groups = [_of_inputs(base, base.family.captions, (), "everyday")]
     if old_prompts:
-        groups.append(_of_inputs(base, old_prompts, old_words))
+        groups.append(_of_inputs(base, old_prompts, old_words, "earlier"))
     moments = {projection: _mean([moment[projection] for moment, _ in groups]) for projection in base.slots}
     sizes = {projection: sum(size[projection] for _, size in groups) / len(groups) for projection in base.slots}
     return moments, sizes
@@ -57,7 +57,7 @@ def _of_states(base: Base, groups: Sequence[Tensor]) -> Moments:
     return dict.fromkeys(base.slots, second_moment(groups)), sizes
 
 
-def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Moments:
+def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> Moments:
     """The network runs on the prompts, without a picture, and the projections' inputs and outputs are listened to.
 
     A stream is read at three noise levels, one per prompt. Its real tokens, its padding and its picture have the same
@@ -76,7 +76,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
                 chosen = (labels == kind).to(x.device)
                 outputs[projection][kind].append(float(y[chosen].square().sum()))
                 if reader is not None:
-                    inputs[reader][kind].add(x[chosen], ("moment", reader, kind))
+                    inputs[reader][kind].add(x[chosen], ("moment", group, reader, kind))
 
         return hook
 
@@ -87,12 +87,13 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
         for projection, slot in base.slots.items():
             reader = readers[projection] if first[readers[projection]] is projection else None
             handles.callback(slot.module.register_forward_hook(listening(projection, slot, reader)).remove)
-        for number, prompt in enumerate(prompts):
-            conditioning = base.encode_prompts([prompt], tokens)
+        # all before the first prediction: text encoder and network may not fit into memory together
+        encoded = [base.encode_prompts([prompt], tokens).to(torch.device("cpu")) for prompt in prompts]
+        for number, conditioning in enumerate(encoded):
             kinds = _kinds(conditioning)
             times = torch.tensor([round(LEVELS[number % len(LEVELS)] * (count - 1))])
             noisy = base.schedule.noised(torch.zeros_like(noise), noise, times)
-            base.predict(noisy.to(base.device), times.to(base.device), conditioning)
+            base.predict(noisy.to(base.device), times.to(base.device), conditioning.to(base.device))
     moments = {reader: _mean([total.moment() for total in sums.values()]) for reader, sums in inputs.items()}
     rows = {reader: {kind: total.rows for kind, total in sums.items()} for reader, sums in inputs.items()}
     sizes = {}
@@ -132,7 +133,8 @@ class _Sum:
 
 
 def _mean(moments: Sequence[Moment]) -> Moment:
+    """Sketches of independent random numbers add up to one of as many columns."""
     if any(isinstance(moment, Sketch) for moment in moments):
         columns = [moment.columns for moment in moments if isinstance(moment, Sketch)]
-        return Sketch(torch.cat(columns, dim=1) / len(columns) ** 0.5)
+        return Sketch(torch.stack(columns).sum(0) / len(columns) ** 0.5)
     return torch.stack([moment for moment in moments if isinstance(moment, Tensor)]).mean(0)

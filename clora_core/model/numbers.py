@@ -6,6 +6,7 @@ from typing import Literal
 from .precision import Precision
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
+Token = Literal["learned", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class Numbers:
     """What `auto` stands for. The defaults are those of the C-LoRA paper for Stable Diffusion, where it gives them.
 
     batch_size: pictures per update; on a small device in several parts. vectors: of a trigger word. precision: None for
-    the fastest one that the device has. threads: of the processor; None for all.
+    the fastest one that the device has. token: whether the word's vectors are learned, or those of a known phrase, so
+    that a large text encoder need not stay loaded. threads: of the processor; None for all.
     """
 
     rank: int = 16
@@ -24,4 +26,5 @@ class Numbers:
     schedule: LearningRateSchedule = "constant"
     vectors: int = 1
     precision: Precision | None = None
+    token: Token = "learned"
     threads: int | None = None

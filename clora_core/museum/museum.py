@@ -15,13 +15,15 @@ from ..model.attach import attached
 from ..model.attachment import Gate
 from ..model.base import Base, Fingerprint
 from ..model.concept import Concept, ConceptToken, Kind, with_word
-from ..model.low_rank import LowRank, concatenated
+from ..model.low_rank import LowRank, Matrix, compact, concatenated
 from ..model.projections import Projection
 from ..texts import normal
 
 STRENGTH_LIMIT = 100
 STOPPED = "stopped"  # the fact that holds why a training ended
 CLIP_SKIP = "clip skip"  # the fact that holds a token's `clip_skip`
+PHRASE = "stands for"  # the fact that holds a token's `phrase`
+WHOLE = 2**22  # values of a projection up to which `compact` keeps matrices whole: 16 MiB. No UNet has larger ones
 EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 
 
@@ -159,7 +161,7 @@ class Museum:
 
     @property
     def gated(self) -> tuple[Exhibit, ...]:
-        """The exhibits that act at their words only. `deltas` and `dense` do not include them."""
+        """The exhibits that act at their words only. `deltas`, `dense` and `compact` do not include them."""
         return tuple(exhibit for exhibit in self.exhibits if exhibit.gate)
 
     def exhibit(self, word: str) -> Exhibit:
@@ -199,7 +201,12 @@ class Museum:
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
         """projection → the same sum as one dense matrix (out, in), float32."""
         deltas = self.deltas(strengths)
-        return {place: LowRank(delta.up.float(), delta.down.float()).dense() for place, delta in deltas.items()}
+        return {place: delta.in_float32().dense() for place, delta in deltas.items()}
+
+    @torch.no_grad()
+    def compact(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Matrix]:
+        """The same sums: whole up to `WHOLE` values, larger ones as factors while these take less memory."""
+        return {place: compact(delta, whole=WHOLE) for place, delta in self.deltas(strengths).items()}
 
 
 def summed(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, LowRank]:
@@ -219,13 +226,13 @@ def gate_of(word: str, applied: Applied) -> Gate | None:
 @contextmanager
 def viewing(
     base: Base,
-    everywhere: Mapping[Projection, Tensor],
+    everywhere: Mapping[Projection, Matrix],
     gated: Sequence[Exhibit] = (),
     strengths: Mapping[str, float] | None = None,
 ) -> Iterator[None]:
     """Attach a museum to the base for the duration of the block.
 
-    everywhere: `Museum.dense()`. gated: the exhibits that act at their words only. Each is scaled by its own strength
+    everywhere: `Museum.compact()`. gated: the exhibits that act at their words only. Each is scaled by its own strength
     times that of its word in `strengths` (default 1).
     """
     with ExitStack() as views:

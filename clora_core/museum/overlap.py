@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..model.low_rank import LowRank
 from ..model.projections import Projection
 from .museum import Exhibit, Museum
 
@@ -32,4 +31,4 @@ def _magnitudes(exhibit: Exhibit, projection: Projection) -> Tensor:
     delta = exhibit.deltas.get(projection)
     if delta is None:
         return torch.zeros(projection.shape)
-    return LowRank(delta.up.float(), delta.down.float()).dense().abs()
+    return delta.in_float32().dense().abs()

@@ -188,7 +188,7 @@ class DiffusersBase:
         return prediction.float()
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
+    def learning(self, *, precision: Precision, checkpointing: bool, words: bool = True) -> Iterator[torch.dtype]:
         """While entered, everything is frozen, and `predict` computes in that precision, optionally with checkpointing.
 
         Yields the dtype of the computation; fp32 means the dtype of the weights.

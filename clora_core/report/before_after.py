@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..learning.effect import spread
 from ..learning.learn import Learning
-from ..learning.start import start_vectors
+from ..learning.start import first_token
 from ..model.base import Base
 from ..model.concept import ConceptToken
 from ..model.sampling import Sampling, sample
@@ -92,8 +92,8 @@ def sampled_now(learning: Learning, token: ConceptToken, report: Callable[[int, 
 def sampled_before(learning: Learning) -> Tensor:
     """The same before it is learned."""
     base, museum, concept = learning.base, learning.museum, learning.concepts[-1]
-    with viewing(base, museum.dense(), museum.gated):
-        return sampled_now(learning, ConceptToken(concept.word, start_vectors(base, concept)))
+    with viewing(base, museum.compact(), museum.gated):
+        return sampled_now(learning, first_token(base, concept, learning.recipe))
 
 
 def _sampling(base: Base) -> Sampling:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..measure import displacement
 from ..model.base import Base
+from ..model.low_rank import Matrix
 from ..model.projections import Projection
 from ..model.sampling import Sampling, sample
 from ..museum.museum import Museum, viewing
@@ -30,8 +31,8 @@ class State:
     museum: Museum
 
     @cached_property
-    def everywhere(self) -> dict[Projection, Tensor]:
-        return self.museum.dense()
+    def everywhere(self) -> dict[Projection, Matrix]:
+        return self.museum.compact()
 
     def viewing(self) -> AbstractContextManager[None]:
         return viewing(self.base, self.everywhere, self.museum.gated)

@@ -144,7 +144,7 @@ class Examiner:
         return Evaluation(taken_for.count(subject) / count, share, taken_for, sampled)
 
     def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
-        with viewing(self.base, museum.dense(), museum.gated):
+        with viewing(self.base, museum.compact(), museum.gated):
             return sample(self.base, prompts, museum.tokens, sampling, latent_shape=LATENT_SHAPE)
 
 

@@ -75,7 +75,7 @@ def train_step(
             Draft.of(recipe),
             base.family,
             device_of(base),
-            lambda choice: needed_bytes(base, choice, *size),
+            lambda choice: needed_bytes(base, choice, earlier, *size),
             len(concepts),
         )
         learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
@@ -184,7 +184,7 @@ def _learn(
     last: Progress | None = None
     count = sum(len(concept.pictures) for concept in concepts)
     numbers = described(recipe, base.family, device_of(base))
-    memory = memory_note(base, recipe, *largest(concepts))
+    memory = memory_note(base, recipe, learning.museum, *largest(concepts))
     note = f"teaching {diary.words} with {counted(count, 'picture')} · {numbers} · {memory}"
     pictures = [picture for concept in concepts for picture in concept.pictures]
     if (sizes := len({picture.size for picture in pictures})) > 1:
@@ -242,7 +242,7 @@ def _learn(
 def _pictures(learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]) -> Tensor:
     """Samples of the new words, the last concept's first, (n, 3, height, width) in [-1, 1]."""
     museum = learning.museum.with_exhibits(*exhibits)
-    with viewing(learning.base, museum.dense(), museum.gated):
+    with viewing(learning.base, museum.compact(), museum.gated):
         return sampled(learning, _prompts(learning), museum.tokens, report)
 
 

@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model.attach import Reading
@@ -57,7 +57,7 @@ class HostBase:
         check_parts(self.family, widths(clip), reads=reads, makes=None if vae is None else int(vae.latent_channels))
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # entered while `predict` runs
-        self._learning: tuple[torch.dtype, bool] | None = None  # the UNet's dtype, gradient checkpointing
+        self._learning: tuple[torch.dtype, bool, bool] | None = None  # the UNet's dtype, checkpointing, words too
         self._changes = ExitStack()  # to undo before ComfyUI may move the models
         self._prepared = False
 
@@ -126,7 +126,7 @@ class HostBase:
 
     def encode_prompts(self, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         """Encode prompts that may contain the tokens' words. Gradients reach their vectors. float32, on `device`."""
-        self._ready()
+        self._ready_to_encode()
         for token in tokens:
             check_layers(token, layer_count(self.slots))
         if self.family.reads == "states":
@@ -166,12 +166,13 @@ class HostBase:
             self._reading = nullcontext()
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
+    def learning(self, *, precision: Precision, checkpointing: bool, words: bool = True) -> Iterator[torch.dtype]:
         """While entered, gradients flow and `predict` computes in this precision, optionally with checkpointing.
 
-        Yields the dtype. Loads the whole UNet and text encoder, and unloads every other model.
+        Yields the dtype. Loads the whole UNet and, with `words`, the text encoder, and unloads every other model.
+        Without, prompts can be encoded as well: the text encoder is loaded for them, and unloaded by `predict`.
         """
-        before, self._learning = self._learning, (DTYPES[precision], checkpointing)
+        before, self._learning = self._learning, (DTYPES[precision], checkpointing, words)
         try:
             with ordinary_tensors(), self._resting():
                 self._ready()
@@ -180,19 +181,33 @@ class HostBase:
             self._learning = before
             comfy.model_management.soft_empty_cache()
 
+    def _ready_to_encode(self) -> None:
+        """The same for prompts only, if the network may be moved to make room for the text encoder."""
+        if self._learning is not None and self._learning[2]:
+            self._ready()
+        else:
+            self._changes.close()
+            adapts = hasattr(unet_of(self.model), "preprocess_text_embeds")
+            models = [self.clip.patcher, self.model] if adapts else [self.clip.patcher]
+            for patcher in models:
+                take_off_others(patcher)
+            comfy.model_management.load_models_gpu(models)
+
     def _ready(self, memory_required: int = 0) -> None:
-        """Load the models with this much free memory; while learning, load them once, whole, and differentiable."""
-        models = [self.model, self.clip.patcher]
-        for patcher in models:
-            take_off_others(patcher)
+        """Load the network with this much free memory; while learning, load it once, whole, and differentiable, and
+        the text encoder with it if words are learned."""
         if self._learning is None:
-            comfy.model_management.load_models_gpu(models, memory_required=memory_required)
+            take_off_others(self.model)
+            comfy.model_management.load_models_gpu([self.model], memory_required=memory_required)
         elif not self._prepared:
+            dtype, checkpointing, words = self._learning
+            models = [self.model, self.clip.patcher] if words else [self.model]
+            for patcher in models:
+                take_off_others(patcher)
             comfy.model_management.load_models_gpu(models, memory_required=EVERYTHING, force_full_load=True)
-            dtype, checkpointing = self._learning
             self._changes.callback(setattr, self, "_prepared", False)
             self._prepared = True
-            unet, text = unet_of(self.model), self.clip.cond_stage_model
+            unet, text = unet_of(self.model), self.clip.cond_stage_model if words else nn.Identity()
             again = (lambda: self._reading) if checkpointing else None
             entered = differentiable if self.family.reads == "states" else differentiable_transformer
             self._changes.enter_context(entered(unet, text, dtype=dtype, again=again))

@@ -28,12 +28,20 @@ Piece = int | dict[str, Any]  # an id, or a vector of a learned word
 
 
 class Standing(int):
-    """An id in place of a vector of a learned word, for a tokenizer without a text encoder."""
+    """An id in place of a vector: of a frozen word's phrase, or for a tokenizer without a text encoder."""
 
     token: ConceptToken
 
 
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
+
+
+def standing(token: ConceptToken, ids: Sequence[int]) -> list[Piece]:
+    """These ids, each with the word that they stand for."""
+    pieces = [Standing(number) for number in ids]
+    for piece in pieces:
+        piece.token = token
+    return list(pieces)
 
 
 def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
@@ -42,10 +50,7 @@ def pieces_of(token: ConceptToken, encoder: str) -> list[Piece]:
     A tokenizer without a text encoder gets the padding's id for each, as ComfyUI gives it for `embedding:`.
     """
     if encoder not in token.vectors:
-        standing = [Standing(0) for _ in range(next(iter(token.vectors.values())).shape[1])]
-        for piece in standing:
-            piece.token = token
-        return list(standing)
+        return standing(token, [0] * token.words)
     layers = token.vectors[encoder]  # (layers, words, width)
     return [
         {"type": "embedding", "data": vectors[0], "clora_token": token, "clora_layers": vectors}

@@ -81,7 +81,7 @@ class _Digest:
                 attributes = {name: vars(value)[name] for name in names}
                 self._all([attributes, dict(value.named_buffers()), dict(value.named_parameters())], depth)
             case ConceptToken():
-                self._all([value.word, value.vectors], depth)
+                self._all([value.word, value.vectors, *filter(None, [value.phrase])], depth)
             case _:
                 raise _UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 

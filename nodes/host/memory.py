@@ -7,6 +7,7 @@ from ...clora_core.learning import fitting
 from ...clora_core.learning.fitting import Device
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.precision import DTYPES, Precision
+from ...clora_core.museum.museum import Museum
 from .base import HostBase
 from .model import slots_of, stored_dtype, unet_of
 
@@ -25,12 +26,12 @@ def device_of(base: HostBase) -> Device:
     return Device(comfy.model_management.get_total_memory(base.device), _fastest(base.device))
 
 
-def needed_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
+def needed_bytes(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> int:
     """Approximate memory of a step with pictures of that size in pixels, with the models that the device holds."""
-    return step_bytes(base, recipe, height, width) + _models_bytes(base)
+    return step_bytes(base, recipe, earlier, height, width) + _models_bytes(base, recipe)
 
 
-def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
+def step_bytes(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> int:
     """The same without the models."""
     model, _ = base.sources
     *_, rows, columns = base.latent_shape(height, width)
@@ -38,12 +39,20 @@ def step_bytes(base: HostBase, recipe: Recipe, height: int, width: int) -> int:
     copied = fitting.copied_bytes(
         unet_of(model), computed.itemsize, lambda layer: stored_dtype(layer.weight) != computed
     )
-    return fitting.learning_bytes(base.family, places, recipe, latent_pixels=rows * columns, copied_bytes=copied)
+    return fitting.learning_bytes(
+        base.family,
+        places,
+        recipe,
+        earlier,
+        latent_pixels=rows * columns,
+        copied_bytes=copied,
+        read_bytes=computed.itemsize,
+    )
 
 
-def memory_note(base: HostBase, recipe: Recipe, height: int, width: int) -> str:
+def memory_note(base: HostBase, recipe: Recipe, earlier: Museum, height: int, width: int) -> str:
     """The estimate as a text, with the size of the models and of the device's memory."""
-    needed, models = step_bytes(base, recipe, height, width), _models_bytes(base)
+    needed, models = step_bytes(base, recipe, earlier, height, width), _models_bytes(base, recipe)
     total = comfy.model_management.get_total_memory(base.device)
     text = f"a step of {recipe.batch_size} pictures of {width}×{height} takes about {_size_text(needed)}"
     text += f" on top of the models' {_size_text(models)}; the device has {_size_text(total)}"
@@ -60,9 +69,10 @@ def _fastest(device: torch.device) -> Precision:
     return "fp16" if device.type == "cuda" and comfy.model_management.should_use_fp16(device) else "fp32"
 
 
-def _models_bytes(base: HostBase) -> int:
+def _models_bytes(base: HostBase, recipe: Recipe) -> int:
     model, clip = base.sources
-    patchers = [patcher for patcher in (model, clip.patcher) if patcher.load_device == base.device]
+    used = (model, clip.patcher) if recipe.token == "learned" else (model,)
+    patchers = [patcher for patcher in used if patcher.load_device == base.device]
     return sum(patcher.model_size() for patcher in patchers)
 
 

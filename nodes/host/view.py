@@ -8,19 +8,17 @@ the sum would lose small deltas, so they are added to the outputs while the UNet
 word-gated exhibits, which are never merged.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.weight_adapter import LoRAAdapter
-from torch import Tensor
 
 from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.low_rank import LowRank
+from ...clora_core.model.low_rank import LowRank, Matrix, compact
 from ...clora_core.model.projections import Place, Projection
 from ...clora_core.museum.museum import Museum
 from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, places_of, run_dtype, stored_dtype, unet_of
@@ -59,9 +57,9 @@ def view(
     if missing := set(patches) - set(model.add_patches(patches)):
         raise BaseModelError(f"ComfyUI rejected the patch of {min(missing, key=str)}; the museum would be incomplete.")
     unmerged = {projection: delta for projection, delta in deltas.items() if projection not in merged}
-    attachments = [Attachment(_cheap(unmerged))] if unmerged else []
+    attachments = [Attachment(_compact(unmerged))] if unmerged else []
     for exhibit in museum.gated:
-        attachments.append(Attachment(_cheap(_checked(exhibit.scaled(strengths), places)), exhibit.gate))
+        attachments.append(Attachment(_compact(_checked(exhibit.scaled(strengths), places)), exhibit.gate))
     layers = _layers(museum, places)
     if attachments or layers > 1:
         put_on(model, places, attachments, layers)
@@ -135,14 +133,8 @@ def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
     return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
-def _cheap(deltas: Mapping[Projection, LowRank]) -> dict[Projection, LowRank | Tensor]:
-    """Every delta as its factors, or as one matrix if that is cheaper to multiply."""
-    return {
-        projection: LowRank(delta.up.float(), delta.down.float()).dense()
-        if delta.rank * sum(delta.shape) >= math.prod(delta.shape)
-        else delta
-        for projection, delta in deltas.items()
-    }
+def _compact(deltas: Mapping[Projection, LowRank]) -> dict[Projection, Matrix]:
+    return {projection: compact(delta) for projection, delta in deltas.items()}
 
 
 def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:

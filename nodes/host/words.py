@@ -18,7 +18,7 @@ from torch import nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, readable, unknown_words, word_pattern
-from .conditioning import Piece, mark_words, pieces_of, unmark_words
+from .conditioning import Piece, mark_words, pieces_of, standing, unmark_words
 from .progress import warn
 
 CLIP = comfy.sd.CLIP
@@ -113,7 +113,7 @@ class WordTokenizer:
         return {"input_ids": [*empty[: self.begin], *self.pieces(text, **options), *empty[len(empty) - self.end :]]}
 
     def pieces(self, text: str, **options: Any) -> list[Piece]:
-        """The text's own ids, and the vectors of learned words."""
+        """The text's own ids, the vectors of learned words, and the ids that frozen ones stand for."""
         text = readable(text, self.pattern) if self.tokens else text
         if self.note and self.tokens and "<" in text:
             for sentence in unknown_words(text, list(self.tokens)):
@@ -121,8 +121,9 @@ class WordTokenizer:
         pieces: list[Piece] = []
         position = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
-            pieces += self._ids(self._before(text[position : match.start()]), **options)
-            pieces += pieces_of(self.tokens[match[0]], self.name)
+            before, token = text[position : match.start()], self.tokens[match[0]]
+            pieces += self._ids(self._before(before), **options)
+            pieces += self._frozen(token, before, **options) if token.phrase else pieces_of(token, self.name)
             position = match.end()
         return pieces + self._ids(text[position:], **options)
 
@@ -130,6 +131,10 @@ class WordTokenizer:
     def pattern(self) -> re.Pattern[str]:
         """Cached, because ComfyUI tokenizes a prompt word by word."""
         return word_pattern(list(self.tokens))
+
+    def _frozen(self, token: ConceptToken, before: str, **options: Any) -> list[Piece]:
+        """The ids of a frozen word's phrase, with the space that `_before` leaves out."""
+        return standing(token, self._ids(before[len(self._before(before)) :] + token.phrase, **options))
 
     def _before(self, text: str) -> str:
         """The text before a word. In the vocabularies of LLMs a space belongs to the word after it."""

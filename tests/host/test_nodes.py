@@ -302,12 +302,12 @@ def test_unknown_subject_raises_a_clear_error(nodes: dict[str, Any]):
 
 
 def test_memory_estimate_grows_with_the_settings(starter: Models):
-    base = HostBase(*small_models("sd15"))
-    small = memory.step_bytes(base, recipe(batch_size=1), 512, 512)
+    museum = Museum((base := HostBase(*small_models("sd15"))).fingerprint)
+    small = memory.step_bytes(base, recipe(batch_size=1), museum, 512, 512)
     assert 1.3 * 2**30 < small < 1.5 * 2**30  # 0.69 GiB in 16 bits, counted on the real UNet's shape
-    assert memory.step_bytes(base, recipe(batch_size=4), 512, 512) > 3.9 * small
-    assert memory.step_bytes(base, recipe(checkpointing=True), 512, 512) < small
-    assert "GiB on top of the models' " in memory.memory_note(base, recipe(batch_size=4), 512, 512)
+    assert memory.step_bytes(base, recipe(batch_size=4), museum, 512, 512) > 3.9 * small
+    assert memory.step_bytes(base, recipe(checkpointing=True), museum, 512, 512) < small
+    assert "GiB on top of the models' " in memory.memory_note(base, recipe(batch_size=4), museum, 512, 512)
 
 
 def test_memory_estimate_counts_converted_copies_of_weights():
@@ -341,7 +341,7 @@ def test_memory_estimate_counts_converted_copies_of_weights():
                 predicted = base.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), conditioning)
             kept.append(sum(size for place, size in storages.items() if place not in own))
             del predicted
-        said.append(memory.step_bytes(base, recipe(), 64, 64))
+        said.append(memory.step_bytes(base, recipe(), Museum(base.fingerprint), 64, 64))
     assert said[1] - said[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
 
 

@@ -1,23 +1,29 @@
 """Automatic numbers fit the model's family and the device's memory."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from clora_core.learning.fitting import Device, copied_bytes, described, fitted, learning_bytes
+from clora_core.learning.fitting import Device, copied_bytes, described, fitted, learning_bytes, past_values
 from clora_core.learning.start import start_vectors
 from clora_core.method.draft import Draft
 from clora_core.method.recipe import DEFAULT_METHOD, RECIPES, Recipe, recipe_named
-from clora_core.model.base import Base
+from clora_core.model.base import Base, Fingerprint
+from clora_core.model.concept import ConceptToken
 from clora_core.model.families import family_named, find_projections
 from clora_core.model.families.family import Family
+from clora_core.model.low_rank import LowRank
+from clora_core.model.projections import Projection
+from clora_core.museum.museum import Exhibit, Museum
 from clora_core.starter.course import starter_recipe
 from tests.families import REAL, build_unet
 from tests.small import short, small_concept
 
 GB = 2**30
+NOTHING = Museum(Fingerprint("sd15", "0" * 64))
 OPEN = Draft(RECIPES[DEFAULT_METHOD])
 TEXT_ENCODER_BYTES = {"sd15": 246_000_000, "sdxl": 1_634_000_000}
 
@@ -38,7 +44,7 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
     def needed(recipe: Recipe) -> float:
         pixels = (resolution // 8) ** 2
         return models + learning_bytes(
-            family_named(family), projections, recipe, latent_pixels=pixels, copied_bytes=copied
+            family_named(family), projections, recipe, NOTHING, latent_pixels=pixels, copied_bytes=copied, read_bytes=2
         )
 
     return fitted(draft, family_named(family), Device(gigabytes * GB, "bf16"), needed)
@@ -50,7 +56,7 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
         ("sd15", 4, "SD1.5 on 4 GB: bf16, batch 2 ×2, checkpointing; "),
         ("sd15", 8, "SD1.5 on 8 GB: bf16, batch 2 ×2; "),
         ("sd15", 16, "SD1.5 on 16 GB: bf16, batch 4; "),
-        ("sdxl", 12, "SDXL on 12 GB: bf16, batch 1 ×4, checkpointing; "),
+        ("sdxl", 12, "SDXL on 12 GB: bf16, batch 2 ×2, checkpointing; "),
         ("sdxl", 24, "SDXL on 24 GB: bf16, batch 1 ×4; "),
         ("sdxl", 80, "SDXL on 80 GB: bf16, batch 4; "),
     ],
@@ -103,7 +109,8 @@ def test_the_estimate_includes_regularizers(method: str):
     recipe = recipe_named(method)
     plain = replace(recipe, regularizers=(), down="learned")
     more, less = (
-        learning_bytes(family, projections, each, latent_pixels=4096, copied_bytes=0) for each in (recipe, plain)
+        learning_bytes(family, projections, each, NOTHING, latent_pixels=4096, copied_bytes=0, read_bytes=4)
+        for each in (recipe, plain)
     )
     weights = 4 * sum(projection.shape[0] * projection.shape[1] for projection in projections)
     expected = 6.5 * weights if method == "ewc" else 2 * 4 * 4096 * family.kept_bytes
@@ -116,3 +123,39 @@ def test_where_text_and_picture_share_keys_and_values_the_default_method_acts_at
     assert (opened.method, opened.applied, opened.regularizers) == ("word-gated-onwards", "onwards", ())
     assert (chosen.method, chosen.applied) == ("preservation", "everywhere")
     assert recipe_on("sd15", 8, Draft(OPEN.recipe, open=True)) == recipe_on("sd15", 8)
+
+
+def wide(rank: int, count: int) -> tuple[list[Projection], Museum]:
+    """Projections of Wan 14B's size, and a museum of so many exhibits."""
+    places = [Projection(f"blocks.{n}.cross_attn.k", "key", (5120, 5120)) for n in range(2)]
+    delta = LowRank(torch.zeros(5120, rank, device="meta"), torch.zeros(rank, 5120, device="meta"))
+    token = ConceptToken("<a>", {"umt5xxl": torch.zeros(1, 1, 4096)})
+    exhibits = [
+        Exhibit(replace(token, word=f"<{number}>"), dict.fromkeys(places, delta), Recipe()) for number in range(count)
+    ]
+    return places, Museum(Fingerprint("wan", "0" * 64), tuple(exhibits))
+
+
+def test_the_past_is_counted_as_it_is_held():
+    values = 5120 * 5120
+    for count, held in [(0, 0), (10, 10 * 16 * 10240), (159, 159 * 16 * 10240), (160, values), (1000, values)]:
+        places, museum = wide(16, count)
+        assert past_values(places[0], museum) == held
+    projections = find_projections(unet("sdxl"))
+    whole = sum(past_values(projection, NOTHING) for projection in projections)
+    assert whole == sum(math.prod(projection.shape) for projection in projections) > 300e6
+
+
+def test_a_regularizer_that_reads_the_past_keeps_it_in_float32_too():
+    places, museum = wide(16, 10)
+    family, values = family_named("wan"), 2 * 10 * 16 * 10240
+    needs = {
+        (method, read): learning_bytes(
+            family, places, recipe_named(method), museum, latent_pixels=0, copied_bytes=0, read_bytes=read
+        )
+        for method in ("preservation", "c-lora")
+        for read in (2, 4)
+    }
+    assert needs["preservation", 4] - needs["preservation", 2] == 2 * values
+    assert needs["c-lora", 2] - needs["preservation", 2] == 4 * values
+    assert needs["c-lora", 4] == needs["preservation", 4], "one tensor for both"

@@ -30,7 +30,7 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
         before = base.predict(noisy, step.timesteps, conditioning).detach()
         with attached(base, deltas) as new:
             after = base.predict(noisy, step.timesteps, conditioning).detach()
-            past = Past(dense=museum.dense(), words=museum.tokens, beside=[PROMPT])
+            past = Past(total=museum.dense(), words=museum.tokens, beside=[PROMPT])
             setting = replace(setting_with(past, base=base), as_before=new.left_out)
             value = Distillation(2.0).begin(setting)(step)
             assert torch.equal(base.predict(noisy, step.timesteps, conditioning), after), "the deltas are back"

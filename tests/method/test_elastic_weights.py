@@ -30,7 +30,7 @@ from tests.small import (
 def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
     museum = museum_of(base, "<one>", "<two>")
     past = museum.dense()
-    setting = setting_with(Past(dense=past, prompts=museum.prompts, words=museum.tokens), base=base)
+    setting = setting_with(Past(total=past, prompts=museum.prompts, words=museum.tokens), base=base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, past):
         found = fisher_information(setting, pictures=2, draws=5)
         prompts = list(museum.prompts)
@@ -75,7 +75,7 @@ def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest
     past = {p: torch.randn(p.shape, generator=rng) for p in base.slots}
     new = {p: LowRank(torch.randn(p.shape[0], 2, generator=rng), torch.randn(2, p.shape[1])) for p in base.slots}
     monkeypatch.setattr("clora_core.method.regularizers.elastic_weights.fisher_information", lambda setting: omega)
-    setting = setting_with(Past(dense=past, prompts=["a photo of <old>"]), base=base, reference_loss=0.5)
+    setting = setting_with(Past(total=past, prompts=["a photo of <old>"]), base=base, reference_loss=0.5)
     squares = sum(float((omega[p].double() * new[p].dense().double() ** 2).sum()) for p in new)
     expected = relative_fisher_weight(3.0, 0.5, omega, past) * squares
     assert ElasticWeights(3.0).begin(setting)(step_with(new)).item() == pytest.approx(expected, rel=1e-4)

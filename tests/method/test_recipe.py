@@ -49,6 +49,7 @@ BAD = {
     "precision": ["float16", "", None],
     "checkpointing": ["yes", 0],
     "stop_when_learned": ["yes", 1, None],
+    "token": ["", "random", True, None],
     "seed": [-1, 2**63, 1.5, "1", True],
 }
 
@@ -196,7 +197,7 @@ def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only
     past = {projection: delta.dense() for projection, delta in random_deltas(base).items()}
     old = ConceptToken("<old>", {"clip_l": torch.ones(1, 2, 128)})
     before = Past(
-        dense=past,
+        total=past,
         deltas=[random_deltas(base)],
         shared=random_deltas(base, seed=8),
         prompts=["a photo of <old>"],

@@ -43,7 +43,7 @@ def overlap(past: Tensor, delta: LowRank) -> Tensor:
 
 
 def penalty(past: dict, deltas: dict, regularizer: SelfRegularization, *, reference_loss: float = 1.0) -> Tensor:
-    return regularizer.begin(setting_with(Past(dense=past), reference_loss=reference_loss))(step_with(deltas))
+    return regularizer.begin(setting_with(Past(total=past), reference_loss=reference_loss))(step_with(deltas))
 
 
 def test_overlap_matches_a_loop_over_entries_with_the_papers_absolute_value():
@@ -175,7 +175,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
     opposite = LowRank(-old.up.detach(), old.down.detach())
     earlier, new = [{place: LowRank(old.up.detach(), old.down.detach())}, {place: opposite}], {place: low_rank(6, 9)}
     past = {place: torch.zeros(6, 9)}
-    setting = setting_with(Past(dense=past, deltas=earlier))
+    setting = setting_with(Past(total=past, deltas=earlier))
     assert SelfRegularization(relative=False).begin(setting)(step_with(new)).item() == 0
     found = SelfRegularization(2.0, relative=False, squares=True).begin(setting)(step_with(new)).item()
     naive = sum(
@@ -192,7 +192,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
 def test_with_squares_one_earlier_delta_costs_as_in_the_paper():
     place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
     past = {place: old.dense().detach()}
-    setting = setting_with(Past(dense=past, deltas=[{place: old}]))
+    setting = setting_with(Past(total=past, deltas=[{place: old}]))
     found = [
         SelfRegularization(squares=s).begin(setting)(step_with({place: low_rank(6, 9)})).item() for s in (False, True)
     ]
@@ -205,13 +205,13 @@ def test_row_overlap_is_the_norm_of_the_dense_product_times_its_weight():
     new = {place: low_rank(6, 9), wide: low_rank(12, 9, seed=4)}
     scale = sum(float(torch.linalg.matrix_norm(matrix)) ** 4 / 9 for matrix in past.values())
     products = [torch.linalg.matrix_norm(past[key] @ new[key].dense().T).item() ** 2 for key in past]
-    cost = RowOverlap(3.0).begin(setting_with(Past(dense=past), reference_loss=0.5))(step_with(new))
+    cost = RowOverlap(3.0).begin(setting_with(Past(total=past), reference_loss=0.5))(step_with(new))
     assert cost.item() == pytest.approx(3 * 0.5 * sum(products) / scale, rel=1e-4)
     unrelated = [  # of the past's own norm, in no relation to it
         {key: LowRank(value / value.norm() * past[key].norm(), torch.eye(9)) for key, value in dense.items()}
         for dense in ({place: random(6, 9, seed=s), wide: random(12, 9, seed=s + 500)} for s in range(10, 210))
     ]
-    term = RowOverlap().begin(setting_with(Past(dense=past), reference_loss=0.5))
+    term = RowOverlap().begin(setting_with(Past(total=past), reference_loss=0.5))
     mean = sum(term(step_with(deltas)).item() for deltas in unrelated) / len(unrelated)
     assert mean == pytest.approx(0.5, rel=0.05)
 
@@ -221,5 +221,5 @@ def test_row_overlap_is_zero_for_a_delta_in_other_directions():
     basis = torch.linalg.qr(random(9, 9)).Q
     past = {place: random(6, 4, seed=1) @ basis[:4]}
     new = {place: LowRank(random(6, 2, seed=2), random(2, 5, seed=3) @ basis[4:])}
-    assert RowOverlap().begin(setting_with(Past(dense=past)))(step_with(new)).item() < 1e-10
+    assert RowOverlap().begin(setting_with(Past(total=past)))(step_with(new)).item() < 1e-10
     assert RowOverlap().begin(setting_with(Past()))(step_with(new)).item() == 0

@@ -20,7 +20,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
     "CLoRA_Recipe": "method token_learning_rate accumulation clip_norm weight_decay schedule warmup flip min_snr_gamma "
     "precision checkpointing shuffle_tags keep_tokens tag_dropout caption_dropout caption_lines "
-    "stop_when_learned",
+    "stop_when_learned token",
     "CLoRA_Companion": "concept images captions companions masks",
     "CLoRA_SortPictures": "images museum_name network",
     "CLoRA_StarterModel": "",

@@ -5,7 +5,7 @@
 Kirkpatrick et al. 2017 (EWC), arXiv:1612.00796; for low-rank deltas with the Fisher information of the full weights:
 EWC-LoRA, arXiv:2602.17559. It is C-LoRA's penalty with Ω in place of past². Two things are ours. Nothing is stored and
 no earlier picture is needed: Ω is measured on pictures that are sampled with the museum's words before the new concept
-is learned (without gated deltas). And the weight κ is relative:
+is learned (without gated deltas), and kept as whole matrices: it has no low rank. And the weight κ is relative:
 
     λ = κ · L_ref / Σ_projections mean(Ω) · ‖past‖²_F
 """
@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...model.low_rank import Matrix, squared_norm
 from ...model.projections import Projection
 from ...seeds import seeded
 from ..step import Setting, Step
@@ -38,8 +39,8 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     sampling = Sampling(seed=0, batch_size=setting.batch_size)
     latents = torch.cat(list(sampled_latents(base, prompts, past.words, sampling, latent_shape=shape)))
-    zeros = {place: torch.zeros_like(matrix, requires_grad=True) for place, matrix in past.dense.items()}
-    squares = {place: torch.zeros_like(matrix) for place, matrix in past.dense.items()}
+    zeros = {place: torch.zeros(place.shape, device=base.device, requires_grad=True) for place in past.total}
+    squares = {place: torch.zeros(place.shape, device=base.device) for place in past.total}
     rng = seeded("fisher information", draws)
     with torch.enable_grad(), attached(base, zeros):
         for number in range(draws):
@@ -56,10 +57,10 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
 
 
 def relative_fisher_weight(
-    kappa: float, reference_loss: float, importance: Mapping[Projection, Tensor], past: Mapping[Projection, Tensor]
+    kappa: float, reference_loss: float, importance: Mapping[Projection, Tensor], past: Mapping[Projection, Matrix]
 ) -> float:
     """λ for a κ: a delta as large as the past and unrelated to Ω costs κ times the diffusion loss."""
-    scale = sum(omega.mean().item() * past[place].square().sum().item() for place, omega in importance.items())
+    scale = sum(omega.mean().item() * squared_norm(past[place]) for place, omega in importance.items())
     return kappa * reference_loss / scale if scale > 0 else 0.0
 
 
@@ -75,9 +76,9 @@ class ElasticWeights(Regularizer):
         roots: dict[Projection, Tensor] = {}
         weight = 0.0
         past = setting.past
-        if self.weight and past.dense and past.prompts:
+        if self.weight and past.total and past.prompts:
             importance = fisher_information(setting)
-            weight = relative_fisher_weight(self.weight, setting.reference_loss, importance, past.dense)
+            weight = relative_fisher_weight(self.weight, setting.reference_loss, importance, past.total)
             roots = {place: omega.sqrt() for place, omega in importance.items()}
 
         def term(step: Step) -> Tensor:

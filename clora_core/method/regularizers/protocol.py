@@ -21,7 +21,8 @@ class Regularizer:
     everywhere_only: not for gated deltas, which change no prompt without the word. one_concept_only: not for concepts
     that are learned together. concepts_only: reads a `Setting` and a `Step`; without it, `AnySetting` and `AnyStep` are
     enough, so that it can protect classes of pictures too. passes: further forward passes that a step keeps for its
-    backward pass. matrices: as large as a projection's weight, kept for each of them.
+    backward pass. matrices: as large as a projection's weight, kept for each of them. reads_past: reads
+    `Past.total` in every step.
     """
 
     name: ClassVar[str]
@@ -30,6 +31,7 @@ class Regularizer:
     concepts_only: ClassVar[bool] = True
     passes: ClassVar[int] = 0
     matrices: ClassVar[int] = 0
+    reads_past: ClassVar[bool] = False
 
     weight: float = 1.0
 

@@ -4,8 +4,8 @@
 
 Ours, based on C-LoRA's penalty (arXiv:2304.06027). That penalty compares entry by entry, and the entries of a low-rank
 product are not independent, so a new delta can only shrink to satisfy it. Here it can read other directions instead:
-past·Δᵀ = 0 if the rows of Δ are orthogonal to those of past. It takes rank × rank matrices, and one (in, in) per
-projection.
+past·Δᵀ = 0 if the rows of Δ are orthogonal to those of past. It takes rank × rank matrices, and pastᵀ·past of each
+projection: (in, in), or a root of it where past is held as its factors.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...model.low_rank import mean_square
+from ...model.low_rank import Matrix, Moment, Sketch, mean_square, squared_norm
 from ..step import AnySetting, AnyStep
 from .protocol import Regularizer, Term
+
+
+def squared_rows(matrix: Matrix) -> Moment:
+    """matrixᵀ·matrix. With up = Q R, that of up·down is (R·down)ᵀ(R·down)."""
+    if isinstance(matrix, Tensor):
+        return matrix.T @ matrix
+    return Sketch((torch.linalg.qr(matrix.up, mode="r").R @ matrix.down).T)
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,13 @@ class RowOverlap(Regularizer):
     weight: float = 1.0
     name: ClassVar[str] = "row_overlap"
     concepts_only: ClassVar[bool] = False
+    reads_past: ClassVar[bool] = True
 
     def begin(self, setting: AnySetting) -> Term:
-        past = setting.past.dense if self.weight else {}
-        scale = sum(matrix.square().sum().item() ** 2 / matrix.shape[1] for matrix in past.values())
+        past = setting.past.total if self.weight else {}
+        scale = sum(squared_norm(matrix) ** 2 / matrix.shape[1] for matrix in past.values())
         weight = self.weight * setting.reference_loss / scale if scale else 0.0
-        rows = {projection: matrix.T @ matrix for projection, matrix in past.items()}
+        rows = {projection: squared_rows(matrix) for projection, matrix in past.items()}
 
         def term(step: AnyStep) -> Tensor:
             # ‖past·Δᵀ‖²_F is the mean square of Δ x for x of the second moment pastᵀ·past

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ..numbers import Numbers
 from ..projections import Place, Projection, Role
 
-# As SDXL's; float16 overflows in some of these networks. Not measured: no model of real size was run.
-NUMBERS = Numbers(precision="bf16")
+# As SDXL's; float16 overflows in some of these networks. Not measured: no model of real size was run. Their text
+# encoders take 7 to 15 GiB, except Anima's.
+NUMBERS = Numbers(precision="bf16", token="frozen")
 
 
 @dataclass(frozen=True)

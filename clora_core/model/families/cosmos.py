@@ -39,6 +39,7 @@ ANIMA = replace(
     name="anima",
     title="Anima",
     encoders={"qwen3_06b": 1024},
+    numbers=replace(NUMBERS, token="learned"),
     published=Published("anima", "anima"),
     needs=("llm_adapter",),
     lacks=(),

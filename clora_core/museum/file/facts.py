@@ -12,6 +12,7 @@ Dates come from the exhibits' facts, not from a clock.
 import json
 
 from ...pictures import as_uri
+from ..museum import PHRASE
 from .header import Header
 
 
@@ -38,7 +39,7 @@ def lora_facts(header: Header, name: str, content_hash: str) -> dict[str, str]:
         "modelspec.implementation": published.implementation,
         "modelspec.title": name,
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.trigger_phrase": ", ".join(header.words),
+        "modelspec.trigger_phrase": ", ".join(str(e.facts.get(PHRASE, e.word)) for e in header.exhibits),
         "modelspec.hash_sha256": f"0x{content_hash}",
     }
     if header.exhibits:

@@ -15,7 +15,7 @@ from ...model.concept import ConceptToken
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
 from ...texts import normal
-from ..museum import CLIP_SKIP, Exhibit, Museum
+from ..museum import CLIP_SKIP, PHRASE, Exhibit, Museum
 from .damage import undamaged
 from .files import DTYPE_NAMES, check_finite, errors_about, opened, read_metadata
 from .header import ExhibitHeader, Header, Stored, header_from_json
@@ -186,11 +186,12 @@ def _adjoining(rows: Sequence[tuple[str, slice]]) -> list[list[tuple[str, slice]
 def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptToken:
     keys = vector_keys(exhibit.name, exhibit.ordinary, header.family)
     vectors = {encoder: _read(file, key) for encoder, key in keys.items()}
-    skip = exhibit.facts.get(CLIP_SKIP)
+    skip, phrase = exhibit.facts.get(CLIP_SKIP), exhibit.facts.get(PHRASE)
     return ConceptToken(
         exhibit.word,
         {name: v[None] for name, v in vectors.items()} if exhibit.ordinary else vectors,
         skip if type(skip) is int else None,
+        phrase if isinstance(phrase, str) else "",
     )
 
 
