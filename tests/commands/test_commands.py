@@ -174,12 +174,12 @@ def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkey
     from clora_core.commands import learn as command
 
     class Stopped(Learning):
-        def run(self, *, report, resume):
+        def run(self, *, report, **options):
             def once(progress):
                 report(progress)
                 raise KeyboardInterrupt
 
-            return super().run(report=once, resume=resume)
+            return super().run(report=once, **options)
 
     museum = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
