@@ -31,7 +31,7 @@ from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
-from clora_core.starter.exam import LATENT_SHAPE, Examiner, captioned, concept_of, plain_requests
+from clora_core.starter.exam import SIDE_PX, Examiner, captioned, concept_of, plain_requests
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
 
@@ -119,7 +119,9 @@ def plain_share(examiner: Examiner, museum: Museum, weighting: Weighting, count:
 def weighted_samples(base: Base, museum: Museum, prompts: Sequence[str], weighting: Weighting, *, seed: int) -> Tensor:
     """Pictures of prompts that are all the same."""
     with viewing(base, museum.dense(weighting(museum, prompts[0]))):
-        return sample(base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=LATENT_SHAPE)
+        return sample(
+            base, prompts, museum.tokens, Sampling(seed=seed), latent_shape=base.latent_shape(SIDE_PX, SIDE_PX)
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.sheets import grid
-from clora_core.starter.exam import LATENT_SHAPE, Examiner, drawn
+from clora_core.starter.exam import SIDE_PX, Examiner, drawn
 from clora_core.starter.judge import load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
 
@@ -27,9 +27,9 @@ SAMPLES, SEED = 500, 1
 def main() -> None:
     base, judge = open_base("starter"), load_judge()
     share, pictures = Examiner(base, judge).plain_prompts(Museum(base.fingerprint), count=SAMPLES, seed=SEED)
-    sample(base, ["a photo of a cat"], latent_shape=LATENT_SHAPE)
+    sample(base, ["a photo of a cat"], latent_shape=base.latent_shape(SIDE_PX, SIDE_PX))
     begun = time.perf_counter()
-    sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=LATENT_SHAPE)
+    sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=base.latent_shape(SIDE_PX, SIDE_PX))
     seconds = time.perf_counter() - begun
     recognised_shares = {
         name: recognised(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES

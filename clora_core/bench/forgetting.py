@@ -18,11 +18,13 @@ from ..sheets import contact_sheet
 from ..starter.course import take_course
 from ..starter.exam import Examiner
 from ..starter.judge import load_judge
+from ..starter.layout import NAME
 from ..starter.subjects import CROWD, IDENTITIES, SPARE_IDENTITIES, SPARE_STYLES, STYLES
 from .forgetting_table import matrices_of, tables_of
 from .methods import COMPARED, JOINT, check_method, is_joint, method_recipe
 from .metrics import metrics
 from .runs import Run, read_json, write_json
+from .small_transformers import SMALL, open_small
 
 TRACKS = {
     **{"identities": tuple(IDENTITIES), "styles": STYLES, "crowd": tuple(CROWD)},
@@ -61,6 +63,12 @@ def add(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
     parser.add_argument("--orders", type=int, default=2, help="orders of the subjects; seeds alternate (2)")
+    parser.add_argument(
+        "--network",
+        choices=[NAME, *SMALL],
+        default=NAME,
+        help="the built-in model, or a small transformer instead (starter)",
+    )
     parser.add_argument("--steps", type=int, help="updates per concept (the recipe's)")
     parser.add_argument(
         "--samples", type=int, default=SAMPLES, help=f"pictures of a subject, learned and at the end ({SAMPLES})"
@@ -85,7 +93,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         check_method(method, arguments.subjects)  # before anything has run
     runs: Path = arguments.out / "forgetting"
     runs.mkdir(parents=True, exist_ok=True)
-    base = open_base("starter")
+    base = open_base(NAME) if arguments.network == NAME else open_small(arguments.network)
     examiner = Examiner(base, load_judge())
     names = TRACKS[arguments.subjects][: arguments.concepts]
     before = examiner.plain_prompts(Museum(base.fingerprint), count=arguments.plain)
@@ -94,7 +102,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         order = seed % arguments.orders
         recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
         name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system
-        path = runs / f"{arguments.subjects}-{len(names)}x{recipe.steps}-{name}-order{order}-seed{seed}.json"
+        opening = "" if arguments.network == NAME else f"{arguments.network}-"
+        path = runs / f"{opening}{arguments.subjects}-{len(names)}x{recipe.steps}-{name}-order{order}-seed{seed}.json"
         if not path.exists():
             subjects = in_order(names, order)
             course = take_course(
@@ -110,6 +119,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             )
             result = metrics(examiner, subjects, course, before, edits=arguments.edits)
             result |= {"track": arguments.subjects, "method": method, "order": order, "seed": seed}
+            result["network"] = arguments.network
             titles = ["real", *(f"after <{name}>" for name in subjects)]
             contact_sheet(course.rows(4), titles, columns=2).save(path.with_suffix(".jpg"), quality=80)
             write_json(path, result | {"recipe": recipe.to_json()})
@@ -125,10 +135,11 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
 
 def _as_long(result: Run, arguments: argparse.Namespace) -> bool:
-    """Whether a run has the requested length and steps. Others belong to another benchmark."""
+    """Whether a run has the requested network, length and steps. Others belong to another benchmark."""
     whole = len(TRACKS[result["track"]][: arguments.concepts])
     recipe, _ = method_recipe(result["method"], seed=0, steps=arguments.steps)
-    return (len(result["subjects"]), result["recipe"]["steps"]) == (whole, recipe.steps)
+    asked = (arguments.network, whole, recipe.steps)
+    return (result.get("network", NAME), len(result["subjects"]), result["recipe"]["steps"]) == asked
 
 
 def in_order(names: Sequence[str], order: int) -> list[str]:

@@ -16,12 +16,11 @@ from ..museum.museum import Museum, viewing
 from ..pictures import in_memory
 from .draw import drawings
 from .judge import Judge, agreement, read, recognised
-from .layout import LATENT_CHANNELS
 from .style_judge import NAMES, StyleJudge, style_features
 from .subjects import ALL_IDENTITIES, SPARE_STYLES, candidates, scenes
 from .world import IDENTITY, SAYABLE, Scene, caption, describe, imagine_portrait, imagine_thing, place_phrase
 
-LATENT_SHAPE = (LATENT_CHANNELS, 8, 8)
+SIDE_PX = 64  # of pictures of the world
 STYLE_GUIDANCE = 3.0  # at the 5 that shows characters well, the colors of learned styles burn out
 Wording = Literal["usual", "noun", "first"]
 HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
@@ -102,7 +101,7 @@ class Examiner:
         rng = random.Random("dressed 0")
         edits = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in edits]
-        verdict = read(self.judge, self._sampled(museum, prompts, Sampling()))
+        verdict = read(self.judge, self._sampled(museum, prompts, self._sampling))
         real = drawings(
             Scene(imagine_portrait(rng, ALL_IDENTITIES[identity] | edit), seed=number)
             for number, edit in enumerate(edits)
@@ -120,11 +119,11 @@ class Examiner:
     def plain_prompts(self, museum: Museum, *, count: int, seed: int = 0) -> tuple[float, Tensor]:
         """The share of what plain prompts ask for that is visible, relative to drawn pictures; and the pictures."""
         requests = plain_requests(count, seed=seed)
-        sampled = self._sampled(museum, [prompt for prompt, _ in requests], Sampling(seed=seed))
+        sampled = self._sampled(museum, [prompt for prompt, _ in requests], replace(self._sampling, seed=seed))
         return _relative_agreement(self.judge, sampled, requests), sampled
 
     def _identity(self, museum: Museum, subject: str, count: int) -> Evaluation:
-        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, Sampling())
+        sampled = self._sampled(museum, [museum.exhibit(f"<{subject}>").prompt] * count, self._sampling)
         verdict = read(self.judge, sampled)
         traits = {name: ALL_IDENTITIES[subject][name] for name in IDENTITY}
         if subject not in self.ceilings:
@@ -143,9 +142,15 @@ class Examiner:
         taken_for = judge.styles_of(sampled)
         return Evaluation(taken_for.count(subject) / count, share, taken_for, sampled)
 
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(guidance=self.base.family.guidance)
+
     def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
         with viewing(self.base, museum.compact(), museum.gated):
-            return sample(self.base, prompts, museum.tokens, sampling, latent_shape=LATENT_SHAPE)
+            return sample(
+                self.base, prompts, museum.tokens, sampling, latent_shape=self.base.latent_shape(SIDE_PX, SIDE_PX)
+            )
 
 
 def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]:
