@@ -191,7 +191,7 @@ class SmallBase:
             return self.small.run(self.network, noisy, self.schedule.levels[timesteps], conditioning.states)
 
     @contextmanager
-    def learning(self, *, precision: Precision, checkpointing: bool) -> Iterator[torch.dtype]:
+    def learning(self, *, precision: Precision, checkpointing: bool, words: bool = True) -> Iterator[torch.dtype]:
         """Everything is frozen, in float32, at any time."""
         yield torch.float32
 
