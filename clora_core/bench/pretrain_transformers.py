@@ -26,6 +26,7 @@ from .training import built_with_seed, train_network
 
 AT_ONCE = 48
 BATCH = 32
+STEPS = {"cosmos-predict2": 10_000, "qwen-image": 8_000, "lumina": 4_600}
 
 
 def main() -> None:
@@ -33,14 +34,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and cached latents")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     parser.add_argument("--networks", nargs="+", default=list(SMALL), choices=list(SMALL))
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--pictures", type=int, default=28_000)
+    parser.add_argument("--steps", type=int, help=f"of each network ({STEPS})")
+    parser.add_argument("--pictures", type=int, default=27_840)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     world = encoded_world(arguments.work / "world.safetensors", count=arguments.pictures)
     for name in arguments.networks:
-        train(name, world, arguments.work, arguments.out, steps=arguments.steps)
+        train(name, world, arguments.work, arguments.out, steps=arguments.steps or STEPS[name])
 
 
 def train(name: str, world: Mapping[str, Tensor], work: Path, out: Path, *, steps: int) -> None:
