@@ -8,7 +8,8 @@ from typing import TextIO
 import torch
 
 from .commands import classify, demo, edit, export, importing, learn, report, show, view
-from .errors import Cancelled, CLoRAError
+from .errors import Cancelled, CLoRAError, LearningError
+from .learning.processes import launched_count
 from .texts import encodable, printable
 
 EXAMPLES = """
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _add_bench(bench)
     parsed = parser.parse_args(words)
     try:
+        if parsed.run is not learn.run and launched_count() > 1:
+            raise LearningError("Only `learn` runs in several processes. Start this command without a launcher.")
         parsed.run(parsed, _say)
     except (CLoRAError, OSError) as error:
         _say(f"error: {error}", sys.stderr)

@@ -51,7 +51,8 @@ class ConceptTokenNode(io.ComfyNode):
                     "start",
                     default="",
                     tooltip="A word that the model knows, to start from. Empty starts from random vectors, as in the "
-                    "C-LoRA paper.",
+                    "C-LoRA paper. For models with a large text encoder, the trigger word stands for this, or for its "
+                    "own name.",
                 ),
                 seed_input("token_seed", "Seed of the random start vectors."),
             ],

@@ -34,7 +34,7 @@ from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..texts import counted
 from .along import Along
-from .model import add_base, add_kind, add_recipe, open_chosen, probed, tell_of_baseline, training_bytes
+from .model import add_base, add_kind, add_recipe, check_device, open_chosen, probed, tell_of_baseline, training_bytes
 from .progress import Bar, Say, listening_for_ctrl_c
 
 RESOLUTION_LIMIT_PX = 4096
@@ -108,6 +108,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    check_device(arguments.device)
     processes = launched(arguments.device)
     arguments.device = processes.device
     if not processes.first:
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     def needed(choice: Recipe) -> int:
         return training_bytes(base, choice, earlier, size)
 
-    recipe = fitted(draft, base.family, device, needed, len(concepts))
+    recipe = fitted(draft, base.family, device, needed, concepts)
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")

@@ -7,13 +7,14 @@ more time.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..method.draft import Draft
 from ..method.recipe import GATED, RECIPES, Recipe, shared_by
+from ..model.concept import Concept
 from ..model.families.family import Family
 from ..model.low_rank import compact_values
 from ..model.precision import Precision
@@ -33,10 +34,14 @@ class Device:
 
 
 def fitted(
-    draft: Draft, family: Family, device: Device, needed_bytes: Callable[[Recipe], float], concepts: int = 1
+    draft: Draft,
+    family: Family,
+    device: Device,
+    needed_bytes: Callable[[Recipe], float],
+    concepts: Sequence[Concept] = (),
 ) -> Recipe:
-    """The recipe with all numbers, to learn so many concepts at once. The same model, museum and device always
-    give the same.
+    """The recipe with all numbers, to learn these concepts at once. The same model, museum and device always give
+    the same.
 
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
@@ -49,7 +54,7 @@ def fitted(
         # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
-        "token": numbers.token if freezes(draft.recipe) else "learned",
+        "token": numbers.token if freezes(draft, concepts) else "learned",
     }
     method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     recipe = dataclasses.replace(
@@ -60,15 +65,18 @@ def fitted(
         **{name: value for name, value in usual.items() if name not in draft.chosen},
     )
     for choice in _choices(draft, recipe, numbers.batch_size):
-        shared = shared_by(choice, concepts)
+        shared = shared_by(choice, max(1, len(concepts)))
         if needed_bytes(shared) <= USABLE * device.total_bytes:
             break
     return shared
 
 
-def freezes(recipe: Recipe) -> bool:
-    """Whether a frozen token suits it: there are deltas to train, and a few different captions."""
-    return recipe.rank > 0 and not (recipe.shuffle_tags or recipe.tag_dropout)
+def freezes(draft: Draft, concepts: Sequence[Concept]) -> bool:
+    """Whether a frozen token suits them: there are deltas to train, a few different captions, and no number that is
+    chosen for training a word."""
+    recipe = draft.recipe
+    trained = "token_learning_rate" in draft.chosen or any(concept.vectors for concept in concepts)
+    return recipe.rank > 0 and not (trained or recipe.shuffle_tags or recipe.tag_dropout)
 
 
 def _choices(draft: Draft, recipe: Recipe, pictures: int) -> Iterator[Recipe]:

@@ -65,6 +65,11 @@ class Learning:
 
     def __post_init__(self) -> None:
         if self.frozen:
+            if counted := [concept for concept in self.concepts if concept.vectors > 1]:
+                raise ConceptError(
+                    f"{counted[0].word} has {counted[0].vectors} vectors of its own to train, but a frozen token has "
+                    "those of the words that it stands for. Set vectors to 0, or token to learned."
+                )
             object.__setattr__(self, "concepts", tuple(concept.frozen() for concept in self.concepts))
         if self.other_checkpoint:
             self.museum.check_family(self.base.fingerprint)

@@ -7,12 +7,15 @@ same update, which is that of one process but for rounding.
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import RecipeError
+
+PATIENCE = timedelta(hours=6)  # with the first process, which saves and draws previews
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,16 @@ class Processes:
 ALONE = Processes()
 
 
+def launched_count() -> int:
+    """How many processes this one was launched with, itself included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launched(device: str) -> Processes:
     """All processes of this launch, or this one alone. device: of a single process; "cuda" gives each its own card."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if launched_count() == 1:
         return Processes(device=device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     own = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
-    return Processes(dist.get_rank(), count, own)
+    return Processes(dist.get_rank(), launched_count(), own)

@@ -20,6 +20,7 @@ Kind = Literal["object", "style"]
 # depend on it (benchmarks/style_words.py).
 TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} style picture"}
 
+START_ADVICE = "Choose another start, or leave it empty and train the word, from random vectors (token: learned)."
 Tree = dict[str, "Tree"]  # letter → the letters that can follow
 # Characters with a meaning in prompts: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")

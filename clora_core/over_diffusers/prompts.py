@@ -19,7 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from ..errors import BaseModelError, ConceptError
 from ..model.base import Conditioning
 from ..model.chunks import chunks, lengths_of, side_by_side
-from ..model.concept import ConceptToken, readable, word_pattern
+from ..model.concept import START_ADVICE, ConceptToken, readable, word_pattern
 from ..model.layers import ROWS_AT_ONCE, check_layers
 
 
@@ -133,7 +133,7 @@ def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
     """An existing word's vectors, (its ids, width) float32 on the CPU. Raises ConceptError if it is unknown."""
     ids = encoder.ids(word)
     if not ids or encoder.tokenizer.unk_token_id in ids:
-        raise ConceptError(f"The text encoder {encoder.name} does not know '{word}'. Choose a word that it knows.")
+        raise ConceptError(f"The text encoder {encoder.name} does not know '{word}'. {START_ADVICE}")
     return encoder.table.weight.detach()[ids].float().cpu().clone()
 
 

@@ -76,7 +76,7 @@ def train_step(
             base.family,
             device_of(base),
             lambda choice: needed_bytes(base, choice, earlier, *size),
-            len(concepts),
+            concepts,
         )
         learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
         models = models_digest(bare_model, bare_clip, vae)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...clora_core.errors import ConceptError
 from ...clora_core.model.base import Conditioning
 from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
-from ...clora_core.model.concept import ConceptToken
+from ...clora_core.model.concept import START_ADVICE, ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
 from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places, rows_read
 from .words import CLIP, encoders, known_words, speaking_copy, table, tokenizers, widths, word_tokenizer
@@ -120,7 +120,7 @@ def vectors_of_word(clip: CLIP, word: str) -> dict[str, Tensor]:
         pieces = word_tokenizer(name, tokenizer, known_words(clip)).pieces(word)
         ids = [piece for piece in pieces if isinstance(piece, int)]
         if not pieces or getattr(tokenizer.tokenizer, "unk_token_id", None) in ids:
-            raise ConceptError(f"The text encoder {name} does not know '{word}'. Choose another word to start from.")
+            raise ConceptError(f"The text encoder {name} does not know '{word}'. {START_ADVICE}")
         rows = [table(encoder).weight[piece] if isinstance(piece, int) else piece["data"] for piece in pieces]
         vectors[name] = torch.stack([row.detach().float().cpu() for row in rows])
     return vectors

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clora_core.cli import main
 from clora_core.errors import RecipeError
 from clora_core.learning.processes import Processes
 from clora_core.museum.file import load_museum
@@ -63,3 +64,9 @@ def test_every_process_needs_a_batch():
     assert [list(Processes(number, 2).own(3)) for number in (0, 1)] == [[0, 2], [1]]
     with pytest.raises(RecipeError, match=r"accumulation is 1\. Set it to at least 2"):
         Processes(0, 2).own(1)
+
+
+def test_other_commands_are_refused_in_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["show", "any.museum.safetensors"]) == 1
+    assert "Only `learn` runs in several processes" in capsys.readouterr().err

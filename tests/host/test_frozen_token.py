@@ -106,7 +106,9 @@ def test_it_is_the_default_where_the_text_encoder_is_large():
     chosen = {family.name: fitted(draft, family, device, lambda choice: 0).token for family in FAMILIES}
     assert {name for name, token in chosen.items() if token == "learned"} == {"starter", "sd15", "sd2", "sdxl", "anima"}
     flux = next(family for family in FAMILIES if family.name == "flux")
-    for numbers in ({"shuffle_tags": True}, {"tag_dropout": 0.1}):
+    counted = Concept(WORD, pictures(1, side=64), vectors=2)
+    assert fitted(draft, flux, device, lambda choice: 0, [counted]).token == "learned"
+    for numbers in ({"shuffle_tags": True}, {"tag_dropout": 0.1}, {"token_learning_rate": 0.1}):
         assert fitted(draft.with_numbers(**numbers), flux, device, lambda choice: 0).token == "learned"
     alone = Draft(RECIPES["textual-inversion"])
     assert fitted(alone, flux, device, lambda choice: 0).token == "learned"

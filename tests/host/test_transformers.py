@@ -289,7 +289,7 @@ def test_nodes_train_save_and_load(family: str, nodes: dict[str, Any], own_resul
         "forgetting_weight": 1.0,
         "training_seed": 0,
     }
-    taught = nodes["CLoRA_ConceptToken"].execute(WORD, "object", "a photo of {word}", 1, "", 0).args[0]
+    taught = nodes["CLoRA_ConceptToken"].execute(WORD, "object", "a photo of {word}", 0, "", 0).args[0]
     shown, speaking, museum, loss, preview = (
         nodes["CLoRA_TrainStep"]
         .execute(model=model, clip=clip, vae=vae, images=torch.rand(3, least, least, 3), concept=taught, **numbers)

@@ -160,3 +160,9 @@ def test_recipes_that_a_frozen_token_does_not_suit_are_refused(numbers: dict[str
 def test_a_draft_can_choose_it():
     draft = Draft(RECIPES["preservation"]).with_numbers(token="frozen")
     assert draft.recipe.token == "frozen" and "token" in draft.chosen
+
+
+def test_vectors_of_its_own_are_refused():
+    base = small_base()
+    with pytest.raises(ConceptError, match="<one> has 2 vectors of its own to train, but a frozen token"):
+        taught(base, Museum(base.fingerprint), small_concept(start="red cat", vectors=2), short(**FROZEN))
