@@ -39,12 +39,12 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    world = encoded_world(arguments.work / "world.safetensors", count=arguments.pictures)
+    world = transformer_world(arguments.work / "world.safetensors", count=arguments.pictures)
     for name in arguments.networks:
-        train(name, world, arguments.work, arguments.out, steps=arguments.steps or STEPS[name])
+        train_transformer(name, world, arguments.work, arguments.out, steps=arguments.steps or STEPS[name])
 
 
-def train(name: str, world: Mapping[str, Tensor], work: Path, out: Path, *, steps: int) -> None:
+def train_transformer(name: str, world: Mapping[str, Tensor], work: Path, out: Path, *, steps: int) -> None:
     """Noise levels are logit-normal (Esser et al. 2024, arXiv:2403.03206); 10 % of captions are dropped."""
     small = SMALL[name]
     network = built_with_seed(small.build, seed=7)
@@ -68,7 +68,7 @@ def train(name: str, world: Mapping[str, Tensor], work: Path, out: Path, *, step
     train_network(network, loss, checkpoint, steps=steps, lr=2e-3, decay_from=0.5, ema=0.999, on_checkpoint=save)
 
 
-def encoded_world(path: Path, *, count: int) -> dict[str, Tensor]:
+def transformer_world(path: Path, *, count: int) -> dict[str, Tensor]:
     """The starter's training world: latents (n, 16, 8, 8) and states (n, 32, 128) float16, and the basis (16, 32).
 
     The basis has the strongest directions of the starter's latents, scaled to a mean square of one.

@@ -162,7 +162,7 @@ class SmallBase:
         self.small, self.network, self.basis = small, network.eval().requires_grad_(False), basis
         self.starter = open_base("starter")
         self.family = small.family
-        self.slots: Mapping[Projection, Slot] = slots_of(small, network)
+        self.slots: Mapping[Projection, Slot] = small_slots(small, network)
         self.fingerprint = fingerprint(self.family, self.slots)
         self.schedule = Schedule(torch.arange(1, LEVELS + 1) / LEVELS, "flow")
         self.device, self.clip_skip = torch.device("cpu"), self.family.clip_skip
@@ -196,7 +196,7 @@ class SmallBase:
         yield torch.float32
 
 
-def slots_of(small: Small, network: nn.Module) -> dict[Projection, Slot]:
+def small_slots(small: Small, network: nn.Module) -> dict[Projection, Slot]:
     modules = dict(network.named_modules())
     places = small.family.structure.find(modules, lambda name: modules[name].get_parameter("weight").shape)
     return {

@@ -33,7 +33,7 @@ def edited(museum: Museum, line: str) -> tuple[Museum, str]:
             museum = with_strength(museum, word, _number(strength, float, line))
             return museum, f"The strength of '{word}' is now {museum.exhibit(word).strength:g}."
         case ["remove", word]:
-            return without(museum, word), removal_message(museum, word)
+            return removed(museum, word), removal_message(museum, word)
     raise MuseumError(f"'{line}' is not a valid edit. Write one of: {SYNTAX}.")
 
 
@@ -53,7 +53,7 @@ def reordered(museum: Museum, word: str, place: int) -> Museum:
     exhibit = museum.exhibit(word)
     if not 1 <= place <= len(museum.exhibits):
         raise MuseumError(f"'{word}' cannot move to place {place}; the places are 1 to {len(museum.exhibits)}.")
-    others = without(museum, word).exhibits
+    others = removed(museum, word).exhibits
     return replace(museum, exhibits=(*others[: place - 1], exhibit, *others[place - 1 :]))
 
 
@@ -77,7 +77,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def without(museum: Museum, word: str) -> Museum:
+def removed(museum: Museum, word: str) -> Museum:
     """Remove the exhibit; all others stay as they are."""
     exhibit = museum.exhibit(word)
     return replace(museum, exhibits=tuple(other for other in museum.exhibits if other is not exhibit))

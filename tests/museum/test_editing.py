@@ -14,11 +14,11 @@ from clora_core.museum.editing import (
     edited,
     merged,
     removal_message,
+    removed,
     renamed,
     reordered,
     with_strength,
     with_thumbnail,
-    without,
 )
 from clora_core.museum.file import load_museum, read_header, save_museum
 from clora_core.museum.file.backups import backups_of
@@ -79,7 +79,7 @@ def test_a_word_that_is_taken_or_none_is_refused(new):
 
 @pytest.mark.parametrize("word", museum().words)
 def test_removing_an_exhibit_leaves_the_others_unchanged(word, tmp_path):
-    after = through_a_file(without(museum(), word), tmp_path)
+    after = through_a_file(removed(museum(), word), tmp_path)
     assert_same(after, museum().only([other for other in museum().words if other != word]))
 
 
@@ -157,7 +157,7 @@ def test_edits_in_words_are_those_of_the_functions():
         ("rename <ink> <tint>", renamed(museum(), "<ink>", "<tint>")),
         ("  move   <bär> 1 ", reordered(museum(), "<bär>", 1)),
         ("strength <my-cat> 0.8", with_strength(museum(), "<my-cat>", 0.8)),
-        ("remove lonely", without(museum(), "lonely")),
+        ("remove lonely", removed(museum(), "lonely")),
     ):
         changed, told = edited(museum(), line)
         assert_same(changed, after)
@@ -191,7 +191,7 @@ def test_edits_do_not_change_their_input():
     reordered(whole, "<ink>", 1)
     with_strength(whole, "<ink>", 0.0).dense()
     with_thumbnail(whole, "<ink>", b"other")
-    without(whole, "<ink>")
+    removed(whole, "<ink>")
     merged(whole, whole)
     assert_same(whole, museum())
     assert bits(tensors_of(whole)) == before
