@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def one_run(
     """Learn all tasks and test after each.
 
     Returns read: head → all: the matrix of accuracies among all classes seen; rows: after each task, columns: the test
-    pictures of each task. within: the last row's, among each task's own classes. seconds: processor time per task.
+    pictures of each task. within: the same among each task's own classes. seconds: processor time per task.
     norms: of each task's deltas.
     """
     compared = COMPARED[method]
@@ -125,7 +124,7 @@ def one_run(
     parts = [names[place * len(names) // tasks : (place + 1) * len(names) // tasks] for place in range(tasks)]
     museum, memory, seconds, norms = TaskMuseum(base.fingerprint), Memory(), [], []
     heads: tuple[Head, ...] = (head, *READ_WITH)
-    read: dict[Head, dict[str, list]] = {name: {"all": []} for name in heads}
+    read: dict[Head, dict[str, list]] = {name: {"all": [], "within": []} for name in heads}
     for own in [names] if compared.joint else parts:
         began = time.process_time()
         recipe = compared.recipe(weight)
@@ -142,7 +141,7 @@ def one_run(
         for name in heads:
             everywhere, within = task_accuracies(logits(features, head_rows(museum, name)), tested.labels, sizes)
             read[name]["all"].append(rounded(everywhere))
-            read[name]["within"] = rounded(within)
+            read[name]["within"].append(rounded(within))
     return {"read": read, "norms": rounded(norms), "seconds": rounded(seconds), "machine": machine(base.device)}
 
 
@@ -249,7 +248,8 @@ def tables(results: Sequence[Run]) -> str:
         "A_N",
         "A_N - c-lora's",
         "F_N",
-        "within its task",
+        "within its task: A_N",
+        "F_N",
         "means: A_N",
         "lda: A_N",
         "‖Δ‖ last / first",
@@ -272,7 +272,8 @@ def tables(results: Sequence[Run]) -> str:
                 with_interval([accuracy(result, head) for result in own]),
                 with_interval(apart, sign="+") if apart and method != "c-lora" else "",
                 "" if joint else with_interval([drop_per_step(matrices["all"]) for matrices in read]),
-                with_interval([fmean(matrices["within"]) for matrices in read]),
+                with_interval([final_alignment(matrices["within"]) for matrices in read]),
+                "" if joint else with_interval([drop_per_step(matrices["within"]) for matrices in read]),
                 *(with_interval([accuracy(result, name) for result in own]) for name in READ_WITH),
             ]
             last = [result["norms"][-1] / result["norms"][0] for result in own if result["norms"][0]]
