@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, Error, Page, Route, sync_playwright
 from tests.host.finding import ROOT
 
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-READY = "window.app?.canvas && app.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length > 0"
+READY = """() => window.app?.canvas && app.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length > 0
+    && app.api.clientId && app.api.socket?.readyState === WebSocket.OPEN"""
 PATIENCE_MS = 60_000
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 VUE = "Comfy_VueNodes_Enabled"
