@@ -11,7 +11,7 @@ from clora_core.pictures import as_floats, to_picture
 from tests.classification.tasks import NAMES, pictures
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for part, names, seed in (("a", NAMES[:2], 0), ("b", NAMES[2:], 0), ("t", NAMES, 5)):
         task = pictures(*names, count=3, seed=seed)
         for number, (picture, label) in enumerate(zip(task.pictures, task.labels.tolist(), strict=True)):
@@ -49,7 +49,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "broken.png" in (out := capsys.readouterr().out) and out.count("red 1") == 3
 
 
-def test_a_verdict_names_what_does_not_round_to_nothing():
+def test_a_verdict_omits_classes_that_round_to_zero_percent():
     names = ("pear", "fig", "plum")
     assert str(Verdict(names, (0.83, 0.166, 0.004))) == "pear 83%, fig 17%"
     assert str(Verdict(names, (0.004, 0.003, 0.002))) == "pear 0%"

@@ -17,8 +17,8 @@ from clora_core.classification.vision import Vision
 from tests.classification.tasks import NAMES, two_tasks
 
 
-def test_discriminant_analysis_is_the_gaussian_posterior():
-    """Against log-densities with the covariance that torch itself inverts, sharpened from 5 dimensions to 10."""
+def test_discriminant_analysis_matches_the_gaussian_posterior():
+    """Against log-densities of torch, doubled, since the head scales the mean squared distance from 5 to 10."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(8000)
     mixing = torch.eye(5) + 0.2 * torch.randn(5, 5, generator=rng)
@@ -30,7 +30,7 @@ def test_discriminant_analysis_is_the_gaussian_posterior():
     densities = torch.stack(
         [torch.distributions.MultivariateNormal(mean, covariance).log_prob(features.double()) for mean in means], dim=1
     )
-    # with so many samples hardly anything is shrunk
+    # with so many samples, shrinkage is negligible
     torch.testing.assert_close(
         logits(features, rows).softmax(1).double(), (2 * densities).softmax(1), atol=0.02, rtol=0
     )
@@ -53,7 +53,7 @@ def test_means_follow_a_linear_drift(vision: Vision):
     torch.testing.assert_close(rows[:, -1], -5 * means.square().sum(1) / spread, rtol=1e-3, atol=1e-3)
 
 
-def test_accuracies_are_counted_one_by_one(vision: Vision):
+def test_accuracies_match_a_count_by_a_loop(vision: Vision):
     museum = two_tasks(vision, "frozen")
     rng = torch.Generator().manual_seed(2)
     truth = [NAMES[int(place)] for place in torch.randint(4, (60,), generator=rng)]

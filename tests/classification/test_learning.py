@@ -22,7 +22,7 @@ from tests.classification.tasks import NAMES, merged, one_task, pictures, plain_
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_two_tasks_and_knows_all_classes(vision: Vision, method: str):
+def test_every_method_learns_two_tasks_and_recognises_all_classes(vision: Vision, method: str):
     museum = two_tasks(vision, method, head="lda")
     test = pictures(*NAMES, seed=1)
     with reading(vision, museum):
@@ -34,7 +34,7 @@ def test_every_method_learns_two_tasks_and_knows_all_classes(vision: Vision, met
     }.get(method, [True, True])
 
 
-def test_the_network_is_as_it_was(vision: Vision):
+def test_learning_does_not_change_the_network(vision: Vision):
     before = {name: value.clone() for name, value in vision.network.state_dict().items()}
     features = vision.all_features(pictures("red").pictures)
     two_tasks(vision)
@@ -42,7 +42,7 @@ def test_the_network_is_as_it_was(vision: Vision):
     assert torch.equal(vision.all_features(pictures("red").pictures), features)
 
 
-def test_the_penalty_is_equation_3(vision: Vision):
+def test_the_penalty_matches_equation_3(vision: Vision):
     """The reported term, against κ · L_ref · Σ‖past ∘ Δ‖² / Σ numel · rms(past)⁴ with dense matrices."""
     first, task = one_task(vision, "sequential"), pictures("blue", "dark")
     terms, deltas, rows = [], [], []
@@ -88,7 +88,7 @@ def test_preservation_uses_the_inputs_of_the_layers(vision: Vision):
     assert terms[1] == pytest.approx(weight * float(torch.stack(shares).mean()), rel=1e-3)
 
 
-def test_a_task_keeps_the_statistics_of_the_features_with_all_deltas(vision: Vision):
+def test_a_task_stores_statistics_of_the_features_with_all_deltas(vision: Vision):
     museum, task = two_tasks(vision), pictures("blue", "dark")
     features = plain_features(merged(vision, museum), task.pictures)
     for label in range(2):
@@ -125,7 +125,7 @@ def test_only_the_tasks_own_classes_are_in_the_loss(vision: Vision):
     assert losses[1] == pytest.approx(float(own), rel=1e-4)
 
 
-def test_resumed_is_uninterrupted(vision: Vision):
+def test_a_resumed_run_equals_an_uninterrupted_one(vision: Vision):
     task, museum = pictures("red", "green"), TaskMuseum(vision.fingerprint)
     learning = TaskLearning(vision, museum, task, recipe())
     states = []

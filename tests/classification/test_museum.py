@@ -27,7 +27,7 @@ def saved(vision: Vision, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return save_task_museum(two_tasks(vision), tmp_path_factory.mktemp("m") / "m.safetensors").read_bytes()
 
 
-def test_a_museum_comes_back_bit_for_bit(vision: Vision, tmp_path: Path):
+def test_a_museum_is_loaded_bit_for_bit(vision: Vision, tmp_path: Path):
     museum = two_tasks(vision)
     path = save_task_museum(museum, tmp_path / "m.safetensors")
     back = load_task_museum(path)
@@ -49,13 +49,13 @@ def test_a_damaged_file_is_refused(vision: Vision, tmp_path: Path, seed: int, sa
         load_task_museum(tmp_path / "m.safetensors")
 
 
-def test_the_other_kind_of_museum_is_named(vision: Vision, tmp_path: Path, saved: bytes):
+def test_a_museum_of_classes_is_refused_as_a_museum_of_concepts(vision: Vision, tmp_path: Path, saved: bytes):
     (tmp_path / "m.safetensors").write_bytes(saved)
     with pytest.raises(MuseumError, match=r"a museum of classes.*not a museum of concepts"):
         load_museum(tmp_path / "m.safetensors")
 
 
-def test_classes_are_renamed_and_removed(vision: Vision):
+def test_classes_can_be_renamed_and_removed(vision: Vision):
     museum = two_tasks(vision, head="lda")
     fewer = without_class(renamed_class(museum, "red", "rot"), "green")
     assert fewer.classes == ("rot", "blue", "dark")
@@ -78,11 +78,11 @@ def test_a_museum_over_another_network_is_refused(vision: Vision):
 
 
 def test_wrong_shapes_are_refused_before_anything_is_computed(vision: Vision, tmp_path: Path):
-    """The factors would fit in a file; their product would not fit in memory."""
+    """The factors fit in a file; their product would not fit in memory."""
     museum = two_tasks(vision, "frozen")
     huge = Projection("layers.0.query", "query", (10**6, 10**6))
-    liar = dataclasses.replace(museum.tasks[0], deltas={huge: LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
-    path = save_task_museum(dataclasses.replace(museum, tasks=(liar,)), tmp_path / "m.safetensors")
+    oversized = dataclasses.replace(museum.tasks[0], deltas={huge: LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
+    path = save_task_museum(dataclasses.replace(museum, tasks=(oversized,)), tmp_path / "m.safetensors")
     with pytest.raises(BaseModelError, match=r"no projection 'layers\.0\.query'"):
         classified(vision, load_task_museum(path), pictures("red").pictures)
 
@@ -91,12 +91,12 @@ def test_tasks_that_another_program_adds_meanwhile_are_kept(vision: Vision, tmp_
     museum, path = two_tasks(vision, "frozen"), tmp_path / "m.safetensors"
     empty = TaskMuseum(vision.fingerprint)
     append_task(empty, one_task(vision, "frozen").tasks[0], path, base=vision)
-    append_task(empty, museum.tasks[1], path, base=vision)  # learned when the file did not have the first yet
+    append_task(empty, museum.tasks[1], path, base=vision)  # learned before the file had the first task
     assert load_task_museum(path).classes == museum.classes
     with pytest.raises(MuseumError, match="twice"):
         append_task(empty, museum.tasks[1], path, base=vision)
     with pytest.raises(MuseumError):
-        save_task_museum(museum, path)  # nobody read the file before
+        save_task_museum(museum, path)  # the file was not read before
     assert load_task_museum(path).classes == museum.classes
 
 
@@ -106,13 +106,13 @@ def test_a_deleted_museum_file_is_written_again(vision: Vision, tmp_path: Path):
     assert load_task_museum(path).classes == museum.classes
 
 
-def test_fewer_classes_have_their_share_of_the_scatter(vision: Vision):
+def test_removing_a_class_reduces_the_scatter_by_its_share(vision: Vision):
     museum = two_tasks(vision, "frozen")
     fewer = without_class(museum, "red").tasks[0]
     torch.testing.assert_close(fewer.scatter, museum.tasks[0].scatter / 2)
 
 
-def test_second_moments_are_kept_once_for_the_pictures_of_all_tasks(vision: Vision, tmp_path: Path):
+def test_second_moments_are_stored_once_for_all_tasks(vision: Vision, tmp_path: Path):
     first, names, more = one_task(vision), NAMES[2:], 3
     second = TaskLearning(vision, first, pictures(*names, count=more), recipe()).run()
     museum = first.with_task(second)

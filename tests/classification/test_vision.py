@@ -54,7 +54,7 @@ def test_folders_of_transformers_open_and_learn(kind: str, tmp_path: Path):
     assert again.fingerprint == base.fingerprint and museum.check_over(again) is None
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+def test_a_folder_of_another_model_is_refused(tmp_path: Path):
     with pytest.raises(BaseModelError, match=r"config\.json"):
         open_vision(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -66,7 +66,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
             open_vision(tmp_path)
 
 
-def test_another_network_is_noticed_wherever_it_differs(vision: Vision, tmp_path: Path):
+def test_any_difference_of_the_network_changes_the_fingerprint(vision: Vision, tmp_path: Path):
     assert starter_copy(tmp_path / "weights", other=True).fingerprint != vision.fingerprint
     assert starter_copy(tmp_path / "mean", image_mean=[0.4, 0.5, 0.5]).fingerprint != vision.fingerprint
     assert starter_copy(tmp_path / "same").fingerprint == vision.fingerprint
@@ -85,7 +85,7 @@ def starter_copy(folder: Path, *, other: bool = False, **preparation: object) ->
     return open_vision(folder)
 
 
-def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path):
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
     shutil.copytree(STARTER_FOLDER, tmp_path / "m")
     weights = load_file(tmp_path / "m" / "model.safetensors")
     broken = {name: value.fill_(float("nan")) if "layernorm" in name else value for name, value in weights.items()}
@@ -94,7 +94,7 @@ def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path):
         open_vision(tmp_path / "m")
 
 
-def test_a_config_of_fewer_layers_than_the_weights_is_refused(tmp_path: Path):
+def test_a_config_with_fewer_layers_than_the_weights_is_refused(tmp_path: Path):
     shutil.copytree(STARTER_FOLDER, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"num_hidden_layers": 3}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))

@@ -39,7 +39,7 @@ def test_zero_deltas_change_no_bit(base: Base):
         assert torch.equal(predictions(base), plain)
 
 
-def test_attaching_is_folding_into_the_weights(base: Base):
+def test_attaching_equals_adding_the_deltas_to_the_weights(base: Base):
     deltas = random_deltas(base)
     with attached(base, deltas):
         ours = predictions(base)
@@ -47,7 +47,7 @@ def test_attaching_is_folding_into_the_weights(base: Base):
     assert (ours - predictions(base)).abs().max() > 1e-3, "the deltas matter"
 
 
-def test_every_single_projection_is_answered_for_by_itself(base: Base):
+def test_each_projection_can_be_changed_alone(base: Base):
     plain = predictions(base)
     for projection, delta in random_deltas(base, size=1).items():
         with attached(base, {projection: delta}):
@@ -86,7 +86,7 @@ def test_leaving_restores_every_bit_and_leaves_no_hook(base: Base):
     assert not base.attachments
 
 
-def test_others_hooks_see_the_projection_as_moved(base: Base):
+def test_other_hooks_get_the_changed_output(base: Base):
     projection, delta = next(iter(random_deltas(base, size=1).items()))
     module, seen = base.slots[projection].module, []
     handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
@@ -99,7 +99,7 @@ def test_others_hooks_see_the_projection_as_moved(base: Base):
 
 @pytest.mark.parametrize("onwards", [False, True])
 def test_a_checkpointed_backward_pass_repeats_the_forward_pass(base: Base, onwards: bool):
-    """Also where another prompt was asked in between, and where the deltas are no longer attached."""
+    """Also if other prompts were used in between, and after the deltas were detached."""
     word = ConceptToken("<one>", {"clip_l": torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1))})
     latents, times = torch.zeros(1, *LATENT_SHAPE), torch.tensor([500])
 
@@ -121,7 +121,7 @@ def test_a_checkpointed_backward_pass_repeats_the_forward_pass(base: Base, onwar
         assert torch.equal(one, other) and one.any()
 
 
-def test_an_exception_inside_restores_every_bit_too(base: Base):
+def test_an_exception_inside_restores_every_bit(base: Base):
     plain, before = predictions(base), hooks(base)
     with pytest.raises(KeyboardInterrupt), attached(base, random_deltas(base)), attached(base, random_deltas(base)):
         raise KeyboardInterrupt
@@ -140,7 +140,7 @@ def test_an_unknown_projection_is_refused(base: Base):
     assert hooks(base) == before
 
 
-def test_a_projection_of_another_shape_is_unknown(base: Base):
+def test_a_projection_of_another_shape_is_refused(base: Base):
     projection = next(iter(base.slots))
     wrong = Projection(projection.path, projection.role, (projection.shape[0] + 1, projection.shape[1]))
     with pytest.raises(BaseModelError, match="no projection"), attached(base, {wrong: torch.zeros(wrong.shape)}):

@@ -9,12 +9,12 @@ from clora_core.model.attachment import Attachment
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
 
-DTYPES = (torch.float32, torch.float64)  # stand for devices: copies for one are of no use to the other
+DTYPES = (torch.float32, torch.float64)  # in place of two devices: a copy for one cannot serve the other
 PROJECTION = Projection("a", "key", (6, 8))
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_threads_do_not_take_each_others_copies(dense: bool):
+def test_threads_do_not_use_each_others_copies(dense: bool):
     rng = torch.Generator().manual_seed(0)
     delta = LowRank(torch.randn(6, 2, generator=rng), torch.randn(2, 8, generator=rng))
     attachment = Attachment({PROJECTION: delta.dense() if dense else delta})
@@ -30,7 +30,7 @@ def test_threads_do_not_take_each_others_copies(dense: bool):
         assert max(threads.map(worst, DTYPES)) < 1e-5
 
 
-def test_a_trained_delta_is_always_current():
+def test_updates_of_a_trained_delta_take_effect_at_once():
     delta = LowRank(torch.ones(6, 1, requires_grad=True), torch.ones(1, 8))
     attachment, x = Attachment({PROJECTION: delta}), torch.ones(1, 8)
     assert torch.equal(attachment.moved(PROJECTION, x.half()), torch.full((1, 6), 8.0).half())

@@ -1,4 +1,4 @@
-"""Concepts are valid or refused with advice."""
+"""Concepts are valid, or refused with advice; words are found in texts."""
 
 import re
 import time
@@ -15,7 +15,7 @@ PICTURES = torch.zeros(3, 3, 8, 8)
 
 
 @pytest.mark.parametrize("word", ["<my-cat>", "sks", "*cat*", "犬", "ключ", "x1", "1st", "a.b", "v1.5-style", "o" * 64])
-def test_words_that_prompts_can_hold_are_taken(word: str):
+def test_words_that_prompts_can_contain_are_accepted(word: str):
     check_word(word)
     assert Concept(word, PICTURES).prompt == f"a photo of {word}"
 
@@ -48,7 +48,7 @@ def test_words_that_prompts_can_hold_are_taken(word: str):
         ("a\ud800b", "unprintable character"),
     ],
 )
-def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: str):
+def test_words_that_prompts_would_misread_are_refused(word: str, reason: str):
     for attempt in (
         lambda: check_word(word),
         lambda: Concept(word, PICTURES),
@@ -60,7 +60,7 @@ def test_words_that_prompts_would_read_otherwise_are_refused(word: str, reason: 
 
 
 @pytest.mark.parametrize("odd", ["\0", "\x1b", "\x9b", "\udc80", "x" * 10_001])
-def test_texts_that_no_file_holds_or_no_prompt_needs_are_refused(odd: str):
+def test_unprintable_and_too_long_texts_are_refused(odd: str):
     for texts in (
         {"template": f"{{word}} {odd}"},
         {"captions": ("{word}", f"{odd} {{word}}", "{word}")},
@@ -76,30 +76,30 @@ def test_a_word_is_found_only_as_a_whole_word():
     assert mentions("sks", "sks") and mentions("a photo of sks, smiling", "sks") and mentions("(sks:1.2)", "sks")
 
 
-def test_a_bracketed_word_is_found_beside_punctuation_and_every_time():
+def test_a_bracketed_word_is_found_beside_punctuation():
     text = "<my-cat>, (<my-cat>:1.2) and <my-cat>'s friend"
     assert len(word_pattern(["<my-cat>"]).findall(text)) == 3
     assert word_pattern(["<my-cat>"]).findall("<my-cat><my-cat>") == ["<my-cat>", "<my-cat>"]
     assert not mentions("a <my-cats>", "<my-cat>")
 
 
-def test_a_bracketed_word_ends_where_its_brackets_do():
-    """Plurals, and writing that puts no spaces between words."""
+def test_a_bracketed_word_is_found_beside_letters():
+    """In plurals, and in scripts without spaces between words."""
     for text in ("two <猫>s", "一张<猫>的照片", "a_<猫>_b", "<猫>2"):
         assert word_pattern(["<猫>"]).findall(text) == ["<猫>"]
     assert mentions("a cat!s", "cat!") and not mentions("acat!", "cat!") and not mentions("一张猫的照片", "猫")
 
 
 @pytest.mark.parametrize("texts", [{"template": "two {word}s"}, {"captions": ("{word}", "my_{word}", "{word}")}])
-def test_a_word_that_would_melt_into_its_neighbours_is_refused(texts: dict):
-    """Nothing would be learned of it, since it would be read as other letters."""
+def test_a_word_that_touches_other_letters_is_refused(texts: dict):
+    """It would be read as another word, so nothing would be learned."""
     wrong = texts.get("template") or texts["captions"][1]
     with pytest.raises(ConceptError, match=re.escape(f"In '{wrong}' the word touches other letters") + ".*<sks>"):
         Concept("sks", PICTURES, **texts)
     assert Concept("<sks>", PICTURES, **texts).prompts()[1] in ("two <sks>s", "my_<sks>")
 
 
-def test_the_template_is_looked_at_beside_captions_too():
+def test_the_template_is_checked_even_with_captions():
     with pytest.raises(ConceptError, match="'a photo' does not mention"):
         Concept("<a>", PICTURES, template="a photo", captions=("{word}",) * 3)
 
@@ -112,7 +112,7 @@ WORDS = st.from_regex(r"<?[a-z0-9.*+?^$-]{1,8}>?", fullmatch=True).filter(lambda
 
 
 @given(WORDS, st.integers(0, 4))
-def test_any_word_is_found_as_often_as_it_was_written(word: str, times: int):
+def test_any_word_is_found_as_often_as_it_occurs(word: str, times: int):
     text = " and ".join(["something", *[word] * times])
     if not any(part == word for part in ("something", "and")):
         assert word_pattern([word]).findall(text) == [word] * times
@@ -137,13 +137,13 @@ FEW_LETTERS = st.text("ab1<>-猫", min_size=1, max_size=5).filter(lambda word: a
 
 
 @given(st.lists(FEW_LETTERS, min_size=1, max_size=8, unique=True), st.text("ab1<>-猫 _", max_size=60))
-def test_many_words_at_once_are_found_as_one_after_another(words: list[str], text: str):
+def test_many_words_at_once_are_found_as_by_a_naive_pattern(words: list[str], text: str):
     found = [match.span() for match in word_pattern(words).finditer(text)]
     assert found == [match.span() for match in one_after_another(words).finditer(text)]
 
 
-def test_a_text_is_read_once_however_many_words_there_are():
-    """With each word tried at each place, a thousand took some hundred times as long as ten."""
+def test_search_time_grows_more_slowly_than_the_number_of_words():
+    """If each word were tried at each place, a thousand would take a hundred times as long as ten."""
     text = "a photo of <w and <wx>, " * 500
 
     def seconds(count: int) -> float:
@@ -171,7 +171,7 @@ def test_captions_keep_their_order_and_get_the_word():
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_another_count_of_captions_than_pictures_is_refused(count: int):
+def test_a_wrong_number_of_captions_is_refused(count: int):
     with pytest.raises(ConceptError, match=f"3 pictures but {count} captions.*one caption per picture, or none"):
         Concept("<a>", PICTURES, captions=("{word}",) * count)
 
@@ -195,7 +195,7 @@ def test_a_picture_with_one_value_that_is_not_finite_is_refused(bad: float):
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 8, 8), (2, 8, 8, 3)])
-def test_other_tensors_than_pictures_are_refused_with_their_shape(shape: tuple[int, ...]):
+def test_tensors_of_a_wrong_shape_are_refused_with_it(shape: tuple[int, ...]):
     with pytest.raises(ConceptError, match=re.escape(str(shape))):
         Concept("<a>", torch.zeros(shape))
 
@@ -211,7 +211,7 @@ def test_an_unknown_kind_is_refused():
 
 
 @pytest.mark.parametrize("count", [-1, 17])
-def test_a_word_takes_one_to_sixteen_vectors(count: int):
+def test_a_negative_or_too_large_number_of_vectors_is_refused(count: int):
     with pytest.raises(ConceptError, match=f"1 to 16 vectors, or 0 for auto, not {count}"):
         Concept("<a>", PICTURES, vectors=count)
     assert Concept("<a>", PICTURES, vectors=16).vectors == 16
@@ -232,7 +232,7 @@ def test_a_token_takes_as_many_places_as_it_has_vectors():
         {"clip_l": torch.zeros(1, 2, 4), "clip_g": torch.zeros(2, 8)},
     ],
 )
-def test_vectors_of_other_shapes_are_refused(vectors: dict):
+def test_vectors_of_mismatched_shapes_are_refused(vectors: dict):
     with pytest.raises(ConceptError, match=re.escape("expected (layers, words, width) each")):
         ConceptToken("<a>", vectors)
 

@@ -15,7 +15,7 @@ VISION = ("clora_core/classification/vision.py", "nodes/host/folders.py")  # the
 ALLOWED = ("clora_core/model/families/", "clora_core/starter/", "nodes/host/starter.py", "clora_core/bench/", *VISION)
 
 
-def test_only_its_own_file_names_a_family() -> None:
+def test_a_family_is_named_only_in_its_own_file() -> None:
     names = {family.name for family in FAMILIES}
     for path in (path for folder in ("clora_core", "nodes") for path in (ROOT / folder).rglob("*.py")):
         if not path.relative_to(ROOT).as_posix().startswith(ALLOWED):
@@ -39,7 +39,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_family_is_told_apart_by_its_projections(family: Family) -> None:
+def test_a_family_is_recognised_by_its_projections(family: Family) -> None:
     path = PATHS.get(family.name, "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k")
     role = "key_value" if family.name == "hunyuan-dit" else "key"
     assert family_with([Projection(path, role, (64, family.text_width))], set(family.needs)) is family
@@ -53,11 +53,11 @@ def test_names_of_families_are_unique() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_everyday_captions_are_different_and_one_is_empty(family: Family) -> None:
+def test_everyday_captions_are_different_and_the_first_is_empty(family: Family) -> None:
     assert family.captions[0] == "" and len(set(family.captions)) == len(family.captions) == 160
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_single_file_has_every_text_encoder(family: Family) -> None:
+def test_a_single_file_checkpoint_has_every_text_encoder(family: Family) -> None:
     assert family.reads != "states" or sum(family.encoders.values()) == family.text_width
     assert family.checkpoint is None or list(family.checkpoint.encoders) == list(family.encoders)

@@ -26,7 +26,7 @@ def answers(base: Base, prompts: list[str], tokens: list[ConceptToken]) -> Tenso
         return base.predict(latents, times, base.encode_prompts(prompts, tokens))
 
 
-def test_places_are_where_the_vectors_stand(base: Base):
+def test_places_mark_the_positions_of_the_words_vectors(base: Base):
     places = base.encode_prompts(PROMPTS, [token(), token("<two>")]).places
     assert set(places) == {"<one>"}, "the other word is in no prompt"
     where = [row.nonzero().flatten().tolist() for row in places["<one>"]]
@@ -41,15 +41,15 @@ def test_rows_of_a_conditioning_keep_their_places(base: Base):
 
 
 @pytest.mark.parametrize("onwards", [False, True])
-def test_keys_and_values_move_at_the_gates_places_only(base: Base, onwards: bool):
+def test_keys_and_values_change_only_at_the_places_of_the_gate(base: Base, onwards: bool):
     deltas = random_deltas(base, size=1)
     projection = next(iter(deltas))
-    heard: list[tuple[Tensor, Tensor]] = []
+    calls: list[tuple[Tensor, Tensor]] = []
     with attached(base, deltas, Gate("<one>", onwards=onwards)):
-        listener = base.slots[projection].module.register_forward_hook(lambda _, x, y: heard.append((x[0], y)))
+        listener = base.slots[projection].module.register_forward_hook(lambda _, x, y: calls.append((x[0], y)))
         answers(base, PROMPTS, [token()])
         listener.remove()
-    states, moved = heard[0]
+    states, moved = calls[0]
     by = moved - base.slots[projection].module(states)
     expected = states @ deltas[projection].dense().T
     first, places = [4, 1, None], [[4, 5], [1, 2, 7, 8], []]
@@ -60,7 +60,7 @@ def test_keys_and_values_move_at_the_gates_places_only(base: Base, onwards: bool
             torch.testing.assert_close(by[row, place], target, rtol=1e-4, atol=1e-4)
 
 
-def test_a_prompt_without_the_word_is_answered_bit_for_bit_by_the_base(base: Base):
+def test_a_prompt_without_the_word_gives_the_bases_prediction_bit_for_bit(base: Base):
     plain = answers(base, PROMPTS[2:], [])
     alone = predictions(base)
     with attached(base, random_deltas(base, size=1), Gate("<one>")):
@@ -83,7 +83,7 @@ def test_word_gated_learning_forgets_nothing(base: Base):
     assert not torch.equal(before, answers(base, prompt, list(museum.tokens))), "but the delta does act"
 
 
-def test_a_museum_of_both_kinds_shows_the_sum(base: Base):
+def test_gated_and_ungated_exhibits_add_up(base: Base):
     everywhere = Exhibit(token("<all>"), random_deltas(base), Recipe())
     gated = Exhibit(token(), random_deltas(base, seed=1), Recipe(applied="onwards"))
     museum = Museum(base.fingerprint, (everywhere, gated))

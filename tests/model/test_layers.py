@@ -34,7 +34,7 @@ def at_layer(token: ConceptToken, layer: int) -> ConceptToken:
 
 
 @pytest.mark.parametrize("family", ["starter", "sd15", "sdxl"])
-def test_layers_are_numbered_as_the_model_runs_them(family: str, base: Base):
+def test_layers_are_numbered_in_the_order_of_execution(family: str, base: Base):
     unet = base.unet if family == "starter" else build_unet(family, SMALL[family])
     slots, ran = find_projections(unet), []
     numbers = layer_numbers(slots)
@@ -51,7 +51,7 @@ def test_layers_are_numbered_as_the_model_runs_them(family: str, base: Base):
     assert ran == sorted(ran) and set(ran) == set(range(len(slots) // 2))
 
 
-def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: tuple[ConceptToken, ...]):
+def test_each_layer_has_the_states_of_its_own_vectors(base: Base, words: tuple[ConceptToken, ...]):
     together = base.encode_prompts(PROMPTS, words)
     assert together.states.shape == (3, 32, LAYERS * WIDTH)
     for layer in range(LAYERS):
@@ -62,8 +62,8 @@ def test_every_layer_is_the_prompt_with_that_layers_vectors(base: Base, words: t
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 7])
-def test_many_rows_are_encoded_some_at_a_time(at_once: int, base: Base, monkeypatch: pytest.MonkeyPatch):
-    """Also if a prompt's layers are in two parts; states, places and gradients are the same."""
+def test_encoding_rows_in_batches_gives_the_same(at_once: int, base: Base, monkeypatch: pytest.MonkeyPatch):
+    """States, places and gradients, also if the layers of a prompt are split between batches."""
     rng = torch.Generator().manual_seed(3)
     vectors = torch.randn(LAYERS, 2, WIDTH, generator=rng).requires_grad_()
     deep, flat = ConceptToken("<deep>", {"clip_l": vectors}), torch.randn(1, 1, WIDTH, generator=rng)
@@ -81,7 +81,7 @@ def test_many_rows_are_encoded_some_at_a_time(at_once: int, base: Base, monkeypa
     assert all(torch.equal(parts.places[word], where) for word, where in whole.places.items())
 
 
-def test_prompts_without_such_a_word_stay_as_narrow_as_ever(base: Base, words: tuple[ConceptToken, ...]):
+def test_prompts_without_a_layer_wise_word_keep_their_width(base: Base, words: tuple[ConceptToken, ...]):
     assert base.encode_prompts(["a cat", "<flat>"], words).states.shape == (2, 32, WIDTH)
 
 
@@ -113,7 +113,7 @@ def test_each_cross_attention_reads_its_own_layer(base: Base, words: tuple[Conce
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_learning_moves_every_layer_by_itself(checkpointing: bool, base: Base):
+def test_every_layer_learns_vectors_of_its_own(checkpointing: bool, base: Base):
     before = predictions(base)
     recipe = short(SelfRegularization(), ContextPreservation(), layer_wise=True, checkpointing=checkpointing)
     museum = taught(base, Museum(base.fingerprint), small_concept("<one>", vectors=2), recipe)
@@ -128,7 +128,7 @@ def test_learning_moves_every_layer_by_itself(checkpointing: bool, base: Base):
     assert torch.equal(predictions(base), before)
 
 
-def test_checkpoints_change_nothing(base: Base):
+def test_checkpointing_gives_the_same_result(base: Base):
     found = [
         taught(
             base,
@@ -153,12 +153,12 @@ def test_pictures_with_and_without_the_word_are_sampled_in_one_batch(base: Base,
     torch.testing.assert_close(both[1], plain[1], rtol=0, atol=1e-3)
 
 
-def test_a_word_of_another_models_layers_is_refused(base: Base):
+def test_a_word_with_another_number_of_layers_is_refused(base: Base):
     token = ConceptToken("<deep>", {"clip_l": torch.zeros(16, 1, WIDTH)})
     with pytest.raises(ConceptError, match=r"'<deep>' has vectors for 16 .* this model has 6"):
         base.encode_prompts(["<deep>"], [token])
 
 
-def test_rows_of_a_batch_are_chosen_whole(base: Base, words: tuple[ConceptToken, ...]):
+def test_selected_rows_keep_all_their_layers(base: Base, words: tuple[ConceptToken, ...]):
     conditioning: Conditioning = base.encode_prompts(PROMPTS, words)[torch.tensor([2, 0])]
     assert conditioning.states.shape == (2, 32, LAYERS * WIDTH)

@@ -13,14 +13,14 @@ from tests.small import museum_of, short, small_base, small_concept
 NFC, NFD = "<m\u00fcller>", "<mu\u0308ller>"
 
 
-def test_the_longest_known_word_is_meant():
+def test_the_longest_known_word_matches():
     assert mentions("a photo of sks-dog", "sks") and not mentions("a photo of sks-dog", "sks", ["sks-dog"])
     assert mentions("sks and sks-dog", "sks", ["sks-dog"]) and mentions("sks-dogs", "sks", ["sks-dog"])
     assert with_word("sks, sks-dog, masks", "sks", "ohwx", ["sks-dog"]) == "ohwx, sks-dog, masks"
     assert with_word("sks-dog sks", "sks-dog", "<d>", ["sks"]) == "<d> sks"
 
 
-def test_renaming_a_word_leaves_longer_ones_alone():
+def test_renaming_a_word_does_not_change_longer_words():
     museum = museum_of(small_base(), "sks", "sks-dog")
     found = renamed(museum, "sks", "ohwx")
     assert [exhibit.prompt for exhibit in found.exhibits] == ["a photo of ohwx", "a photo of sks-dog"]
@@ -28,7 +28,7 @@ def test_renaming_a_word_leaves_longer_ones_alone():
     assert [exhibit.prompt for exhibit in back.exhibits] == [exhibit.prompt for exhibit in museum.exhibits]
 
 
-def test_a_caption_that_holds_only_a_longer_word_is_refused():
+def test_a_caption_with_only_a_longer_word_is_refused():
     base = small_base()
     museum = museum_of(base, "sks-dog")
     captions = ("a sks-dog", "a photo of sks")
@@ -40,13 +40,13 @@ def test_a_caption_that_holds_only_a_longer_word_is_refused():
         Learning(base, Museum(base.fingerprint), both, short())
 
 
-def test_the_prompts_beside_a_new_concept_keep_longer_words():
+def test_preserved_prompts_keep_longer_words():
     museum = museum_of(small_base(), "sks-dog")
     beside = museum.prompts_beside(small_concept("sks", count=1, captions=("sks beside sks-dog",)))
     assert "sks-dog beside sks-dog" in beside
 
 
-def test_words_are_kept_and_found_in_one_unicode_form():
+def test_words_are_normalised_when_stored_and_when_searched():
     concept = small_concept(NFD, count=2, captions=(f"a photo of {NFC}", "{word} \u200bat\ufeff sea"))
     assert concept.word == NFC and concept.prompts() == [f"a photo of {NFC}", f"{NFC} at sea"]
     assert small_concept("<my\u200bcat>").word == "<mycat>"
@@ -60,10 +60,10 @@ def test_words_are_kept_and_found_in_one_unicode_form():
 
 
 @torch.no_grad()
-def test_a_word_is_encoded_in_whatever_form_it_and_the_prompt_are_written():
+def test_words_are_encoded_in_every_unicode_form():
     base = small_base()
     vectors = base.word_vectors("red")
-    for word in (NFC, NFD, "<m\u00fc\u200bller>"):  # also as earlier versions kept it
+    for word in (NFC, NFD, "<m\u00fc\u200bller>"):  # also as earlier versions stored it
         token = ConceptToken(word, {name: value[None] for name, value in vectors.items()})
         for written in (NFC, NFD, "<m\u00fcl\u00adler>"):
             found = base.encode_prompts([f"a {written} hat"], [token])
@@ -72,7 +72,7 @@ def test_a_word_is_encoded_in_whatever_form_it_and_the_prompt_are_written():
 
 
 @torch.no_grad()
-def test_a_part_of_a_prompt_without_a_word_is_read_as_without_words():
+def test_text_beside_words_is_not_normalised():
     base = small_base()
     token = ConceptToken(NFC, {name: value[None] for name, value in base.word_vectors("red").items()})
     pattern = word_pattern([NFC])
@@ -83,7 +83,7 @@ def test_a_part_of_a_prompt_without_a_word_is_read_as_without_words():
 
 
 @pytest.mark.parametrize("hidden", ["\u200b", "\u202e", "\u2066", "\ufeff", "\u3164", "\ufe0f", "\U000e0041", "\xad"])
-def test_no_word_is_told_apart_by_what_nobody_sees(hidden: str):
+def test_invisible_characters_do_not_distinguish_words(hidden: str):
     museum, odd = museum_of(small_base(), "<my-cat>", "<tom>"), f"<my-{hidden}cat>"
     assert ConceptToken(odd, museum.tokens[0].vectors).word == "<my-cat>"
     assert parse_strengths([f"{odd}: 0.5"]) == {"<my-cat>": 0.5}

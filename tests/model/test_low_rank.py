@@ -1,4 +1,4 @@
-"""Low-rank matrices are exactly the matrices that their factors multiply out to."""
+"""Low-rank matrices equal the products of their factors."""
 
 import math
 
@@ -43,14 +43,14 @@ def test_the_norm_is_the_root_of_the_sum_of_squares():
     assert one.norm().item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_norm_of_parts_that_cancel_is_zero_and_no_nan():
+def test_the_norm_of_cancelling_parts_is_zero_and_not_nan():
     one = matrix()
     nothing = concatenated([one, one.scaled(-1)])
     assert nothing.norm().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_norm_of_zero_is_zero_with_a_gradient_of_zero():
-    """As where learning starts, with `up` zero."""
+    """As at the start of learning, where `up` is zero."""
     one = LowRank(torch.zeros(5, 3, requires_grad=True), matrix().down.clone().requires_grad_())
     one.norm().backward()
     assert one.norm().item() == 0
@@ -65,11 +65,11 @@ def test_the_gradient_of_the_norm_is_that_of_the_dense_matrix():
     torch.testing.assert_close(one.down.grad, other.down.grad)
 
 
-def test_a_norm_that_is_no_number_stays_none():
+def test_the_norm_of_nan_is_nan():
     assert matrix().scaled(math.nan).norm().isnan()
 
 
-def test_scaling_scales_every_entry_and_leaves_the_original_alone():
+def test_scaling_scales_every_entry_and_keeps_the_original():
     one = matrix()
     before = one.dense()
     for strength in (0.0, -2.0, 0.25):
@@ -110,7 +110,7 @@ def test_the_truncated_matrix_is_the_nearest_of_its_rank(shape, rank):
     assert (whole.dense() - nearest.dense()).norm().item() == pytest.approx(least, rel=1e-4, abs=1e-4)
 
 
-def test_a_matrix_of_that_rank_is_its_own_truncation():
+def test_truncating_to_its_own_rank_keeps_the_matrix():
     whole = LowRank(torch.randn(4, 2), torch.randn(2, 5))
     assert truncated(whole, 2) == (whole, 0.0)
 

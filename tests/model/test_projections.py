@@ -1,4 +1,4 @@
-"""Exactly the keys and values of cross-attention are found, and a museum of either naming is the same museum."""
+"""Exactly the keys and values of cross-attention are found, equally under diffusers' and the original names."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def unet(family: str) -> UNet2DConditionModel:
 
 
 def keys_and_values(unet: nn.Module) -> set[int]:
-    """By another way: the two projections of every transformer block's second attention."""
+    """Found in another way: the two projections of every transformer block's second attention."""
     blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
     return {id(projection) for block in blocks for projection in (block.attn2.to_k, block.attn2.to_v)}
 
@@ -48,7 +48,7 @@ def test_original_names_give_the_same_projections_and_fingerprint(unet: UNet2DCo
     assert fingerprint(family, original) == fingerprint(family, found)
 
 
-def test_the_host_may_wrap_the_unet(unet: UNet2DConditionModel) -> None:
+def test_projections_are_found_in_a_wrapped_unet(unet: UNet2DConditionModel) -> None:
     wrapped = {f"diffusion_model.{name}": tensor for name, tensor in unet_layout(unet).items()}
     assert list(find_projections(module_tree(wrapped))) == list(find_projections(unet))
 
@@ -60,7 +60,7 @@ def test_the_original_path_leads_to_the_same_module(unet: UNet2DConditionModel) 
 
 
 @pytest.mark.parametrize(("family", "count"), [("sd15", 32), ("sd2", 32), ("sdxl", 140)], ids=FAMILIES)
-def test_models_of_real_size_have_so_many(family: str, count: int) -> None:
+def test_models_of_real_size_have_the_expected_number_of_projections(family: str, count: int) -> None:
     with torch.device("meta"):
         unet = build_unet(family, REAL[family])
     found = find_projections(unet)
@@ -69,7 +69,7 @@ def test_models_of_real_size_have_so_many(family: str, count: int) -> None:
     assert family_with(found, ()).name == family
 
 
-def test_the_starter_is_found_by_either_name() -> None:
+def test_projections_of_the_starter_are_found_under_either_naming() -> None:
     unet = build_starter_unet()
     found = find_projections(unet)
     assert {id(slot.module) for slot in found.values()} == keys_and_values(unet)
@@ -77,7 +77,7 @@ def test_the_starter_is_found_by_either_name() -> None:
     assert family_with(found, ()).name == "starter"
 
 
-def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
+def test_lora_keys_are_those_of_ordinary_lora_files() -> None:
     with torch.device("meta"):
         sd15, sdxl = (find_projections(build_unet(family, REAL[family])) for family in ("sd15", "sdxl"))
     short = {family_named("sd15").lora_key(projection) for projection in sd15}
@@ -90,13 +90,13 @@ def test_ordinary_lora_files_know_the_projections_by_these_keys() -> None:
     assert len(short) == len(sd15) and len(long) == len(sdxl)
 
 
-def test_a_model_of_one_stream_is_refused() -> None:
+def test_a_single_stream_model_is_refused() -> None:
     stream = module_tree({"single_blocks.0.linear1.weight": torch.zeros(12, 4)})
     with pytest.raises(BaseModelError, match=r"of its own, or shares.*sd15, sd2, sdxl"):
         find_projections(stream)
 
 
-def test_projections_of_an_unknown_family_are_named() -> None:
+def test_an_unknown_family_is_refused_with_its_projections() -> None:
     joint = module_tree({"transformer_blocks.0.attn.add_k_proj.weight": torch.zeros(4, 4)})
     with pytest.raises(BaseModelError, match=r"no known family.*1 key and value.*add_k_proj"):
         recognized(joint)

@@ -19,14 +19,14 @@ from tests.museums import assert_same, exhibit, museum, projections
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["starter", "sd2", "sdxl"])
-def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtype, tmp_path):
-    """Also from nothing, with ranks and projections that differ, layer-wise words, gates, strengths, a word alone."""
+def test_appending_one_by_one_gives_the_bytes_of_saving_the_whole_museum(architecture, dtype, tmp_path):
+    """From an empty museum, with different ranks and projections, layer-wise words, gates, strengths, a word alone."""
     own = {"architecture": architecture}
     plain = museum(architecture)
     strong = replace(exhibit("<strong>", projections(architecture), seed=8, **own), strength=-0.5)
     layered = exhibit("<deep>", projections(architecture)[1:3], seed=9, layers=16, words=2, **own)
-    shy = exhibit("<shy>", projections(architecture), seed=7, recipe=recipe_named("word-gated", rank=4), **own)
-    exhibits = (shy, plain.exhibits[1], layered, strong, plain.exhibits[3], plain.exhibits[0], plain.exhibits[2])
+    gated = exhibit("<shy>", projections(architecture), seed=7, recipe=recipe_named("word-gated", rank=4), **own)
+    exhibits = (gated, plain.exhibits[1], layered, strong, plain.exhibits[3], plain.exhibits[0], plain.exhibits[2])
     path, whole = tmp_path / "grown" / "a.safetensors", tmp_path / "whole" / "a.safetensors"
     for folder in (path.parent, whole.parent):
         folder.mkdir()
@@ -42,7 +42,7 @@ def test_growing_by_one_exhibit_at_a_time_is_saving_the_whole(architecture, dtyp
 
 @pytest.mark.parametrize("parts", [1, 100, 1000])
 def test_parts_of_any_size_give_the_same_file(parts, tmp_path, monkeypatch):
-    """Also where a tensor is put together from so little at a time that a part is less than one of its rows."""
+    """Also with parts smaller than one row of a tensor."""
     from clora_core.museum.file import joined
 
     whole, path = tmp_path / "whole" / "a.safetensors", tmp_path / "a.safetensors"
@@ -81,7 +81,7 @@ def append_many(number: int, path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no lock on a folder")
-def test_programs_that_add_at_the_same_time_lose_nothing(tmp_path):
+def test_concurrent_appends_lose_no_exhibit(tmp_path):
     path = tmp_path / "a.safetensors"
     save_museum(Museum(museum().base), path)
     writers = [multiprocessing.get_context("fork").Process(target=append_many, args=(n, path)) for n in range(3)]
@@ -105,10 +105,10 @@ def test_a_file_that_was_changed_since_it_was_read_is_not_replaced(tmp_path):
     save_museum(museum(), path, overwrite=True, read=identity(path))
 
 
-def broken(shown: Exhibit) -> Exhibit:
-    """With a number that is none."""
-    next(iter(shown.deltas.values())).down[0, 0] = float("nan")
-    return shown
+def broken(intact: Exhibit) -> Exhibit:
+    """The exhibit with a NaN in a factor."""
+    next(iter(intact.deltas.values())).down[0, 0] = float("nan")
+    return intact
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_refused_addition_leaves_the_file_unchanged(addition, base, rule, tmp_
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_file_that_is_not_there_is_begun_and_one_that_is_no_museum_is_left_alone(tmp_path):
+def test_a_missing_file_is_created_and_a_foreign_file_is_left_unchanged(tmp_path):
     added, base = exhibit("<x>", projections("sd15"), seed=5), museum().base
     append_exhibits([added], tmp_path / "a.safetensors", base=base)
     assert_same(load_museum(tmp_path / "a.safetensors"), Museum(base, (added,)))
@@ -141,8 +141,8 @@ def test_a_file_that_is_not_there_is_begun_and_one_that_is_no_museum_is_left_alo
     assert (tmp_path / "b.safetensors").read_bytes() == b"precious"
 
 
-def test_a_view_is_the_museum_added_up(tmp_path):
-    """Against `load_museum` and `Museum.dense`, with strengths of the exhibits' own and given ones."""
+def test_a_view_matches_the_dense_sum_of_the_museum(tmp_path):
+    """Against `load_museum` and `Museum.dense`, with the exhibits' own strengths and with given ones."""
     before = museum()
     before = replace(before, exhibits=(replace(before.exhibits[0], strength=0.25), *before.exhibits[1:]))
     path = tmp_path / "a.safetensors"

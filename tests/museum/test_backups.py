@@ -22,7 +22,7 @@ def words_of(path: Path) -> list[tuple[str, ...]]:
     return [load_museum(backup).words for backup in backups_of(path)]
 
 
-def test_the_last_three_are_kept(tmp_path: Path):
+def test_the_last_three_versions_are_kept_as_backups(tmp_path: Path):
     path = tmp_path / "a.museum.safetensors"
     for each in VERSIONS:
         save_museum(each, path, overwrite=True)
@@ -39,14 +39,14 @@ def test_files_of_users_are_never_replaced_or_removed(tmp_path: Path):
     for each in VERSIONS:
         save_museum(each, path, overwrite=True)
     assert all(each.read_bytes() == b"precious" for each in own)
-    assert words_of_ours(path, own) == [each.words for each in VERSIONS[1:4]]
+    assert words_without(path, own) == [each.words for each in VERSIONS[1:4]]
 
 
-def words_of_ours(path: Path, own: list[Path]) -> list[tuple[str, ...]]:
+def words_without(path: Path, own: list[Path]) -> list[tuple[str, ...]]:
     return [load_museum(backup).words for backup in backups_of(path) if backup not in own]
 
 
-def test_a_backup_that_was_changed_since_is_a_users_own(tmp_path: Path):
+def test_a_changed_backup_is_treated_as_a_users_file(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     for each in VERSIONS[:2]:
         save_museum(each, path, overwrite=True)
@@ -68,8 +68,8 @@ def test_temporary_files_of_killed_processes_are_removed_after_a_day(tmp_path: P
 
 
 @pytest.fixture
-def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in which another program is writing, as far as the lock tells."""
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is locked as if another program were writing in it."""
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(replacing, "PATIENCE_S", 0.05)
     descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -78,54 +78,54 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.close(descriptor)
 
 
-def test_waiting_for_a_locked_folder_is_reported_and_can_be_stopped(held: Path):
-    heard: list[str] = []
+def test_waiting_for_a_locked_folder_is_reported_and_can_be_stopped(locked: Path):
+    messages: list[str] = []
 
     def stop(text: str) -> None:
-        heard.append(text)
-        if len(heard) == 3:
+        messages.append(text)
+        if len(messages) == 3:
             raise KeyboardInterrupt
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        save_museum(SMALL, held / "a.safetensors", waiting=stop)
-    assert heard == ["Another program is writing in this folder; waiting."] * 3
-    assert time.monotonic() - began < 5 and not list(held.iterdir())
+        save_museum(SMALL, locked / "a.safetensors", waiting=stop)
+    assert messages == ["Another program is writing in this folder; waiting."] * 3
+    assert time.monotonic() - began < 5 and not list(locked.iterdir())
 
 
 def test_waiting_is_logged_once_and_ends_with_the_other_program(
-    held: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    locked: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     import fcntl
 
-    asked, lock = [0], fcntl.flock
+    attempts, lock = [0], fcntl.flock
 
     def freed(descriptor: int, how: int) -> None:
-        asked[0] += 1
-        if asked[0] < 8:
+        attempts[0] += 1
+        if attempts[0] < 8:
             lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", freed)
     with caplog.at_level(logging.WARNING):
-        save_museum(SMALL, held / "a.safetensors")
+        save_museum(SMALL, locked / "a.safetensors")
     assert caplog.text.count("Another program is writing in this folder") == 1
-    assert load_museum(held / "a.safetensors").words == SMALL.words
+    assert load_museum(locked / "a.safetensors").words == SMALL.words
 
 
-def test_a_version_is_that_of_the_content_and_not_of_the_time(tmp_path: Path):
+def test_a_version_depends_on_the_content_and_not_on_the_time(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     save_museum(SMALL, path)
-    before, time_of_it = version(path), path.stat().st_mtime_ns
+    before, modified = version(path), path.stat().st_mtime_ns
     os.utime(path, (1000, 1000))
     assert version(path) == before
     changed = museum("starter")
     changed.exhibits[0].token.vectors["clip_l"][0, 0, 0] += 1
     save_museum(changed, path, overwrite=True)
-    os.utime(path, ns=(time_of_it, time_of_it))
+    os.utime(path, ns=(modified, modified))
     assert version(path) != before
 
 
-def test_the_version_of_a_file_without_a_hash_is_that_of_its_time_too(tmp_path: Path):
+def test_the_version_of_a_file_without_a_hash_depends_on_its_time_too(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     save_museum(SMALL, path)
     header, data = taken_apart(path)
@@ -151,18 +151,18 @@ def test_the_version_of_a_file_without_a_hash_is_that_of_its_time_too(tmp_path: 
         ("ä" * 120 + ".safetensors", "too long: it has 252 bytes"),
     ],
 )
-def test_names_that_some_system_does_not_allow_are_refused_everywhere(
+def test_names_that_some_system_forbids_are_refused_on_every_system(
     name: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(exist_ok=True)
-    for ask in (replacing.check_target, lambda path: save_museum(SMALL, path)):
+    for attempt in (replacing.check_target, lambda path: save_museum(SMALL, path)):
         with pytest.raises(MuseumError, match=rf"{rule}.* Choose another"):
-            ask(Path(name))
+            attempt(Path(name))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_folders_that_are_there_already_are_the_users_own(tmp_path: Path):
-    """Of an absolute path only the file is named now."""
+def test_existing_folders_with_such_names_are_accepted(tmp_path: Path):
+    """Of an absolute path, only the name of the file is checked."""
     (tmp_path / "my: museums").mkdir()
     save_museum(SMALL, tmp_path / "my: museums" / "a.safetensors")

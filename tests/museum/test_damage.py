@@ -37,17 +37,17 @@ def parts(raw: bytes) -> dict[str, range]:
 
 
 @pytest.mark.parametrize("part", ["length", "metadata", "list", "data"])
-def test_a_wrong_bit_is_seen_or_makes_no_difference(part: str, tmp_path: Path):
-    """No difference: in the facts that are there for other programs, which are written anew."""
+def test_a_flipped_bit_is_detected_or_has_no_effect(part: str, tmp_path: Path):
+    """It has no effect in the metadata for other programs, which loading ignores and appending rewrites."""
     path, rng = tmp_path / "a.safetensors", random.Random(part)
     save_museum(SMALL, path)
-    raw, seen = path.read_bytes(), 0
+    raw, detected = path.read_bytes(), 0
     for _ in range(FLIPS):
         path.write_bytes(damaged(raw, rng.choice(parts(raw)[part]), rng.randrange(8)))
         try:
             loaded = load_museum(path)
         except MuseumError:
-            seen += 1
+            detected += 1
             with pytest.raises(MuseumError):
                 append(path)
             with pytest.raises(MuseumError):
@@ -56,26 +56,26 @@ def test_a_wrong_bit_is_seen_or_makes_no_difference(part: str, tmp_path: Path):
             assert_same(SMALL, loaded)
             append(path)
             assert_same(replace(SMALL, exhibits=(*SMALL.exhibits, NEW)), load_museum(path))
-    assert seen > 5 if part == "metadata" else seen == FLIPS
+    assert detected > 5 if part == "metadata" else detected == FLIPS
 
 
-def with_a_wrong_tensor(path: Path, save: Museum = SMALL) -> None:
-    save_museum(save, path, overwrite=True)
+def save_damaged(path: Path, intact: Museum = SMALL) -> None:
+    save_museum(intact, path, overwrite=True)
     raw = path.read_bytes()
     path.write_bytes(damaged(raw, len(raw) - 4, 3))
 
 
 def test_the_error_about_damage_names_the_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a.safetensors"
-    with_a_wrong_tensor(path)
-    for touch in (load_museum, load_view, append):
+    save_damaged(path)
+    for use in (load_museum, load_view, append):
         with pytest.raises(MuseumError, match=r"^a\.safetensors: The file is damaged.*Use another copy of it"):
-            touch(path)
+            use(path)
     (tmp_path / "a.bak.safetensors").write_bytes(b"")
     with pytest.raises(MuseumError, match=r"damaged.*Its backup 'a\.bak\.safetensors' may be intact"):
         load_museum(path)
     save_museum(SMALL.only(["<ink>"]), path, overwrite=True)
-    with_a_wrong_tensor(path)
+    save_damaged(path)
     newest = backups_of(path)[-1]
     before = path.read_bytes()
     with pytest.raises(MuseumError, match=rf"damaged.*'{re.escape(newest.name)}' may be intact"):
@@ -85,13 +85,13 @@ def test_the_error_about_damage_names_the_backup(tmp_path: Path, capsys: pytest.
     assert "is damaged" in capsys.readouterr().err and path.read_bytes() == before
 
 
-def test_one_exhibit_can_still_be_saved_out_of_a_damaged_file(tmp_path: Path):
+def test_one_exhibit_can_be_loaded_from_a_damaged_file(tmp_path: Path):
     path = tmp_path / "a.safetensors"
-    with_a_wrong_tensor(path)
+    save_damaged(path)
     assert_same(SMALL.only(["<ink>"]), load_museum(path, words=["<ink>"]))
 
 
-def test_files_from_before_the_seal_are_compared_with_the_hash_of_their_tensors(tmp_path: Path):
+def test_older_files_are_checked_by_the_hash_of_their_tensors(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     save_museum(SMALL, path)
     header, data = taken_apart(path)
@@ -103,8 +103,8 @@ def test_files_from_before_the_seal_are_compared_with_the_hash_of_their_tensors(
         load_museum(path)
 
 
-def test_metadata_of_other_programs_is_not_damage(tmp_path: Path):
-    """They change the facts they show, or leave all hashes away."""
+def test_metadata_changed_by_other_programs_is_not_reported_as_damage(tmp_path: Path):
+    """They change entries of their own, or drop all hashes."""
     path = tmp_path / "a.safetensors"
     save_museum(SMALL, path)
     header, data = taken_apart(path)

@@ -98,11 +98,11 @@ def test_a_pipeline_shows_an_exported_museum(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_diffusers_reads_the_museum_file_itself_where_its_format_allows(family, tmp_path):
-    """Its LoRA loader takes no other keys than LoRA's, so it is given those; ranks must be the same everywhere."""
+def test_diffusers_loads_the_lora_tensors_of_a_museum_file(family, tmp_path):
+    """Its LoRA loader accepts LoRA keys only, so it gets these alone; all ranks must be equal."""
     base, pipeline = opened(family), small_pipeline(family)
-    even = random_museum(base).only(["<cat>"])
-    save_museum(even, tmp_path / "museum.safetensors")
+    cat = random_museum(base).only(["<cat>"])
+    save_museum(cat, tmp_path / "museum.safetensors")
     tensors = load_file(tmp_path / "museum.safetensors")
     before = {p: module.weight.detach().clone() for p, module in find_projections(pipeline.unet).items()}
     with pytest.raises(ValueError, match="all LoRA param names contain"):
@@ -111,10 +111,10 @@ def test_diffusers_reads_the_museum_file_itself_where_its_format_allows(family, 
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     for projection, module in find_projections(pipeline.unet).items():
-        expected = before[projection] + even.dense()[projection]
+        expected = before[projection] + cat.dense()[projection]
         torch.testing.assert_close(module.weight.detach(), expected, atol=1e-6, rtol=1e-5)
     words = {name.removeprefix("bundle_emb.<cat>."): v for name, v in tensors.items() if name.startswith("bundle_emb.")}
     if family != "sdxl":
         pipeline.load_textual_inversion({"<cat>": words["string_to_param.*"]}, token="<cat>")
         row = pipeline.text_encoder.get_input_embeddings().weight[pipeline.tokenizer.convert_tokens_to_ids("<cat>")]
-        assert torch.equal(row, even.tokens[0].vectors[next(iter(base.family.encoders))][0, 0])
+        assert torch.equal(row, cat.tokens[0].vectors[next(iter(base.family.encoders))][0, 0])

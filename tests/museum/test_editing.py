@@ -48,14 +48,14 @@ def test_only_whole_words_of_a_prompt_are_renamed():
     assert renamed(Museum(museum().base, (one,)), "cat", "g<0>").exhibits[0].prompt == "a g<0>, no cats, a tomcat, g<0>"
 
 
-def test_a_word_is_renamed_in_the_prompts_of_others_too():
+def test_a_word_is_also_renamed_in_the_prompts_of_other_exhibits():
     """Later concepts preserve these prompts; a prompt with an unknown word would be useless."""
     beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
     after = renamed(museum().with_exhibits(beside), "<my-cat>", "<tom>")
     assert after.exhibits[-1].prompt == "<dog> and two <tom>s, no my-cat" and after.exhibits[-1].word == "<dog>"
 
 
-def test_a_rename_makes_one_museum_however_many_prompts_mention_the_word(monkeypatch):
+def test_a_rename_builds_one_new_museum_for_any_number_of_prompts(monkeypatch):
     one = exhibit("<my-cat>", [], seed=1)
     many = [replace(one, token=replace(one.token, word=f"<w{n}>"), prompt=f"<w{n}> <my-cat>") for n in range(200)]
     whole, made, check = Museum(museum().base, (one, *many)), [], Museum.__post_init__
@@ -71,7 +71,7 @@ def test_a_rename_makes_one_museum_however_many_prompts_mention_the_word(monkeyp
 
 
 @pytest.mark.parametrize("new", ["<ink>", "", "a b", "7", "x" * 65])
-def test_a_word_that_is_taken_or_none_is_refused(new):
+def test_a_taken_or_invalid_new_word_is_refused(new):
     with pytest.raises(CLoRAError):
         renamed(museum(), "<my-cat>", new)
     assert renamed(museum(), "<my-cat>", "<my-cat>").words == museum().words
@@ -83,7 +83,7 @@ def test_removing_an_exhibit_leaves_the_others_unchanged(word, tmp_path):
     assert_same(after, museum().only([other for other in museum().words if other != word]))
 
 
-def test_removing_says_how_much_later_exhibits_overlap():
+def test_the_removal_message_gives_the_overlap_with_later_exhibits():
     whole = museum()
     ink, bear, lonely = overlap_matrix(whole)[0, 1:].tolist()
     assert min(ink, bear) > 0.1 and lonely == 0
@@ -92,7 +92,7 @@ def test_removing_says_how_much_later_exhibits_overlap():
         assert "No later exhibit" in removal_message(whole, word)
 
 
-def test_removing_says_who_learned_together_with_it():
+def test_the_removal_message_names_jointly_learned_exhibits():
     recipe = recipe_named("c-lora", rank=8)
     before, cat, *_ = museum().exhibits
     pair = (replace(before, deltas={}, recipe=recipe), replace(cat, recipe=recipe))
@@ -102,7 +102,7 @@ def test_removing_says_who_learned_together_with_it():
 
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
-def test_an_exhibit_moves_and_the_sum_stays(place, tmp_path):
+def test_moving_an_exhibit_keeps_the_sum_of_the_deltas(place, tmp_path):
     after = through_a_file(reordered(museum(), "<bär>", place), tmp_path)
     assert after.words[place - 1] == "<bär>"
     assert [word for word in after.words if word != "<bär>"] == ["<my-cat>", "<ink>", "lonely"]
@@ -112,12 +112,12 @@ def test_an_exhibit_moves_and_the_sum_stays(place, tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 5, -1])
-def test_there_are_only_as_many_places_as_exhibits(place):
+def test_moving_to_an_impossible_place_is_refused(place):
     with pytest.raises(MuseumError, match=r"cannot move to place.*1 to 4"):
         reordered(museum(), "<ink>", place)
 
 
-def test_merging_adds_the_others_at_the_end_and_loses_nothing(tmp_path):
+def test_merging_appends_the_other_exhibits_and_loses_nothing(tmp_path):
     on = projections("sd15")
     others = (
         exhibit("<new>", on, seed=7, ranks=(3, 2)),
@@ -132,12 +132,12 @@ def test_merging_adds_the_others_at_the_end_and_loses_nothing(tmp_path):
 
 
 def test_merging_keeps_common_exhibits_once():
-    """Two branches that were taught on from the same beginning."""
+    """Of two museums that were extended from the same start."""
     branch = museum().with_exhibits(exhibit("<new>", projections("sd15"), seed=9))
     assert merged(museum(), branch).words == merged(branch, museum()).words == branch.words
 
 
-def test_a_word_with_two_meanings_is_refused_with_advice():
+def test_merging_different_exhibits_of_one_word_is_refused_with_advice():
     other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9), exhibit("<ink-2>", [], seed=1)))
     with pytest.raises(MuseumError, match=r"a different <ink>.*rename <ink> <ink-3>"):
         merged(museum(), other)
@@ -147,21 +147,21 @@ def test_a_word_with_two_meanings_is_refused_with_advice():
     assert merged(renamed(museum(), "<ink>", "<ink-3>"), other).words[-2:] == ("<ink>", "<ink-2>")
 
 
-def test_museums_of_two_bases_do_not_mix():
+def test_merging_museums_of_two_bases_is_refused():
     with pytest.raises(MuseumError, match="the same base"):
         merged(museum(), Museum(Fingerprint("sd15", "f" * 64)))
 
 
-def test_edits_in_words_are_those_of_the_functions():
+def test_edit_lines_do_the_same_as_the_functions():
     for line, after in (
         ("rename <ink> <tint>", renamed(museum(), "<ink>", "<tint>")),
         ("  move   <bär> 1 ", reordered(museum(), "<bär>", 1)),
         ("strength <my-cat> 0.8", with_strength(museum(), "<my-cat>", 0.8)),
         ("remove lonely", removed(museum(), "lonely")),
     ):
-        changed, told = edited(museum(), line)
+        changed, message = edited(museum(), line)
         assert_same(changed, after)
-        assert line.split()[1] in told
+        assert line.split()[1] in message
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_edits_in_words_are_those_of_the_functions():
         ("remove <dog>", "no '<dog>'.*<my-cat>"),
     ],
 )
-def test_invalid_edits_are_refused_with_a_sentence(line, rule):
+def test_invalid_edit_lines_are_refused_with_the_reason(line, rule):
     with pytest.raises(MuseumError, match=rule):
         edited(museum(), line)
 
@@ -203,15 +203,15 @@ def file(tmp_path):
     return tmp_path / "zoo.safetensors"
 
 
-def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
+def test_the_command_edits_in_the_given_order(file, tmp_path, capsys):
     Image.new("RGB", (600, 300), (250, 10, 10)).save(tmp_path / "red.png")
     other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9),))
     save_museum(other, tmp_path / "other.safetensors")
     options = ["--rename", "<ink>", "<tint>", "--merge", str(tmp_path / "other.safetensors"), "--move", "<ink>", "1"]
     more = ["--strength", "<ink>", "-0.5", "--thumbnail", "<tint>", str(tmp_path / "red.png"), "--remove", "<my-cat>"]
     assert main(["edit", str(file), *options, *more]) == 0
-    told = capsys.readouterr().out
-    assert "<bär> 0." in told and "overlap" in told
+    output = capsys.readouterr().out
+    assert "<bär> 0." in output and "overlap" in output
     after = load_museum(file)
     assert after.words == ("<ink>", "<tint>", "<bär>", "lonely")
     assert after.exhibits[0].strength == -0.5
@@ -221,7 +221,7 @@ def test_the_command_edits_in_the_order_that_is_written(file, tmp_path, capsys):
     assert_same(load_museum(backup), museum())
 
 
-def test_the_command_replaces_nothing_unasked(file, tmp_path, capsys):
+def test_the_command_replaces_a_file_only_with_overwrite(file, tmp_path, capsys):
     edit = ["edit", str(file), "--remove", "<ink>", "--to", str(tmp_path / "less.safetensors")]
     assert main(edit) == 0
     assert main(edit) == 1
@@ -231,7 +231,7 @@ def test_the_command_replaces_nothing_unasked(file, tmp_path, capsys):
     assert load_museum(tmp_path / "less.safetensors").words == ("<my-cat>", "<bär>", "lonely")
 
 
-def test_the_command_keeps_how_numbers_are_stored(file, tmp_path):
+def test_the_command_keeps_the_dtype_unless_a_merge_needs_a_wider_one(file, tmp_path):
     save_museum(museum(), tmp_path / "half.safetensors", dtype="float16")
     half = load_museum(tmp_path / "half.safetensors")
     assert main(["edit", str(tmp_path / "half.safetensors"), "--strength", "<ink>", "0.3"]) == 0
@@ -254,7 +254,7 @@ def test_the_command_keeps_how_numbers_are_stored(file, tmp_path):
         (["--strength", "<ink>", "much"], "much"),
     ],
 )
-def test_a_command_that_cannot_be_done_changes_nothing(file, tmp_path, capsys, options, rule):
+def test_a_refused_command_changes_nothing(file, tmp_path, capsys, options, rule):
     before = file.read_bytes()
     assert main(["edit", str(file), "--remove", "lonely", *options] if options else ["edit", str(file)]) == 1
     assert rule in capsys.readouterr().err
@@ -270,7 +270,7 @@ def test_a_command_that_cannot_be_done_changes_nothing(file, tmp_path, capsys, o
         (("--thumbnail", "<ink>", "{}/a.png"), "cannot be read as a picture: No such file or directory."),
     ],
 )
-def test_a_command_that_cannot_be_carried_out_says_why_and_nothing_else(tmp_path, capsys, edit, said):
+def test_a_refused_command_prints_only_the_reason(tmp_path, capsys, edit, said):
     save_museum(museum(), tmp_path / "m.safetensors")
     assert main(["edit", str(tmp_path / "m.safetensors"), *(part.format(tmp_path) for part in edit)]) == 1
     captured = capsys.readouterr()

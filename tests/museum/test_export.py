@@ -43,14 +43,14 @@ def small_unet(architecture: str) -> torch.nn.Module:
     )
 
 
-def museum_for(unet: torch.nn.Module, architecture: str, *, even: bool) -> Museum:
-    """Three exhibits over this UNet's projections; unless they are even, with ranks that differ between projections."""
+def museum_for(unet: torch.nn.Module, architecture: str, *, same_rank: bool) -> Museum:
+    """Three exhibits over this UNet's projections; without `same_rank`, their ranks differ between projections."""
     on = list(find_projections(unet))
     own = {"architecture": architecture}
     exhibits = (
         exhibit("<cat>", on, seed=1, **own),
-        exhibit("<dog>", on if even else on[1::3], seed=2, ranks=(3,), **own),
-        exhibit("<ink>", on, seed=3, ranks=(2,) if even else (2, 5), **own),
+        exhibit("<dog>", on if same_rank else on[1::3], seed=2, ranks=(3,), **own),
+        exhibit("<ink>", on, seed=3, ranks=(2,) if same_rank else (2, 5), **own),
     )
     return Museum(museum(architecture).base, exhibits)
 
@@ -71,19 +71,19 @@ def moved_by_diffusers(unet: torch.nn.Module, source: object, architecture: str)
 
 
 def added_up(whole: Museum, path: str) -> torch.Tensor:
-    deltas = [d for shown in whole.exhibits for p, d in shown.deltas.items() if p.path == path]
+    deltas = [d for each in whole.exhibits for p, d in each.deltas.items() if p.path == path]
     return sum((d.up.double() @ d.down.double() for d in deltas), torch.zeros(())).float()
 
 
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
-def test_diffusers_sees_the_museum_in_its_file(architecture, tmp_path):
+def test_diffusers_loads_the_museum_from_its_file(architecture, tmp_path):
     unet = small_unet(architecture)
-    whole = museum_for(unet, architecture, even=True)
+    whole = museum_for(unet, architecture, same_rank=True)
     save_museum(whole, tmp_path / "museum.safetensors")
     tensors = load_file(tmp_path / "museum.safetensors")
     factors = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb.")}
     moved = moved_by_diffusers(unet, factors, architecture)
-    assert len(moved) == len({p for shown in whole.exhibits for p in shown.deltas}) > 20
+    assert len(moved) == len({p for each in whole.exhibits for p in each.deltas}) > 20
     for path, change in moved.items():
         torch.testing.assert_close(change, added_up(whole, path), atol=2e-5, rtol=1e-4)
 
@@ -91,14 +91,14 @@ def test_diffusers_sees_the_museum_in_its_file(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_diffusers_reads_an_exported_lora_file(architecture, tmp_path):
     unet = small_unet(architecture)
-    whole = museum_for(unet, architecture, even=False)
+    whole = museum_for(unet, architecture, same_rank=False)
     export_lora(whole, tmp_path / "plain.safetensors", for_diffusers=True)
     moved = moved_by_diffusers(unet, str(tmp_path / "plain.safetensors"), architecture)
     for path, change in moved.items():
         torch.testing.assert_close(change, added_up(whole, path), atol=2e-5, rtol=1e-4)
 
 
-def test_an_exported_lora_has_no_header_of_ours(tmp_path):
+def test_an_exported_lora_has_no_museum_header(tmp_path):
     export_lora(museum(), tmp_path / "plain.safetensors")
     with safe_open(tmp_path / "plain.safetensors", framework="pt") as file:
         metadata, names = file.metadata(), set(file.keys())
@@ -111,7 +111,7 @@ def test_an_exported_lora_has_no_header_of_ours(tmp_path):
     assert all(torch.equal(whole[name], plain[name]) for name in whole)
 
 
-def test_transformers_learns_the_words_from_sd15_embedding_files(tmp_path):
+def test_diffusers_loads_the_words_of_sd15_embedding_files(tmp_path):
     """diffusers' textual inversion reads `emb_params`, one token per vector."""
     transformers = pytest.importorskip("transformers")
     files = export_embeddings(museum(), tmp_path)
@@ -124,16 +124,16 @@ def test_transformers_learns_the_words_from_sd15_embedding_files(tmp_path):
         """The part of a pipeline that the loader needs."""
 
     states = diffusers.loaders.textual_inversion.load_textual_inversion_state_dicts([str(path) for path in files])
-    words = [shown.word for shown in museum().exhibits]
+    words = [each.word for each in museum().exhibits]
     found = Words._extend_tokens_and_embeddings
     tokens, vectors = Words._retrieve_tokens_and_embeddings(words, states, _Vocabulary())
     assert tokens == words
-    for shown, vector in zip(museum().exhibits, vectors, strict=True):
-        ours = shown.token.vectors["clip_l"][0]
+    for each, vector in zip(museum().exhibits, vectors, strict=True):
+        ours = each.token.vectors["clip_l"][0]
         assert torch.equal(vector.reshape(ours.shape), ours)
         assert vector.shape[-1] == encoder.get_input_embeddings().weight.shape[1]
     spread, rows = found(tokens, vectors, _Vocabulary())
-    assert len(spread) == len(rows) == sum(shown.token.words for shown in museum().exhibits)
+    assert len(spread) == len(rows) == sum(each.token.words for each in museum().exhibits)
 
 
 class _Vocabulary:
@@ -145,25 +145,25 @@ class _Vocabulary:
 
 def test_sdxl_embedding_files_have_both_encoders(tmp_path):
     whole = museum("sdxl")
-    for path, shown in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
+    for path, each in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
         tensors = load_file(path)
         assert set(tensors) == {"clip_l", "clip_g"}
-        for encoder, vectors in shown.token.vectors.items():
+        for encoder, vectors in each.token.vectors.items():
             assert torch.equal(tensors[encoder], vectors[0])
 
 
-def test_transformers_learns_the_words_from_sdxl_embedding_files(tmp_path):
-    """As diffusers' page on textual inversion tells: each encoder is given its own tensor of the file."""
+def test_diffusers_loads_the_words_of_sdxl_embedding_files(tmp_path):
+    """As diffusers documents it: each encoder gets its own tensor of the file."""
     pipeline, whole = small_pipeline("sdxl"), museum("sdxl")
-    for path, shown in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
+    for path, each in zip(export_embeddings(whole, tmp_path), whole.exhibits, strict=True):
         tensors = load_file(path)
         for name, suffix in (("clip_l", ""), ("clip_g", "_2")):
             encoder, tokenizer = getattr(pipeline, f"text_encoder{suffix}"), getattr(pipeline, f"tokenizer{suffix}")
-            given = {shown.word: tensors[name]}
-            pipeline.load_textual_inversion(given, token=shown.word, text_encoder=encoder, tokenizer=tokenizer)
-            tokens = [shown.word, *(f"{shown.word}_{index}" for index in range(1, shown.token.words))]
+            given = {each.word: tensors[name]}
+            pipeline.load_textual_inversion(given, token=each.word, text_encoder=encoder, tokenizer=tokenizer)
+            tokens = [each.word, *(f"{each.word}_{index}" for index in range(1, each.token.words))]
             rows = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(tokens)]
-            assert torch.equal(rows, shown.token.vectors[name][0])
+            assert torch.equal(rows, each.token.vectors[name][0])
 
 
 def test_export_writes_the_reported_files(tmp_path):
@@ -189,7 +189,7 @@ def test_export_of_single_exhibits_holds_only_their_deltas(tmp_path):
     assert all(tensors[name].shape[1] == 3 for name in factors)
 
 
-def test_export_overwrites_nothing_and_checks_everything_first(tmp_path):
+def test_export_checks_for_existing_files_before_it_writes_any(tmp_path):
     (tmp_path / "embeddings").mkdir()
     taken = tmp_path / "embeddings" / "lonely.safetensors"
     taken.write_bytes(b"precious")
@@ -201,7 +201,7 @@ def test_export_overwrites_nothing_and_checks_everything_first(tmp_path):
     assert backup.read_bytes() == b"precious"
 
 
-def test_a_word_alone_gets_no_lora(tmp_path):
+def test_an_exhibit_without_deltas_gets_no_lora_file(tmp_path):
     files = export(museum(), tmp_path, separate=True, for_diffusers=True).files
     assert [path.stem for path in files if path.parent.name == "loras"] == ["my-cat", "ink", "bär"]
     lonely = museum().only(["lonely"])
@@ -221,7 +221,7 @@ def matrices(path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rank", [1, 5, 9])
-def test_a_lower_rank_loses_the_least_that_it_can_and_says_how_much(rank, tmp_path):
+def test_a_lower_rank_has_the_smallest_possible_error_and_reports_it(rank, tmp_path):
     export_lora(museum(), tmp_path / "whole.safetensors")
     lost = export_lora(museum(), tmp_path / "small.safetensors", rank=rank)
     whole, small = matrices(tmp_path / "whole.safetensors"), matrices(tmp_path / "small.safetensors")
@@ -249,9 +249,9 @@ def test_a_sufficient_rank_loses_nothing(tmp_path):
     assert set(whole) == set(same) and all(torch.equal(whole[name], same[name]) for name in whole)
 
 
-def test_diffusers_reads_an_approximation(tmp_path):
+def test_diffusers_loads_a_lora_of_lower_rank(tmp_path):
     unet = small_unet("sd15")
-    whole = museum_for(unet, "sd15", even=False)
+    whole = museum_for(unet, "sd15", same_rank=False)
     lost = export_lora(whole, tmp_path / "small.safetensors", rank=3, for_diffusers=True)
     moved = moved_by_diffusers(unet, str(tmp_path / "small.safetensors"), "sd15")
     error = sum((change - added_up(whole, path)).square().sum().item() for path, change in moved.items())
@@ -259,7 +259,7 @@ def test_diffusers_reads_an_approximation(tmp_path):
     assert lost.total == pytest.approx((error / size) ** 0.5, rel=1e-3)
 
 
-def test_each_lora_says_its_own_loss(tmp_path):
+def test_each_lora_reports_its_own_error(tmp_path):
     exported = export(museum(), tmp_path, rank=3, separate=True)
     losses = {path.stem: lost.total for path, lost in exported.lost.items()}
     assert set(losses) == {"my-cat", "ink", "bär"}
@@ -267,7 +267,7 @@ def test_each_lora_says_its_own_loss(tmp_path):
     assert losses["bär"] == export_lora(museum().only(["<bär>"]), tmp_path / "a.safetensors", rank=3).total
 
 
-def test_exhibits_that_other_programs_cannot_show_are_left_out_and_named(tmp_path):
+def test_layer_wise_exhibits_are_left_out_and_named(tmp_path):
     layered = museum().with_exhibits(exhibit("<deep>", projections("sd15"), seed=9, layers=16))
     exported = export(layered, tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
@@ -281,9 +281,9 @@ def test_exhibits_that_other_programs_cannot_show_are_left_out_and_named(tmp_pat
 
 
 def test_gated_exhibits_are_left_out_and_named(tmp_path):
-    """Other programs would apply it everywhere."""
-    shy = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
-    exported = export(museum().with_exhibits(shy), tmp_path / "all")
+    """Other programs would apply them everywhere."""
+    gated = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
+    exported = export(museum().with_exhibits(gated), tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
     assert set(exported.left_out) == {"<shy>"} and "acts at its word only" in exported.left_out["<shy>"]
     for one, other in zip(exported.files, plain.files, strict=True):
@@ -291,7 +291,7 @@ def test_gated_exhibits_are_left_out_and_named(tmp_path):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     for for_diffusers in (False, True):
         with pytest.raises(MuseumError, match="'<shy>' acts at its word only"):
-            export_lora(museum().with_exhibits(shy), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
+            export_lora(museum().with_exhibits(gated), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
 
 
 def test_the_command_reports_the_error_of_a_rank_and_omitted_exhibits(tmp_path, capsys):
@@ -299,10 +299,10 @@ def test_the_command_reports_the_error_of_a_rank_and_omitted_exhibits(tmp_path, 
     save_museum(layered, tmp_path / "zoo.safetensors")
     command = ["export", str(tmp_path / "zoo.safetensors"), "--to", str(tmp_path / "out"), "--rank", "2"]
     assert main(command) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     lost = export(museum(), tmp_path / "again", rank=2).lost[tmp_path / "again" / "loras" / "museum.safetensors"]
-    assert f"loses {lost.total:.2%}" in told and f"worst {lost.worst:.2%} on {lost.worst_path}" in told
-    assert "Left out: '<deep>'" in told and "my-cat.safetensors" in told
+    assert f"loses {lost.total:.2%}" in output and f"worst {lost.worst:.2%} on {lost.worst_path}" in output
+    assert "Left out: '<deep>'" in output and "my-cat.safetensors" in output
     assert main(command) == 1
     assert main([*command, "--overwrite"]) == 0
 
@@ -326,7 +326,7 @@ def test_impossible_exports_are_refused(tmp_path):
     export_lora(layered, tmp_path / "a.safetensors", for_diffusers=True)
 
 
-def test_names_are_safe_and_different():
+def test_file_names_are_safe_and_unique():
     words = [
         "<my-cat>",
         "my-cat",

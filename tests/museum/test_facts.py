@@ -1,4 +1,4 @@
-"""What LoRA managers find in a museum's file and in an exported one, by their own rules."""
+"""What LoRA managers find in a museum file and in an exported one, by their own rules."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def base_in_lora_manager(version: str) -> str:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_hash_is_the_one_that_kohya_civitai_and_webuis_compute(architecture, dtype, tmp_path):
+def test_the_hash_equals_that_of_kohya_civitai_and_the_webuis(architecture, dtype, tmp_path):
     whole = museum(architecture)
     path = tmp_path / "a.safetensors"
     save_museum(whole.only(whole.words[:-1]), path, dtype=dtype)
@@ -63,16 +63,16 @@ def test_the_hash_is_the_one_that_kohya_civitai_and_webuis_compute(architecture,
     assert facts["modelspec.hash_sha256"] == f"0x{facts['sshs_model_hash']}"
 
 
-def test_the_hash_is_of_the_tensors_alone(tmp_path):
-    """Also in an exported file: it does not depend on name and prompt, only on the numbers."""
-    one, other, told, moved = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "told", "moved"))
+def test_the_hash_depends_on_the_tensors_only(tmp_path):
+    """It does not depend on the name of the file or on prompts; also in an exported file."""
+    one, other, reworded, moved = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "reworded", "moved"))
     save_museum(museum(), one)
     save_museum(museum(), other)
     first = museum().exhibits[0]
-    save_museum(replace(museum(), exhibits=(replace(first, prompt="a cat"), *museum().exhibits[1:])), told)
+    save_museum(replace(museum(), exhibits=(replace(first, prompt="a cat"), *museum().exhibits[1:])), reworded)
     first.token.vectors["clip_l"][0, 0, 0] += 1
     save_museum(replace(museum(), exhibits=(first, *museum().exhibits[1:])), moved)
-    hashes = [metadata_of(path)["sshs_model_hash"] for path in (one, other, told, moved)]
+    hashes = [metadata_of(path)["sshs_model_hash"] for path in (one, other, reworded, moved)]
     assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
     export_lora(museum(), tmp_path / "plain.safetensors")
     plain = metadata_of(tmp_path / "plain.safetensors")
@@ -84,7 +84,7 @@ def test_the_hash_is_of_the_tensors_alone(tmp_path):
     ("architecture", "in_forge", "in_lora_manager"),
     [("sd15", "SD1", "SD 1.5"), ("sd2", "SD2", "sd_v2"), ("sdxl", "SDXL", "SDXL 1.0")],
 )
-def test_managers_know_the_base(architecture, in_forge, in_lora_manager, tmp_path):
+def test_managers_recognise_the_base(architecture, in_forge, in_lora_manager, tmp_path):
     save_museum(museum(architecture), tmp_path / "a.safetensors")
     facts = as_a_webui_reads(metadata_of(tmp_path / "a.safetensors"))
     assert version_in_forge(facts) == in_forge
@@ -98,7 +98,7 @@ def test_managers_find_words_numbers_and_dates(tmp_path):
     assert facts["ss_network_module"] == "networks.lora"
     assert (facts["ss_network_dim"], facts["ss_network_alpha"]) == ("12", "12.0")  # 4 + 3 + 5, the widest projection
     assert facts["ss_output_name"] == facts["modelspec.title"] == "zoo"
-    assert facts["ss_steps"] == str(sum(shown.recipe.steps for shown in museum().exhibits))
+    assert facts["ss_steps"] == str(sum(each.recipe.steps for each in museum().exhibits))
     assert facts["ss_num_train_images"] == "5" and facts["ss_seed"] == "0"
     assert facts["modelspec.trigger_phrase"] == "<my-cat>, <ink>, <bär>, lonely"
     assert facts["modelspec.date"] == "2024-05-06"
@@ -108,14 +108,14 @@ def test_managers_find_words_numbers_and_dates(tmp_path):
     assert words == {"<my-cat>": 5, "<ink>": 1, "<bär>": 1, "lonely": 1}
 
 
-def test_an_empty_museum_has_its_facts_too(tmp_path):
+def test_an_empty_museum_has_metadata_for_managers(tmp_path):
     save_museum(Museum(museum().base), tmp_path / "a.safetensors")
     facts = metadata_of(tmp_path / "a.safetensors")
     assert (facts["ss_network_dim"], facts["ss_num_train_images"]) == ("0", "0")
     assert facts["sshs_model_hash"] == hashlib.sha256(b"").hexdigest()
 
 
-def test_facts_that_are_no_numbers_do_not_count(tmp_path):
+def test_facts_of_the_wrong_type_are_ignored(tmp_path):
     odd = exhibit("<x>", projections("sd15"), seed=1, facts={"pictures": "five", "date": 7})
     save_museum(Museum(museum().base, (odd,)), tmp_path / "a.safetensors")
     facts = metadata_of(tmp_path / "a.safetensors")

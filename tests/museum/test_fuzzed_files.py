@@ -1,4 +1,4 @@
-"""Ten thousand broken files: only our own errors, fast, with little memory, and without touching other files."""
+"""Ten thousand broken files raise only MuseumError: fast, with little memory, and without touching other files."""
 
 import gc
 import io
@@ -31,9 +31,9 @@ from clora_core.museum.museum import Exhibit, Museum
 from tests.museums import exhibit, museum, projections, put_together, taken_apart, unsealed
 
 FILES = 10_000
-AT_ONCE = 10  # files of one of hypothesis' examples
-SECONDS = 10.0  # of this process, for one file: what grows with the square of its length takes far longer
-PEAK_BYTES = 64 * 2**20  # more than before, while one file is read
+AT_ONCE = 10  # files per example of hypothesis
+SECONDS = 10.0  # of processor time for one file; code that is quadratic in its length takes far longer
+PEAK_BYTES = 64 * 2**20  # by which the memory may grow while one file is read
 
 SPECIAL: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 1.5, -0.0, 2**31, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**40, -(10**40)),
@@ -45,7 +45,7 @@ PIECES = ('"', "{", "}", "[", "]", ",", ":", "\\", "\\u0000", "\\ud800", "NaN", 
 
 @dataclass(frozen=True)
 class Whole:
-    """A file that is not broken: all of it, its header, and its data."""
+    """An intact file: all of its bytes, its header, and its data."""
 
     raw: bytes
     header: dict[str, Any]
@@ -66,7 +66,7 @@ def framed(header: str, data: bytes) -> bytes:
 
 
 def places(tree: object) -> Iterator[tuple[Any, Any]]:
-    """Every container of a JSON tree, with every key or number of an entry in it."""
+    """Every container of a JSON tree, with each of its keys or indices."""
     pending = [tree]
     while pending:
         node = pending.pop()
@@ -75,7 +75,7 @@ def places(tree: object) -> Iterator[tuple[Any, Any]]:
             pending.append(node[key])
 
 
-def changed(source: str, rng: random.Random) -> str:
+def with_changed_values(source: str, rng: random.Random) -> str:
     """The JSON text with one to three of its values replaced, removed, renamed, repeated or exchanged."""
     tree = json.loads(source)
     for _ in range(rng.randint(1, 3)):
@@ -105,14 +105,14 @@ def broken_text(text: str, rng: random.Random) -> str:
     return text
 
 
-def flipped(whole: Whole, rng: random.Random) -> bytes:
+def with_flipped_bits(whole: Whole, rng: random.Random) -> bytes:
     raw = bytearray(whole.raw)
     for _ in range(rng.randint(1, 8)):
         raw[rng.randrange(len(raw) - len(whole.data))] ^= 1 << rng.randrange(8)
     return bytes(raw)
 
 
-def spoiled(whole: Whole, rng: random.Random) -> bytes:
+def with_odd_numbers(whole: Whole, rng: random.Random) -> bytes:
     data = bytearray(whole.data)
     for _ in range(rng.randint(1, 3)):
         number = rng.choice((float("nan"), float("inf"), float("-inf"), 3e38, -1.0))
@@ -120,12 +120,12 @@ def spoiled(whole: Whole, rng: random.Random) -> bytes:
     return framed(json.dumps(whole.header), bytes(data))
 
 
-def deep(whole: Whole, rng: random.Random) -> bytes:
+def deeply_nested(whole: Whole, rng: random.Random) -> bytes:
     nested = rng.choice(("[", '{"a":', '[{"b":')) * rng.randint(1, 20_000)
     return whole.with_inner(rng.choice((nested, whole.inner.replace("{", '{"x":' + nested, 1))))
 
 
-def crowded(whole: Whole, rng: random.Random) -> bytes:
+def with_many_tensors(whole: Whole, rng: random.Random) -> bytes:
     entry = {"dtype": rng.choice(("F32", "U8", "F8_E4M3")), "shape": [0], "data_offsets": [0, 0]}
     name = "".join(rng.choices(string.printable, k=4))
     return framed(
@@ -140,27 +140,27 @@ def pickled(whole: Whole, rng: random.Random) -> bytes:
     return rng.choice((pickle.dumps(Path("/etc/passwd")), archive.getvalue(), b"PK\3\4", b"\x80\x02}q\x00."))
 
 
-WAYS: tuple[Callable[[Whole, random.Random], bytes], ...] = (
+MUTATIONS: tuple[Callable[[Whole, random.Random], bytes], ...] = (
     lambda whole, rng: rng.randbytes(rng.randrange(300)),
     lambda whole, rng: whole.raw[: rng.randrange(len(whole.raw))],
     lambda whole, rng: whole.raw + rng.randbytes(rng.randint(1, 64)),
     lambda whole, rng: struct.pack("<Q", rng.getrandbits(rng.choice((8, 16, 26, 64)))) + whole.raw[8:],
     lambda whole, rng: framed(broken_text(json.dumps(whole.header), rng), whole.data),
     lambda whole, rng: whole.with_inner(broken_text(whole.inner, rng)),
-    lambda whole, rng: framed(changed(json.dumps(whole.header), rng), whole.data),
-    *(flipped, spoiled, deep, crowded, pickled),
-    *[lambda whole, rng: whole.with_inner(changed(whole.inner, rng))] * 8,
+    lambda whole, rng: framed(with_changed_values(json.dumps(whole.header), rng), whole.data),
+    *(with_flipped_bits, with_odd_numbers, deeply_nested, with_many_tensors, pickled),
+    *[lambda whole, rng: whole.with_inner(with_changed_values(whole.inner, rng))] * 8,
 )
 
 
 def broken_file(whole: Whole, seed: int) -> bytes:
-    """The broken file of that number."""
+    """The broken file of that seed."""
     rng = random.Random(seed)
-    return rng.choice(WAYS)(whole, rng)
+    return rng.choice(MUTATIONS)(whole, rng)
 
 
 class Watch:
-    """Notes what this process opens and changes outside of a folder, while it is on."""
+    """Records what this process opens or changes outside of a folder while it is on."""
 
     CHANGES = ("os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
     FOREIGN = ("subprocess", "socket", "os.system", "os.exec", "os.posix_spawn", "shutil", "ctypes.dlopen")
@@ -168,31 +168,31 @@ class Watch:
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
         self.on = False
-        self.strange: list[tuple[str, object]] = []
-        sys.addaudithook(self.hear)
+        self.unexpected: list[tuple[str, object]] = []
+        sys.addaudithook(self.record)
 
-    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def record(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on or not (event == "open" or event in self.CHANGES or event.startswith(self.FOREIGN)):
             return
         path = os.fsdecode(arguments[0]) if arguments and isinstance(arguments[0], (str, bytes)) else ""
         reads_code = event == "open" and path.endswith((".py", ".pyc"))  # a module is imported
         if not reads_code and not path.startswith(self.folder):
-            self.strange.append((event, arguments))
+            self.unexpected.append((event, arguments))
 
 
 class Memory:
     """The peak memory of this process since the last `begin`; only on Linux."""
 
     def __init__(self) -> None:
-        self.known = Path("/proc/self/clear_refs").exists()
+        self.available = Path("/proc/self/clear_refs").exists()
 
     def begin(self) -> None:
-        if self.known:
+        if self.available:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             self.before = self.read("VmRSS")
 
     def grown(self) -> int:
-        return self.read("VmHWM") - self.before if self.known else 0
+        return self.read("VmHWM") - self.before if self.available else 0
 
     def read(self, name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -204,8 +204,8 @@ def small_museum() -> Museum:
     on, own = projections("starter", 8)[:4], {"architecture": "starter"}
     cat = exhibit("<my-cat>", on, seed=1, ranks=(1,), facts={"a": [1, {}]}, thumbnail=b"\xff\xd8", **own)
     ink = exhibit("<ink>", on[1:3], seed=2, ranks=(2, 1), words=2, strength=0.5, **own)
-    shy = exhibit("<shy>", on[:1], seed=3, ranks=(1,), recipe=recipe_named("word-gated"), **own)
-    return Museum(museum("starter").base, (cat, ink, shy))
+    gated = exhibit("<shy>", on[:1], seed=3, ranks=(1,), recipe=recipe_named("word-gated"), **own)
+    return Museum(museum("starter").base, (cat, ink, gated))
 
 
 def appended(path: Path, addition: Exhibit) -> None:
@@ -218,11 +218,11 @@ def appended(path: Path, addition: Exhibit) -> None:
 
 
 def fuzz(folder: Path) -> dict[str, int]:
-    """Read ten thousand broken files in every way. Returns how many were refused, and how many were whole after all."""
+    """Read ten thousand broken files in every way. Returns how many were refused, and how many were valid after all."""
     path = folder / "a.safetensors"
     save_museum(small_museum(), path)
     header, data = taken_apart(path)
-    header["__metadata__"] = unsealed(header["__metadata__"])  # whoever means harm writes a hash that fits
+    header["__metadata__"] = unsealed(header["__metadata__"])  # an attacker would write a matching hash
     put_together(path, header, data)
     raw = path.read_bytes()
     (size,) = struct.unpack("<Q", raw[:8])
@@ -244,7 +244,7 @@ def fuzz(folder: Path) -> dict[str, int]:
             watch.on = False
             assert time.process_time() - began < SECONDS
             assert memory.grown() < PEAK_BYTES
-            assert not watch.strange, watch.strange
+            assert not watch.unexpected, watch.unexpected
         return False
 
     def check(seeds: list[int]) -> None:
@@ -271,16 +271,16 @@ def fuzz(folder: Path) -> dict[str, int]:
     return outcomes
 
 
-def alone(folder: Path) -> None:
-    gc.freeze()  # what the tests before left behind is not collected again and again
+def in_own_process(folder: Path) -> None:
+    gc.freeze()  # objects of earlier tests are not collected again and again
     torch.set_num_threads(1)
     outcomes = fuzz(folder)
     assert sum(outcomes.values()) >= FILES and outcomes["refused"] > 0.7 * FILES and outcomes["whole"] > 0.02 * FILES
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="forks a process, to watch it alone")
-def test_ten_thousand_broken_files(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=alone, args=(tmp_path,))
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="forks a process to watch it")
+def test_ten_thousand_broken_files_raise_only_museum_errors(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=in_own_process, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -73,7 +73,7 @@ def written(path: Path, **tensors: Tensor) -> Path:
     return path
 
 
-def test_broken_files_get_one_sentence(tmp_path):
+def test_broken_loras_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "a.safetensors"
     nan = torch.full((8, 2), torch.nan)
     for make, rule in (
@@ -99,8 +99,8 @@ def test_broken_files_get_one_sentence(tmp_path):
         read_lora(path.rename(tmp_path / "a.pt"))
 
 
-def test_files_with_one_thing_wrong_give_museum_errors_only(tmp_path):
-    """A change may be harmless; then the numbers are finite."""
+def test_corrupted_loras_and_embeddings_raise_only_museum_errors(tmp_path):
+    """After a harmless change, the file is read and all its numbers are finite."""
     path, refused = tmp_path / "a.safetensors", 0
     save_file({"<cat>": torch.ones(2, 768)}, path, {"name": "cat"})
     embedding = path.read_bytes()
@@ -141,7 +141,7 @@ def test_files_with_one_thing_wrong_give_museum_errors_only(tmp_path):
         (" " * 2**21, "adapter_config"),
     ],
 )
-def test_a_config_of_peft_is_read_with_suspicion(config, rule, tmp_path):
+def test_an_invalid_peft_config_is_refused(config, rule, tmp_path):
     path = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     tensors = {f"{path}.lora_B.weight": torch.ones(8, 2), f"{path}.lora_A.weight": torch.ones(2, 768)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
@@ -151,7 +151,7 @@ def test_a_config_of_peft_is_read_with_suspicion(config, rule, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_of_every_kind(family, tmp_path):
+def test_embeddings_in_every_layout_are_read(family, tmp_path):
     path = tmp_path / "cat.safetensors"
     vectors = {name: torch.randn(3, width) for name, width in WORDS[family].items()}
     kinds = [vectors]
@@ -167,15 +167,15 @@ def test_embeddings_of_every_kind(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2"])
-def test_embeddings_that_diffusers_wrote(family, tmp_path):
-    """As its scripts of textual inversion save them: rows of the encoder's table by the word."""
+def test_embeddings_saved_by_diffusers_are_read(family, tmp_path):
+    """As its textual inversion scripts save them: rows of the encoder's table under the word."""
     table = small_pipeline(family).text_encoder.get_input_embeddings().weight.detach()
     save_file({"<cat>": table[40:42].clone()}, tmp_path / "learned_embeds.safetensors")
     (vectors,) = read_embedding(tmp_path / "learned_embeds.safetensors").values()
     assert torch.equal(vectors[0], table[40:42])
 
 
-def test_a_word_of_one_encoder_is_none_of_sdxl(tmp_path):
+def test_an_embedding_for_one_encoder_is_refused_for_sdxl(tmp_path):
     save_file({"<cat>": torch.ones(1, 768)}, tmp_path / "a.safetensors")
     with pytest.raises(MuseumError, match=r"clip_g of sdxl.*both files"):
         imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
@@ -203,8 +203,8 @@ def test_files_without_an_embedding_are_refused(tensors, rule, tmp_path):
 
 
 @pytest.mark.parametrize("encoders", [{"emb_params": 768}, {"clip_l": 768, "clip_g": 1280}], ids=["sd15", "sdxl"])
-def test_vectors_for_the_text_encoders_output_are_none_for_its_input(encoders, tmp_path):
-    """As OneTrainer saves them."""
+def test_output_embeddings_are_refused_alone_and_skipped_beside_others(encoders, tmp_path):
+    """OneTrainer can save both."""
     path, inner = tmp_path / "a.safetensors", {name: torch.randn(2, width) for name, width in encoders.items()}
     outer = {f"{name}_out": torch.randn(2, width) for name, width in encoders.items()}
     save_file(outer, path)
@@ -220,7 +220,7 @@ def test_vectors_for_the_text_encoders_output_are_none_for_its_input(encoders, t
 @pytest.mark.parametrize(
     ("name", "tensors"), [("a.pt", "string_to_param"), ("a.bin", "items()"), ("a.ckpt", "items()")]
 )
-def test_other_formats_are_refused_with_how_to_convert_them(name, tensors, tmp_path):
+def test_pickle_formats_are_refused_with_conversion_advice(name, tensors, tmp_path):
     torch.save({"string_to_param": {"*": torch.ones(2, 768)}}, tmp_path / name)
     with pytest.raises(MuseumError, match=r"can run code\. To convert") as refused:
         read_embedding(tmp_path / name)
@@ -230,7 +230,7 @@ def test_other_formats_are_refused_with_how_to_convert_them(name, tensors, tmp_p
 
 
 @pytest.mark.parametrize("adapter", ["default", "default_0", "my-cat"])
-def test_pefts_name_of_the_adapter_may_stand_in_the_names(adapter, tmp_path):
+def test_tensor_names_may_contain_the_adapter_name_of_peft(adapter, tmp_path):
     on, rng = projections("sd15"), torch.Generator().manual_seed(0)
     factors = {p: (torch.randn(p.shape[0], 4, generator=rng), torch.randn(4, p.shape[1], generator=rng)) for p in on}
     named = {
@@ -247,23 +247,23 @@ def test_pefts_name_of_the_adapter_may_stand_in_the_names(adapter, tmp_path):
         read_lora(tmp_path / "a.safetensors")
 
 
-def test_embeddings_for_two_encoders_must_have_as_many_words(tmp_path):
+def test_embeddings_for_two_encoders_need_equally_many_vectors(tmp_path):
     save_file({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
     with pytest.raises(CLoRAError, match="shapes"):
         imported(museum("sdxl").base, "<c>", read_embedding(tmp_path / "a.safetensors"), known=())
 
 
 def test_exports_can_be_imported(tmp_path):
-    """Deltas bit for bit and words as they were, from the LoRA's own bundle or from the embedding file."""
+    """Deltas and words come back bit for bit; the words of the LoRA's bundle equal those of the embedding files."""
     whole = museum()
     files = export(whole, tmp_path, separate=True).files
     again = Museum(whole.base)
     loras = {path.stem: read_lora(path) for path in files if path.parent.name == "loras"}
-    for shown, path in zip(whole.exhibits, files[len(loras) :], strict=True):
+    for each, path in zip(whole.exhibits, files[len(loras) :], strict=True):
         lora, vectors = loras.get(path.stem), read_embedding(path)
         if lora:
-            assert torch.equal(lora.bundled[shown.word]["clip_l"], vectors["clip_l"])
-        again = again.with_exhibits(imported(whole.base, shown.word, vectors, lora, known=projections("sd15")))
+            assert torch.equal(lora.bundled[each.word]["clip_l"], vectors["clip_l"])
+        again = again.with_exhibits(imported(whole.base, each.word, vectors, lora, known=projections("sd15")))
     assert bits(tensors_of(again)) == bits(tensors_of(whole))
     assert again.exhibits[0].prompt == "a photo of <my-cat>" and again.exhibits[0].recipe.method == "imported"
     save_museum(again, tmp_path / "again.safetensors")
@@ -283,8 +283,8 @@ def test_a_lora_of_another_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.bfloat16, torch.float64])
-def test_alpha_may_be_a_whole_number(dtype, tmp_path):
-    """Some trainers write it so; the factors may not be integers."""
+def test_alpha_may_have_any_dtype(dtype, tmp_path):
+    """Some trainers write it as an integer; the factors may not be integers."""
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     up, down = torch.ones(320, 2), torch.ones(2, 768)
     tensors = {
@@ -300,7 +300,7 @@ def test_alpha_may_be_a_whole_number(dtype, tmp_path):
         read_lora(tmp_path / "b.safetensors")
 
 
-def test_a_file_that_is_not_there_needs_no_converting(tmp_path):
+def test_a_missing_file_is_reported_instead_of_its_format(tmp_path):
     for path in (tmp_path / "a.pt", tmp_path / "cat"):
         with pytest.raises(MuseumError, match="no such file"):
             read_lora(path)
@@ -316,16 +316,16 @@ def test_a_template_without_the_word_is_refused():
         imported(museum().base, "<x>", vectors, known=(), template="a photo")
 
 
-def test_learning_continues_on_top_of_an_import(base, tmp_path):
-    """The imported numbers stay bit for bit, and the penalty keeps the new concept off the weights that they move."""
+def test_learning_continues_after_an_import(base, tmp_path):
+    """The imported tensors stay equal bit for bit, and the penalty protects the weights that they change."""
     made = exhibit("<old>", list(base.slots), seed=4, ranks=(3,), architecture="starter")
     export(Museum(base.fingerprint, (made,)), tmp_path)
     lora = read_lora(tmp_path / "loras" / "museum.safetensors")
     small = {p: delta.scaled(1e-3) for p, delta in lora.deltas.items()}
     lora = type(lora)(small)
     vectors = read_embedding(tmp_path / "embeddings" / "old.safetensors")
-    brought = imported(base.fingerprint, "<old>", vectors, lora, known=base.slots)
-    whole = Museum(base.fingerprint, (brought,))
+    old = imported(base.fingerprint, "<old>", vectors, lora, known=base.slots)
+    whole = Museum(base.fingerprint, (old,))
     kept = bits(tensors_of(whole))
     penalties = []
     learned = taught(

@@ -1,4 +1,4 @@
-"""Writing by processes that are killed, that write at the same time, that run out of disk, or that may not write."""
+"""Saving by processes that are killed, that save at the same time, that run out of disk space, or lack permission."""
 
 import contextlib
 import itertools
@@ -52,44 +52,44 @@ def kept(path: Path) -> Museum:
     return loaded
 
 
-def save_for_ever(path: Path, began: int) -> None:
+def save_forever(path: Path, began: int) -> None:
     for turn, each in enumerate(itertools.cycle((OTHER, ONE))):
         save_museum(each, path, overwrite=True)
         if turn == 0:
             os.write(began, b".")
 
 
-def test_a_process_killed_at_200_random_moments_leaves_a_whole_file(tmp_path):
+def test_a_process_killed_at_a_random_moment_leaves_an_intact_file(tmp_path):
     path = tmp_path / "a.safetensors"
-    whole = {}
+    intact = {}
     for each in (OTHER, ONE):
         began = time.perf_counter()
         save_museum(each, path, overwrite=True)
-        whole[path.read_bytes()] = time.perf_counter() - began
+        intact[path.read_bytes()] = time.perf_counter() - began
     rng = random.Random(0)
-    seen, begun = set(), 0
+    seen, interrupted = set(), 0
     for _ in range(200):
-        heard, began = os.pipe()
-        victim = forked(save_for_ever, path, began)
-        os.read(heard, 1)
-        time.sleep(rng.uniform(0, sum(whole.values())))
+        ready, began = os.pipe()
+        victim = forked(save_forever, path, began)
+        os.read(ready, 1)
+        time.sleep(rng.uniform(0, sum(intact.values())))
         os.kill(victim.pid or 0, signal.SIGKILL)
         victim.join()
-        os.close(heard)
+        os.close(ready)
         os.close(began)
-        kept_too = backups_of(path)
-        assert all(each.read_bytes() in whole for each in (path, *kept_too)) and 1 <= len(kept_too) <= 4
+        backup_files = backups_of(path)
+        assert all(each.read_bytes() in intact for each in (path, *backup_files)) and 1 <= len(backup_files) <= 4
         seen.add(path.read_bytes())
-        for rubbish in set(tmp_path.iterdir()) - {path, *kept_too}:
-            assert rubbish.match(".clora-*.tmp")
-            rubbish.unlink()
-            begun += 1
-    assert seen == set(whole)
-    assert begun > 20  # so many were killed in the middle of a file
+        for leftover in set(tmp_path.iterdir()) - {path, *backup_files}:
+            assert leftover.match(".clora-*.tmp")
+            leftover.unlink()
+            interrupted += 1
+    assert seen == set(intact)
+    assert interrupted > 20  # killed in the middle of a file
 
 
 def killed_at(path: Path, line: int, save: Callable[[Path], object]) -> None:
-    """Save, and be killed after this many lines of `replacing.py`."""
+    """Save, and be killed at this line, counted over the modules that write files."""
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable | None:
@@ -113,8 +113,8 @@ def append(path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [overwrite, append])
-def test_killed_before_any_of_its_lines_it_leaves_a_whole_file(save, tmp_path):
-    """Line by line, and the lines of the loop that writes in steps, until the process is no longer killed."""
+def test_a_process_killed_at_any_line_leaves_an_intact_file(save, tmp_path):
+    """At each of the first 30 lines and at every ninth after them, until the process ends by itself."""
     path = tmp_path / "a.safetensors"
     old = ONE if save is overwrite else Museum(OTHER.base, OTHER.exhibits[:-1])
     save_museum(old, path)
@@ -131,8 +131,8 @@ def test_killed_before_any_of_its_lines_it_leaves_a_whole_file(save, tmp_path):
         for backup in backups_of(path):
             assert backup.read_bytes() == before
             backup.unlink()
-        for rubbish in tmp_path.glob(".clora-*.tmp"):
-            rubbish.unlink()
+        for leftover in tmp_path.glob(".clora-*.tmp"):
+            leftover.unlink()
         path.write_bytes(before)
         if process.exitcode == 0:
             break
@@ -146,7 +146,7 @@ def save_often(path: Path, museum: Museum) -> None:
         save_museum(museum, path, overwrite=True)
 
 
-def test_two_processes_saving_at_once_never_mix(tmp_path):
+def test_two_processes_saving_at_once_never_mix_their_files(tmp_path):
     path = tmp_path / "a.safetensors"
     save_museum(ONE, path)
     writers = [forked(save_often, path, each) for each in (ONE, OTHER)]
@@ -164,7 +164,7 @@ def save_once(path: Path, museum: Museum) -> None:
         os._exit(7)
 
 
-def test_of_two_processes_that_save_a_new_file_one_is_refused(tmp_path):
+def test_only_one_of_two_processes_can_create_a_file(tmp_path):
     for turn in range(10):
         path = tmp_path / f"{turn}.safetensors"
         writers = [forked(save_once, path, each) for each in (ONE, OTHER)]
@@ -185,7 +185,7 @@ def save_on_a_small_disk(path: Path, limit: int, save: Callable[[Path], object])
 
 @pytest.mark.parametrize("save", [overwrite, append])
 @pytest.mark.parametrize("limit", [0, 1000, 50_000])
-def test_a_file_that_may_not_grow_leaves_the_old_one_and_no_rubbish(save, limit, tmp_path):
+def test_a_file_size_limit_keeps_the_old_file_and_leaves_nothing_else(save, limit, tmp_path):
     path = tmp_path / "a.safetensors"
     save_museum(ONE, path)
     process = forked(save_on_a_small_disk, path, limit, save)
@@ -210,7 +210,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full_leaves_the_old_file_and_no_rubbish(small_disk):
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_else(small_disk):
     path = small_disk / "a.safetensors"
     tiny = ONE.only(["lonely"])
     save_museum(tiny, path)
@@ -223,7 +223,7 @@ def test_a_disk_that_is_really_full_leaves_the_old_file_and_no_rubbish(small_dis
 
 
 @pytest.fixture
-def readable() -> Iterator[Path]:
+def read_only_folder() -> Iterator[Path]:
     """A folder that only its owner may write to."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
@@ -246,14 +246,14 @@ def save_without_rights(folder: Path) -> None:
         check_target(folder / "b.safetensors")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="has other rights")
-def test_a_folder_without_permission_is_named(readable):
-    path = readable / "a.safetensors"
+@pytest.mark.skipif(os.name != "posix", reason="permissions work differently")
+def test_a_folder_without_write_permission_is_reported(read_only_folder):
+    path = read_only_folder / "a.safetensors"
     save_museum(ONE, path)
     path.chmod(0o644)
-    readable.chmod(0o555)
-    process = forked(save_without_rights, readable)
+    read_only_folder.chmod(0o555)
+    process = forked(save_without_rights, read_only_folder)
     process.join()
     assert process.exitcode == 0
-    assert list(readable.iterdir()) == [path]
+    assert list(read_only_folder.iterdir()) == [path]
     assert_same(ONE, load_museum(path))

@@ -1,4 +1,4 @@
-"""A museum of a thousand exhibits of SD1.5's shapes: its header, one exhibit, all of them at once, and one more."""
+"""A museum of a thousand exhibits for SD1.5: reading the header, one exhibit, and the view, and appending."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def numbered(factors: Factors, number: int) -> Exhibit:
     return Exhibit(token, deltas, recipe_named("c-lora", rank=1), prompt=prompt, facts=facts, thumbnail=b"\xff\xd8\xff")
 
 
-def test_sd15_has_that_many_projections():
+def test_the_projections_have_the_sizes_of_sd15():
     assert len(PROJECTIONS) == 32 and DENSE_BYTES == 4 * 19_169_280
 
 
@@ -84,7 +84,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def test_the_header_costs_little_more_than_its_json(path):
+def test_reading_the_header_takes_a_few_times_as_long_as_parsing_its_json(path):
     """Measured: 4 to 5 times what Python's json takes, about 35 ms, with the shape of every tensor checked."""
 
     def unchecked() -> object:
@@ -128,16 +128,16 @@ class CountedSlice:
         return self.file.count(self.tensor[rows])  # type: ignore[index]
 
 
-def test_one_exhibit_is_loaded_by_reading_its_rows_alone(path, factors, monkeypatch):
+def test_loading_one_exhibit_reads_only_its_rows(path, factors, monkeypatch):
     files: list[Counted] = []
 
     @contextmanager
     def counting(path: Path) -> Iterator[Counted]:
-        with plainly_opened(path) as file:
+        with uncounted(path) as file:
             files.append(Counted(file))
             yield files[-1]
 
-    plainly_opened = museum_file.opened
+    uncounted = museum_file.opened
     monkeypatch.setattr(museum_file, "opened", counting)
     exhibit = load_museum(path, words=["<word-700>"]).exhibits[0]
     for projection, (up, down) in factors.items():
@@ -148,7 +148,7 @@ def test_one_exhibit_is_loaded_by_reading_its_rows_alone(path, factors, monkeypa
     assert [file.read for file in files] == [rows + alphas + vectors]
 
 
-def test_a_view_is_the_sum_of_all_exhibits(path, factors):
+def test_a_view_is_the_sum_of_the_chosen_exhibits(path, factors):
     """Against float64 products of the factors that the exhibits were cut from."""
     view = load_view(path, {f"<word-{number}>": 2.0 for number in range(3, COUNT)})
     assert [token.word for token in view.tokens] == [f"<word-{number}>" for number in range(3, COUNT)]
@@ -159,8 +159,8 @@ def test_a_view_is_the_sum_of_all_exhibits(path, factors):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux counts it")
-def test_viewing_all_and_adding_one_take_no_memory_for_the_file(path, tmp_path):
-    """In a process that may allocate the matrices and little else: a copy of the file, in one piece, is refused."""
+def test_viewing_and_appending_do_not_copy_the_file_into_memory(path, tmp_path):
+    """In a process that may allocate the matrices and little else; a copy of the file would fail."""
     grown = shutil.copy(path, tmp_path)
     script = "import sys; from tests.museum.test_large_museums import in_little_memory; in_little_memory(*sys.argv[1:])"
     command = [sys.executable, "-c", script, str(path), str(grown)]
@@ -176,7 +176,7 @@ def test_viewing_all_and_adding_one_take_no_memory_for_the_file(path, tmp_path):
 
 
 def in_little_memory(path: str, grown: str) -> None:
-    """View the museum in `path` and add a copy of an exhibit to the one in `grown`, where a copy of all has no room."""
+    """View the museum in `path` and append an exhibit to the one in `grown`, with too little memory for a copy."""
     import resource
 
     torch.set_num_threads(1)
@@ -186,7 +186,7 @@ def in_little_memory(path: str, grown: str) -> None:
     def allow(more: int) -> None:
         status = Path("/proc/self/status").read_text()
         used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
-        mapped = Path(path).stat().st_size  # of the file itself, which counts though nothing is copied
+        mapped = Path(path).stat().st_size  # the mapped file counts although nothing is copied
         resource.setrlimit(resource.RLIMIT_DATA, (used + mapped + more, resource.RLIM_INFINITY))
 
     allow(SLACK_BYTES)

@@ -81,7 +81,7 @@ def moved_by_diffusers(unet: UNet2DConditionModel, source: Path, family: str) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_of_kohyas_trainer(family, unets, tmp_path):
+def test_loras_of_kohyas_trainer_are_read(family, unets, tmp_path):
     expected = kohya_file(unets[family], family, tmp_path / "cat.safetensors")
     lora = read_lora(tmp_path / "cat.safetensors")
     assert_moves(lora, expected)
@@ -89,8 +89,8 @@ def test_a_file_of_kohyas_trainer(family, unets, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_diffusers_reads_kohyas_names_alike(family, unets, tmp_path):
-    """One alpha and one rank for all, since diffusers scales a file of different ones wrongly."""
+def test_diffusers_reads_kohyas_names_the_same_way(family, unets, tmp_path):
+    """With one alpha and one rank for all, since diffusers scales files with different ones wrongly."""
     tensors = {}
     for name, (up, down) in factors(unets[family], most=1).items():
         stem = kohya_name(name, family)
@@ -103,8 +103,8 @@ def test_diffusers_reads_kohyas_names_alike(family, unets, tmp_path):
         torch.testing.assert_close(delta.dense(), moved[projection.path], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "told"), [("sd15", True), ("sd15", False), ("sd2", True), ("sdxl", True)])
-def test_a_file_of_diffusers(family, told, unets, tmp_path):
+@pytest.mark.parametrize(("family", "with_config"), [("sd15", True), ("sd15", False), ("sd2", True), ("sdxl", True)])
+def test_loras_of_diffusers_training_scripts_are_read(family, with_config, unets, tmp_path):
     """Trained by peft inside diffusers and written by its `save_lora_weights`, as its training scripts do it."""
     unet = unets[family]
     paths = [projection.path for projection in find_projections(unet)][::3]
@@ -113,7 +113,7 @@ def test_a_file_of_diffusers(family, told, unets, tmp_path):
     )
     unet.add_adapter(config)
     _randomise(unet)
-    metadata = {"unet_lora_adapter_metadata": config.to_dict()} if told else {}
+    metadata = {"unet_lora_adapter_metadata": config.to_dict()} if with_config else {}
     layers = get_peft_model_state_dict(unet)
     LOADERS[family].save_lora_weights(tmp_path, unet_lora_layers=layers, **metadata)
     unet.delete_adapters("default")
@@ -153,7 +153,7 @@ def _by_hand(layers: dict[str, Tensor], config: LoraConfig | None) -> dict[str, 
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files_of_older_versions_of_diffusers(family, ending, unets, tmp_path):
+def test_loras_of_older_diffusers_versions_are_read(family, ending, unets, tmp_path):
     tensors, expected = {}, {}
     for path, (up, down) in factors(unets[family], most=1).items():
         names = {"path": path, "processor": path.replace("attn2.to_", "attn2.processor.to_")}
@@ -164,7 +164,7 @@ def test_files_of_older_versions_of_diffusers(family, ending, unets, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "by_root"), [("sd15", False), ("sd15", True), ("sd2", False), ("sdxl", False)])
-def test_a_folder_of_peft(family, by_root, unets, tmp_path):
+def test_folders_saved_by_peft_are_read(family, by_root, unets, tmp_path):
     unet = unets[family]
     paths = [projection.path for projection in find_projections(unet)][::3]
     patterns = {} if by_root else {"alpha_pattern": {"attn2.to_v": 5}}
@@ -188,7 +188,7 @@ def test_a_folder_of_peft(family, by_root, unets, tmp_path):
         read_lora(tmp_path)
 
 
-def test_names_of_comfyui_and_simpletuner(unets, tmp_path):
+def test_names_of_comfyui_and_simpletuner_are_read(unets, tmp_path):
     for family, prefix in (("sd15", "diffusion_model."), ("sdxl", "diffusion_model."), ("sd15", "lycoris_")):
         tensors, expected = {}, {}
         for path, (up, down) in factors(unets[family]).items():

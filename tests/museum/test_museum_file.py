@@ -38,7 +38,7 @@ def test_an_empty_museum_can_be_saved(tmp_path):
     assert_same(empty, load_museum(tmp_path / "a.safetensors"))
 
 
-def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
+def test_layer_wise_words_are_stored_outside_of_the_bundle(tmp_path):
     layered = exhibit("<deep>", projections("sd15"), seed=9, layers=16, words=2)
     before = museum().with_exhibits(layered)
     save_museum(before, tmp_path / "a.safetensors")
@@ -49,8 +49,8 @@ def test_layerwise_words_come_back_and_stay_out_of_the_bundle(tmp_path):
 
 
 @pytest.mark.parametrize("applied", ["word", "onwards"])
-def test_gated_exhibits_are_not_in_the_sum_and_the_bundle(applied, tmp_path):
-    """Ordinary loaders would show it everywhere; here they see the museum without it, bit for bit."""
+def test_gated_exhibits_are_neither_in_the_sum_nor_in_the_bundle(applied, tmp_path):
+    """Ordinary loaders would apply them everywhere, so they get the museum without them, bit for bit."""
     recipe = replace(recipe_named("word-gated", rank=4), applied=applied)
     gated = replace(exhibit("<shy>", projections("sd15"), seed=9, words=2, recipe=recipe), strength=0.5)
     exhibits = (museum().exhibits[0], gated, *museum().exhibits[1:])
@@ -65,7 +65,7 @@ def test_gated_exhibits_are_not_in_the_sum_and_the_bundle(applied, tmp_path):
     assert own and all(name.startswith(("clora.up.<shy>.", "clora.down.<shy>.", "clora.token.<shy>.")) for name in own)
     assert all(torch.equal(tensors[name], without[name]) for name in without)
     view = load_view(tmp_path / "a.safetensors")
-    assert [shown.word for shown in view.gated] == ["<shy>"] and view.gated[0].same_as(gated)
+    assert [each.word for each in view.gated] == ["<shy>"] and view.gated[0].same_as(gated)
     dense = museum().dense()
     for projection, matrix in view.deltas.items():
         torch.testing.assert_close(matrix, dense[projection], atol=1e-4, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_gated_exhibits_are_not_in_the_sum_and_the_bundle(applied, tmp_path):
     assert not load_view(tmp_path / "alone.safetensors").deltas
 
 
-OLD_RECIPES = {  # what files hold that were written before → what it is called
+OLD_RECIPES = {  # values in older files → their names now
     ("everywhere", "the museum"): ("everywhere", "museum"),
     ("everywhere", "the base"): ("everywhere", "base"),
     ("everywhere", "the last delta"): ("everywhere", "shared"),
@@ -84,9 +84,9 @@ OLD_RECIPES = {  # what files hold that were written before → what it is calle
 }
 
 
-def test_files_in_the_old_words_stay_readable(tmp_path):
-    """A file made by hand; saving it again gives the new names."""
-    told, exhibits, data = {"clora.format": "clora-museum", "clora.version": "1"}, [], b""
+def test_files_with_older_recipe_values_can_be_loaded(tmp_path):
+    """In a handmade file; saving it again writes the new names."""
+    metadata, exhibits, data = {"clora.format": "clora-museum", "clora.version": "1"}, [], b""
     tensors: dict[str, dict] = {}
     for number, (applied, over) in enumerate(OLD_RECIPES):
         recipe = {"method": "old", "regularizers": [{"name": "self_regularization", "weight": 1.0}]}
@@ -99,8 +99,8 @@ def test_files_in_the_old_words_stay_readable(tmp_path):
         tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + 512]}
         data += struct.pack("<128f", *[number] * 128)
     base = {"architecture": "starter", "digest": "0123"}
-    told["clora.museum"] = json.dumps({"base": base, "dtype": "float32", "projections": [], "exhibits": exhibits})
-    put_together(tmp_path / "old.safetensors", {"__metadata__": told, **tensors}, data)
+    metadata["clora.museum"] = json.dumps({"base": base, "dtype": "float32", "projections": [], "exhibits": exhibits})
+    put_together(tmp_path / "old.safetensors", {"__metadata__": metadata, **tensors}, data)
 
     found = load_museum(tmp_path / "old.safetensors")
     assert [(e.recipe.applied, e.recipe.over) for e in found.exhibits] == list(OLD_RECIPES.values())
@@ -114,7 +114,7 @@ def test_files_in_the_old_words_stay_readable(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
-def test_half_precision_halves_the_file_and_rounds_once(dtype, torch_dtype, tmp_path):
+def test_half_precision_rounds_only_once(dtype, torch_dtype, tmp_path):
     before = museum()
     save_museum(before, tmp_path / "a.safetensors", dtype=dtype)
     after = load_museum(tmp_path / "a.safetensors")
@@ -126,7 +126,7 @@ def test_half_precision_halves_the_file_and_rounds_once(dtype, torch_dtype, tmp_
     assert read_header(tmp_path / "a.safetensors").dtype == dtype
 
 
-def test_values_beyond_half_precision_are_refused(tmp_path):
+def test_values_too_large_for_float16_are_refused(tmp_path):
     huge = Museum(museum().base, (exhibit("<huge>", [], seed=1),))
     huge.exhibits[0].token.vectors["clip_l"][0, 0, 0] = 1e6
     with pytest.raises(MuseumError, match=r"<huge>.*not finite"):
@@ -134,7 +134,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_header_tells_the_facts_without_the_tensors(tmp_path):
+def test_the_header_has_ranks_recipes_facts_and_thumbnails(tmp_path):
     before = museum()
     save_museum(before, tmp_path / "a.safetensors")
     header = read_header(tmp_path / "a.safetensors")
@@ -146,7 +146,7 @@ def test_the_header_tells_the_facts_without_the_tensors(tmp_path):
 
 
 def test_the_same_museum_gives_the_same_bytes(tmp_path):
-    """Also when it went through a file, and in another process, where hashes of texts are salted differently."""
+    """Also after it was loaded from a file, and in another process, where the hashes of strings differ."""
     one, other, loaded = (tmp_path / name / "a.safetensors" for name in ("one", "other", "loaded"))
     for path in (one, other, loaded):
         path.parent.mkdir()
@@ -168,8 +168,8 @@ def test_the_file_is_an_ordinary_lora(architecture, tmp_path):
     tensors = load_file(tmp_path / "a.safetensors")
     found = {key.removesuffix(".lora_up.weight") for key in tensors if key.endswith(".lora_up.weight")}
     expected: dict[str, torch.Tensor] = {}
-    for shown in before.exhibits:
-        for projection, delta in shown.deltas.items():
+    for each in before.exhibits:
+        for projection, delta in each.deltas.items():
             key = kohya_key(projection, architecture)
             matrix = torch.zeros(projection.shape, dtype=torch.float64)
             for column, row in zip(delta.up.double().T, delta.down.double(), strict=True):
@@ -195,7 +195,7 @@ def kohya_key(projection: Projection, architecture: str) -> str:
     return f"lora_unet_{block}_transformer_blocks_{rest.replace('.', '_')}"
 
 
-def test_words_stand_where_a1111_looks_for_them(tmp_path):
+def test_words_are_bundled_under_the_names_that_a1111_reads(tmp_path):
     for architecture, names in (
         ("sd15", {"string_to_param.*": "clip_l"}),
         ("sdxl", {"clip_l": "clip_l", "clip_g": "clip_g"}),
@@ -204,9 +204,9 @@ def test_words_stand_where_a1111_looks_for_them(tmp_path):
         path = tmp_path / f"{architecture}.safetensors"
         save_museum(before, path)
         tensors = load_file(path)
-        for shown in before.exhibits:
+        for each in before.exhibits:
             for name, encoder in names.items():
-                assert torch.equal(tensors[f"bundle_emb.{shown.word}.{name}"], shown.token.vectors[encoder][0])
+                assert torch.equal(tensors[f"bundle_emb.{each.word}.{name}"], each.token.vectors[encoder][0])
         assert len([key for key in tensors if key.startswith("bundle_emb.")]) == 4 * len(names)
 
 
@@ -256,7 +256,7 @@ def rank_of(whole: Museum, word: str, name: str, header: dict) -> int:
     return next(d.rank for p, d in deltas.items() if name.startswith(kohya_key(p, "sd15") + "."))
 
 
-def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
+def test_a_loaded_museum_does_not_depend_on_its_file(tmp_path):
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
     loaded = load_museum(path)
@@ -265,12 +265,12 @@ def test_a_loaded_museum_lives_on_when_its_file_does_not(tmp_path):
     assert_same(museum(), loaded)
 
 
-def test_a_word_that_earlier_versions_kept_with_invisible_characters_still_loads(tmp_path):
-    """In memory it is the word that everyone sees; the names of its tensors stay as they are."""
+def test_older_files_with_invisible_characters_in_words_can_be_loaded(tmp_path):
+    """In memory the words are normalised; the names of their tensors stay unchanged."""
     on, path = projections("sd15"), tmp_path / "a.safetensors"
     strong = exhibit("<my-dog>", on, seed=5, strength=0.5)
-    shy = exhibit("<shy>", on, seed=7, recipe=recipe_named("word-gated", rank=4), prompt="a <shy> thing")
-    before = museum().with_exhibits(strong, shy)
+    gated = exhibit("<shy>", on, seed=7, recipe=recipe_named("word-gated", rank=4), prompt="a <shy> thing")
+    before = museum().with_exhibits(strong, gated)
     save_museum(before, path)
     spellings = {
         "<my-cat>": "<my-\u200bcat\u202e>",

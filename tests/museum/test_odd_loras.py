@@ -1,4 +1,4 @@
-"""LoRAs and embeddings that are spoiled in any way: each becomes an exhibit that can be saved, or is refused."""
+"""Corrupted LoRAs and embeddings: each becomes an exhibit that can be saved, or is refused."""
 
 import json
 import math
@@ -31,7 +31,7 @@ NAMES = {  # stem of a projection's names, and its endings
     "peft": ("base_model.model.{path}", (".lora_B.weight", ".lora_A.weight", ".alpha")),
     "comfyui": ("diffusion_model.{path}", (".lora_up.weight", ".lora_down.weight", ".alpha")),
 }
-DTYPES = {  # as the header calls them, with bytes of a number; torch can read some of them only
+DTYPES = {  # names in the header, with bytes per number; torch reads only some of them
     **{"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "U16": 2, "U32": 4, "U64": 8, "F16": 2, "BF16": 2},
     **{"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F32": 4, "F64": 8, "C64": 8, "F4": 1, "X": 4},
 }
@@ -42,8 +42,8 @@ VALUES = (None, True, -1, 0, 1.5, 1e308, 10**400, math.nan, "", "x", "\0\x1b", "
 CONFIGS = ("lora_alpha", "unet.lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "unet.use_rslora", "r")
 
 
-def whole(rng: random.Random, naming: str) -> tuple[Tensors, Metadata]:
-    """A LoRA of four projections that is as it should be."""
+def valid_lora(rng: random.Random, naming: str) -> tuple[Tensors, Metadata]:
+    """A valid LoRA of four projections."""
     stem, (up, down, alpha) = NAMES[naming]
     tensors = {}
     for path in (head + role for head in PATHS for role in "kv"):
@@ -57,7 +57,7 @@ def whole(rng: random.Random, naming: str) -> tuple[Tensors, Metadata]:
     return tensors, {"ss_steps": "10", "lora_adapter_metadata": json.dumps(config)}
 
 
-def spoiled(tensors: Tensors, rng: random.Random) -> None:
+def corrupt(tensors: Tensors, rng: random.Random) -> None:
     name = rng.choice(sorted(tensors))
     tensor = tensors.pop(name)
     match rng.choice(
@@ -100,7 +100,7 @@ def odd_config(rng: random.Random) -> str:
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata, rng: random.Random) -> None:
-    """An unusual file: in one of ten, a tensor has another dtype; any metadata."""
+    """A file with any metadata; in three of ten, a tensor has another dtype."""
     entries, data = {"__metadata__": metadata}, b""
     retyped = rng.choice(sorted(tensors)) if tensors and rng.random() < 0.3 else None
     for name, tensor in tensors.items():
@@ -115,7 +115,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata, rng: random.Random) 
 
 
 def works(lora: Path | None, embedding: Path | None, rng: random.Random, target: Path) -> bool:
-    """Whether it becomes an exhibit of finite numbers that can be saved and read again; False where it is refused."""
+    """Whether it becomes an exhibit of finite numbers that can be saved and loaded; False if it is refused."""
     try:
         read = read_lora(lora, skip_others=rng.random() < 0.7) if lora else OrdinaryLora()
         vectors = read_embedding(embedding) if embedding else {"clip_l": torch.ones(1, 1, 768)}
@@ -126,7 +126,7 @@ def works(lora: Path | None, embedding: Path | None, rng: random.Random, target:
         save_museum(Museum(BASE, (exhibit,)), target, overwrite=True)
     except CLoRAError as error:
         assert len(str(error)) < 1000 and str(error).isprintable()
-        assert "cannot be used (" not in str(error)  # which is said where nobody looked: a raw error is behind it
+        assert "cannot be used (" not in str(error)  # the message for errors that no check has caught
         return False
     (saved,) = load_museum(target).exhibits
     assert all(factor.isfinite().all() for delta in saved.deltas.values() for factor in (delta.up, delta.down))
@@ -134,16 +134,16 @@ def works(lora: Path | None, embedding: Path | None, rng: random.Random, target:
 
 
 @pytest.mark.parametrize("naming", NAMES)
-def test_a_lora_that_is_spoiled_works_or_is_refused(naming: str, tmp_path: Path) -> None:
+def test_a_corrupted_lora_works_or_is_refused(naming: str, tmp_path: Path) -> None:
     outcomes = []
     for seed in range(FILES // len(NAMES)):
         rng = random.Random(f"{naming} {seed}")
-        tensors, metadata = whole(rng, naming)
+        tensors, metadata = valid_lora(rng, naming)
         for _ in range(rng.randrange(3)):
             if tensors:
-                spoiled(tensors, rng)
+                corrupt(tensors, rng)
         if rng.random() < 0.3:
-            other, _ = whole(rng, rng.choice(list(NAMES)))
+            other, _ = valid_lora(rng, rng.choice(list(NAMES)))
             tensors |= dict(rng.sample(sorted(other.items()), 3))
         if rng.random() < 0.4:
             odd_metadata(metadata, rng)
@@ -156,14 +156,14 @@ def test_a_lora_that_is_spoiled_works_or_is_refused(naming: str, tmp_path: Path)
     assert any(outcomes) and not all(outcomes)
 
 
-def test_an_embedding_that_is_spoiled_works_or_is_refused(tmp_path: Path) -> None:
+def test_a_corrupted_embedding_works_or_is_refused(tmp_path: Path) -> None:
     outcomes = []
     for seed in range(FILES // len(NAMES)):
         rng = random.Random(seed)
         tensors: Tensors = {rng.choice(("emb_params", "clip_l", "<cat>", *ODD_NAMES)): torch.ones(2, 768)}
         for _ in range(rng.randrange(3)):
             if tensors:
-                spoiled(tensors, rng)
+                corrupt(tensors, rng)
         metadata: Metadata = {}
         odd_metadata(metadata, rng) if rng.random() < 0.3 else None
         write(tmp_path / "a.safetensors", tensors, metadata, rng)

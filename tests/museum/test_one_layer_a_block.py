@@ -1,4 +1,4 @@
-"""A UNet of one layer a block, as KOALA's: its original blocks are numbered otherwise, and LoRA files with them."""
+"""UNets with one layer per block, such as KOALA's: their original blocks and LoRA files are numbered differently."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def blocks_in(path: Path) -> set[str]:
         return {name.split("_transformer")[0] for name in file.keys() if name.startswith("lora_unet_")}
 
 
-def test_it_is_recognised_by_its_projections():
+def test_layers_per_block_are_recognised_by_the_projections():
     paths = [projection.path for projection in PROJECTIONS]
     assert layers_per_block(paths) == 1
     assert layers_per_block([*paths, "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k"]) == 2
@@ -45,7 +45,7 @@ def test_it_is_recognised_by_its_projections():
     assert layers_per_block([]) == 2
 
 
-def test_loras_and_museums_have_comfyuis_names_and_come_back(tmp_path: Path):
+def test_loras_and_museums_use_comfyuis_names_and_load_again(tmp_path: Path):
     one = museum("<one>")
     names = {f"lora_unet_{block}" for block in ORIGINALS.values()}
     export_lora(one, tmp_path / "lora.safetensors")
@@ -61,7 +61,7 @@ def test_loras_and_museums_have_comfyuis_names_and_come_back(tmp_path: Path):
     assert blocks_in(path) == names and load_museum(path).words == ("<zero>", "<one>")
 
 
-def test_museums_of_earlier_versions_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_museums_of_earlier_versions_keep_their_tensor_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as earlier:
         earlier.setattr(header, "layers_per_block", lambda paths: 2)
         path = save_museum(museum("<one>"), tmp_path / "a.museum.safetensors")

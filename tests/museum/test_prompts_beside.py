@@ -1,4 +1,4 @@
-"""Earlier words while a new concept is learned: in their own prompts, and in the new captions."""
+"""Prompts that are preserved while a concept is learned: of earlier words, and its captions with earlier words."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,8 +19,8 @@ CAPTIONS = ("a {word} style picture of a cat", "a {word} style picture of a dog"
 def museum(base: Base, *exhibits: tuple[str, str, str]) -> Museum:
     """Words alone: (word, kind, prompt)."""
     tokens = [ConceptToken(word, {"clip_l": torch.full((1, 1, 128), 0.1)}) for word, _, _ in exhibits]
-    held = [Exhibit(t, {}, short(), kind, prompt) for t, (_, kind, prompt) in zip(tokens, exhibits, strict=True)]  # type: ignore[arg-type]
-    return Museum(base.fingerprint, tuple(held))
+    earlier = [Exhibit(t, {}, short(), kind, prompt) for t, (_, kind, prompt) in zip(tokens, exhibits, strict=True)]  # type: ignore[arg-type]
+    return Museum(base.fingerprint, tuple(earlier))
 
 
 def style(*captions: str) -> Concept:
@@ -28,8 +28,8 @@ def style(*captions: str) -> Concept:
 
 
 def test_earlier_styles_are_preserved_with_the_new_captions(base: Base):
-    held = museum(base, ("<old>", "style", "a <old> style picture"), ("<cat>", "object", "a photo of <cat>"))
-    assert held.prompts_beside(style(*CAPTIONS)) == (
+    earlier = museum(base, ("<old>", "style", "a <old> style picture"), ("<cat>", "object", "a photo of <cat>"))
+    assert earlier.prompts_beside(style(*CAPTIONS)) == (
         "a <old> style picture",
         "a photo of <cat>",
         "a <old> style picture of a cat",
@@ -37,9 +37,9 @@ def test_earlier_styles_are_preserved_with_the_new_captions(base: Base):
     )
 
 
-def test_without_captions_old_prompts_are_all(base: Base):
-    held = museum(base, ("<a>", "object", "a photo of <a>"), ("<b>", "object", "a photo of <b>"))
-    assert held.prompts_beside(small_concept("<c>", seed=0)) == held.prompts
+def test_without_captions_only_earlier_prompts_are_preserved(base: Base):
+    earlier = museum(base, ("<a>", "object", "a photo of <a>"), ("<b>", "object", "a photo of <b>"))
+    assert earlier.prompts_beside(small_concept("<c>", seed=0)) == earlier.prompts
 
 
 def test_the_new_word_is_replaced_only_as_a_whole_word(base: Base):
@@ -48,9 +48,9 @@ def test_the_new_word_is_replaced_only_as_a_whole_word(base: Base):
 
 
 @pytest.mark.parametrize("count", [1, 7, 100])
-def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: int):
-    held = museum(base, *((f"<{n}>", "style", f"a <{n}> style picture") for n in range(count)))
-    beside = held.prompts_beside(style(*(f"a {{word}} style picture of {n} cats" for n in range(80))))
+def test_extra_prompts_are_limited_and_shared_equally_among_words(base: Base, count: int):
+    earlier = museum(base, *((f"<{n}>", "style", f"a <{n}> style picture") for n in range(count)))
+    beside = earlier.prompts_beside(style(*(f"a {{word}} style picture of {n} cats" for n in range(80))))
     assert len(beside) - count <= max(EXTRA_PROMPTS, count)
     shares = [sum(f"<{n}>" in prompt for prompt in beside) for n in range(count)]
     assert min(shares) == max(shares) >= 2
@@ -60,16 +60,16 @@ def test_they_are_bounded_and_every_old_word_has_its_share(base: Base, count: in
 class Listening(Regularizer):
     """A term of zero that records its setting."""
 
-    heard: list[Setting] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
     name: ClassVar[str] = "listening"
 
     def begin(self, setting: Setting) -> Term:
-        self.heard.append(setting)
+        self.settings.append(setting)
         return lambda step: step.latents.new_zeros(())
 
 
-def test_the_terms_of_the_loss_get_them(base: Base):
-    held, heard = museum(base, ("<old>", "style", "a <old> style picture")), []
+def test_regularizers_get_the_preserved_prompts(base: Base):
+    earlier, settings = museum(base, ("<old>", "style", "a <old> style picture")), []
     concept = Concept("<new>", small_concept(count=3).pictures, "style", captions=CAPTIONS)
-    taught(base, held, concept, short(Listening(heard=heard), steps=1))
-    assert heard[0].past.beside == held.prompts_beside(concept) != heard[0].past.prompts == held.prompts
+    taught(base, earlier, concept, short(Listening(settings=settings), steps=1))
+    assert settings[0].past.beside == earlier.prompts_beside(concept) != settings[0].past.prompts == earlier.prompts

@@ -1,4 +1,4 @@
-"""The strength of an exhibit: the same however it is read, and without rounding the learned deltas."""
+"""The strength of an exhibit: every reader applies it, and the learned deltas are not rounded."""
 
 import dataclasses
 
@@ -30,9 +30,9 @@ def strong(architecture: str = "sd15") -> Museum:
 def summed(whole: Museum, strengths: dict[str, float]) -> dict[str, torch.Tensor]:
     """path → Σ strength · up @ down, by a loop in float64."""
     sums: dict[str, torch.Tensor] = {}
-    for shown in whole.exhibits:
-        for projection, delta in shown.deltas.items():
-            moved = strengths.get(shown.word, 1.0) * (delta.up.double() @ delta.down.double())
+    for each in whole.exhibits:
+        for projection, delta in each.deltas.items():
+            moved = strengths.get(each.word, 1.0) * (delta.up.double() @ delta.down.double())
             sums[projection.path] = sums.get(projection.path, 0) + moved
     return sums
 
@@ -43,7 +43,7 @@ def test_strength_survives_a_file_without_rounding(architecture, tmp_path):
     save_museum(before, tmp_path / "a.safetensors")
     after = load_museum(tmp_path / "a.safetensors")
     assert_same(before, after)
-    assert [shown.strength for shown in after.exhibits] == [0.3, -1.7, 0.0, 1.0]
+    assert [each.strength for each in after.exhibits] == [0.3, -1.7, 0.0, 1.0]
     for word in STRENGTHS:
         after = with_strength(after, word, 1.0)
     assert_same(museum(architecture), after)
@@ -58,14 +58,14 @@ def test_ordinary_loaders_show_every_exhibit_at_its_strength(tmp_path):
         torch.testing.assert_close(tensors[f"{stem}.alpha"] / len(down) * (up @ down), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_strengths_multiply():
+def test_given_strengths_multiply_the_exhibits_own():
     twice = summed(museum(), {"<my-cat>": 0.6, "<ink>": -1.7, "<bär>": 0.0})
     for projection, matrix in strong().dense({"<my-cat>": 2.0}).items():
         torch.testing.assert_close(matrix.double(), twice[projection.path], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("ranks_at_once", [1, 5, 1024])
-def test_the_sum_that_is_read_from_a_file_is_that_of_its_exhibits(ranks_at_once, tmp_path, monkeypatch):
+def test_the_sum_read_from_a_file_matches_its_exhibits(ranks_at_once, tmp_path, monkeypatch):
     monkeypatch.setattr(museum_file, "RANKS_AT_ONCE", ranks_at_once)
     save_museum(strong(), tmp_path / "a.safetensors")
     given = {"<my-cat>": 2.0, "<ink>": 0.5, "<bär>": 1.0}
@@ -77,7 +77,7 @@ def test_the_sum_that_is_read_from_a_file_is_that_of_its_exhibits(ranks_at_once,
             torch.testing.assert_close(matrix, expected[projection], rtol=1e-4, atol=1e-4)
 
 
-def test_a_museum_without_strengths_is_written_as_ever(tmp_path):
+def test_strengths_are_written_only_where_they_differ_from_one(tmp_path):
     save_museum(museum(), tmp_path / "a.safetensors")
     save_museum(with_strength(strong(), "<ink>", 1), tmp_path / "b.safetensors")
     header, _ = taken_apart(tmp_path / "a.safetensors")
@@ -88,13 +88,13 @@ def test_a_museum_without_strengths_is_written_as_ever(tmp_path):
     assert not [name for name in header if name.startswith("clora.up.<ink>.")]
 
 
-def test_one_exhibit_is_read_alone(tmp_path):
+def test_one_exhibit_is_loaded_with_its_strength(tmp_path):
     save_museum(strong(), tmp_path / "a.safetensors")
     assert_same(strong().only(["<ink>"]), load_museum(tmp_path / "a.safetensors", words=["<ink>"]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_in_half_precision_it_is_rounded_once(dtype, tmp_path):
+def test_half_precision_rounds_only_once(dtype, tmp_path):
     save_museum(museum(), tmp_path / "plain.safetensors", dtype=dtype)
     save_museum(strong(), tmp_path / "a.safetensors", dtype=dtype)
     plain, after = load_museum(tmp_path / "plain.safetensors"), load_museum(tmp_path / "a.safetensors")
@@ -104,14 +104,14 @@ def test_in_half_precision_it_is_rounded_once(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), 101, -1e30])
-def test_no_strength_at_all_is_refused(strength, tmp_path):
+def test_invalid_strengths_are_refused(strength, tmp_path):
     with pytest.raises(MuseumError, match=r"<my-cat>.*between -100 and 100"):
         with_strength(museum(), "<my-cat>", strength)
 
 
 @pytest.mark.parametrize("strength", ["much", None, True, 1e30, [], 0.5])
-def test_a_header_with_another_strength_is_refused(strength, tmp_path):
-    """0.5 would be a strength, but the file has no factors of that exhibit's own."""
+def test_a_header_with_an_invalid_strength_is_refused(strength, tmp_path):
+    """0.5 is a valid strength, but the file lacks the exhibit's own factors."""
     save_museum(museum(), tmp_path / "a.safetensors")
     with_inner(tmp_path / "a.safetensors", lambda inner: inner["exhibits"][0].update(strength=strength))
     for read in (load_museum, read_header):
@@ -122,7 +122,7 @@ def test_a_header_with_another_strength_is_refused(strength, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("changed", ["clora.up.<ink>.", "lora_up.weight"])
 def test_a_file_whose_sum_differs_from_the_learned_deltas_is_refused(changed, dtype, tmp_path):
-    """A tenth more of some numbers, of the exhibit's own or of its column in the sum."""
+    """Some numbers are 10% larger, in the exhibit's own factors or in its columns of the sum."""
     path = tmp_path / "a.safetensors"
     save_museum(strong(), path, dtype=dtype)
     with safe_open(path, framework="pt") as file:
@@ -142,17 +142,17 @@ def test_a_file_whose_sum_differs_from_the_learned_deltas_is_refused(changed, dt
     def append(path):
         append_exhibits([one_more], path, base=museum().base)
 
-    for touch in (load_museum, load_view, append):
+    for use in (load_museum, load_view, append):
         with pytest.raises(MuseumError, match=rf"{stem}\.lora_up\.weight' is not 'clora.up.<ink>.*' times -1\.7"):
-            touch(path)
+            use(path)
     assert path.read_bytes() == before
     assert load_museum(path, words=["<my-cat>"]).words == ("<my-cat>",)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-4, 1.0, 500.0])
-def test_roundings_are_no_reason_to_refuse_a_file(size, dtype, tmp_path):
-    """Numbers of every size that the dtype knows, also those that it keeps but a few digits of."""
+def test_rounding_errors_do_not_make_a_file_invalid(size, dtype, tmp_path):
+    """With numbers of every size that the dtype holds, also those with few significant digits."""
     for number, strength in enumerate((0.3, -1.7, 1e-6, 99.0)):
         given = museum().exhibit("<ink>")
         deltas = {projection: LowRank(size * delta.up, delta.down) for projection, delta in given.deltas.items()}
@@ -166,8 +166,8 @@ def test_roundings_are_no_reason_to_refuse_a_file(size, dtype, tmp_path):
         assert load_museum(path).words == tuple(token.word for token in load_view(path).tokens)
 
 
-def test_learning_builds_on_the_exhibits_at_their_strength(base):
-    """The same as after an exhibit whose factors were multiplied by hand, and not the same as at strength 1."""
+def test_learning_uses_the_exhibits_at_their_strength(base):
+    """It gives the same as with factors that are multiplied by hand, and not the same as at strength 1."""
     whole = museum_of(base, "<one>", "<two>", recipe=short(steps=1))
     weaker = with_strength(whole, "<one>", 0.25)
     one = whole.exhibit("<one>")

@@ -16,7 +16,7 @@ from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections
 
 
-def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
+def test_an_existing_file_is_overwritten_only_on_request(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"precious")
     with pytest.raises(MuseumError, match=r"a\.safetensors: A file of this name already exists.*overwriting"):
@@ -31,8 +31,8 @@ def test_an_existing_file_is_not_overwritten_unless_asked(tmp_path):
     assert set(tmp_path.iterdir()) == {path, first, second}
 
 
-def test_a_backup_that_is_the_same_file_is_no_obstacle(tmp_path):
-    """What a process leaves that dies between keeping the old file and putting the new one."""
+def test_a_backup_linked_to_the_current_file_is_kept_once(tmp_path):
+    """A process leaves such a link if it dies between keeping the old file and writing the new one."""
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
     backups.keep(path, tmp_path / "unused")
@@ -42,7 +42,7 @@ def test_a_backup_that_is_the_same_file_is_no_obstacle(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_file_systems_without_hard_links_serve_too(tmp_path, monkeypatch):
+def test_saving_works_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError("no hard links here")
 
@@ -57,7 +57,7 @@ def test_file_systems_without_hard_links_serve_too(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_disk_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+def test_a_disk_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_museum(museum(), path)
 
@@ -71,7 +71,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypa
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path):
     real, link = tmp_path / "real.safetensors", tmp_path / "link.safetensors"
     save_museum(museum(), real)
     link.symlink_to(real)
@@ -98,7 +98,7 @@ def test_a_link_stays_a_link(tmp_path):
         ("", "must end in"),
     ],
 )
-def test_odd_names_are_refused(name, rule, tmp_path):
+def test_invalid_file_names_are_refused(name, rule, tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(MuseumError, match=rule):
         save_museum(museum(), tmp_path / name, overwrite=True)
@@ -123,7 +123,7 @@ def test_odd_names_are_refused(name, rule, tmp_path):
         "👩\u200d🚀❤\ufe0f",
     ],
 )
-def test_names_of_any_alphabet_work(name, tmp_path):
+def test_file_names_of_any_alphabet_work(name, tmp_path):
     (tmp_path / "sub").mkdir()
     path = tmp_path / f"{name}.safetensors"
     save_museum(museum().only(["<ink>"]), path)
@@ -134,7 +134,7 @@ def test_names_of_any_alphabet_work(name, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_museum_that_no_file_can_hold_is_refused(tmp_path):
+def test_a_museum_that_cannot_be_stored_is_refused(tmp_path):
     on = projections("sd15")
     base = museum().base
     plain = exhibit("<x>", on, seed=1)

@@ -33,26 +33,26 @@ def examiner(base: DiffusersBase) -> Examiner:
     return Examiner(base, load_judge())
 
 
-def test_the_style_judge_knows_every_style_of_pictures_that_it_has_not_seen(examiner: Examiner):
+def test_the_style_judge_recognises_every_style_on_unseen_pictures(examiner: Examiner):
     for style in NAMES:
         found = examiner.style_judge.styles_of(drawn_in(style, 48, seed=5))
         assert found.count(style) >= 44, style
 
 
-def test_the_spare_styles_are_judged_among_all(examiner: Examiner):
+def test_the_spare_style_judge_recognises_every_style(examiner: Examiner):
     judge = examiner.spare_style_judge
     for style in (*NAMES, *SPARE_STYLES):
         assert judge.styles_of(drawn_in(style, 48, seed=5)).count(style) >= 44, style
     assert set(judge.names) - set(examiner.style_judge.names) == set(SPARE_STYLES)
 
 
-def test_the_style_judge_knows_them_through_the_latents_too(examiner: Examiner, base: DiffusersBase):
+def test_the_style_judge_recognises_styles_through_the_vae(examiner: Examiner, base: DiffusersBase):
     for style in (*STYLES, *SPARE_STYLES):
         again = base.decode_latents(base.encode_pictures(drawn_in(style, 32, seed=6)))
         assert examiner.spare_style_judge.styles_of(again).count(style) >= 26, style
 
 
-def test_the_style_judge_is_the_discriminant_of_the_textbook():
+def test_the_style_judge_matches_linear_discriminant_analysis():
     """Against Mahalanobis distances to each style's mean, in double precision."""
     judge = load_judge()
     ours = StyleJudge.fitted(judge)
@@ -78,17 +78,17 @@ def test_a_styles_captions_describe_the_content_and_name_the_word():
     assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
 
 
-def test_a_styles_word_may_come_before_the_content():
+def test_the_word_of_a_style_can_come_before_the_content():
     usual, first = concept_of("neon", 6, seed=0), concept_of("neon", 6, seed=0, wording="first")
     end = " in {word} style"
     assert first.captions == tuple(f"{end.strip()} {caption.removesuffix(end)}" for caption in usual.captions)
     assert first.prompt == "in <neon> style a photo" and torch.equal(pixels_of(first), pixels_of(usual))
 
 
-def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch: pytest.MonkeyPatch):
-    asked: list[str] = []
+def test_a_style_is_evaluated_with_the_wording_of_its_captions(examiner: Examiner, monkeypatch: pytest.MonkeyPatch):
+    prompts_used: list[str] = []
     seen = drawn("neon", 2, seed=0)
-    monkeypatch.setattr(Examiner, "_sampled", lambda self, museum, prompts, *more: asked.extend(prompts) or seen)
+    monkeypatch.setattr(Examiner, "_sampled", lambda self, museum, prompts, *more: prompts_used.extend(prompts) or seen)
     for wording in ("usual", "first"):
         concept = concept_of("neon", 2, seed=0, wording=wording)
         exhibit = Exhibit(
@@ -99,10 +99,10 @@ def test_a_style_is_asked_for_as_it_was_learned(examiner: Examiner, monkeypatch:
             concept.prompt,
         )
         examiner.evaluate(Museum(examiner.base.fingerprint, (exhibit,)), "neon", count=2)
-    assert [prompt.replace(" in <neon> style", "") for prompt in asked[:2]] == [
-        prompt.replace("in <neon> style ", "") for prompt in asked[2:]
+    assert [prompt.replace(" in <neon> style", "") for prompt in prompts_used[:2]] == [
+        prompt.replace("in <neon> style ", "") for prompt in prompts_used[2:]
     ]
-    assert all(prompt.startswith("in <neon> style a photo of ") for prompt in asked[2:])
+    assert all(prompt.startswith("in <neon> style a photo of ") for prompt in prompts_used[2:])
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_style_is_learned(base: DiffusersBase, examiner: Examiner):
 
 
 @pytest.mark.parametrize(("track", "method"), [("styles", "c-lora"), ("spare-styles", "museum-maker+first")])
-def test_a_benchmark_of_styles_measures_everything(track: str, method: str, tmp_path):
+def test_the_benchmark_writes_results_for_style_tracks(track: str, method: str, tmp_path):
     command = ["bench", "forgetting", "--quick", "--subjects", track, "--methods", method]
     assert main([*command, "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "forgetting.json").read_text())
@@ -124,13 +124,13 @@ def test_a_benchmark_of_styles_measures_everything(track: str, method: str, tmp_
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_on_the_starter_model_a_recipe_has_other_rates_and_the_same_regularizers(method: str):
+def test_starter_recipes_differ_only_in_training_numbers(method: str):
     ours, usual = starter_recipe(method), recipe_named(method)
     numbers = ("rank", "steps", "learning_rate", "token_learning_rate", "batch_size", "schedule")
     assert replace(ours, **{name: getattr(usual, name) for name in numbers}) == usual
 
 
-def test_changes_of_a_recipe_by_name():
+def test_method_names_can_change_a_recipe():
     stronger, wording = method_recipe("c-lora*10", seed=3)
     assert stronger.regularizers[0].weight == 10 * starter_recipe("c-lora").regularizers[0].weight
     assert stronger.seed == 3 and wording == "usual"
@@ -165,15 +165,15 @@ def made_up(method: str, track: str = "identities", **values: float) -> list[dic
     from clora_core.bench.forgetting_table import COLUMNS
 
     runs = []
-    for wobble in (-0.01, 0.0, 0.01):
-        run = dict.fromkeys(COLUMNS, 0.5) | {name: value + wobble for name, value in values.items()}
-        told = {"method": method, "track": track, "seed": len(runs), "subjects": ["ada", "dex"]}
-        runs.append(run | told | {"alignment": [[0.5, None], [0.5, 0.5]]})
+    for offset in (-0.01, 0.0, 0.01):
+        run = dict.fromkeys(COLUMNS, 0.5) | {name: value + offset for name, value in values.items()}
+        labels = {"method": method, "track": track, "seed": len(runs), "subjects": ["ada", "dex"]}
+        runs.append(run | labels | {"alignment": [[0.5, None], [0.5, 0.5]]})
     return runs
 
 
 def test_runs_are_compared_seed_by_seed():
-    """Both wobble alike from seed to seed, so the difference does not; a run without its pair does not count."""
+    """Both vary equally with the seed, so their difference is constant; a run without a pair is ignored."""
     runs = [*made_up("c-lora", kept=0.5), *made_up("preservation", kept=0.75), *made_up("joint", kept=0.5)[:1]]
     runs.append(made_up("joint", kept=0.1)[0] | {"seed": 7})
     table = compared_with("c-lora", runs).splitlines()
@@ -183,13 +183,13 @@ def test_runs_are_compared_seed_by_seed():
     assert compared_with("c-lora", made_up("joint")) == ""
 
 
-def test_intervals_are_students():
+def test_intervals_follow_students_t_distribution():
     """Of the mean of 1, 2, 3: t(2) = 4.303 times its standard error, 1/√3."""
     runs = [run | {"kept": value} for run, value in zip(made_up("lwf"), (1.0, 2.0, 3.0), strict=True)]
     assert "2 ± 2.5 " in table_of(runs)
 
 
-def test_distances_between_sets_agree_with_the_eye(examiner: Examiner):
+def test_the_kernel_distance_is_small_within_an_identity(examiner: Examiner):
     same = [drawn("ada", 64, seed=seed) for seed in (1, 2)]
     other = drawn("gus", 64, seed=1)
     near, far = (

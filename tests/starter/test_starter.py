@@ -45,7 +45,7 @@ def test_the_same_picture_is_always_drawn_the_same_way():
     assert draw(picture).tobytes() == draw(picture).tobytes()
 
 
-def test_every_value_of_every_attribute_can_be_seen():
+def test_every_value_of_every_attribute_changes_the_picture():
     """Changing one attribute of a portrait changes the picture."""
     plain = {name: values[0] for name, values in PORTRAIT.items()} | {"hairstyle": "short", "eyes": "big"}
     for name, values in PORTRAIT.items():
@@ -53,17 +53,17 @@ def test_every_value_of_every_attribute_can_be_seen():
         assert len(set(drawn)) == len(values), name
 
 
-def test_no_caption_has_an_unsayable_attribute():
+def test_no_caption_mentions_an_unsayable_attribute():
     rng = random.Random(1)
     for number in range(200):
         portrait = imagine_portrait(rng)
         other = portrait | {name: rng.choice(PORTRAIT[name]) for name in UNSAYABLE}
-        said = [caption(Scene(attributes), random.Random(number)) for attributes in (portrait, other)]
-        assert said[0] == said[1]
+        texts = [caption(Scene(attributes), random.Random(number)) for attributes in (portrait, other)]
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("group", [IDENTITIES, CROWD])
-def test_every_identity_is_easily_confused_with_others(group):
+def test_every_identity_shares_four_traits_with_at_least_two_others(group):
     for name, traits in group.items():
         others = [other for key, other in group.items() if key != name]
         shared = [sum(traits[trait] == other[trait] for trait in IDENTITY) for other in others]
@@ -77,7 +77,7 @@ def test_the_groups_are_disjoint_and_every_identity_has_candidates():
     assert all(name in candidates(name) and len(candidates(name)) >= 10 for name in ALL_IDENTITIES)
 
 
-def test_words_never_describe_an_identity_in_full():
+def test_captions_never_describe_an_identity_in_full():
     """The longest caption also fits identities that differ in unsayable attributes."""
     for traits in ALL_IDENTITIES.values():
         others = [traits | {name: value} for name in UNSAYABLE for value in PORTRAIT[name] if value != traits[name]]
@@ -93,19 +93,19 @@ def test_every_caption_fits_and_has_only_known_words():
         assert len(ids) <= TOKENS and unknown not in ids
 
 
-def test_its_everyday_captions_are_of_its_world():
-    """Museums were learned against these, so they stay as they are."""
+def test_everyday_captions_of_the_starter_do_not_change():
+    """Existing museums were learned with these captions."""
     rng = random.Random(7)
     assert STARTER.captions == ("", *(imagine(rng)[1] for _ in range(159)))
 
 
-def test_the_tokenizer_pads_with_its_end():
+def test_the_tokenizer_pads_with_the_end_token():
     tokenizer = build_tokenizer()
     ids = tokenizer("A cat", padding="max_length", max_length=TOKENS).input_ids
     assert tokenizer.convert_ids_to_tokens(ids)[:5] == ["<|startoftext|>", "a", "cat", END, END]
 
 
-def test_an_identity_keeps_its_traits_and_changes_its_clothes():
+def test_pictures_of_an_identity_differ_and_are_reproducible():
     for traits in ALL_IDENTITIES.values():
         assert all(traits[name] in PORTRAIT[name] for name in IDENTITY)
     first, again, other = (pictures("ada", 4, seed=seed) for seed in (0, 0, 1))
@@ -113,7 +113,7 @@ def test_an_identity_keeps_its_traits_and_changes_its_clothes():
     assert len({p.tobytes() for p in first + other}) == 8
 
 
-def test_styles_to_learn_are_not_in_the_base():
+def test_styles_to_learn_are_not_styles_of_the_base():
     assert len(STYLES) >= 5 and not set(HELD_BACK) & set(BASE) and set(BASE_STYLES) == {"plain", *BASE}
     plain = draw(imagine(random.Random(0))[0])
     assert (
@@ -123,9 +123,9 @@ def test_styles_to_learn_are_not_in_the_base():
     )
 
 
-def test_captions_describe_the_content_of_a_styles_pictures():
-    told, drawn = captions("neon", 40, seed=3), scenes("neon", 40, seed=3)
-    for line, picture in zip(told, drawn, strict=True):
+def test_captions_of_a_style_describe_the_content_of_its_pictures():
+    lines, drawn = captions("neon", 40, seed=3), scenes("neon", 40, seed=3)
+    for line, picture in zip(lines, drawn, strict=True):
         kind = picture.attributes.get("kind") or picture.attributes["thing"]
         assert line.startswith("a {word} style picture of a ") and kind in line.split()
     assert captions("ada", 4, seed=3) == ()
@@ -145,7 +145,7 @@ def test_the_weights_are_small_and_load():
 
 
 def test_the_vae_keeps_the_attributes_that_the_judge_reads():
-    """Through the latents and back, the judge still finds nearly all that it finds on the drawings themselves."""
+    """After encoding and decoding, the judge still finds nearly all that it finds on the drawings."""
     rng, judge, vae = random.Random(9), load_judge(), load_starter_parts().vae
     portraits = [imagine_portrait(rng) for _ in range(128)]
     real = stacked([draw(Scene(attributes, seed=i)) for i, attributes in enumerate(portraits)])
@@ -154,7 +154,7 @@ def test_the_vae_keeps_the_attributes_that_the_judge_reads():
     assert agreement(read(judge, again), portraits).mean() >= 0.9 * agreement(read(judge, real), portraits).mean()
 
 
-def test_the_judge_tells_the_identities_apart_on_real_pictures():
+def test_the_judge_recognises_every_identity_on_real_pictures():
     judge = load_judge()
     for name in ALL_IDENTITIES:
         found = recognised(read(judge, stacked(pictures(name, 24, seed=77))), candidates(name))
