@@ -55,7 +55,7 @@ class Work:
 
     def ours(self, method: str, past: int, report: Callable[[float], None]) -> None:
         """The engine's own `learn` with one of its recipes. The earlier exhibits were learned with the same one."""
-        recipe = self._named(method)
+        recipe = self.recipe_of(method)
         exhibits = tuple(replace(exhibit, recipe=recipe) for exhibit in self.museums[past].exhibits)
         museum = Museum(self.base.fingerprint, exhibits)
         learn(self.base, museum, [self.concept], recipe, report=lambda progress: report(progress.loss))
@@ -79,7 +79,8 @@ class Work:
         factors = [factor for layer in layers for factor in (layer.up, layer.down)]
         self._train(base, factors, report, lambda: LAMBDA * sum(layer.penalty() for layer in layers) if past else 0.0)
 
-    def _named(self, method: str) -> Recipe:
+    def recipe_of(self, method: str) -> Recipe:
+        """The method with the numbers of `recipe`, and for C-LoRA with the absolute λ."""
         named = recipe_named(method)
         regularizers = (SelfRegularization(LAMBDA, relative=False),) if method == "c-lora" else named.regularizers
         return replace(self.recipe, method=method, regularizers=regularizers, applied=named.applied)

@@ -42,7 +42,7 @@ UNETS: Mapping[str, Mapping[str, Any]] = {
 def shaped_base(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> DiffusersBase:
     """A base of the shape of Stable Diffusion 1.5 ("sd15", 860 M in its UNet) or XL ("sdxl", 2,568 M), or with the text
     encoder's width of SD 1.5 and a UNet of 2 M ("tiny")."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**UNETS[shape])
         vae = AutoencoderKL(

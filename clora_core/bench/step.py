@@ -3,10 +3,11 @@
 The unit is the frozen model's own forward and backward pass (the gradient reaches only the word, as in textual
 inversion). All sides (`peers.py`) train on the same pictures in one process and take turns, in another order in every
 round. Ratios compare a side with the floor of the same round. Peak memory is that of a process which runs one side
-alone, with its museum.
+alone, with its museum; on a GPU, what torch had allocated at most while the side ran.
 """
 
 import argparse
+import gc
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
     step.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
     step.add_argument("--rank", type=int, default=16, help="rank of every delta (16)")
     step.add_argument("--rounds", type=int, default=3, help="rounds of each side (3), with two timed steps")
-    step.add_argument("--memory", action="store_true", help="also the peak memory of each side in a process of its own")
+    step.add_argument("--memory", action="store_true", help="on a CPU, also each side's peak memory (slow)")
     step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     step.add_argument("--json", type=Path, help="write the numbers to this file")
     step.add_argument("--only", help=argparse.SUPPRESS)  # one side, whose peak memory is printed
@@ -60,34 +61,39 @@ def add(kinds: argparse._SubParsersAction) -> None:
 
 def run_step(arguments: argparse.Namespace, say: Say) -> None:
     device = torch.device(arguments.device)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
     if arguments.only:
         museums = [past for past in arguments.past if arguments.only.endswith(f", {past} earlier")]
-        work_of(arguments, museums).sides(peers=True)[arguments.only](lambda loss: None)
+        work_of(settings | {"past": museums}, device).sides(peers=True)[arguments.only](lambda loss: None)
         say(str(memory_peak_gib(device)))
         return
-    sides = work_of(arguments, arguments.past).sides(peers=arguments.peers)
-    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    sides = work_of(settings, device).sides(peers=arguments.peers)
     say(", ".join(f"{name} {value}" for name, value in settings.items()) + f", {device}\n")
-    rounds = [timed_round(sides, device, number) for number in range(arguments.rounds)]
-    rows = [{"side": name, **summary([r[name] for r in rounds], [r[FLOOR] for r in rounds])} for name in sides]
-    for row in rows if arguments.memory else ():
-        row["peak_gib"] = peak_alone(settings | {"device": arguments.device}, row["side"])
+    rows = measured(sides, device, arguments.rounds)
+    for row in rows if arguments.memory and device.type == "cpu" else ():
+        row["peak_gib"] = peak_alone(settings | {"device": device}, row["side"])
     say(table_of_sides(rows))
     if arguments.json:
         settings["rounds"] = arguments.rounds
         write_json(arguments.json, {"machine": machine(device), "settings": settings, "sides": rows})
 
 
-def work_of(arguments: argparse.Namespace, museums: Sequence[int]) -> Work:
-    """What all sides do. museums: how many exhibits they have."""
-    base = shaped_base(arguments.shape, torch.device(arguments.device), DTYPES[arguments.precision])
-    numbers = {name: getattr(arguments, name) for name in ("rank", "batch_size", "precision", "checkpointing")}
-    pictures = torch.rand(2, 3, arguments.size, arguments.size, generator=seeded("bench pictures")) * 2 - 1
-    past = {count: random_museum(base, count, arguments.rank) for count in museums}
-    return Work(base, Concept("<bench>", in_memory(pictures)), Recipe(steps=STEPS, **numbers), past)
+def work_of(settings: Mapping[str, Any], device: torch.device) -> Work:
+    """What all sides do. settings: a value for each of SETTINGS."""
+    base = shaped_base(settings["shape"], device, DTYPES[settings["precision"]])
+    numbers = {name: settings[name] for name in ("rank", "batch_size", "precision", "checkpointing")}
+    pictures = torch.rand(2, 3, settings["size"], settings["size"], generator=seeded("bench pictures")) * 2 - 1
+    museums = {count: random_museum(base, count, settings["rank"]) for count in settings["past"]}
+    return Work(base, Concept("<bench>", in_memory(pictures)), Recipe(steps=STEPS, **numbers), museums)
 
 
-def timed_round(sides: Mapping[str, Side], device: torch.device, number: int) -> dict[str, dict[str, float]]:
+def measured(sides: Mapping[str, Side], device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """What `summary` makes of so many rounds, for each side. One of them is the floor."""
+    found = [timed_round(sides, device, number) for number in range(rounds)]
+    return [{"side": name, **summary([r[name] for r in found], [r[FLOOR] for r in found])} for name in sides]
+
+
+def timed_round(sides: Mapping[str, Side], device: torch.device, number: int) -> dict[str, dict[str, Any]]:
     """Side → what `timed` found, in an order of the round's own."""
     names, found = list(sides), {}
     for place in torch.randperm(len(names), generator=seeded("order of sides", number)).tolist():
@@ -95,10 +101,13 @@ def timed_round(sides: Mapping[str, Side], device: torch.device, number: int) ->
     return found
 
 
-def timed(side: Side, device: torch.device) -> dict[str, float]:
-    """The median of a side's steps by each clock, and its last loss."""
+def timed(side: Side, device: torch.device) -> dict[str, Any]:
+    """The median of a side's steps by each clock, its last loss and, on a GPU, its peak memory."""
     times: list[list[float]] = []
     losses: list[float] = []
+    if device.type == "cuda":
+        gc.collect()  # what the side before has left
+        torch.cuda.reset_peak_memory_stats(device)
 
     def report(loss: float) -> None:
         if device.type == "cuda":
@@ -109,15 +118,19 @@ def timed(side: Side, device: torch.device) -> dict[str, float]:
     side(report)
     steps = [[after - before for before, after in zip(*pair, strict=True)] for pair in pairwise(times)]
     took = {clock: median(step[place] for step in steps) for place, clock in enumerate(CLOCKS)}
-    return {**took, "loss": losses[-1]}
+    peak = {"peak_gib": memory_peak_gib(device)} if device.type == "cuda" else {}
+    return {**took, "loss": losses[-1], **peak}
 
 
-def summary(own: Sequence[Mapping[str, float]], floor: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Medians over rounds, of the times and of their ratios to the floor of the same round; and all CPU ratios."""
+def summary(own: Sequence[Mapping[str, Any]], floor: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds, of the times and of their ratios to the floor of the same round; and all CPU ratios.
+
+    Other values are those of the first round.
+    """
     ratios = {clock: [a[clock] / b[clock] for a, b in zip(own, floor, strict=True)] for clock in CLOCKS}
     times = {clock: median(row[clock] for row in own) for clock in CLOCKS}
-    found = {"loss": own[0]["loss"], **times, **{f"{clock}_ratio": median(ratios[clock]) for clock in CLOCKS}}
-    return found | {"cpu_seconds_ratios": ratios["cpu_seconds"]}
+    medians = {f"{clock}_ratio": median(ratios[clock]) for clock in CLOCKS}
+    return {**own[0], **times, **medians, "cpu_seconds_ratios": ratios["cpu_seconds"]}
 
 
 def peak_alone(settings: Mapping[str, Any], name: str) -> float:
