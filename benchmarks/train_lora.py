@@ -167,7 +167,7 @@ def opened(name: str, checkpoint: Path) -> tuple[Any, Any, Any]:
 def compared(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All sides over one model: their peaks first, while this process is small, then their times."""
     from clora_pack.clora_core.bench.measuring import machine
-    from clora_pack.clora_core.bench.step import FLOOR, summary, table_of_sides, timed_round
+    from clora_pack.clora_core.bench.step import measured, table_of_sides
 
     from tests.host.checkpoints import write_checkpoint
 
@@ -179,11 +179,9 @@ def compared(name: str, options: argparse.Namespace) -> dict[str, Any]:
             write_checkpoint(name, checkpoint, WIDTHS[name])
         sides = Task(opened(name, checkpoint), options.size, options.precision, options.checkpointing).sides()
         peaks = {side: peak_alone(name, side, checkpoint) for side in sides} if options.memory else {}
-        rounds = [timed_round(sides, device, number) for number in range(options.rounds)]
-    rows = []
-    for side in sides:
-        found = summary([each[side] for each in rounds], [each[FLOOR] for each in rounds])
-        rows.append({"side": side, **found} | ({"peak_gib": peaks[side]} if peaks else {}))
+        rows = measured(sides, device, options.rounds)
+    for row in rows if peaks else ():
+        row["peak_gib"] = peaks[row["side"]]
     print(f"\n{name}, {settings}\n\n{table_of_sides(rows)}", flush=True)
     return {"model": name, "machine": machine(device), "settings": settings, "sides": rows}
 
