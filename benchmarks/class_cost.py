@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import ViTConfig, ViTModel
 
-from clora_core.bench.measuring import machine, random_deltas
-from clora_core.bench.step import memory_peak_gib
+from clora_core.bench.measuring import machine, memory_peak_gib, random_deltas
 from clora_core.bench.training import built_with_seed
 from clora_core.classification.learn import ClassPictures, TaskLearning
 from clora_core.classification.museum import Task, TaskMuseum

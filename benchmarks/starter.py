@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from clora_core.bench.step import machine
+from clora_core.bench.measuring import machine
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base

@@ -79,7 +79,7 @@ def step_times(
     sides: Mapping[str, Any], amount: Amount
 ) -> tuple[Mapping[str, list[Clocks]], Mapping[str, list[float]]]:
     """A real learning on each side: how long every step took, and its loss. Only one side runs at any time."""
-    from clora_pack.clora_core.bench.step import random_museum
+    from clora_pack.clora_core.bench.measuring import random_museum
     from clora_pack.clora_core.learning.learn import Progress, learn
     from clora_pack.clora_core.method.recipe import recipe_named
     from clora_pack.clora_core.model.concept import Concept
@@ -150,7 +150,7 @@ def versions() -> dict[str, object]:
     """What it was measured on, and with which versions."""
     import comfyui_version
     import diffusers
-    from clora_pack.clora_core.bench.step import machine
+    from clora_pack.clora_core.bench.measuring import machine
 
     versions = {"comfyui": comfyui_version.__version__, "diffusers": diffusers.__version__}
     return {**machine(torch.device("cpu")), "cores": os.cpu_count(), **versions}

@@ -1,6 +1,7 @@
 """Shared by benchmarks: museums of random numbers, and facts about the machine."""
 
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,3 +57,15 @@ def machine(device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def memory_peak_gib(device: torch.device) -> float | None:
+    """The peak memory on the GPU, or of this process. None on Windows without a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

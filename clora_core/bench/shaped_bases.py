@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..model.base import Schedule
-from ..model.families import family_named
+from ..model.families import recognized
 from ..over_diffusers.base import DiffusersBase
 from ..over_diffusers.checkpoints import Parts
 from ..over_diffusers.prompts import TextEncoder
@@ -19,6 +19,9 @@ from ..starter.layout import vocabulary
 from ..starter.model import build_scheduler, build_tokenizer
 
 UNETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"block_out_channels": (32, 64), "cross_attention_dim": 768, "attention_head_dim": 8}
+    | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "layers_per_block": 1}
+    | {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sdxl": {
         "sample_size": 128,
@@ -36,20 +39,21 @@ UNETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def shaped_base(family: str, device: torch.device) -> DiffusersBase:
-    """A base of the shape of Stable Diffusion 1.5 ("sd15", 860 M in its UNet) or XL ("sdxl", 2,568 M), float32."""
-    with torch.random.fork_rng(devices=[]):
+def shaped_base(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> DiffusersBase:
+    """A base of the shape of Stable Diffusion 1.5 ("sd15", 860 M in its UNet) or XL ("sdxl", 2,568 M), or with the text
+    encoder's width of SD 1.5 and a UNet of 2 M ("tiny")."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(**UNETS[family])
+        unet = UNet2DConditionModel(**UNETS[shape])
         vae = AutoencoderKL(
             block_out_channels=(32, 32, 32, 32),  # type: ignore[arg-type]
             down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
             up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
         )
-        known = family_named(family)
+        known, _ = recognized(unet)
         encoders = tuple(_encoder(name, width, known.penultimate) for name, width in known.encoders.items())
     schedule = Schedule(build_scheduler().alphas_cumprod.float(), "epsilon")
-    return DiffusersBase(Parts(unet, vae, encoders, schedule), device=device)
+    return DiffusersBase(Parts(unet, vae, encoders, schedule), dtype=dtype, device=device)
 
 
 def _encoder(name: str, width: int, penultimate: bool) -> TextEncoder:

@@ -1,126 +1,154 @@
-"""`bench step`: the cost of a training step, and whether it grows with the museum.
+"""`bench step`: the cost of a training step, whether it grows with the museum, and how it compares with others' code.
 
 The unit is the frozen model's own forward and backward pass (the gradient reaches only the word, as in textual
-inversion). It is timed in turns with the real `learn`, on the same pictures in the same process.
+inversion). All sides (`peers.py`) train on the same pictures in one process and take turns, in another order in every
+round. Ratios compare a side with the floor of the same round. Peak memory is that of a process which runs one side
+alone, with its museum; on a GPU, what torch had allocated at most while the side ran.
 """
 
 import argparse
-import itertools
-import statistics
+import gc
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
 from ..commands.progress import Say
-from ..learning.learn import Progress, learn
-from ..learning.lesson import Lesson
-from ..learning.start import start
-from ..method.objective import diffusion_loss
-from ..method.recipe import Recipe, recipe_named
+from ..method.recipe import Recipe
 from ..model.concept import Concept
-from ..museum.museum import Museum
-from ..over_diffusers.base import DiffusersBase
 from ..pictures import in_memory
 from ..seeds import seeded
-from .measuring import machine, random_museum
+from .measuring import machine, memory_peak_gib, random_museum
+from .peers import Side, Work
 from .runs import write_json
 from .shaped_bases import UNETS, shaped_base
+
+STEPS = 3  # of a side in a round; the first holds the preparation and does not count
+FLOOR = "floor"
+CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+SETTINGS = ("shape", "size", "past", "rank", "batch_size", "precision", "checkpointing")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
     step = kinds.add_parser(
         "step",
-        help="a training step against the frozen forward and backward pass",
+        help="a training step against the frozen forward and backward pass, and against other implementations",
         description="Time C-LoRA's training step on a UNet of a real model's shape with random weights, for museums of "
         "growing size, as a ratio to the frozen model's forward and backward pass in the same run; and its memory.",
     )
-    step.add_argument("--family", choices=list(UNETS), default="sd15", help="the shape (sd15)")
+    step.add_argument("--shape", choices=list(UNETS), default="sd15", help="of the UNet (sd15)")
+    step.add_argument("--peers", action="store_true", help="also other recipes, peft's LoRA and a plain C-LoRA")
     step.add_argument("--checkpointing", action="store_true", help="less memory for more time")
-    step.add_argument("--past", type=int, nargs="+", default=[0, 1, 10, 100], help="exhibits already in the museum")
+    step.add_argument("--precision", choices=list(DTYPES), default="fp32", help="of weights and computation (fp32)")
+    step.add_argument("--past", type=int, nargs="+", default=[0, 10, 100], help="exhibits already in the museum")
     step.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (256)")
     step.add_argument("--batch-size", type=int, default=1, help="pictures at once (1)")
     step.add_argument("--rank", type=int, default=16, help="rank of every delta (16)")
-    step.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3), with two timed steps")
+    step.add_argument("--rounds", type=int, default=3, help="rounds of each side (3), with two timed steps")
+    step.add_argument("--memory", action="store_true", help="on a CPU, also each side's peak memory (slow)")
     step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     step.add_argument("--json", type=Path, help="write the numbers to this file")
+    step.add_argument("--only", help=argparse.SUPPRESS)  # one side, whose peak memory is printed
     step.set_defaults(run=run_step)
 
 
 def run_step(arguments: argparse.Namespace, say: Say) -> None:
-    base = shaped_base(arguments.family, torch.device(arguments.device))
-    numbers = {name: getattr(arguments, name) for name in ("rank", "batch_size", "checkpointing")}
-    recipe = recipe_named("c-lora", steps=3, **numbers)
-    pictures = torch.rand(2, 3, arguments.size, arguments.size, generator=seeded("bench pictures")) * 2 - 1
-    concept = Concept("<bench>", in_memory(pictures))
-    say(f"A UNet of the shape of {arguments.family}, {arguments.size} px, {base.device}.")
-    say(", ".join(f"{name} {value}" for name, value in numbers.items()))
-    frozen: list[float] = []
-    learning: dict[int, list[float]] = {count: [] for count in arguments.past}
-    museums = {count: random_museum(base, count, arguments.rank) for count in arguments.past}
-    for _ in range(arguments.rounds):
-        frozen += list(frozen_steps(base, concept, recipe))[1:]
-        for count, museum in museums.items():
-            learning[count] += learning_steps(base, museum, concept, recipe)[1:]
-    unit = statistics.median(frozen)
-    medians = {count: statistics.median(seconds) for count, seconds in learning.items()}
-    rows = [{"past": count, "seconds": median, "ratio": median / unit} for count, median in medians.items()]
-    say(f"\nfrozen forward + backward   {unit:8.3f} s\n")
-    say("exhibits before    seconds    ratio")
-    for row in rows:
-        say(f"{row['past']:15d}   {row['seconds']:8.3f}   {row['ratio']:6.3f}")
-    peak = memory_peak_gib(base.device)
-    most = "unknown" if peak is None else f"at most {peak:.1f} GiB"
-    say(f"\nMemory: {most}; the UNet's weights take {weights_gib(base):.1f} GiB.")
+    device = torch.device(arguments.device)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    if arguments.only:
+        museums = [past for past in arguments.past if arguments.only.endswith(f", {past} earlier")]
+        work_of(settings | {"past": museums}, device).sides(peers=True)[arguments.only](lambda loss: None)
+        say(str(memory_peak_gib(device)))
+        return
+    sides = work_of(settings, device).sides(peers=arguments.peers)
+    say(", ".join(f"{name} {value}" for name, value in settings.items()) + f", {device}\n")
+    rows = measured(sides, device, arguments.rounds)
+    for row in rows if arguments.memory and device.type == "cpu" else ():
+        row["peak_gib"] = peak_alone(settings | {"device": device}, row["side"])
+    say(table_of_sides(rows))
     if arguments.json:
-        settings = numbers | {name: getattr(arguments, name) for name in ("family", "size", "rounds")}
-        report = {"machine": machine(base.device), "settings": settings, "frozen_seconds": unit, "steps": rows}
-        report |= {"memory_peak_gib": peak, "weights_gib": weights_gib(base)}
-        write_json(arguments.json, report)
+        settings["rounds"] = arguments.rounds
+        write_json(arguments.json, {"machine": machine(device), "settings": settings, "sides": rows})
 
 
-def frozen_steps(base: DiffusersBase, concept: Concept, recipe: Recipe) -> Iterator[float]:
-    """Seconds of each forward and backward pass that trains the word alone."""
-    lesson = Lesson.prepared(base, concept, recipe)
-    trained = start(base, [concept], recipe, Museum(base.fingerprint))
-    with base.learning(precision=recipe.precision, checkpointing=recipe.checkpointing):
-        for number in range(recipe.steps):
-            begun = _now(base.device)
-            diffusion_loss(lesson.step(number, trained), base.schedule).backward()
-            yield _now(base.device) - begun
+def work_of(settings: Mapping[str, Any], device: torch.device) -> Work:
+    """What all sides do. settings: a value for each of SETTINGS."""
+    base = shaped_base(settings["shape"], device, DTYPES[settings["precision"]])
+    numbers = {name: settings[name] for name in ("rank", "batch_size", "precision", "checkpointing")}
+    pictures = torch.rand(2, 3, settings["size"], settings["size"], generator=seeded("bench pictures")) * 2 - 1
+    museums = {count: random_museum(base, count, settings["rank"]) for count in settings["past"]}
+    return Work(base, Concept("<bench>", in_memory(pictures)), Recipe(steps=STEPS, **numbers), museums)
 
 
-def learning_steps(base: DiffusersBase, museum: Museum, concept: Concept, recipe: Recipe) -> list[float]:
-    """Seconds between the updates of a real learning; 0 for the first, which includes the preparation."""
-    times: list[float] = []
-
-    def report(progress: Progress) -> None:
-        times.append(_now(base.device))
-
-    learn(base, museum, [concept], recipe, report=report)
-    return [0.0, *(after - before for before, after in itertools.pairwise(times))]
+def measured(sides: Mapping[str, Side], device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """What `summary` makes of so many rounds, for each side. One of them is the floor."""
+    found = [timed_round(sides, device, number) for number in range(rounds)]
+    return [{"side": name, **summary([r[name] for r in found], [r[FLOOR] for r in found])} for name in sides]
 
 
-def weights_gib(base: DiffusersBase) -> float:
-    """Memory of the UNet's weights."""
-    return sum(weight.numel() * weight.element_size() for weight in base.unet.parameters()) / 2**30
+def timed_round(sides: Mapping[str, Side], device: torch.device, number: int) -> dict[str, dict[str, Any]]:
+    """Side → what `timed` found, in an order of the round's own."""
+    names, found = list(sides), {}
+    for place in torch.randperm(len(names), generator=seeded("order of sides", number)).tolist():
+        found[names[place]] = timed(sides[names[place]], device)
+    return found
 
 
-def memory_peak_gib(device: torch.device) -> float | None:
-    """The peak memory on the GPU, or of this process. None on Windows without a GPU."""
+def timed(side: Side, device: torch.device) -> dict[str, Any]:
+    """The median of a side's steps by each clock, its last loss and, on a GPU, its peak memory."""
+    times: list[list[float]] = []
+    losses: list[float] = []
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "win32":
-        return None
-    import resource
+        gc.collect()  # what the side before has left
+        torch.cuda.reset_peak_memory_stats(device)
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    def report(loss: float) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append([clock() for clock in CLOCKS.values()])
+        losses.append(loss)
+
+    side(report)
+    steps = [[after - before for before, after in zip(*pair, strict=True)] for pair in pairwise(times)]
+    took = {clock: median(step[place] for step in steps) for place, clock in enumerate(CLOCKS)}
+    peak = {"peak_gib": memory_peak_gib(device)} if device.type == "cuda" else {}
+    return {**took, "loss": losses[-1], **peak}
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def summary(own: Sequence[Mapping[str, Any]], floor: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds, of the times and of their ratios to the floor of the same round; and all CPU ratios.
+
+    Other values are those of the first round.
+    """
+    ratios = {clock: [a[clock] / b[clock] for a, b in zip(own, floor, strict=True)] for clock in CLOCKS}
+    times = {clock: median(row[clock] for row in own) for clock in CLOCKS}
+    medians = {f"{clock}_ratio": median(ratios[clock]) for clock in CLOCKS}
+    return {**own[0], **times, **medians, "cpu_seconds_ratios": ratios["cpu_seconds"]}
+
+
+def peak_alone(settings: Mapping[str, Any], name: str) -> float:
+    """The peak memory, in GiB, of a process that runs one side."""
+    command = [sys.executable, "-m", "clora_core", "bench", "step", "--only", name]
+    for option, value in settings.items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        command += [] if value is False else [f"--{option.replace('_', '-')}", *map(str, values)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def table_of_sides(rows: Sequence[Mapping[str, Any]]) -> str:
+    """As Markdown. In brackets: times the floor, which is the first row."""
+    units = {"seconds": "s", "cpu_seconds": "CPU s", "peak_gib": "GiB"}
+    columns = [column for column in units if rows[0].get(column)]
+    lines = [["", *(units[column] for column in columns)], ["---"] * (len(columns) + 1)]
+    for row in rows:
+        ratios = [row.get(f"{column}_ratio") or row[column] / rows[0][column] for column in columns]
+        cells = [f"{row[column]:.3g} ({ratio:.2f})" for column, ratio in zip(columns, ratios, strict=True)]
+        lines.append([row["side"], *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -342,19 +342,6 @@ def test_exhibits_can_be_chosen_with_a_strength():
         parse_strengths(["<b>:much"])
 
 
-def test_bench_step_reports_the_ratio_to_the_frozen_pass(tmp_path, monkeypatch, capsys):
-    """The command's own measurement, on the starter's UNet in place of the large one."""
-    from clora_core.bench import step as bench
-    from clora_core.over_diffusers.base import open_base
-
-    monkeypatch.setattr(bench, "shaped_base", lambda family, device: open_base("starter", device=device))
-    report = tmp_path / "step.json"
-    assert main(["bench", "step", "--past", "0", "2", "--size", "64", "--rounds", "1", "--json", str(report)]) == 0
-    measured = json.loads(report.read_text())
-    assert [row["past"] for row in measured["steps"]] == [0, 2]
-    assert all(row["ratio"] > 0 for row in measured["steps"]) and measured["frozen_seconds"] > 0
-
-
 def test_every_command_has_help(capsys):
     for command in ("demo", "learn", "view", "show", "edit", "import", "export", "bench", "bench step"):
         with pytest.raises(SystemExit) as stopped:
