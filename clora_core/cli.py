@@ -29,6 +29,8 @@ OUT_OF_MEMORY = (
     "smaller --resolution; sample fewer or smaller pictures."
 )
 
+HEADLESS = {"diffusers", "transformers", "tokenizers"}  # the optional packages of pyproject.toml that open models
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 after an error message, 130 after Ctrl-C."""
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.run(parsed, _say)
     except (CLoRAError, OSError) as error:
         _say(f"error: {error}", sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name not in HEADLESS:
+            raise
+        _say(f'error: This command needs {error.name}. Install it with: pip install -e ".[headless]"', sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
         _say(f"error: {OUT_OF_MEMORY}", sys.stderr)

@@ -12,7 +12,6 @@ from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.file import check_names, read_header, save_museum
 from ..museum.museum import Museum
-from ..over_diffusers.base import open_base
 from ..sheets import contact_sheet
 from ..starter.course import PICTURES, PLAIN, Course, starter_recipe, take_course
 from ..starter.exam import Evaluation, Examiner
@@ -44,6 +43,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
+    from ..over_diffusers.base import open_base
+
     if not 1 <= arguments.concepts <= len(CONCEPTS):
         raise RecipeError(f"The demo learns 1 to {len(CONCEPTS)} characters, not {arguments.concepts}.")
     subjects = CONCEPTS[: arguments.concepts]

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +15,11 @@ from ..model.concept import TEMPLATES
 from ..model.precision import AUTOCAST, DTYPES
 from ..model.sampling import Sampling
 from ..museum.museum import Museum
-from ..over_diffusers.base import DiffusersBase, open_base
 from ..pictures import Size
 from .progress import Say
+
+if TYPE_CHECKING:  # diffusers is optional: commands that open no model do without it
+    from ..over_diffusers.base import DiffusersBase
 
 
 def add_base(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -44,7 +47,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the base's resolution)")
 
 
-def sampling_of(arguments: argparse.Namespace, base: DiffusersBase) -> tuple[Sampling, tuple[int, ...]]:
+def sampling_of(arguments: argparse.Namespace, base: "DiffusersBase") -> tuple[Sampling, tuple[int, ...]]:
     """What `add_sampling` says, and the shape of the latents of a square picture of that size."""
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     side = base.resolution_px if arguments.size is None else arguments.size
@@ -67,8 +70,10 @@ def tell_of_baseline(method: str, say: Say) -> None:
         say(f"{method} is a baseline, kept for comparison.")
 
 
-def open_chosen(arguments: argparse.Namespace) -> DiffusersBase:
+def open_chosen(arguments: argparse.Namespace) -> "DiffusersBase":
     """Open the model that the options name. Raises BaseModelError for a missing device before it reads the model."""
+    from ..over_diffusers.base import open_base
+
     check_device(arguments.device)
     return open_base(
         arguments.base,
@@ -90,7 +95,7 @@ def probed(device: torch.device) -> Device:
     return Device(math.inf, "fp32")
 
 
-def training_bytes(base: DiffusersBase, recipe: Recipe, earlier: Museum, size: Size) -> int:
+def training_bytes(base: "DiffusersBase", recipe: Recipe, earlier: Museum, size: Size) -> int:
     """Approximate memory of a training step with pictures of that (height, width) in pixels, with the models."""
     *_, rows, columns = base.latent_shape(*size)
     computed = AUTOCAST[recipe.precision] or base.unet.dtype

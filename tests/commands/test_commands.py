@@ -348,3 +348,21 @@ def test_every_command_has_help(capsys):
             main([*command.split(), "--help"])
         assert stopped.value.code == 0
         assert len(capsys.readouterr().out) > 200, command
+
+
+def test_museum_commands_need_no_diffusers(tmp_path):
+    """As in a ComfyUI that lacks it."""
+    path = tmp_path / "m.museum.safetensors"
+    save_museum(museum(), path)
+    blocked = "import sys; sys.modules.update(diffusers=None, transformers=None); from clora_core.cli import main; "
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", f"{blocked}sys.exit(main(sys.argv[1:]))", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    shown = run("show", str(path))
+    assert shown.returncode == 0 and "<ink>" in shown.stdout
+    exported = run("export", str(path), "--to", str(tmp_path / "out"))
+    assert exported.returncode == 0, exported.stderr
+    refused = run("view", "--base", "starter", "--museum", str(path), "--prompt", "<ink>", "--out", "a.png")
+    assert refused.returncode == 1 and "needs diffusers" in refused.stderr
