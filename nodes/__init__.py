@@ -1,7 +1,7 @@
 """Thin ComfyUI nodes over the engine. Only `host/` knows ComfyUI's own modules.
 
-A new node is one class in the file of its topic and one line here. Node files import the engine inside `execute`, so
-that it does not slow down ComfyUI's start.
+A new node is one class in the file of its topic and one line here. Node files import their action inside
+`execute`, so that it does not slow down ComfyUI's start.
 """
 
 from comfy_api.latest import ComfyExtension, io
