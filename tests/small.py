@@ -152,7 +152,7 @@ def setting_with(
         latents=[latents],
         as_before=nullcontext,
         measure_reference_loss=lambda: reference_loss,
-        measure_moments=lambda: preserved_moments(base, past.prompts, past.words),  # type: ignore[arg-type]
+        measure_moments=lambda: preserved_moments(base, past.prompts, past.tokens),  # type: ignore[arg-type]
         batch_size=16,
     )
 

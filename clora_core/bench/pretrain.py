@@ -9,6 +9,7 @@ judge. Finished weights are written to `weights/` as float16. On two CPU cores: 
 
 import argparse
 import random
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from ..pictures import as_floats, to_bytes
 from ..seeds import seeded
 from ..starter.draw import draw, drawings
-from ..starter.judge import Judge, expected_indices, judge_loss
+from ..starter.judge import HEADS, Judge
 from ..starter.layout import TOKENS, WEIGHTS
 from ..starter.model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 from ..starter.styles import restyled
@@ -197,6 +198,21 @@ def tokenize(captions: list[str]) -> Tensor:
     """Token ids (n, 32)."""
     batch = build_tokenizer()(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
     return batch.input_ids
+
+
+def judge_loss(verdict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the attributes of each picture; -1 marks an attribute that it does not have."""
+    losses = [F.nll_loss(verdict[name], expected[name], ignore_index=-1, reduction="sum") for name in HEADS]
+    present = torch.stack([(expected[name] >= 0).sum() for name in HEADS]).sum()
+    return torch.stack(losses).sum() / present
+
+
+def expected_indices(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
+    """attribute → (n,): the index of its value, or -1."""
+    return {
+        name: torch.tensor([values.index(a[name]) if a.get(name) in values else -1 for a in attributes])
+        for name, values in HEADS.items()
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from .heads import head_rows, logits
 from .museum import TaskMuseum
 from .vision import Vision
 
+MOST = 5  # classes of a verdict
+
 
 @contextmanager
 def reading(base: Vision, museum: TaskMuseum) -> Iterator[None]:
@@ -35,11 +37,11 @@ class Verdict:
 
 
 @torch.no_grad()
-def classified(base: Vision, museum: TaskMuseum, pictures: Tensor, *, most: int = 5) -> list[Verdict]:
-    """The likeliest classes of each picture, at most that many. pictures: bytes (n, 3, side, side)."""
+def classified(base: Vision, museum: TaskMuseum, pictures: Tensor) -> list[Verdict]:
+    """The likeliest classes of each picture, at most `MOST`. pictures: bytes (n, 3, side, side)."""
     with reading(base, museum):
         values = class_logits(base, museum, pictures).softmax(1)
-    shares, places = values.topk(min(most, values.shape[1]), dim=1)
+    shares, places = values.topk(min(MOST, values.shape[1]), dim=1)
     return [
         Verdict(tuple(museum.classes[place] for place in row), tuple(own))
         for row, own in zip(places.tolist(), shares.tolist(), strict=True)

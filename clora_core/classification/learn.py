@@ -21,9 +21,10 @@ from ..learning.loop import Progress, train
 from ..learning.start import copied, parameter, random_down, trainable
 from ..learning.state import LearningState
 from ..method.recipe import Recipe
-from ..method.step import AnySetting, Deltas, Moments, Past
+from ..method.step import AnySetting, Deltas, Past
 from ..model.attach import attached
 from ..model.low_rank import LowRank
+from ..model.moments import Moments
 from ..pictures import as_floats
 from ..seeds import seeded
 from .heads import drift_between, logits, mean_rows, random_rows, statistics

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     with Bar("sampling", 1) as bar:
         report = make_report(base, museum, settings, latent_shape=shape, report=bar.of)
     files = _write(report, arguments.out, title=arguments.museum.name)
-    for word, moved in zip(museum.words, report.forgetting, strict=True):
+    for word, moved in zip(museum.words, report.moved, strict=True):
         say(f"{word}: moved {moved:.2f} since it was learned")
     say(f"everyday prompts: moved {report.damage:.2f} from the base model")
     say(f"Files: {', '.join(map(str, files))}")

@@ -206,7 +206,7 @@ class Learning:
                         deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
                         shared=trained.continued,
                         prompts=earlier.prompts,
-                        words=earlier.tokens,
+                        tokens=earlier.tokens,
                         beside=earlier.prompts_beside(concept),
                     ),
                     latents=[bucket.latents[0] for bucket in lessons[-1].buckets],

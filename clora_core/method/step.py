@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..model.low_rank import LowRank, Matrix, Moment
+from ..model.low_rank import LowRank, Matrix
 from ..model.projections import Projection
 
 if TYPE_CHECKING:
     from ..model.base import Base, Conditioning
     from ..model.concept import ConceptToken
+    from ..model.moments import Moments
 
 Deltas = Mapping[Projection, LowRank]
-Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,7 +31,7 @@ class Past:
 
     total: projection → Σ of their deltas, (out, in) float32 without gradient, on the device of the trained deltas if a
     regularizer `reads_past`. deltas: the terms of that sum, one entry per exhibit. shared: the frozen delta that the
-    new one continues, if there is one. prompts, words: one of each per exhibit. beside: these prompts, and the earlier
+    new one continues, if there is one. prompts, tokens: one of each per exhibit. beside: these prompts, and the earlier
     words in the new concept's captions (`Museum.prompts_beside`).
     """
 
@@ -39,7 +39,7 @@ class Past:
     deltas: Sequence[Deltas] = ()
     shared: Deltas = field(default_factory=dict)
     prompts: Sequence[str] = ()
-    words: Sequence[ConceptToken] = ()
+    tokens: Sequence[ConceptToken] = ()
     beside: Sequence[str] = ()
 
 

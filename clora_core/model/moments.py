@@ -30,16 +30,16 @@ Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 
 
 @torch.no_grad()
-def preserved_moments(base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]) -> Moments:
+def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Moments:
     """projection → C of what it reads for everyday prompts and earlier exhibits', and → E‖W x‖² with what is attached.
 
     Both groups of prompts have the same weight.
     """
     if base.family.reads == "states":
-        return _of_states(base, preserved_states(base, old_prompts, old_words))
+        return _of_states(base, preserved_states(base, old_prompts, old_tokens))
     groups = [_of_inputs(base, base.family.captions, (), "everyday")]
     if old_prompts:
-        groups.append(_of_inputs(base, old_prompts, old_words, "earlier"))
+        groups.append(_of_inputs(base, old_prompts, old_tokens, "earlier"))
     moments = {projection: _mean([moment[projection] for moment, _ in groups]) for projection in base.slots}
     sizes = {projection: sum(size[projection] for _, size in groups) / len(groups) for projection in base.slots}
     return moments, sizes

@@ -34,10 +34,10 @@ def _all_of(conditioning: Conditioning) -> Tensor:
     return torch.cat([rows[:length] for rows, length in zip(states, lengths.tolist(), strict=True)])
 
 
-def preserved_states(base: Base, old_prompts: Sequence[str], old_words: Sequence[ConceptToken]) -> list[Tensor]:
+def preserved_states(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> list[Tensor]:
     """The states of everyday prompts and, if there are any, of earlier exhibits' prompts; each (n, width) float32."""
     groups = [text_states(base, base.family.captions, ())]
-    return [*groups, text_states(base, old_prompts, old_words)] if old_prompts else groups
+    return [*groups, text_states(base, old_prompts, old_tokens)] if old_prompts else groups
 
 
 def second_moment(groups: Sequence[Tensor]) -> Tensor:

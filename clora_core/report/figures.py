@@ -77,7 +77,7 @@ def overlap_figure(report: Report) -> Image.Image:
 
 def moved_figure(report: Report) -> Image.Image:
     """Displacements as bars: of each exhibit since it was learned, and of everyday prompts from the base model."""
-    exhibits = list(zip(report.museum.words, report.forgetting, strict=True))
+    exhibits = list(zip(report.museum.words, report.moved, strict=True))
     everyday = list(zip(report.everyday.prompts, report.everyday.moved.tolist(), strict=True))
     longest = max(1.0, *(value for _, value in (*exhibits, *everyday)))
     rows = len(exhibits) + len(everyday)

@@ -35,7 +35,7 @@ def _head(report: Report, title: str) -> str:
     facts = [
         ("base", escape(str(report.museum.base))),
         ("exhibits", str(count)),
-        ("moved since learned, mean", f"{sum(report.forgetting) / count:.2f}"),
+        ("moved since learned, mean", f"{sum(report.moved) / count:.2f}"),
         ("everyday prompts moved, mean", f"{report.damage:.2f}"),
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
@@ -43,7 +43,7 @@ def _head(report: Report, title: str) -> str:
 
 
 def _exhibits(report: Report) -> str:
-    entries = zip(report.museum.exhibits, report.exhibits, report.forgetting, report.first_pictures, strict=True)
+    entries = zip(report.museum.exhibits, report.exhibits, report.moved, report.first_pictures, strict=True)
     articles = "\n".join(_exhibit(*entry) for entry in entries)
     return (
         "<section><h2>Exhibits</h2><p class='faint'>Each prompt is sampled twice with the same noise: with the museum "

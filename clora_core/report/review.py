@@ -53,7 +53,7 @@ class Report:
     overlap: Tensor | None
 
     @property
-    def forgetting(self) -> list[float]:
+    def moved(self) -> list[float]:
         """The mean displacement of each exhibit's predictions since it was learned, caused by later exhibits."""
         return [compared.moved.mean().item() for compared in self.exhibits]
 
@@ -71,7 +71,7 @@ class Report:
         """All measurements as JSON values."""
         exhibits = [
             {"word": exhibit.word, "prompt": compared.prompts[0], "norm": size(exhibit), "moved": moved}
-            for exhibit, compared, moved in zip(self.museum.exhibits, self.exhibits, self.forgetting, strict=True)
+            for exhibit, compared, moved in zip(self.museum.exhibits, self.exhibits, self.moved, strict=True)
         ]
         prompts = [
             {"prompt": prompt, "moved": moved}

@@ -71,18 +71,3 @@ def recognised(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, s
         scores.append(torch.stack([verdict[name][:, place] for name, place in places.items()]).sum(0))
     names = list(among)
     return [names[index] for index in torch.stack(scores).argmax(0).tolist()]
-
-
-def judge_loss(verdict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the attributes of each picture; -1 marks an attribute that it does not have."""
-    losses = [F.nll_loss(verdict[name], expected[name], ignore_index=-1, reduction="sum") for name in HEADS]
-    present = torch.stack([(expected[name] >= 0).sum() for name in HEADS]).sum()
-    return torch.stack(losses).sum() / present
-
-
-def expected_indices(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
-    """attribute → (n,): the index of its value, or -1."""
-    return {
-        name: torch.tensor([values.index(a[name]) if a.get(name) in values else -1 for a in attributes])
-        for name, values in HEADS.items()
-    }

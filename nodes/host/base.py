@@ -52,9 +52,12 @@ class HostBase:
         self.sources = model, clip  # what `model` and `clip` are made of
         self._latents = model.model.latent_format
         channels = int(self._latents.latent_channels)
-        reads = int(model.model.model_config.unet_config.get("in_channels", channels))
-        reads = reads if self.family.reads == "states" else channels
-        check_parts(self.family, widths(clip), reads=reads, makes=None if vae is None else int(vae.latent_channels))
+        channels_read = channels
+        if self.family.reads == "states":
+            channels_read = int(model.model.model_config.unet_config.get("in_channels", channels))
+        check_parts(
+            self.family, widths(clip), reads=channels_read, makes=None if vae is None else int(vae.latent_channels)
+        )
         self.attachments: list[Attachment] = []
         self._reading: AbstractContextManager[None] = nullcontext()  # entered while `predict` runs
         self._learning: tuple[torch.dtype, bool, bool] | None = None  # the UNet's dtype, checkpointing, words too
@@ -133,10 +136,7 @@ class HostBase:
             encoded = encode_with_clip(self.clip, prompts, tokens)
         else:
             encoded = encode_as_the_model(self.clip, prompts, tokens, partial(adapted, self.model))
-        pooled = None if encoded.pooled is None else encoded.pooled.to(self.device)
-        places = {word: mask.to(self.device) for word, mask in encoded.places.items()}
-        states, extras = encoded.states.to(self.device), encoded.extras
-        return Conditioning(states, pooled, places, lengths=encoded.lengths, real=encoded.real, extras=extras)
+        return encoded.to(self.device)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's raw prediction for latents noised by `schedule`, float32; gradients flow while learning."""

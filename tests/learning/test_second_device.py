@@ -136,7 +136,7 @@ def measured(base: DiffusersBase) -> list[float]:
     learning = Learning(base, museum.only(["<one>"]), (small_concept("<two>", seed=1),), recipe)
     found = effect(learning, museum.exhibits[-1])
     seen = make_report(base, museum, ReportSettings(1, 1, Sampling(1)), latent_shape=LATENT_SHAPE)
-    return [found.loss_before, found.loss_after, *found.moved.values(), *found.overlap.values(), *seen.forgetting]
+    return [found.loss_before, found.loss_after, *found.moved.values(), *found.overlap.values(), *seen.moved]
 
 
 def measured_there() -> list[float]:

@@ -19,7 +19,7 @@ from tests.small import museum_of, random_deltas, setting_with, short, small_con
 
 def setting_of(base: Base, museum: Museum) -> Setting:
     prompts = [exhibit.prompt for exhibit in museum.exhibits]
-    return setting_with(Past(total=museum.dense(), prompts=prompts, words=museum.tokens), base=base)
+    return setting_with(Past(total=museum.dense(), prompts=prompts, tokens=museum.tokens), base=base)
 
 
 def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:

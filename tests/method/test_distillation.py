@@ -30,7 +30,7 @@ def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_ne
         before = base.predict(noisy, step.timesteps, conditioning).detach()
         with attached(base, deltas) as new:
             after = base.predict(noisy, step.timesteps, conditioning).detach()
-            past = Past(total=museum.dense(), words=museum.tokens, beside=[PROMPT])
+            past = Past(total=museum.dense(), tokens=museum.tokens, beside=[PROMPT])
             setting = replace(setting_with(past, base=base), as_before=new.left_out)
             value = Distillation(2.0).begin(setting)(step)
             assert torch.equal(base.predict(noisy, step.timesteps, conditioning), after), "the deltas are back"
@@ -45,7 +45,7 @@ def test_every_picture_has_its_own_random_prompt_in_each_step(base: Base):
     with base.learning(precision="fp32", checkpointing=False):
         steps = [lesson.step(number, trained) for number in range(12)]
         with attached(base, random_deltas(base)) as new:
-            past = Past(words=museum.tokens, beside=prompts)
+            past = Past(tokens=museum.tokens, beside=prompts)
             setting = replace(setting_with(past, base=base), as_before=new.left_out)
             term = Distillation().begin(setting)
             values = [term(step).item() for step in steps]

@@ -30,7 +30,7 @@ from tests.small import (
 def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
     museum = museum_of(base, "<one>", "<two>")
     past = museum.dense()
-    setting = setting_with(Past(total=past, prompts=museum.prompts, words=museum.tokens), base=base)
+    setting = setting_with(Past(total=past, prompts=museum.prompts, tokens=museum.tokens), base=base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, past):
         found = fisher_information(setting, pictures=2, draws=5)
         prompts = list(museum.prompts)

@@ -201,7 +201,7 @@ def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only
         deltas=[random_deltas(base)],
         shared=random_deltas(base, seed=8),
         prompts=["a photo of <old>"],
-        words=[old],
+        tokens=[old],
         beside=["a photo of <old>"],
     )
     value = valued(kind, base, trained, before)
@@ -238,7 +238,7 @@ def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) ->
             latents=[bucket.latents[0] for bucket in lesson.buckets],
             as_before=new.left_out,
             measure_reference_loss=lambda: lesson.reference_loss(token),
-            measure_moments=lambda: preserved_moments(base, past.prompts, past.words),
+            measure_moments=lambda: preserved_moments(base, past.prompts, past.tokens),
             batch_size=2,
         )
         value = kind().begin(setting)(lesson.step(0, trained))

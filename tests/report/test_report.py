@@ -66,12 +66,12 @@ def test_joint_concepts_have_not_moved(base: Base):
     two = dataclasses.replace(exhibit(base, "<two>", seed=2), recipe=together)
     seen = museum(base, alone, one, two)
     assert [seen.learned_with(place) for place in range(3)] == [0, 2, 2]
-    moved_alone, *moved_together = look(base, seen).forgetting
+    moved_alone, *moved_together = look(base, seen).moved
     assert moved_alone > 0 and moved_together == [0, 0]
     another = dataclasses.replace(exhibit(base, "<another>", seed=3), deltas={}, recipe=alone.recipe)
     assert museum(base, alone, another).learned_with(0) == 0
     assert museum(base, one, exhibit(base, "<stranger>")).learned_with(0) == 0, "what it was learned with was removed"
-    assert look(base, museum(base, one, two, exhibit(base, "<next>"))).forgetting[0] > 0
+    assert look(base, museum(base, one, two, exhibit(base, "<next>"))).moved[0] > 0
 
 
 def test_moved_matches_its_equation(base: Base):
@@ -125,7 +125,7 @@ def test_every_exhibit_is_sampled_then_and_now(base: Base):
             prompts = ["a photo of <a>"]
             expected = sample(base, prompts, state.tokens, QUICK.sampling, latent_shape=LATENT_SHAPE)
         assert torch.equal(getattr(report.exhibits[0], pictures), expected)
-    assert report.forgetting[0] > 0.01 and report.forgetting[1] == 0
+    assert report.moved[0] > 0.01 and report.moved[1] == 0
     assert torch.equal(report.exhibits[1].then, report.exhibits[1].now)
 
 
@@ -135,7 +135,7 @@ def test_unchanged_museum_has_zero_displacement(base: Base):
         still, deltas={p: LowRank(torch.zeros_like(d.up), d.down) for p, d in still.deltas.items()}
     )
     report = look(base, museum(base, exhibit(base, "<a>"), still))
-    assert report.forgetting == [0, 0] and report.damage > 0.01
+    assert report.moved == [0, 0] and report.damage > 0.01
     assert torch.equal(report.exhibits[0].then, report.exhibits[0].now)
 
 

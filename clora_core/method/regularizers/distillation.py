@@ -35,7 +35,7 @@ class Distillation(Regularizer):
     def begin(self, setting: Setting) -> Term:
         base, past = setting.base, setting.past
         with torch.no_grad():
-            old = base.encode_prompts(past.beside, past.words) if past.beside else None
+            old = base.encode_prompts(past.beside, past.tokens) if past.beside else None
 
         def term(step: Step) -> Tensor:
             if old is None:

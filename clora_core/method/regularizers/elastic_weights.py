@@ -38,7 +38,7 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
     base, past, shape = setting.base, setting.past, tuple(setting.latents[0].shape[1:])
     prompts = [past.prompts[number % len(past.prompts)] for number in range(pictures)]
     sampling = Sampling(seed=0, batch_size=setting.batch_size)
-    latents = torch.cat(list(sampled_latents(base, prompts, past.words, sampling, latent_shape=shape)))
+    latents = torch.cat(list(sampled_latents(base, prompts, past.tokens, sampling, latent_shape=shape)))
     zeros = {place: torch.zeros(place.shape, device=base.device, requires_grad=True) for place in past.total}
     squares = {place: torch.zeros(place.shape, device=base.device) for place in past.total}
     rng = seeded("fisher information", draws)
@@ -48,7 +48,7 @@ def fisher_information(setting: Setting, *, pictures: int = PICTURES, draws: int
             noise = torch.randn(1, *shape, generator=rng).to(base.device)
             clean = latents[number % pictures, None]
             with torch.no_grad():
-                conditioning = base.encode_prompts([prompts[number % pictures]], past.words)
+                conditioning = base.encode_prompts([prompts[number % pictures]], past.tokens)
             prediction = base.predict(base.schedule.noised(clean, noise, times), times, conditioning)
             loss = (prediction - base.schedule.target(clean, noise, times)).square().mean()
             for place, gradient in zip(zeros, torch.autograd.grad(loss, list(zeros.values())), strict=True):
