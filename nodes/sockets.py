@@ -41,8 +41,9 @@ def recipe_input(name: str) -> io.Input:
     if isinstance(default, bool):
         return io.Boolean.Input(name, default=default, tooltip=tooltip)
     if name in CHOICES:
-        options, tooltip = [AUTO, *get_args(CHOICES[name])], f"{tooltip} auto suits model and device."
-        return io.Combo.Input(name, options=options, default=AUTO, tooltip=tooltip)
+        options = [AUTO] * automatic + [*get_args(CHOICES[name])]
+        tooltip += " auto suits model and device." * automatic
+        return io.Combo.Input(name, options=options, default=AUTO if automatic else default, tooltip=tooltip)
     limits = {"min": setting.least, "max": setting.most, "step": setting.step}
     if isinstance(default, float):
         limits["round"] = setting.finest

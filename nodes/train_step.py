@@ -130,7 +130,7 @@ class TrainStep(io.ComfyNode):
     ) -> io.NodeOutput:
         from .actions.teaching import train_step
 
-        draft = Draft.of(recipe or Draft(DEFAULT, open=True))
+        draft: Draft = recipe or Draft(DEFAULT, open=True)
         numbers = {name: value or None for name, value in settings.items()}  # 0 is auto
         if draft.recipe.rank == 0:  # a recipe that trains only the word has no rank to set
             numbers["rank"] = None

@@ -99,11 +99,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     defaults, types = Recipe(), typing.get_type_hints(Recipe)
     for name, setting in SETTINGS.items():
         option, kind, default = f"--{name.replace('_', '-')}", types[name], getattr(defaults, name)
+        automatic = name in AUTOMATIC
         if kind is bool:
             parser.add_argument(option, action="store_true", help=setting.meaning)
             continue
-        options: dict = {"type": _number(kind)} if kind in (int, float) else {"choices": [AUTO, *typing.get_args(kind)]}
-        parser.add_argument(option, help=f"{setting.meaning} ({AUTO if name in AUTOMATIC else default})", **options)
+        number, choices = kind in (int, float), [AUTO] * automatic + [*typing.get_args(kind)]
+        options: dict = {"type": _number(kind)} if number else {"choices": choices}
+        parser.add_argument(option, help=f"{setting.meaning} ({AUTO if automatic else default})", **options)
     parser.set_defaults(run=run)
 
 

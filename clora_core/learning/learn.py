@@ -17,10 +17,12 @@ from ..method.objective import diffusion_loss
 from ..method.recipe import Recipe
 from ..method.step import Past, Setting
 from ..model.attach import attached
+from ..model.attachment import Attachment
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
-from ..model.low_rank import without
+from ..model.low_rank import Matrix, without
 from ..model.moments import preserved_moments
+from ..model.projections import Projection
 from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
 from .key import learning_key
@@ -192,30 +194,8 @@ class Learning:
                 attached(base, beneath),
                 attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
             ):
-                first_words = [trained.token(word) for word in self.words]
-
-                @contextmanager
-                def as_before() -> Iterator[None]:
-                    with new.left_out(), attached(base, trained.continued):
-                        yield
-
-                setting = Setting(
-                    base=base,
-                    past=Past(
-                        total=past,
-                        deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
-                        shared=trained.continued,
-                        prompts=earlier.prompts,
-                        tokens=earlier.tokens,
-                        beside=earlier.prompts_beside(concept),
-                    ),
-                    latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
-                    as_before=as_before,
-                    measure_reference_loss=lambda: lessons[-1].reference_loss(*first_words),
-                    measure_moments=lambda: preserved_moments(base, earlier.prompts, earlier.tokens),
-                    batch_size=recipe.batch_size,
-                )
-                with as_before():
+                setting = self._setting(lessons, trained, past, earlier, new)
+                with setting.as_before():
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
 
                 def losses_of(number: int) -> dict[str, Tensor]:
@@ -224,16 +204,7 @@ class Learning:
                     diffusion = diffusion_loss(step, base.schedule, min_snr_gamma=recipe.min_snr_gamma)
                     return {"diffusion": diffusion, **{name: term(step) for name, term in terms.items()}}
 
-                def errors() -> tuple[float, float]:
-                    tokens = [trained.token(word) for word in self.words]
-                    own = [lesson.reference_loss(*tokens) for lesson in lessons]
-                    out = [
-                        lesson.reference_loss(*tokens, bucket=lesson.left_out) for lesson in lessons if lesson.left_out
-                    ]
-                    return sum(own) / len(own), sum(out) / len(out) if out else sum(own) / len(own)
-
-                leaves_out = any(lesson.left_out for lesson in lessons)
-                stopping = Stopping(trained, errors, leaves_out=leaves_out) if recipe.stop_when_learned else None
+                stopping = self._stopping(lessons, trained) if recipe.stop_when_learned else None
                 loss = train(
                     trained,
                     losses_of,
@@ -249,6 +220,51 @@ class Learning:
                 )
             more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
             return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)
+
+    def _setting(
+        self,
+        lessons: Sequence[Lesson],
+        trained: Trained,
+        past: Mapping[Projection, Matrix],
+        earlier: Museum,
+        new: Attachment,
+    ) -> Setting:
+        """What the regularizers get. past: the sum of the earlier deltas. new: the trained ones, as attached."""
+        base = self.base
+        tokens = [trained.token(word) for word in self.words]
+
+        @contextmanager
+        def as_before() -> Iterator[None]:
+            with new.left_out(), attached(base, trained.continued):
+                yield
+
+        return Setting(
+            base=base,
+            past=Past(
+                total=past,
+                deltas=[exhibit.scaled() for exhibit in earlier.exhibits if not exhibit.gate],
+                shared=trained.continued,
+                prompts=earlier.prompts,
+                tokens=earlier.tokens,
+                beside=earlier.prompts_beside(self.concepts[-1]),
+            ),
+            latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
+            as_before=as_before,
+            measure_reference_loss=lambda: lessons[-1].reference_loss(*tokens),
+            measure_moments=lambda: preserved_moments(base, earlier.prompts, earlier.tokens),
+            batch_size=self.recipe.batch_size,
+        )
+
+    def _stopping(self, lessons: Sequence[Lesson], trained: Trained) -> Stopping:
+        def errors() -> tuple[float, float]:
+            """On the pictures that are trained on, and on those that are left out, if there are any."""
+            tokens = [trained.token(word) for word in self.words]
+            own = [lesson.reference_loss(*tokens) for lesson in lessons]
+            out = [lesson.reference_loss(*tokens, bucket=lesson.left_out) for lesson in lessons if lesson.left_out]
+            out = out or own
+            return sum(own) / len(own), sum(out) / len(out)
+
+        return Stopping(trained, errors, leaves_out=any(lesson.left_out for lesson in lessons))
 
     def exhibits_at(self, progress: Progress[Trained]) -> tuple[Exhibit, ...]:
         """The exhibits after this update, on the CPU. If the recipe is open-ended, they have this number of steps."""
