@@ -41,7 +41,7 @@ def recipe_input(name: str) -> io.Input:
     if isinstance(default, bool):
         return io.Boolean.Input(name, default=default, tooltip=tooltip)
     if name in CHOICES:
-        options, tooltip = [AUTO, *get_args(CHOICES[name])], f"{tooltip} auto suits model and device."
+        options, tooltip = [AUTO, *get_args(CHOICES[name])], f"{tooltip} auto suits the model and the device."
         return io.Combo.Input(name, options=options, default=AUTO, tooltip=tooltip)
     limits = {"min": setting.least, "max": setting.most, "step": setting.step}
     if isinstance(default, float):
