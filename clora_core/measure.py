@@ -61,8 +61,8 @@ def displacement(then: Tensor, now: Tensor, empty: Tensor) -> Tensor:
     """(n,): ‖now - then‖ / ‖then - empty‖ over all but the first dimension of three predictions for n prompts.
 
     then, now: for the prompt, in two states of a model. empty: in the first state, for the empty prompt. 0 means
-    unchanged; 1 means that the prediction changed as much as if the prompt were removed. It measures change, not
-    quality. Our own measure, from no paper.
+    unchanged; 1 means as far off as with an empty prompt. It measures change, not quality. Our own measure, not from a
+    paper.
     """
     effect = (then - empty).flatten(1).norm(dim=1)
     return (now - then).flatten(1).norm(dim=1) / effect.clamp_min(1e-12)

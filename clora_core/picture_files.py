@@ -1,4 +1,4 @@
-"""Read pictures and captions from files as people have them, and say what is not used or changed, and why."""
+"""Read pictures and captions from users' files, and report what is left out or changed, and why."""
 
 import codecs
 import io
@@ -86,10 +86,10 @@ def files_in(folder: Path, say: Say) -> list[Path]:
     paths = all_files(folder, lambda error: refused.append(Path(error.filename)))
     _say_of(refused, folder, "Left out, folders that cannot be read", say)
     gone = [path for path in paths if path.is_symlink() and not path.exists()]
-    _say_of(gone, folder, "Left out, links to nothing", say)
+    _say_of(gone, folder, "Left out, broken links", say)
     paths = [path for path in paths if path.is_file()]
     hidden = [path for path in paths if any(map(_of_the_system, path.relative_to(folder).parts))]
-    _say_of(hidden, folder, "Left out, files of the system", say)
+    _say_of(hidden, folder, "Left out, system files", say)
     shown = sorted(set(paths) - set(hidden))
     files = [path for path in shown if path.suffix.lower() not in BESIDE]
     pictures = [path for path in files if not _is_mask(path)]
@@ -221,7 +221,7 @@ def upright(path: Path, note: Say = lambda reason: None, background: str = "whit
     except UnreadableError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableError(path, "it is not a picture, or of a kind that cannot be read") from error
+        raise UnreadableError(path, "it is not a picture, or its format cannot be read") from error
     except Exception as error:  # decoders raise whatever they like on broken files
         text = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UnreadableError(path, " ".join(text.split())[:200] or type(error).__name__) from error
@@ -298,7 +298,7 @@ def _flat(picture: Image.Image, profile: bytes | None, note: Say, background: st
     colors = _in_srgb(picture, profile, note)
     if alpha is None or alpha.getextrema()[0] == 255:
         return colors
-    note(f"Laid on {background}, partly transparent")
+    note(f"Placed on {background}, partly transparent")
     return Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
 
 
@@ -318,7 +318,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None, note: Say) -> Image.Im
 def _orientation(picture: Image.Image, note: Say) -> int:
     try:
         return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # noqa: BLE001 whatever is wrong with it, the picture itself is good
+    except Exception:  # noqa: BLE001 whatever is wrong with it, the picture itself is fine
         note("Its EXIF data is damaged and ignored")
         return 1
 
@@ -331,7 +331,7 @@ def _formats() -> list[str]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """While entered, decoders do not warn of files that they read all the same."""
+    """While entered, decoders do not warn about files that they can read anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

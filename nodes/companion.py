@@ -17,7 +17,7 @@ class CompanionConcept(io.ComfyNode):
             "CLoRA_Companion",
             "C-LoRA Companion",
             "Another concept for a Train Step to learn at the same time as its own (joint learning). You can chain "
-            "several. Training takes as many steps and ranks as one Train Step per concept would.",
+            "several. Training takes as many steps and as much rank as one Train Step per concept would.",
             search_aliases=["joint training", "multi concept", "several concepts", "train together", "c-lora"],
             inputs=[
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
@@ -27,7 +27,7 @@ class CompanionConcept(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     default="",
-                    tooltip="One line per picture, in order, with {word} for the trigger word. Empty uses the "
+                    tooltip="One line per picture, in order, with {word} for the trigger word. If empty, uses the "
                     "concept's template.",
                 ),
                 COMPANIONS.Input("companions", optional=True, tooltip="More concepts, from another Companion."),

@@ -44,15 +44,15 @@ class ConceptTokenNode(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16,
-                    tooltip="Tokens that the word takes up in a prompt; 0 is auto, which suits the model. More hold "
+                    tooltip="Number of tokens that the word takes up in a prompt; 0 is auto. More hold "
                     "more detail but leave less room.",
                 ),
                 io.String.Input(
                     "start",
                     default="",
-                    tooltip="A word that the model knows, to start from. Empty starts from random vectors, as in the "
-                    "C-LoRA paper. For models with a large text encoder, the trigger word stands for this, or for its "
-                    "own name.",
+                    tooltip="A word that the model knows, to start from. If empty, training starts from random "
+                    "vectors, as in the C-LoRA paper. For models with a large text encoder, the trigger word stands "
+                    "for this word, or for its own name.",
                 ),
                 seed_input("token_seed", "Seed of the random start vectors."),
             ],

@@ -29,7 +29,7 @@ class EditMuseum(io.ComfyNode):
                 MUSEUM.Input(
                     "other",
                     optional=True,
-                    tooltip="A second museum over the same model. Its exhibits are added after the edits.",
+                    tooltip="A second museum for the same model. Its exhibits are added after the edits.",
                 ),
                 io.Image.Input("images", optional=True, tooltip="Pictures for the thumbnail lines, numbered from 1."),
             ],

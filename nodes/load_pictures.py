@@ -15,8 +15,7 @@ class LoadPictures(io.ComfyNode):
         return node_schema(
             "CLoRA_LoadPictures",
             "C-LoRA Load Pictures",
-            "Load all pictures of a folder in ComfyUI's input folder, each in its own shape, and the captions beside "
-            "them.",
+            "Load all pictures in a folder of ComfyUI's input folder, each in its own shape, with their captions.",
             search_aliases=["load images from folder", "load image dataset", "batch", "captions", "train", "c-lora"],
             inputs=[
                 io.Combo.Input(
@@ -29,7 +28,8 @@ class LoadPictures(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     default="",
-                    tooltip="Only these files of the folder, one per line, such as cat1.png. Empty: all of them.",
+                    tooltip="Load only these files of the folder, one per line, such as cat1.png. If empty, loads all "
+                    "of them.",
                 ),
             ],
             outputs=[
@@ -41,12 +41,12 @@ class LoadPictures(io.ComfyNode):
                 io.String.Output(
                     "captions",
                     is_output_list=True,
-                    tooltip="The caption of each picture; empty texts where there is none.",
+                    tooltip="The caption of each picture; an empty text if it has none.",
                 ),
                 io.Mask.Output(
                     "masks",
                     is_output_list=True,
-                    tooltip="The mask beside each picture, cat.mask.png for cat.jpg; empty where there is none.",
+                    tooltip="The mask of each picture, cat.mask.png for cat.jpg; empty if it has none.",
                 ),
             ],
             is_output_node=True,

@@ -29,7 +29,7 @@ class LoadMuseum(io.ComfyNode):
                     "exhibits",
                     default="",
                     multiline=True,
-                    tooltip="Empty shows all exhibits. Otherwise one word per line, with an optional strength: "
+                    tooltip="If empty, shows all exhibits. Otherwise one word per line, with an optional strength: "
                     "<my-cat> or <my-cat>: 0.8.",
                 ),
                 io.Float.Input(
@@ -86,14 +86,14 @@ class SaveMuseum(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Replace an existing file of that name if this museum begins with what the file holds. The "
+                    tooltip="Replace an existing file of that name if this museum begins with its exhibits. The "
                     "old file is kept next to it as ….backup.",
                 ),
                 io.Boolean.Input(
                     "replace",
                     optional=True,
                     default=False,
-                    tooltip="Replace the file even if it holds exhibits that this museum does not begin with. The old "
+                    tooltip="Replace the file even if this museum does not begin with its exhibits. The old "
                     "file is kept next to it as ….backup.",
                 ),
             ],

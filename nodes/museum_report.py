@@ -43,7 +43,7 @@ class MuseumReport(io.ComfyNode):
                     tooltip="Sampling steps per picture. Fewer are faster but less detailed.",
                 ),
                 seed_input(
-                    "report_seed", "Seed of the noise. You can compare reports with the same seed picture by picture."
+                    "report_seed", "Seed of the noise. Reports with the same seed can be compared picture by picture."
                 ),
                 io.String.Input(
                     "name",

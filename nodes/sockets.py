@@ -42,7 +42,7 @@ def recipe_input(name: str) -> io.Input:
         return io.Boolean.Input(name, default=default, tooltip=tooltip)
     if name in CHOICES:
         options = [AUTO] * automatic + [*get_args(CHOICES[name])]
-        tooltip += " auto suits model and device." * automatic
+        tooltip += " auto suits the model and the device." * automatic
         return io.Combo.Input(name, options=options, default=AUTO if automatic else default, tooltip=tooltip)
     limits = {"min": setting.least, "max": setting.most, "step": setting.step}
     if isinstance(default, float):

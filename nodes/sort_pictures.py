@@ -15,7 +15,7 @@ class SortPictures(io.ComfyNode):
         return node_schema(
             "CLoRA_SortPictures",
             "C-LoRA Sort Pictures",
-            "Classify pictures with a museum of classes, made by the command `classify learn`.",
+            "Classify pictures with a museum of classes, which the command `classify learn` creates.",
             search_aliases=["classify", "image classifier", "tag", "sort images", "vit", "dinov2", "c-lora"],
             inputs=[
                 io.Image.Input("images", tooltip="The pictures: a batch, or a list of any sizes."),
@@ -32,7 +32,7 @@ class SortPictures(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("text", tooltip="One line per picture: its likeliest classes, at most five."),
+                io.String.Output("text", tooltip="One line per picture: up to five of its likeliest classes."),
                 io.String.Output(
                     "classes",
                     is_output_list=True,
@@ -41,7 +41,7 @@ class SortPictures(io.ComfyNode):
                 io.Float.Output(
                     "shares",
                     is_output_list=True,
-                    tooltip="The share of that class, 0 to 1. Shares rank classes; they are no probabilities.",
+                    tooltip="The share of that class, 0 to 1. Shares rank classes; they are not probabilities.",
                 ),
             ],
             is_input_list=True,

@@ -52,13 +52,14 @@ class TrainStep(io.ComfyNode):
                     default=100,
                     min=0,
                     max=100_000,
-                    tooltip="Steps between previews of the new word; 0 turns them off, and the comparison with earlier "
-                    "exhibits at the end. They do not affect the result.",
+                    tooltip="Steps between previews of the new word; 0 turns off previews and the comparison with "
+                    "earlier exhibits at the end. Previews do not affect the result.",
                 ),
                 MUSEUM.Input(
                     "museum",
                     optional=True,
-                    tooltip="The earlier concepts. If not connected: the museum that the model shows, or a new one.",
+                    tooltip="The earlier concepts. If not connected, uses the museum that the model shows, or a new "
+                    "one.",
                 ),
                 RECIPE.Input("recipe", optional=True, tooltip="Method and advanced settings, from a C-LoRA Recipe."),
                 io.String.Input(
@@ -66,7 +67,7 @@ class TrainStep(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     default="",
-                    tooltip="One line per picture, in order, with {word} for the trigger word. Empty uses the "
+                    tooltip="One line per picture, in order, with {word} for the trigger word. If empty, uses the "
                     "concept's template.",
                 ),
                 COMPANIONS.Input(
@@ -86,15 +87,15 @@ class TrainStep(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Keep what is learned every so many steps. Set steps to one of them to get it without "
-                    "training again; needs a constant learning rate. 0 keeps the end only.",
+                    tooltip="Keep an intermediate result every so many steps. To get one, set steps to its number; it "
+                    "is not trained again. Needs a constant learning rate. 0 keeps only the final result.",
                 ),
                 io.Boolean.Input(
                     "other_checkpoint",
                     optional=True,
                     default=False,
-                    tooltip="Allow a museum that was learned over another checkpoint of the same family. The museum "
-                    "notes which checkpoint each word was learned over.",
+                    tooltip="Allow a museum that was trained on another checkpoint of the same family. The museum "
+                    "records which checkpoint each word was trained on.",
                 ),
             ],
             outputs=[

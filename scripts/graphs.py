@@ -25,7 +25,7 @@ class Out:
 
 @dataclass(frozen=True)
 class Node:
-    """A node in a graph; its outputs go by the name that people see."""
+    """A node in a graph; its outputs have the names that people see."""
 
     entry: Json
 

@@ -154,7 +154,7 @@ def test_what_is_no_picture_is_named_and_the_rest_goes_on(folder: Path):
     (folder / "notes.docx").write_bytes(b"PK\3\4")
     pictures, _, said = read(folder)
     assert len(pictures) == 2
-    assert "Left out, it is not a picture, or of a kind that cannot be read (3): c.png, notes.docx, page.jpg" in said
+    assert "Left out, it is not a picture, or its format cannot be read (3): c.png, notes.docx, page.jpg" in said
     assert "cut.png" in said and "Traceback" not in said
     assert "EXIF" not in said, "nothing else is said of a picture that is left out"
 
@@ -165,7 +165,7 @@ def test_files_of_the_system_and_of_trainers_are_no_pictures(folder: Path):
         (folder / name).write_bytes(b"\0\5\x16\7")
     (folder / "a.npz").write_bytes(b"")
     pictures, _, said = read(folder)
-    assert len(pictures) == 2 and "Left out, files of the system (4)" in said and "a.npz" not in said
+    assert len(pictures) == 2 and "Left out, system files (4)" in said and "a.npz" not in said
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_links_are_followed_once_and_those_to_nothing_are_named(tmp_path: Path):
     for name, target in (("b", "other"), ("c", "other"), ("loop", "cats"), ("gone.png", "nothing")):
         (tmp_path / "cats" / name).symlink_to(tmp_path / target)
     pictures, _, said = read(tmp_path / "cats")
-    assert len(pictures) == 2 and "Left out, links to nothing (1): gone.png" in said
+    assert len(pictures) == 2 and "Left out, broken links (1): gone.png" in said
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

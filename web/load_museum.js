@@ -76,7 +76,7 @@ class MuseumPanel {
       version = response.headers.get("ETag") ?? ""
       museum = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }))
     }
-    if (name !== this.name) return // another file was selected meanwhile
+    if (name !== this.name) return // another file was selected in the meantime
     if (!museum.error && version === this.version) return this.draw()
     this.version = museum.error ? "" : version
     this.error = museum.error

@@ -3,7 +3,7 @@
 const INVISIBLE = /[\p{Default_Ignorable_Code_Point}\ufff9-\ufffb\u2800]/gu // as in clora_core/texts.py
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
 
-/** A word as the museum keeps it: in NFC, without characters that nobody sees. @param {string} word */
+/** A word as the museum keeps it: in NFC, without invisible characters. @param {string} word */
 export function normal(word) {
   return word.replace(INVISIBLE, "").normalize("NFC").trim()
 }

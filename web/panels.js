@@ -1,5 +1,5 @@
 /**
- * What the server says of the nodes of the open workflow: the progress of a Train Step, the text of any node.
+ * The state of the nodes of the open workflow, from the server: the progress of a Train Step, the text of any node.
  *
  * The server sends changes and remembers whole states, so a page that loads later asks for them once.
  */
@@ -73,7 +73,7 @@ async function fetchStates() {
   const id = workflow()
   const response = await api.fetchApi(`/clora/learning?workflow=${encodeURIComponent(id)}`)
   const nodes = await response.json()
-  if (id !== workflow()) return // another workflow was opened meanwhile
+  if (id !== workflow()) return // another workflow was opened in the meantime
   for (const [node, state] of Object.entries(nodes)) states.set(node, state)
   for (const node of new Set([...before, ...states.keys()])) draw(node)
 }
@@ -86,7 +86,7 @@ async function update({ detail: { workflow: id, node, first, state: changes } })
   draw(node)
 }
 
-/** A node runs: what it said of its last run goes. @param {{detail: string | null}} event */
+/** A node runs: clear the state of its last run. @param {{detail: string | null}} event */
 function clear({ detail: node }) {
   if (node && states.get(node)?.until_it_runs && states.delete(node)) draw(node)
 }

@@ -11,7 +11,7 @@ const NAME = "clora_text"
 const LATER_MS = 1000 // the pictures of a node come after its text, and need room too
 const LEAST_PX = 80, LINE_PX = 16 // narrower, it is not laid out yet
 
-/** @type {WeakMap<object, HTMLElement>} node → where its text stands */
+/** @type {WeakMap<object, HTMLElement>} node → the element of its text */
 const places = new WeakMap()
 
 /** @param {any} node @param {{text?: string, page?: string} | undefined} state */

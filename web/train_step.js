@@ -220,7 +220,7 @@ function time(seconds) {
 }
 
 /**
- * Whether the state is of this node's concept, as far as the graph says it: another workflow that was saved under the
+ * Whether the state is of this node's concept, as far as the graph shows: another workflow that was saved under the
  * same mark may have other concepts. @param {any} node @param {PanelState} state
  */
 function isOf(node, { word }) {

@@ -46,7 +46,7 @@ def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
     """Linear discriminant analysis: W = s Σ⁻¹ μ, b = -s μᵀ Σ⁻¹ μ / 2, Σ the covariance that all classes share.
 
     s makes the mean of (f - μ)ᵀ Σ⁻¹ (f - μ) within classes as large as the nearest mean has it. With the s = 1 of a
-    Gaussian's posterior, the shares would be far too sure, since Σ is known from few pictures.
+    Gaussian's posterior, the shares would be far overconfident, since Σ is known from few pictures.
 
     Σ is shrunk towards a multiple of the identity by the amount that Chen et al. 2010 (OAS, arXiv:0907.4698) derive
     from the number of pictures. In continual learning: Hayes and Kanan 2020 (arXiv:1909.01520).

@@ -83,7 +83,7 @@ class TaskStep:
 
 @dataclass(frozen=True, eq=False)
 class TaskLearning:
-    """Everything that goes into learning one task. Raises for a museum over another network and for known classes."""
+    """Everything that goes into learning one task. Raises for a museum of another network and for known classes."""
 
     base: Vision
     museum: TaskMuseum

@@ -1,4 +1,4 @@
-"""A museum of classes: tasks, in order, over one vision transformer. No picture is stored."""
+"""A museum of classes: tasks, in order, for one vision transformer. No picture is stored."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -59,10 +59,10 @@ class TaskMuseum:
         return tuple(name for task in self.tasks for name in task.classes)
 
     def check_over(self, base: Vision) -> None:
-        """Raise BaseModelError unless this museum was made over that network, and fits it."""
+        """Raise BaseModelError unless this museum was made for that network, and fits it."""
         if self.base != base.fingerprint:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', but the loaded network is '{base.fingerprint}'. Load the "
+                f"This museum was made for '{self.base}', but the loaded network is '{base.fingerprint}'. Load the "
                 "museum's network (--base), or start a new museum."
             )
         for task in self.tasks:

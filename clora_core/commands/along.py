@@ -1,4 +1,4 @@
-"""What `learn` writes beside the museum: the museum along the way, sample pictures, and what changed at the end."""
+"""What `learn` writes beside the museum: intermediate museums, sample pictures, and what changed at the end."""
 
 import re
 from collections.abc import Sequence

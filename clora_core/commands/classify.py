@@ -102,7 +102,7 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     after = append_task(museum, learned, arguments.museum, base=base)
     state.unlink(missing_ok=True)
     if len(after.tasks) > len(museum.tasks) + 1:
-        say("Another program added a task to this museum meanwhile. The two tasks were learned without each other.")
+        say("Another program added a task to this museum in the meantime. The two tasks were learned independently.")
     say(f"{arguments.museum} now has {counted(len(after.classes), 'class')} in {counted(len(after.tasks), 'task')}.")
 
 
@@ -172,7 +172,7 @@ def run_test(arguments: argparse.Namespace, say: Say) -> None:
 
 def run_show(arguments: argparse.Namespace, say: Say) -> None:
     museum = load_task_museum(arguments.museum)
-    say(f"{arguments.museum}: {counted(len(museum.classes), 'class')} over {museum.base}")
+    say(f"{arguments.museum}: {counted(len(museum.classes), 'class')} for {museum.base}")
     for place, task in enumerate(museum.tasks, start=1):
         rank = max((delta.rank for delta in task.deltas.values()), default=0)
         facts = [task.recipe.method, f"head {task.recipe.head}", f"rank {rank}" if rank else "no deltas"]

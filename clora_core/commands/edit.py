@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         ("remove", ("WORD",), "remove an exhibit, and report how much later ones overlap with it"),
         ("move", ("WORD", "PLACE"), "move an exhibit to another place; 1 is the first"),
         ("strength", ("WORD", "S"), "set an exhibit's default strength; 1 is as it was learned"),
-        ("merge", ("OTHER",), "add the exhibits of another museum file over the same base"),
+        ("merge", ("OTHER",), "add the exhibits of another museum file for the same base"),
         ("thumbnail", ("WORD", "PICTURE"), "use this picture file as an exhibit's thumbnail"),
     )
     parser.add_argument("--to", type=Path, help="file to write instead")

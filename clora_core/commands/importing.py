@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     for left_out in lora.left_out if lora else ():
         say(f"Left out: {left_out}")
     if lora and (others := [word for word in lora.bundled if word != _bundled_word(arguments, lora)]):
-        say(f"Not imported, other words of this LoRA: {', '.join(others)}. An import takes the one that --word names.")
+        say(f"Not imported, other words of this LoRA: {', '.join(others)}. Only the word given by --word is imported.")
     say(f"{path} now holds: {', '.join((*(header.words if header else ()), exhibit.word))}")
 
 

@@ -78,7 +78,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--other-checkpoint",
         action="store_true",
-        help="allow a museum that was made over another checkpoint of the same family",
+        help="allow a museum that was trained on another checkpoint of the same family",
     )
     parser.add_argument(
         "--replace",
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 
     recipe = fitted(draft, base.family, device, needed, concepts)
     tell_of_baseline(recipe.method, say)
-    say(f"Learning {names} over {base.fingerprint}, recipe {recipe.method}.")
+    say(f"Learning {names} on {base.fingerprint}, recipe {recipe.method}.")
     say(f"{described(recipe, base.family, device)}.")
     file = Path(arguments.base).name
     learning = Learning(base, earlier, concepts, recipe, file, arguments.other_checkpoint)
@@ -188,10 +188,10 @@ def _before(museum: Museum, words: Sequence[str]) -> Museum:
 
 
 def _take_up(finished: Path, state: Path, key: str, steps: int) -> None:
-    """Go on from the last finished training, if it is the beginning of this one."""
+    """Continue from the last finished training, if it is the beginning of this one."""
     if state.exists() or not finished.exists():
         return
-    with suppress(MuseumError):  # a damaged one is of no use
+    with suppress(MuseumError):  # a damaged one is useless
         begun = load_state(finished)
         if begun.key == key and begun.step <= steps:
             os.replace(finished, state)
@@ -209,10 +209,10 @@ def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
         )
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.truncate(needed // 2)  # takes no room, but meets the limit of the system on the size of a file
+            file.truncate(needed // 2)  # takes no room, but is subject to the system's limit on file sizes
     except OSError as error:
         raise MuseumError(
-            f"Learning needs files of up to {needed / 2**21:.1f} MiB, which '{path.parent}' does not take: "
+            f"Learning needs files of up to {needed / 2**21:.1f} MiB, which '{path.parent}' does not accept: "
             f"{error.strerror}. Choose another folder for the museum."
         ) from error
 
@@ -255,7 +255,7 @@ def _number(kind: type) -> Callable[[str], float | None]:
 
 
 def _ignore(text: str) -> None:
-    """`Say` of the other processes: the first one has said it."""
+    """`Say` of the other processes, which stay silent: the first process prints everything."""
 
 
 Learned = TypeVar("Learned")

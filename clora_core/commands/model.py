@@ -48,7 +48,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_of(arguments: argparse.Namespace, base: "DiffusersBase") -> tuple[Sampling, tuple[int, ...]]:
-    """What `add_sampling` says, and the shape of the latents of a square picture of that size."""
+    """The settings from `add_sampling`'s options, and the shape of the latents of a square picture of that size."""
     guidance = base.family.guidance if arguments.guidance is None else arguments.guidance
     side = base.resolution_px if arguments.size is None else arguments.size
     return Sampling(arguments.steps, guidance, arguments.seed), base.latent_shape(side, side)
@@ -86,7 +86,7 @@ def open_chosen(arguments: argparse.Namespace) -> "DiffusersBase":
 
 
 def probed(device: torch.device) -> Device:
-    """What a device offers. Where its memory cannot be asked for, it counts as enough."""
+    """What a device offers. If its memory is unknown, it counts as enough."""
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Device(torch.cuda.get_device_properties(device).total_memory, "bf16" if bf16 else "fp16")

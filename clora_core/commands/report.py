@@ -54,7 +54,7 @@ def _create(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CLoRAError(
-            f"There can be no folder '{folder}' for the report: {error.strerror}. Choose another."
+            f"The folder '{folder}' for the report cannot be created: {error.strerror}. Choose another."
         ) from error
     if not os.access(folder, os.W_OK):
         raise CLoRAError(f"You have no permission to write to '{folder}'. Choose another folder.")

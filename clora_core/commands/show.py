@@ -82,7 +82,7 @@ def _as_lines(path: Path, header: Header, museum: Museum | None) -> list[str]:
     """The same as text."""
     count = len(header.exhibits)
     size_mib = path.stat().st_size / 2**20
-    lines = [f"{path}: {counted(count, 'exhibit')} over {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
+    lines = [f"{path}: {counted(count, 'exhibit')} for {header.base}, {size_mib:.1f} MiB, {header.dtype}"]
     for place, entry in enumerate(header.exhibits):
         prompt = f", “{entry.prompt}”" if entry.prompt else ""
         lines += ["", f"{place + 1:3}. {entry.word}  ({entry.kind}{prompt})"]

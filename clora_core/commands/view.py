@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if Image.registered_extensions().get(arguments.out.suffix.lower()) not in Image.SAVE:
         raise CLoRAError(f"'{arguments.out}' must end in the suffix of a picture, such as .png.")
     if arguments.out.is_dir() or not os.access(arguments.out.parent, os.W_OK):
-        raise CLoRAError(f"No picture can be written to '{arguments.out}'. Choose another --out.")
+        raise CLoRAError(f"The picture cannot be written to '{arguments.out}'. Choose another --out.")
     base = open_chosen(arguments)
     header = read_header(arguments.museum)
     if note := Museum(header.base).shown_over(base.fingerprint):

@@ -81,7 +81,7 @@ def effect(learning: Learning, new: Exhibit, report: Callable[[int, int], None] 
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many, evenly over the whole, the first and the last among them."""
+    """At most `most` of the items, evenly spread, including the first and the last."""
     count = len(items)
     if count <= most:
         return list(items)

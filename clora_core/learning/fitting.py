@@ -122,7 +122,7 @@ def learning_bytes(
 ) -> int:
     """Approximate memory of a training step, without the models themselves.
 
-    earlier: what is learned upon. latent_pixels: of one picture. copied_bytes: of the weights that are stored in
+    earlier: the museum that is built on. latent_pixels: of one picture. copied_bytes: of the weights that are stored in
     another dtype than the recipe's. read_bytes: of each number that the projections read.
     """
     wide = 2 if recipe.precision == "fp32" else 1

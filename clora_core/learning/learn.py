@@ -53,7 +53,7 @@ class Learning:
 
     concepts: several are learned at the same time, with alternating batches and shared deltas (joint learning, the
     upper bound of learning one after another). checkpoint: the base's file name, for the exhibits' facts.
-    other_checkpoint: allow another checkpoint of the museum's family. Raises for a museum over another base, a word
+    other_checkpoint: allow another checkpoint of the museum's family. Raises for a museum of another base, a word
     that is taken, and a recipe that does not support several concepts.
     With a frozen token, the words of `concepts` stand for known ones.
     """
@@ -131,7 +131,7 @@ class Learning:
     def notes(self) -> tuple[str, ...]:
         """Messages for the user, before learning."""
         own, base = self.museum.base, self.base.fingerprint
-        other = f"The museum was made over {own}; the new concepts are learned over {base}."
+        other = f"The museum was trained on {own}; the new concepts are trained on {base}."
         known = ((other,) if own != base else ()) + tuple(
             f"'{word}' is already a word of this model. After learning, it means the new concept in every prompt; to "
             f"keep its meaning, choose a word like <my-{word}>."

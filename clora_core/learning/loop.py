@@ -107,7 +107,7 @@ class _Training:
     @torch.no_grad()
     def resume(self, state: LearningState, steps: int) -> None:
         if state.key != self.key:
-            raise StateError("This saved state belongs to another learning (other pictures, museum or settings).")
+            raise StateError("This saved state belongs to another training (other pictures, museum or settings).")
         if state.step > steps:
             raise StateError(f"This saved state is of step {state.step}, but the recipe has only {steps} steps.")
         self._check(state)
@@ -131,7 +131,7 @@ class _Training:
             raise StateError(f"This saved state is damaged: it has no '{min(missing)}'.")
         for name, value in state.tensors.items():
             if value.shape != shapes.get(name) or value.dtype != torch.float32 or not value.isfinite().all():
-                raise StateError(f"This saved state is damaged: '{name:.100}' is not a tensor of this learning.")
+                raise StateError(f"This saved state is damaged: '{name:.100}' is not a tensor of this training.")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,5 +146,5 @@ def _not_finite(word: str, index: int, losses: Mapping[str, float], computed_in:
         advice = f"Try {exact}a lower learning rate."
     else:
         use = f"Use {exact}another file of it" if exact else "Get its file again, or use another one"
-        advice = f"This is the first step, so the model itself gives such numbers. {use}."
+        advice = f"This is the first step, so the model itself produces such numbers. {use}."
     return f"Learning '{word}' stopped at step {index + 1}: {what} is not finite. {advice}"

@@ -199,7 +199,7 @@ def start_vectors(base: Base, concept: Concept, *, layer_wise: bool = False) -> 
 
 
 def _fitted(vectors: Tensor, concept: Concept, count: int) -> Tensor:
-    """So many vectors; the last one is repeated if the existing word has fewer."""
+    """`count` vectors; the last one is repeated if the existing word has fewer."""
     if len(vectors) > count:
         raise ConceptError(
             f"'{concept.start}' is {len(vectors)} tokens long, but '{concept.word}' has {concept.vectors} vectors. "

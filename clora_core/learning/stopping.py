@@ -1,7 +1,7 @@
-"""Stop when the concept is learned: when the error on a picture that is left out of training no longer falls.
+"""Stop when the concept is learned: when the error on a held-out picture no longer falls.
 
-Ours, from no paper. The error is always measured with the same noise, which training does not draw, so it falls while
-the concept is learned, and rises when the pictures begin to be copied. A few measurements are averaged, since the error
+Our own method. The error is always measured with the same noise, which training does not draw, so it falls while the
+concept is learned, and rises when the model begins to copy the pictures. Some measurements are averaged, as the error
 of a training at a constant rate goes up and down. The result is what was learned at the last one whose average was
 clearly lower than all before.
 """
@@ -86,8 +86,8 @@ class Stopping:
         rose, fell = last.left_out / best.left_out - 1, 1 - last.own / best.own
         if self._leaves_out and rose > GAIN and fell > 0:
             return (
-                f"Learned at step {best.step}. Then the pictures began to be copied: up to step {last.step}, the error "
-                f"{where} rose by {rose:.0%}, and on the others it fell by {fell:.0%}. Later steps are not kept."
+                f"Learned at step {best.step}. Then the model began to copy the pictures: up to step {last.step}, the "
+                f"error {where} rose by {rose:.0%}, and on the others it fell by {fell:.0%}. Later steps are not kept."
             )
         return f"Learned at step {best.step}: up to step {last.step}, the error {where} fell by less than {GAIN:.0%}."
 
@@ -99,7 +99,7 @@ class Stopping:
         return {MEMORY: torch.tensor(rows), **{f"{BEST}{name}": value for name, value in self._best.items()}}
 
     def shapes(self, step: int) -> dict[str, torch.Size]:
-        """What `memory` holds after so many steps."""
+        """What `memory` holds after this many steps."""
         count = step // EVERY
         own = {f"{BEST}{name}": value.shape for name, value in self._trained.parameters().items()}
         return {MEMORY: torch.Size([count, 3]), **own} if count else {}

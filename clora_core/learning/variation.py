@@ -24,8 +24,8 @@ def check_lines(concept: Concept, recipe: Recipe) -> None:
         for line in concept.lines(caption):
             if not mentions(line, concept.word):
                 raise ConceptError(
-                    f"The line '{line:.100}' of a caption does not mention '{concept.word}'. With one caption a line, "
-                    "write {word} in every line."
+                    f"The line '{line:.100}' of a caption does not mention '{concept.word}'. With one caption per "
+                    f"line, write {{word}} in every line."
                 )
 
 

@@ -1,4 +1,4 @@
-"""What people can set of a recipe: the same numbers, in the same words, in the nodes and in the command `learn`."""
+"""The settings of a recipe that users can change: the same, in the same words, in the nodes and in `learn`."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class Option:
 SETTINGS = {
     "rank": Option("capacity of the change. Higher holds more detail and makes the museum file larger", 256),
     "steps": Option(
-        "number of updates. More learns the concept better; too many copy the pictures. With a constant learning rate, "
-        "more steps than before continue from there",
+        "number of updates. More learn the concept better; too many copy the pictures. With a constant learning rate, "
+        "raising it continues training from there",
         100_000,
     ),
     "learning_rate": Option("size of each update. Higher is faster but less stable", step=1e-5, finest=1e-7),
@@ -33,7 +33,7 @@ SETTINGS = {
     "clip_norm": Option("maximum gradient norm of an update. Lower is more stable", 1000.0, 0.01, least=1e-4),
     "weight_decay": Option("how strongly the weight changes are pulled towards zero. 0 turns it off", step=1e-4),
     "schedule": Option(
-        "learning rate schedule: constant, or decaying to zero (cosine or linear). Automatic, it is constant if "
+        "learning rate schedule: constant, or decaying to zero (cosine or linear). With auto, it is constant if "
         "you set the steps"
     ),
     "warmup": Option("fraction of the steps during which the learning rates rise from zero", step=0.01),
@@ -44,25 +44,25 @@ SETTINGS = {
         "most exact"
     ),
     "checkpointing": Option(
-        "gradient checkpointing: needs much less memory and about a third more time, with the same result. It is "
-        "automatic if the memory is too small otherwise"
+        "gradient checkpointing: needs much less memory and about a third more time, with the same result. Turned on "
+        "automatically if memory would not suffice without it"
     ),
     "shuffle_tags": Option("put the tags of a caption (the parts between commas) in a random order every time"),
-    "keep_tokens": Option("number of tags at the start of a caption that are neither shuffled nor left out", 1000),
+    "keep_tokens": Option("number of tags at the start of a caption that are neither shuffled nor dropped", 1000),
     "tag_dropout": Option(
-        "share of the tags that are left out at random. A tag with the trigger word always stays", step=0.01
+        "share of the tags that are dropped at random. A tag with the trigger word always stays", step=0.01
     ),
     "caption_dropout": Option("share of the captions that are replaced by the concept's template at random", step=0.01),
     "caption_lines": Option(
-        "every line of a caption file is a caption, drawn at random. Otherwise its lines are one caption"
+        "use each line of a caption file as a caption, drawn at random. Otherwise, the whole file is one caption"
     ),
     "stop_when_learned": Option(
-        "end before the last step, when the error on a picture that is left out of training no longer falls. With "
-        "fewer than 5 pictures, none is left out, and only the noise is new"
+        "stop early, when the error on a held-out picture no longer falls. With "
+        "fewer than 5 pictures, only the noise is held out"
     ),
     "token": Option(
         "learned: train the trigger word. frozen: it stands for known words (start, or its own name), and the text "
-        "encoder is not needed during training. Automatic, it is frozen for models with a large text encoder"
+        "encoder is not needed during training. With auto, it is frozen for models with a large text encoder"
     ),
     "seed": Option("seed of the noise and the picture order"),
 }

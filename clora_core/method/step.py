@@ -95,7 +95,7 @@ class Step:
 
     number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) or (b, c, 1, h, w) float32.
     timesteps: (b,). deltas: the trained deltas of the new exhibit. mask: how much each latent pixel counts, as one
-    channel of the latents, in [0, 1]; None: all alike.
+    channel of the latents, in [0, 1]; None: all equally.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Add deltas to the projections of a frozen model for the length of a `with` block.
+"""Add deltas to the projections of a frozen model within a `with` block.
 
     output = W·x + past·x + up·(down·x)          W is neither copied nor changed
 

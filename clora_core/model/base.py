@@ -1,6 +1,6 @@
 """The interface between the engine and a model.
 
-`over_diffusers/base.py` implements it over diffusers and transformers, `nodes/host/base.py` over a running ComfyUI.
+`over_diffusers/base.py` implements it with diffusers and transformers, `nodes/host/base.py` in a running ComfyUI.
 Everything else works with either.
 """
 
@@ -117,8 +117,8 @@ class Conditioning:
     places, (b, tokens) bool; gates read them. sizes: SDXL's input for a picture's size, (b, 6) pixels: original
     height and width, rows and columns cut off at the top and left, height and width; None for that of the latents.
     lengths: how many tokens each prompt has, (b,) on the CPU; None if all have the same number (`chunks.py`). real:
-    which tokens are no padding, (b, tokens) bool; None if the model pads none. extras: for each prompt, other inputs of
-    the network, which only the base reads.
+    which tokens are not padding, (b, tokens) bool; None if the model does not pad. extras: for each prompt, other
+    inputs of the network, which only the base reads.
     """
 
     states: Tensor

@@ -1,8 +1,8 @@
 """Prompts longer than a text encoder reads: it reads them in chunks, and the chunks' states stand one after another.
 
 As ComfyUI's own prompt node does it: every chunk is a row of its own, with start, end and padding, and the pooled
-vector is that of the first. A network attends to all tokens alike, so prompts of different lengths are not padded, but
-predicted in groups.
+vector is that of the first. A network attends to all tokens equally, so prompts of different lengths are not padded,
+but predicted in groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def side_by_side(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def lengths_of(counts: Sequence[int], length: int) -> Tensor | None:
-    """`Conditioning.lengths` of prompts with so many rows of that length each."""
+    """`Conditioning.lengths` of prompts with this many rows of that length each."""
     return torch.tensor(counts) * length if len(set(counts)) > 1 else None
 
 

@@ -150,7 +150,7 @@ def largest(concepts: Iterable[Concept]) -> Size:
 
 
 def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:
-    """A sentence for every word in angle brackets that is none of these, with the nearest one that is."""
+    """A sentence for every word in angle brackets that is not one of these, with the nearest one that is."""
     sentences = []
     spelled = {normal(word) for word in known}
     by_lower = {normal(word).lower(): word for word in known}
@@ -183,7 +183,7 @@ def check_word(word: str) -> None:
         raise ConceptError(f"'{word[:64]}…' is longer than 64 characters. Choose a short word like <my-cat>.")
     if match := FORBIDDEN.search(word):
         raise ConceptError(
-            f"'{word}' contains {match[0]!r}, which has a meaning in prompts. Choose a word like <my-cat>."
+            f"'{word}' contains {match[0]!r}, which has a special meaning in prompts. Choose a word like <my-cat>."
         )
     if re.fullmatch(r"[+-]?[\d.]+", word):
         raise ConceptError(f"'{word}' would be read as a number. Choose a word like <my-cat>.")

@@ -58,7 +58,7 @@ def _of_states(base: Base, groups: Sequence[Tensor]) -> Moments:
 
 
 def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> Moments:
-    """The network runs on the prompts, without a picture, and the projections' inputs and outputs are listened to.
+    """Run the network on the prompts, without a picture, and record the projections' inputs and outputs.
 
     A stream is read at three noise levels, one per prompt. Its real tokens, its padding and its picture have the same
     weight, or else the rows of padding would outnumber the others.

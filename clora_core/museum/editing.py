@@ -86,18 +86,18 @@ def removed(museum: Museum, word: str) -> Museum:
 def merged(museum: Museum, other: Museum) -> Museum:
     """The exhibits of both museums, those of `other` last. An exhibit that is the same in both is kept once.
 
-    Raises MuseumError for museums over different bases, or for a word that both use for different exhibits.
+    Raises MuseumError for museums of different bases, or for a word that both use for different exhibits.
     """
     if museum.base != other.base:
         raise MuseumError(
-            f"One museum was made over '{museum.base}', the other over '{other.base}'. Only museums over the same base "
+            f"One museum was made for '{museum.base}', the other for '{other.base}'. Only museums for the same base "
             "can be merged."
         )
     known = {exhibit.word: exhibit for exhibit in museum.exhibits}
     if clashes := [e.word for e in other.exhibits if e.word in known and not e.same_as(known[e.word])]:
         raise MuseumError(
-            f"Both museums have a different {', '.join(clashes)}. Rename or remove one of them first, for example: "
-            f"rename {clashes[0]} {_free(clashes[0], (*museum.words, *other.words))}"
+            f"The museums have different exhibits named {', '.join(clashes)}. Rename or remove one of them first, for "
+            f"example: rename {clashes[0]} {_free(clashes[0], (*museum.words, *other.words))}"
         )
     return museum.with_exhibits(*(exhibit for exhibit in other.exhibits if exhibit.word not in known))
 

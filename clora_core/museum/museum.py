@@ -1,4 +1,4 @@
-"""A museum: the learned exhibits, in order, over one base."""
+"""A museum: the learned exhibits, in order, for one base."""
 
 import math
 from collections import Counter
@@ -32,7 +32,7 @@ class Exhibit:
     """One learned concept: its word, its deltas, and how it was learned.
 
     facts: plain JSON values for users and LoRA managers (date, number of pictures, last loss). thumbnail: a small
-    JPEG, or empty. strength: the factor on the deltas wherever the museum is viewed or learned upon; the stored deltas
+    JPEG, or empty. strength: the factor on the deltas wherever the museum is viewed or extended; the stored deltas
     do not include it.
     """
 
@@ -124,22 +124,22 @@ class Museum:
         return tuple(dict.fromkeys([*self.prompts, *extra]))
 
     def check_over(self, base: Fingerprint) -> None:
-        """Raise BaseModelError unless this museum was made over that base."""
+        """Raise BaseModelError unless this museum was made for that base."""
         if self.base != base:
             raise BaseModelError(
-                f"This museum was made over '{self.base}', but the loaded model is '{base}'. It can be extended "
-                "or evaluated only over its own base, in the original precision (bfloat16 is a different model). Load "
+                f"This museum was made for '{self.base}', but the loaded model is '{base}'. It can be extended "
+                "or evaluated only with its own base, in the original precision (bfloat16 is a different model). Load "
                 "that base, or start a new museum. To show it, any checkpoint of the same family will do; to learn "
-                "on over another one, allow that: other_checkpoint on Train Step, --other-checkpoint for learn."
+                "on another one, allow that: other_checkpoint on Train Step, --other-checkpoint for learn."
             )
 
     def check_family(self, base: Fingerprint) -> None:
-        """Raise BaseModelError unless that base is of the family that this museum was made over."""
+        """Raise BaseModelError unless that base is of the family that this museum was made for."""
         if self.base.family != base.family:
             self.check_over(base)
 
     def shown_over(self, base: Fingerprint) -> str:
-        """A sentence to say where this museum is shown over another checkpoint of its family; "" over its own.
+        """A note if this museum is shown with another checkpoint of its family; "" with its own.
 
         Raises BaseModelError for a base of another family.
         """
@@ -147,12 +147,12 @@ class Museum:
         if self.base == base:
             return ""
         return (
-            f"This museum was trained over another checkpoint ({self.base}; this model is {base}), so its concepts may "
+            f"This museum was trained on another checkpoint ({self.base}; this model is {base}), so its concepts may "
             "look different. Lower or raise their strength if needed."
         )
 
     def begins_with(self, earlier: "Museum") -> bool:
-        """Whether this museum starts with all exhibits of the earlier one, over the same base."""
+        """Whether this museum starts with all exhibits of the earlier one, for the same base."""
         return (
             self.base == earlier.base
             and len(self.exhibits) >= len(earlier.exhibits)

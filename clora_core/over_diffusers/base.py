@@ -1,4 +1,4 @@
-"""A base over diffusers and transformers: SD1.5, SD2, SDXL, and the built-in starter."""
+"""`Base` for diffusers and transformers: SD1.5, SD2, SDXL, and the built-in starter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -98,7 +98,7 @@ class DiffusersBase:
         self.unet, self.vae, self.encoders = parts.unet, parts.vae, tuple(map(self._skipping, parts.encoders))
         for model in self._models:
             own = torch.float32 if model is self.vae else dtype
-            nn.Module.to(model, device=self.device, dtype=own)  # diffusers' own method warns without need
+            nn.Module.to(model, device=self.device, dtype=own)  # diffusers' own method warns unnecessarily
             model.eval().requires_grad_(False)
         self._compute: torch.dtype | None = None
         self.attachments: list[Attachment] = []

@@ -2,8 +2,8 @@
 
 The tensors of a file do not say what the model predicts. The rule, in this order: the caller's choice; the metadata
 `modelspec.prediction_type`; a tensor called "v_pred" (and "ztsnr" for zero terminal SNR); for families with both kinds,
-the deviation of the bias of the last attention's first norm, as in ComfyUI, so that both read a file alike; else the
-family's default. A folder's scheduler has the prediction.
+the deviation of the bias of the last attention's first norm, as in ComfyUI, so that both read a file the same way; else
+the family's default. A folder's scheduler has the prediction.
 """
 
 import json
@@ -48,9 +48,9 @@ KINDS = (  # a pattern of tensor names, and what such a file is; the most certai
     (r"lora_|\.lora", "It looks like a LoRA: give the model that it belongs to."),
     (
         r"(double|joint)_blocks\.|(single|joint)_transformer_blocks\.",
-        "It looks like a model of joint attention, such as Flux or SD3; those have no cross-attention.",
+        "It looks like a model with joint attention, such as Flux or SD3; those have no cross-attention.",
     ),
-    (r"clip_txt(_pooled)?_mapper\.", "It looks like a Stable Cascade, which reads the text another way."),
+    (r"clip_txt(_pooled)?_mapper\.", "It looks like a Stable Cascade, which reads the text differently."),
     (
         r"^(?!model\.diffusion_model\.).*(input|down)_blocks\.\d.*attn2\.",
         "It looks like a UNet alone, without text encoders and autoencoder; in ComfyUI, Load Diffusion Model opens it.",
@@ -205,8 +205,8 @@ def _recognised(file: _File) -> tuple[Family, Checkpoint]:
     if family is None or family.checkpoint is None or ("label_emb.0.0.weight" in unet) != family.pooled:
         widths = ", ".join(str(width) for width in sorted({projection.shape[1] for projection in projections}))
         raise BaseModelError(
-            f"'{path}' holds a UNet that reads text states of width {widths} and is no model of {_known()}. Refiners "
-            "and variants that are conditioned on pictures cannot be used."
+            f"'{path}' holds a UNet that reads text states of width {widths} and is not a model of {_known()}. "
+            "Refiners and variants that are conditioned on pictures cannot be used."
         )
     if any(name.endswith((".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")) for name in tensors):
         raise BaseModelError(

@@ -1,7 +1,7 @@
 """Compare two states of a museum with the same prompts and the same noise: as pictures, and as one number per prompt.
 
 The number is the displacement (`measure.displacement`) of the predictions for one picture at four noise levels. It
-needs no classifier, so it works over any base.
+needs no classifier, so it works with any base.
 """
 
 from collections.abc import Callable, Sequence

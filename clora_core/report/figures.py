@@ -82,7 +82,7 @@ def moved_figure(report: Report) -> Image.Image:
     longest = max(1.0, *(value for _, value in (*exhibits, *everyday)))
     rows = len(exhibits) + len(everyday)
     sheet, pen = _sheet(2 * EDGE + LABEL_PX + GAP + BAR_PX + 60, 2 * EDGE + (rows + 6) * LINE + LINE // 2)
-    _heading(pen, "How far predictions moved", "0: unchanged. 1: as if the prompt were removed (vertical mark).")
+    _heading(pen, "How far predictions moved", "0: unchanged. 1: as far off as with an empty prompt (vertical mark).")
     y = EDGE + 3 * LINE
     for title, bars in (("exhibits, since each was learned", exhibits), ("everyday prompts, from the base", everyday)):
         pen.text((EDGE, y), title, FAINT, _font(14))

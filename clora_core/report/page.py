@@ -103,7 +103,7 @@ def _explained() -> str:
     return (
         "<section><h2>How to read it</h2><p><b>Moved</b> is ‖now - then‖ / ‖then - empty‖ over the model's predictions "
         "for the same noisy pictures at four noise levels; empty is the prediction for the empty prompt. 0 means "
-        "unchanged. 1 means that the prediction changed as much as if the prompt were removed. It measures change, not "
+        "unchanged. 1 means as far off as with an empty prompt. It measures change, not "
         "quality: look at the pictures. The exhibit that was learned last cannot have moved.</p><p><b>Overlap</b> is "
         "the cosine of |Δ| of two exhibits over all entries of all projections, a normalized form of C-LoRA's penalty."
         "</p></section>"

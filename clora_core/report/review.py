@@ -96,7 +96,7 @@ def make_report(
     """Sample and measure a whole museum. latent_shape: (channels, h', w') of the pictures.
 
     `report(done, of)` is called after every step and may raise to stop. Raises MuseumError for an empty museum and
-    BaseModelError for a museum over another base.
+    BaseModelError for a museum of another base.
     """
     museum.check_over(base.fingerprint)
     if not museum.exhibits:

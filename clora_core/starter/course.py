@@ -52,7 +52,7 @@ class Course:
         return [[*row, *[None] * (len(rows) - len(row))] for row in rows]
 
     def rows(self, real: int, opening: str = "") -> list[tuple[str, list[Tensor | None]]]:
-        """For `contact_sheet`, a row for each concept: so many real pictures, then those after each learned concept.
+        """For `contact_sheet`, a row for each concept: this many real pictures, then those after each learned concept.
 
         opening: of the rows' names.
         """

@@ -1,4 +1,4 @@
-"""Evaluate a museum over the starter model: is every subject recognised, and does the base still follow prompts?"""
+"""Evaluate a museum of the starter model: is every subject recognised, and does the base still follow prompts?"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def drawn(subject: str, count: int, *, seed: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Examiner:
-    """Samples subjects with a museum over the starter model, and lets the judges classify the pictures.
+    """Samples subjects with a museum of the starter model, and lets the judges classify the pictures.
 
     ceilings: identity → the share of its traits that the judge recognises in real pictures; measured on first use.
     """

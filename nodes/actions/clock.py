@@ -10,7 +10,7 @@ PICTURE_FORWARDS = 40  # of sampling a picture: twenty steps, each with the prom
 
 @dataclass
 class Clock:
-    """Time in seconds. costs: kind of work → its cost in training steps, taken until one has been timed."""
+    """Time in seconds. costs: kind of work → its cost in training steps, used until one has been timed."""
 
     costs: Mapping[str, float] = field(default_factory=dict)
     _totals: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -18,7 +18,7 @@ class Clock:
     _laps: int = 0
 
     def lap(self, kind: str) -> None:
-        """The time since the last lap went into one of this kind. The first lap of all is left out."""
+        """Count the time since the last lap for this kind of work. The very first lap is left out."""
         now = time.monotonic()
         if self._laps:
             done, seconds = self._totals.get(kind, (0, 0.0))
@@ -26,7 +26,7 @@ class Clock:
         self._lap_at, self._laps = now, self._laps + 1
 
     def seconds(self, left: Mapping[str, int], steps: int) -> float | None:
-        """An estimate for what is left, kind → count; None before it is worth one. steps: of the whole run."""
+        """An estimate for what is left, kind → count; None while too little was timed. steps: of the whole run."""
         measured, _ = self._totals.get("step", (0, 0.0))
         if measured < min(STEPS_FOR_AN_ESTIMATE, steps - 1):
             return None
@@ -40,7 +40,7 @@ class Clock:
 
 
 def costs(step_pictures: int, passes: int) -> dict[str, float]:
-    """In training steps of so many pictures: of a picture, and of measuring the effect in so many passes of a picture.
+    """The costs of sampling a picture, and of measuring the effect in `passes` passes of a picture, in training steps.
 
     A step goes forward and, for about twice the cost, backward.
     """

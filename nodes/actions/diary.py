@@ -130,12 +130,12 @@ class Diary:
 
     @property
     def seconds(self) -> float:
-        """What the steps so far took, those before an interruption included."""
+        """The time of all steps so far, including those before an interruption."""
         return self._seconds_before + time.monotonic() - self._started_at
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate with previews and what comes after the last step; None before it is worth one."""
+        """An estimate with previews and the work after the last step; None while too little was timed."""
         every = self._preview_every
         previews = self.steps // every - self.step // every if every else 0
         left = {"step": self.steps - self.step, "picture": previews + self._pictures, "measuring": 1}

@@ -40,7 +40,7 @@ def load_and_view(
 
 
 def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> str:
-    """Write the museum, and say so with its path. A file with the same museum is left alone.
+    """Write the museum, and return a message with its path. A file with the same museum is left alone.
 
     overwrite: replace a file if the museum begins with what it holds. replace: whatever it holds.
     """

@@ -31,7 +31,7 @@ def write_report(
     sampling_steps: int,
     report_seed: int,
 ) -> tuple[list[Tensor], str]:
-    """The figures as ComfyUI images, and a summary with the path of the page, which is also said on the node.
+    """The figures as ComfyUI images, and a summary with the path of the page, which is also shown on the node.
 
     model: the base, or a model that shows this museum or an earlier state of it.
     """

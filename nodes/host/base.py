@@ -1,4 +1,4 @@
-"""The engine's `Base` over ComfyUI's MODEL, CLIP and VAE."""
+"""The engine's `Base`, implemented with ComfyUI's MODEL, CLIP and VAE."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

@@ -188,7 +188,7 @@ class _MarkedEncoding:
         return states, pooled, extras
 
     def _compare_skip(self, pairs: Pairs) -> None:
-        """Say it if a word was learned with another CLIP skip than the prompt is encoded with."""
+        """Report a word that was learned with another CLIP skip than the prompt is encoded with."""
         tokens = {token_at(pair[0]): None for rows in pairs.values() for row in rows for pair in row}
         model = getattr(self.encode, "__self__", None)
         for encoder in model.children() if isinstance(model, nn.Module) else ():

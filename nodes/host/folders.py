@@ -114,7 +114,7 @@ def vision_path(name: str) -> Path | str:
 
 
 def check_new_museum(name: str) -> None:
-    """Raise MuseumError if no museum can be saved under this name: for the name itself, or for a full disk."""
+    """Raise MuseumError if no museum can be saved under this name: an invalid name, or a full disk."""
     path = _new_museum_path(name)
     folder = next(folder for folder in path.parents if folder.exists())
     needed = MUSEUM_BYTES + (path.stat().st_size if path.is_file() else 0)
@@ -179,7 +179,7 @@ def report_path(name: str) -> Path | None:
 
 
 def short(path: Path) -> str:
-    """A path as people know it: from ComfyUI's own folder on."""
+    """A path for display, relative to ComfyUI's own folder."""
     root = Path(folder_paths.base_path).resolve()
     resolved = path.resolve()
     return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else str(path)

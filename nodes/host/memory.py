@@ -61,7 +61,7 @@ def memory_note(base: HostBase, recipe: Recipe, earlier: Museum, height: int, wi
 
 
 def _fastest(device: torch.device) -> Precision:
-    """In which training is fastest there without losing the concept. On CPUs and Macs, 16 bits are no faster."""
+    """The precision in which training is fastest and still learns. On CPUs and Macs, 16 bits are no faster."""
     if device.type in ("cpu", "mps"):
         return "fp32"
     if comfy.model_management.should_use_bf16(device):

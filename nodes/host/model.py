@@ -132,7 +132,7 @@ def schedule_of(model: ModelPatcher) -> Schedule:
 
 
 def _flow_levels(sampling: Any) -> Tensor | None:
-    """σ at FLOW_STEPS times, even before the model's shift, (FLOW_STEPS,); None if this is no flow matching."""
+    """σ at FLOW_STEPS times, even before the model's shift, (FLOW_STEPS,); None if this is not flow matching."""
     times = torch.arange(1, FLOW_STEPS + 1) / FLOW_STEPS
     kinds = comfy.model_sampling
     if type(sampling).calculate_denoised is kinds.COSMOS_RFLOW.calculate_denoised:

@@ -48,7 +48,7 @@ def call(model: ModelPatcher, latents: Tensor, times: Tensor, conditioning: Cond
 
 
 def own_dtype(model: ModelPatcher) -> torch.dtype:
-    """In which the network computes when it samples."""
+    """The dtype in which the network computes when it samples."""
     return model.model.manual_cast_dtype or model.model.get_dtype()
 
 

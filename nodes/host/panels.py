@@ -2,8 +2,8 @@
 
 Every text in a state is made printable here.
 
-A state belongs to a node of a workflow. The workflow goes by the mark that web/panels.js gives every workflow that is
-opened, since ComfyUI's own id is the same in every copy; for other clients by ComfyUI's id.
+A state belongs to a node of a workflow. A workflow is identified by the mark that web/panels.js gives it when it is
+opened, since ComfyUI's own id is the same in every copy; for other clients, by ComfyUI's id.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def running_workflow() -> str:
 
 
 def workflow_of(extra_pnginfo: object) -> str:
-    """What the workflow goes by that a page sends with a prompt; "" if it is missing."""
+    """The id of the workflow that a page sends with a prompt; "" if it is missing."""
     workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
     if not isinstance(workflow, dict):
         return ""
@@ -131,7 +131,7 @@ def _folder() -> Path:
 
 
 def _read_files() -> None:
-    """Once: the states of former processes, as older ones. What had not ended then was stopped with its process."""
+    """Load the states of earlier processes, once, as older ones. Runs that had not ended stopped with their process."""
     folder = _folder()
     if folder in _read:
         return
@@ -145,7 +145,7 @@ def _read_files() -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[Owner, dict[str, Any]]]:
-    """From the newest to the oldest. Files that are no states, or are damaged, are left alone."""
+    """From the newest to the oldest. Files that are not states, or are damaged, are left alone."""
     try:
         paths = sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
     except OSError:

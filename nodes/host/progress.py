@@ -23,7 +23,7 @@ BROKEN = "\\g<0>\u2060"
 def say(text: str, *, short: str = "", page: str = "") -> str:
     """Show a text, never as markup, on the node that is running. Returns the text in a form that is safe on a page.
 
-    short: what the panel says instead, for people. page: the name of an HTML file in the output folder that the node
+    short: a shorter text for the panel. page: the name of an HTML file in the output folder that the node
     offers to open.
     """
     panel = Panel()
@@ -33,7 +33,7 @@ def say(text: str, *, short: str = "", page: str = "") -> str:
 
 
 def warn(text: str) -> None:
-    """Show a text on the node that is running, which may be anybody's, until it runs again."""
+    """Show a text on the node that is running, which may be another pack's, until it runs again."""
     Panel().send({"text": text, "page": "", "until_it_runs": True}, remembered=False)
     say_without_panel(text)
 

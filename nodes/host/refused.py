@@ -5,7 +5,7 @@ What their text's keys and values are: ComfyUI's comfy/model_base.py and comfy/l
 
 import comfy.model_base
 
-MOVING = "It makes videos. Use a model for pictures; of Wan, the text-to-video model of 16 latent channels."
+MOVING = "It makes videos. Use a text-to-image model, or Wan's text-to-video model with 16 latent channels."
 GIVEN_A_PICTURE = "It is conditioned on a picture. Use the text-to-image model that it was made from."
 NOT_PICTURES = "It does not make pictures. Use a text-to-image model."
 SHARED = "Text and picture share its keys and values, which are fewer than its queries. Use Z-Image or SDXL."
@@ -24,10 +24,10 @@ REASONS = {
     "Only four of its layers have keys and values of the text alone. Use SD3 or FLUX.1.": ("AuraFlow",),
     "Its text goes through a refiner that depends on the noise. Use FLUX.1 or Qwen-Image.": ("HunyuanImage21",),
     "It generates pixels without a VAE. Use Chroma.": ("ChromaRadiance",),
-    "The refiner only finishes what the base model began. Use the SDXL base model, with the museum of it.": (
+    "The refiner only finishes what the base model began. Use the SDXL base model, with a museum for it.": (
         "SDXLRefiner",
     ),
-    "Its first stage makes latents of another model. Use SDXL.": ("StableCascade_C", "StableCascade_B"),
+    "Its first stage makes latents for another model. Use SDXL.": ("StableCascade_C", "StableCascade_B"),
 }
 SUPPORTED = ("ZImage",)  # configurations
 BY_CLASS = {name: reason for reason, names in REASONS.items() for name in names}

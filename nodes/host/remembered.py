@@ -1,4 +1,4 @@
-"""What is known of encoded prompts, found again by their states.
+"""What is known about encoded prompts, looked up by their states.
 
 Stock nodes combine conditionings, and some keep only the dictionary of one of them: Conditioning (Concat) loses the
 places of the words in the other prompt. So they are remembered by the content of the states, chunk by chunk. A node

@@ -123,7 +123,7 @@ def _widened(states: Tensor, layers: Tensor | None, count: int) -> Tensor:
 def _places(states: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """word → its places in states (b, tokens, width): the known ones, and those that other nodes lost.
 
-    Says it if a conditioning of ours was changed so that no more can be found.
+    Reports a conditioning of ours that was changed so that they cannot be found.
     """
     result = dict(known or {})
     for part, chunk in recalled(states):

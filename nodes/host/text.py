@@ -100,7 +100,7 @@ def encode_as_the_model(
 
 
 def _real(clip: CLIP, name: str, rows: Sequence[Sequence[tuple[Any, ...]]]) -> Tensor:
-    """Which tokens of an encoder's rows are no padding, (rows, n) bool. name: as the tokenizer calls the encoder."""
+    """Which tokens of an encoder's rows are not padding, (rows, n) bool. name: as the tokenizer calls the encoder."""
     known = tokenizers(clip)
     padding = known[name if name in known else f"clip_{name}"].pad_token
     real = torch.zeros(len(rows), len(rows[0]), dtype=torch.bool)

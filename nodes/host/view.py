@@ -83,7 +83,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
         return model, clip
     if museum is not None and not museum.begins_with(current.museum):
         raise BaseModelError(
-            f"This model already shows another museum ({_word_list(current.museum)}) than the connected one "
+            f"This model already shows a museum ({_word_list(current.museum)}) other than the connected one "
             f"({_word_list(museum)}). Connect the base model, or the model that came with this museum."
         )
     base = model.clone()
@@ -117,7 +117,7 @@ def _view_of(model: ModelPatcher) -> _View | None:
 
 
 def note_about(model: ModelPatcher, museum: Museum) -> str:
-    """What to say if the museum was trained over another checkpoint than this one; "" if that cannot be known."""
+    """What to say if the museum was trained on a checkpoint other than this one; "" if that is unknown."""
     exact = all(stored_dtype(own_weight(model, place.module)) in EXACT for place in places_of(model).values())
     return museum.shown_over(fingerprint_of(model)) if exact else ""
 

@@ -1,4 +1,4 @@
-"""Make learned words work as plain words in a prompt.
+"""Make learned words work like ordinary words in a prompt.
 
 Each text encoder's tokenizer is wrapped by one that replaces a learned word by its vectors and leaves the rest of the
 text alone. ComfyUI itself removes weights such as `(<my-cat>:1.2)` before that.

@@ -24,7 +24,7 @@ def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: py
         assert (
             cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
         )
-    assert "files of the system (1): Thumbs.db" in capsys.readouterr().out
+    assert "system files (1): Thumbs.db" in capsys.readouterr().out
     confusion = tmp_path / "confusion.png"
     assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
     assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()

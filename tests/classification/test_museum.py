@@ -73,7 +73,7 @@ def test_classes_can_be_renamed_and_removed(vision: Vision):
 
 def test_a_museum_over_another_network_is_refused(vision: Vision):
     museum = dataclasses.replace(two_tasks(vision, "frozen"), base=Fingerprint("vision", "0" * 64))
-    with pytest.raises(BaseModelError, match="was made over 'vision · 00000000'"):
+    with pytest.raises(BaseModelError, match="was made for 'vision · 00000000'"):
         classified(vision, museum, pictures("red").pictures)
 
 

@@ -326,7 +326,7 @@ def test_unwritable_report_is_refused_before_sampling(tmp_path, capsys):
     save_museum(museum("starter"), tmp_path / "m.safetensors")
     report = ["report", "--base", "none", "--museum", str(tmp_path / "m.safetensors")]
     assert main([*report, "--out", str(tmp_path / "m.safetensors")]) == 1
-    assert "There can be no folder" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
 
 
 def test_characters_missing_in_the_output_encoding_are_escaped():

@@ -110,7 +110,7 @@ def test_text_lists_the_exhibits(path, capsys):
     assert main(["show", str(path)]) == 0
     output = capsys.readouterr().out
     lines = [line.strip() for line in output.splitlines()]
-    assert lines[0].startswith(f"{path}: 6 exhibits over sd15 · 0123abcd")
+    assert lines[0].startswith(f"{path}: 6 exhibits for sd15 · 0123abcd")
     assert "1. <my-cat>  (object, “a photo of <my-cat>”)" in lines
     assert any(line.startswith("c-lora, rank 4, 400 steps, norm ") for line in lines)
     for part in ("strength 0.5", "3 vectors", "acts at its word,", "its word has 16 layers"):

@@ -115,7 +115,7 @@ def test_file_size_limit_is_checked_before_training(tmp_path: Path, images: Path
         code = teach(tmp_path / "m.safetensors", images)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert code == 1 and "does not take: File too large" in capsys.readouterr().err
+    assert code == 1 and "does not accept: File too large" in capsys.readouterr().err
 
 
 def test_result_is_saved_elsewhere_if_the_museum_cannot_be_written(tmp_path: Path, images: Path, capsys, monkeypatch):
@@ -138,11 +138,11 @@ def test_museum_can_be_viewed_over_another_checkpoint(tmp_path: Path, images: Pa
     view = ["view", "--base", "starter", "--prompt", "<a>", "--count", "1", "--steps", "1", "--seed", "3"]
     for path in (museum, tuned):
         assert main([*view, "--museum", str(path), "--out", str(path.with_suffix(".png"))]) == 0
-    assert "trained over another checkpoint" in capsys.readouterr().out
+    assert "trained on another checkpoint" in capsys.readouterr().out
     assert museum.with_suffix(".png").read_bytes() == tuned.with_suffix(".png").read_bytes()
     assert teach(tuned, images, "<b>") == 1
-    assert "only over its own base" in capsys.readouterr().err
-    with pytest.raises(BaseModelError, match="made over"):
+    assert "only with its own base" in capsys.readouterr().err
+    with pytest.raises(BaseModelError, match="made for"):
         whole.shown_over(Fingerprint("sd15", "0" * 64))
 
 

@@ -147,9 +147,9 @@ def test_model_that_shows_another_museum_is_refused():
     base = HostBase(model, clip, vae)
     shown, speaking = view(model, clip, random_museum(base, "<one>"))
     other = random_museum(base, "<two>")
-    with pytest.raises(BaseModelError, match=r"shows another museum \(<one>\) than the connected one \(<two>\)"):
+    with pytest.raises(BaseModelError, match=r"shows a museum \(<one>\) other than the connected one \(<two>\)"):
         view(shown, speaking, other)
-    with pytest.raises(BaseModelError, match="shows another museum"):
+    with pytest.raises(BaseModelError, match="shows a museum"):
         base_beneath(shown, speaking, other)
 
 
@@ -223,7 +223,7 @@ def test_museum_that_does_not_fit_is_refused():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     museum = random_museum(base, "<one>")
-    with pytest.raises(BaseModelError, match="This museum was made over 'sd15 · 4a1c"):
+    with pytest.raises(BaseModelError, match="This museum was made for 'sd15 · 4a1c"):
         view(model, clip, dataclasses.replace(museum, base=Fingerprint("sd15", "4a1c0000")))
     exhibit = museum.exhibits[0]
     projection, delta = next(iter(exhibit.deltas.items()))

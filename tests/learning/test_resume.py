@@ -121,7 +121,7 @@ def test_the_state_of_another_learning_is_refused(base: Base, first: Museum, oth
     inputs = {"museum": first, "concept": small_concept("<two>", seed=1), "recipe": PLAIN} | other
     inputs["museum"] = inputs["museum"] or Museum(base.fingerprint)
     assert learning_key(base, inputs["museum"], [inputs["concept"]], inputs["recipe"]) != state.key
-    with pytest.raises(LearningError, match="belongs to another learning"):
+    with pytest.raises(LearningError, match="belongs to another training"):
         taught(base, **inputs, resume=state)
 
 
@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base
     recipe = short(RootOfSquares(), precision=precision)
     with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is not finite") as stop:
         taught(base, Museum(base.fingerprint), small_concept(), recipe)
-    assert "so the model itself gives such numbers" in str(stop.value) and "learning rate" not in str(stop.value)
+    assert "so the model itself produces such numbers" in str(stop.value) and "learning rate" not in str(stop.value)
     assert ("precision fp32" in str(stop.value)) == (precision == "bf16")
     assert stop.value.state.step == 0
     assert all(tensor.isfinite().all() for tensor in stop.value.state.tensors.values())

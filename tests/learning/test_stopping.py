@@ -67,7 +67,7 @@ LAST = EVERY * (PATIENCE + 1)
             [0.2, *[0.25] * PATIENCE],
             [0.2, *[0.1] * PATIENCE],
             True,
-            f"began to be copied: up to step {LAST}, the error on the",
+            f"began to copy the pictures: up to step {LAST}, the error on the",
         ),
         (
             [0.2, *[0.25] * PATIENCE],

@@ -115,7 +115,7 @@ def broken(intact: Exhibit) -> Exhibit:
     ("addition", "base", "rule"),
     [
         (lambda: exhibit("<ink>", projections("sd15"), seed=5), museum().base, "'<ink>' occurs 2 times"),
-        (lambda: exhibit("<x>", projections("sd15"), seed=5), Fingerprint("sd15", "f" * 64), "made over 'sd15"),
+        (lambda: exhibit("<x>", projections("sd15"), seed=5), Fingerprint("sd15", "f" * 64), "made for 'sd15"),
         (lambda: exhibit("<x>", projections("sdxl"), seed=5), museum().base, "width of 2048"),
         (lambda: broken(exhibit("<x>", projections("sd15"), seed=5)), museum().base, "not finite"),
     ],

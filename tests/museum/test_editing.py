@@ -139,7 +139,7 @@ def test_merging_keeps_common_exhibits_once():
 
 def test_merging_different_exhibits_of_one_word_is_refused_with_advice():
     other = Museum(museum().base, (exhibit("<ink>", projections("sd15"), seed=9), exhibit("<ink-2>", [], seed=1)))
-    with pytest.raises(MuseumError, match=r"a different <ink>.*rename <ink> <ink-3>"):
+    with pytest.raises(MuseumError, match=r"different exhibits named <ink>.*rename <ink> <ink-3>"):
         merged(museum(), other)
     stronger = with_strength(museum(), "<my-cat>", 2)
     with pytest.raises(MuseumError, match="<my-cat>"):

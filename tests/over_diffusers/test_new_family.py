@@ -97,7 +97,7 @@ def test_commands_support_the_new_family(folder, tmp_path, monkeypatch, capsys) 
 def test_unknown_family_error_names_the_known_ones(folder, tmp_path, monkeypatch) -> None:
     with pytest.raises(BaseModelError, match=r"width of \[96\].*sd15 \(768\)"):
         open_base(folder)
-    with pytest.raises(BaseModelError, match=r"width 96 and is no model of SD1\.5, SD2 or SDXL"):
+    with pytest.raises(BaseModelError, match=r"width 96 and is not a model of SD1\.5, SD2 or SDXL"):
         open_base(folder.with_suffix(".safetensors"))
     with monkeypatch.context() as context:
         added(context)

@@ -237,7 +237,7 @@ def test_impossible_reports_are_refused(base: Base):
     with pytest.raises(MuseumError, match="empty"):
         look(base, museum(base))
     other = Museum(dataclasses.replace(base.fingerprint, digest="0"), (exhibit(base, "<a>"),))
-    with pytest.raises(BaseModelError, match="made over"):
+    with pytest.raises(BaseModelError, match="made for"):
         look(base, other)
     with pytest.raises(RecipeError, match="0"):
         ReportSettings(pictures=0)

@@ -84,7 +84,7 @@ def _unknown(projections: Collection[Projection]) -> BaseModelError:
     widths = sorted({projection.shape[1] for projection in projections})
     supported = ", ".join(f"{family.name} ({family.text_width})" for family in FAMILIES)
     return BaseModelError(
-        f"This model is of no known family. It has {len(projections)} key and value projections, such as "
+        f"This model does not belong to a known family. It has {len(projections)} key and value projections, such as "
         f"'{next(iter(projections)).path}', which read a width of {widths}. Known model families, with the width of "
         f"their text: {supported}. docs/developing.md explains how to add a family."
     )

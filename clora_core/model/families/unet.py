@@ -103,7 +103,7 @@ def in_diffusers_blocks(names: Sequence[str]) -> list[str]:
 
 
 def _original_blocks(layers: int) -> dict[str, str]:
-    """Original name of each block with attention, if blocks have so many layers → its diffusers name."""
+    """Original name of each block with attention, if blocks have this many layers → its diffusers name."""
     blocks = [
         *(f"down_blocks.{level}.attentions.{index}" for level in range(4) for index in range(layers)),
         *(f"up_blocks.{level}.attentions.{index}" for level in range(4) for index in range(layers + 1)),

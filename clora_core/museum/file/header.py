@@ -89,7 +89,7 @@ class ExhibitHeader:
 class Header:
     """A museum without its tensors. dtype: of the tensors in the file; in memory they are float32.
 
-    layers_per_block: of the UNet, which the tensors' names depend on; 2 in files that do not say it.
+    layers_per_block: of the UNet, which the tensors' names depend on; 2 in files that do not give it.
     """
 
     base: Fingerprint
@@ -101,7 +101,7 @@ class Header:
     def __post_init__(self) -> None:
         family = self.family
         if self.layers_per_block not in (1, 2):
-            raise MuseumError(f"The UNet has {self.layers_per_block} layers a block; it must be 1 or 2.")
+            raise MuseumError(f"The UNet has {self.layers_per_block} layers per block; it must be 1 or 2.")
         if self.dtype not in get_args(Stored):
             raise MuseumError(f"The dtype is '{self.dtype}'; it must be one of {', '.join(get_args(Stored))}.")
         if len(self.projections) > PROJECTIONS_LIMIT:

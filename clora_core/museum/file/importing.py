@@ -113,8 +113,8 @@ def read_embedding(*paths: Path | str) -> dict[str, Tensor]:
                 names = [name for name in file.keys() if not OUTPUT.fullmatch(name)]
                 if not names and (outputs := list(file.keys())):
                     raise MuseumError(
-                        f"It has only '{outputs[0]:.80}', an embedding of the text encoder's output, which no prompt "
-                        "can hold. Train an ordinary embedding, of the encoder's input."
+                        f"It has only '{outputs[0]:.80}', an embedding of the text encoder's output, which prompts "
+                        "cannot use. Train an ordinary embedding, of the encoder's input."
                     )
                 if len(names) > (most := max(len(family.encoders) for family in families.FAMILIES)):
                     raise MuseumError(
@@ -136,7 +136,7 @@ def imported(
     template: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> Exhibit:
-    """An exhibit over that base with these vectors and this LoRA. known: the base's known projections.
+    """An exhibit for that base with these vectors and this LoRA. known: the base's known projections.
 
     Raises MuseumError for a LoRA of another family or with unknown projections.
     """
@@ -144,7 +144,7 @@ def imported(
     family = families.family_named(base.family)
     if lora.deltas and family not in (fitting := families.families_with(lora.deltas)):
         names = " or ".join(other.name for other in fitting)
-        raise MuseumError(f"This is a LoRA for {names}, but the museum was made over '{base}'.")
+        raise MuseumError(f"This is a LoRA for {names}, but the museum was made for '{base}'.")
     if unknown := [projection for projection in lora.deltas if projection not in known]:
         projection = unknown[0]
         raise MuseumError(

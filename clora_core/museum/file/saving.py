@@ -47,7 +47,7 @@ def save_museum(
 
 
 def append_exhibits(exhibits: Sequence[Exhibit], path: Path | str, *, base: Fingerprint) -> Path:
-    """Add exhibits, learned over that base, to the museum in the file, or to a new one if there is no file.
+    """Add exhibits, learned on that base, to the museum in the file, or to a new one if there is no file.
 
     The old file is kept as a backup. The new one has the same bytes as `save_museum` would write for the whole museum
     in the old file's dtype, but only some megabytes are in memory at a time. Exhibits that another program adds at the
