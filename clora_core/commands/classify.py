@@ -26,9 +26,9 @@ from ..picture_files import each_picture, files_in, upright
 from ..sheets import confusion_sheet, write_picture
 from ..texts import counted, printable
 from .edit import add_edits
-from .learn import run_resumably, state_path
 from .model import check_device
 from .progress import Say
+from .resuming import run_resumably, state_path
 
 NUMBERS = {
     "rank": "of every delta",

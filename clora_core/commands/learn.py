@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import glob
-import hashlib
 import os
 import shutil
 import tempfile
@@ -12,14 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from ..errors import Cancelled, ConceptError, LearningError, MuseumError, RecipeError
+from ..errors import ConceptError, MuseumError, RecipeError
 from ..learning.fitting import described, fitted
 from ..learning.learn import Learning
-from ..learning.loop import Progress
-from ..learning.processes import ALONE, Processes, launched
-from ..learning.state import LearningState, NotFiniteError, StateError, load_state, save_state
+from ..learning.processes import launched
+from ..learning.state import load_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
 from ..method.recipe import Recipe, recipe_named
 from ..method.regularizers import SelfRegularization
@@ -29,16 +25,15 @@ from ..model.concept import Concept, check_word, largest
 from ..museum.editing import dated
 from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
 from ..museum.file.files import identity, refused_by_the_system
-from ..museum.file.replacing import read_if_intact, set_aside
 from ..museum.museum import Museum
 from ..picture_files import read_folder
 from ..texts import counted
 from .along import Along
 from .model import add_base, add_kind, add_recipe, check_device, open_chosen, probed, tell_of_baseline, training_bytes
-from .progress import Bar, Say, listening_for_ctrl_c
+from .progress import Say
+from .resuming import run_resumably, state_path
 
 RESOLUTION_LIMIT_PX = 4096
-SAVE_EVERY = 50  # steps between two autosaves
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -256,78 +251,3 @@ def _number(kind: type) -> Callable[[str], float | None]:
 
 def _ignore(text: str) -> None:
     """`Say` of the other processes, which stay silent: the first process prints everything."""
-
-
-Learned = TypeVar("Learned")
-
-
-def run_resumably(
-    run: Callable[..., Learned],
-    path: Path,
-    say: Say,
-    steps: int,
-    *,
-    title: str,
-    along: Callable[[Progress], None] = lambda progress: None,
-    processes: Processes = ALONE,
-) -> Learned:
-    """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
-
-    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update. Of several
-    processes, only the first one writes.
-    """
-    first = processes.first
-    resume = _resumable(path, say) if first else None
-    processes.wait()
-    if not first and path.exists():
-        resume = load_state(path)
-    if resume and resume.step > steps:
-        raise LearningError(
-            f"'{path}' holds this training at step {resume.step}, more than {steps}. Choose at least as many --steps, "
-            "or delete the file."
-        )
-    several = processes.count > 1
-    with listening_for_ctrl_c(forwarded=several) as pressed, Bar(title, steps, shown=first) as bar:
-
-        def report(progress: Progress) -> None:
-            stop = processes.any(pressed.is_set())
-            if first:
-                bar.report(progress)
-                along(progress)
-                if stop or progress.step % SAVE_EVERY == 0 or progress.step == progress.steps:
-                    try:
-                        save_state(progress.snapshot(), path)
-                    except MuseumError as error:
-                        if stop:
-                            raise
-                        say(f"The progress up to step {progress.step} could not be saved: {error}")
-            if stop:
-                raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
-
-        try:
-            return run(report=report, resume=resume)
-        except StateError as error:
-            if first:
-                set_aside(path, error, say)
-        except NotFiniteError as error:
-            if first and error.state.step:
-                save_state(error.state, path)
-            raise
-    return run_resumably(run, path, say, steps, title=title, along=along, processes=processes)
-
-
-def state_path(museum: Path, name: str, key: str) -> Path:
-    """Where the unfinished training of this name, with these pictures and numbers, is kept: beside the museum."""
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return museum.with_name(f"{museum.stem}.{digest}.{key[:8]}.learning.safetensors")
-
-
-def _resumable(path: Path, say: Say) -> LearningState | None:
-    if path.exists():
-        if state := read_if_intact(path, load_state, say):
-            say(f"Resuming from step {state.step}.")
-        return state
-    same_word, *_ = path.name.rsplit(".", 3)
-    for other in sorted(path.parent.glob(f"{glob.escape(same_word)}.*.learning.safetensors")):
-        say(f"{other} holds an unfinished training of this name with other inputs. It is kept.")
-    return None

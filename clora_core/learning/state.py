@@ -14,6 +14,7 @@ from ..museum.file.replacing import replacing
 
 FORMAT = "clora-learning-state"
 VERSION = "1"
+SAVE_EVERY = 50  # steps between two autosaves
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...clora_core.learning.effect import effect, passes
 from ...clora_core.learning.fitting import described, fitted
 from ...clora_core.learning.learn import Learning, Progress
-from ...clora_core.learning.state import StateError
+from ...clora_core.learning.state import SAVE_EVERY, StateError
 from ...clora_core.method.draft import Draft
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, largest
@@ -39,7 +39,6 @@ from .inputs import ConceptInputs
 from .pictures import from_images, in_8_bits, to_images
 from .results import Result, Store
 
-SAVE_EVERY = 50  # steps between two autosaves
 PREVIEW_AREA_PX, PREVIEWS_MOST = 512 * 512, 4  # the final pictures fill at most this area
 NOT_KEPT = "another node's change of this model cannot be read, so nothing is stored: running this step again retrains"
 ENLARGED = 2.0  # times its height: a picture that is enlarged more is mentioned

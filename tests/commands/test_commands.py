@@ -172,6 +172,7 @@ def test_ctrl_c_keeps_the_progress_and_the_same_command_resumes(tmp_path, images
 def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkeypatch):
     """A mistyped number does not cost the progress of the intended command."""
     from clora_core.commands import learn as command
+    from clora_core.commands import resuming
 
     class Stopped(Learning):
         def run(self, *, report, **options):
@@ -183,7 +184,7 @@ def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkey
 
     museum = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr(command, "SAVE_EVERY", 1)
+        patched.setattr(resuming, "SAVE_EVERY", 1)
         patched.setattr(command, "Learning", Stopped)
         assert teach(museum, images, "<ada>") == 130
         (begun,) = tmp_path.glob("*.learning.safetensors")
@@ -257,13 +258,13 @@ def test_learned_exhibit_survives_an_unwritable_file(tmp_path, images, capsys, m
 
 
 def test_unwritable_state_does_not_stop_training(tmp_path, images, capsys, monkeypatch):
-    from clora_core.commands import learn as command
+    from clora_core.commands import resuming
 
     def full(*_, **more):
         raise MuseumError("No space left on device.")
 
     museum = tmp_path / "m.safetensors"
-    monkeypatch.setattr(command, "save_state", full)
+    monkeypatch.setattr(resuming, "save_state", full)
     assert teach(museum, images, "<ada>") == 0
     assert "up to step 2 could not be saved: No space left" in capsys.readouterr().out
     assert load_museum(museum).words == ("<ada>",)
