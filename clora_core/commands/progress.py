@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..learning.learn import Progress
+from ..learning.loop import Progress
 from ..texts import printable
 
 Say = Callable[[str], None]  # prints a message for the user; see `cli.main`

@@ -140,8 +140,8 @@ class DiffusersBase:
         size = self.unet.config["sample_size"] or 64
         return self.factor * (size if isinstance(size, int) else min(size))
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.family.latent_channels, *latent_sides(height, width, self.factor)
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return self.family.latent_shape(*latent_sides(height, width, self.factor))
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..learning.learn import Progress, learn
+from ..learning.learn import learn
+from ..learning.loop import Progress
 from ..method.recipe import Recipe, recipe_named, shared_by
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...clora_core.learning.effect import Effect
-from ...clora_core.learning.learn import Progress
+from ...clora_core.learning.loop import Progress
 from ...clora_core.pictures import as_uri, thumbnail
 from ...clora_core.report.before_after import BeforeAfter
 from .clock import Clock

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...clora_core.learning.effect import effect, passes
 from ...clora_core.learning.fitting import described, fitted
-from ...clora_core.learning.learn import Learning, Progress
+from ...clora_core.learning.learn import Learning
+from ...clora_core.learning.loop import Progress
 from ...clora_core.learning.state import SAVE_EVERY, StateError
 from ...clora_core.method.draft import Draft
 from ...clora_core.method.recipe import Recipe

@@ -6,7 +6,6 @@ tensor of a file, ComfyUI by the encoder's name or as the first tensor, diffuser
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from .facts import lora_facts
 from .files import check_finite, content_hash, errors_about
 from .header import header_of
 from .layout import factors, vectors
-from .names import SUFFIX, why_unusable
+from .names import RESERVED, SUFFIX, why_unusable
 from .replacing import write
 
 
@@ -158,7 +157,7 @@ def file_stems(words: Sequence[str]) -> list[str]:
     """A unique file name without suffix for each word, valid on every file system: <my-cat> → my-cat."""
     stems: list[str] = []
     for word in words:
-        plain = re.sub(r'[<>:"/\\|?*]', "_", word.removeprefix("<").removesuffix(">"))
+        plain = RESERVED.sub("_", word.removeprefix("<").removesuffix(">"))
         plain = plain.encode()[:120].decode(errors="ignore").strip(". ") or "word"
         plain = f"{plain}_" if why_unusable(plain) else plain
         used = {stem.casefold() for stem in stems}
