@@ -77,7 +77,7 @@ def test_joint_learning_resumes_exactly(base: Base, first: Museum):
     )
     for state in states:
         assert same_bits(taught(base, first, two, PLAIN, companions=[one], resume=state), whole)
-    with pytest.raises(LearningError, match="another learning"):
+    with pytest.raises(LearningError, match="another training"):
         taught(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
 
 
