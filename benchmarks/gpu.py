@@ -1,4 +1,4 @@
-"""What to run on a new graphics card; under 10 minutes. One JSON and one table.
+"""What to run on a new graphics card; meant for under 10 minutes, not yet run on one. One JSON and one table.
 
     PYTHONPATH=. python benchmarks/gpu.py                             writes benchmarks/results/gpu.json and gpu.md
     PYTHONPATH=. python benchmarks/gpu.py --small --out FOLDER        the same checks in small, on any device

@@ -33,6 +33,7 @@ from tests.host.finding import find_host, import_host
 
 RESULT = Path(__file__).parent / "results" / "train_lora.json"
 RANK, BATCH_SIZE = 16, 1
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WIDTHS = {"sd15": (1, 2, 4, 4), "sdxl": (1, 2, 4)}  # channels at each resolution, in multiples of 320
 Report = Callable[[float], None]
 
@@ -48,24 +49,23 @@ class Task:
 
     def sides(self) -> dict[str, Callable[[Report], None]]:
         """By name; the first is the floor."""
-        from clora_pack.clora_core.bench.measuring import random_museum
         from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, GATED
         from clora_pack.nodes.host.base import HostBase
 
         base = HostBase(*self.models)
         method = GATED if base.family.reads == "shared" else DEFAULT_METHOD
-        none, many = (random_museum(base, count, RANK) for count in (0, 100))
         return {
-            "floor": lambda report: self.ours(report, base, none, "textual-inversion"),
-            f"{method}, 0 earlier": lambda report: self.ours(report, base, none, method),
-            f"{method}, 100 earlier": lambda report: self.ours(report, base, many, method),
-            f"{method}, frozen token": lambda report: self.ours(report, base, none, method, token="frozen"),
+            "floor": lambda report: self.ours(report, base, 0, "textual-inversion"),
+            f"{method}, 0 earlier": lambda report: self.ours(report, base, 0, method),
+            f"{method}, 100 earlier": lambda report: self.ours(report, base, 100, method),
+            f"{method}, frozen token": lambda report: self.ours(report, base, 0, method, token="frozen"),
             "Train LoRA": self.train_lora,
             "Train LoRA, keys and values only": lambda report: self.train_lora(report, places(base)),
         }
 
-    def ours(self, report: Report, base: Any, museum: Any, method: str, **settings: Any) -> None:
-        """A real learning."""
+    def ours(self, report: Report, base: Any, past: int, method: str, **settings: Any) -> None:
+        """A real learning after so many exhibits of the same recipe."""
+        from clora_pack.clora_core.bench.measuring import random_museum
         from clora_pack.clora_core.bench.step import STEPS
         from clora_pack.clora_core.learning.learn import learn
         from clora_pack.clora_core.method.recipe import recipe_named
@@ -78,9 +78,9 @@ class Task:
         numbers = {"batch_size": BATCH_SIZE, "precision": self.precision, "checkpointing": self.checkpointing}
         rank = 0 if method == "textual-inversion" else RANK
         recipe = replace(recipe_named(method), rank=rank, steps=STEPS, **numbers, **settings)
-        exhibits = tuple(replace(exhibit, recipe=recipe) for exhibit in museum.exhibits)
+        exhibits = tuple(replace(exhibit, recipe=recipe) for exhibit in random_museum(base, past, RANK).exhibits)
         concepts = [Concept("<bench>", in_memory(pictures), start="photo")]
-        learn(base, Museum(museum.base, exhibits), concepts, recipe, report=lambda progress: report(progress.loss))
+        learn(base, Museum(base.fingerprint, exhibits), concepts, recipe, report=lambda progress: report(progress.loss))
 
     def train_lora(self, report: Report, only: frozenset[str] | None = None) -> int:
         """The node's own `train`; returns how many numbers it trains. only: the modules that it may see."""
@@ -164,26 +164,29 @@ def opened(name: str, checkpoint: Path) -> tuple[Any, Any, Any]:
         return small_transformers.small_transformer(name)
 
 
-def compared(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All sides over one model: their peaks first, while this process is small, then their times."""
+def compared(name: str, options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """The times of all sides over one model."""
     from clora_pack.clora_core.bench.measuring import machine
-    from clora_pack.clora_core.bench.step import measured, table_of_sides
+    from clora_pack.clora_core.bench.step import measured
 
     from tests.host.checkpoints import write_checkpoint
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name in WIDTHS:
+        write_checkpoint(name, checkpoint, WIDTHS[name])
+    sides = Task(opened(name, checkpoint), options.size, options.precision, options.checkpointing).sides()
+    rows = measured(sides, DEVICE, options.rounds)
     settings = {key: getattr(options, key) for key in ("size", "precision", "checkpointing", "rounds")}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder, "random.safetensors")
-        if name in WIDTHS:
-            write_checkpoint(name, checkpoint, WIDTHS[name])
-        sides = Task(opened(name, checkpoint), options.size, options.precision, options.checkpointing).sides()
-        peaks = {side: peak_alone(name, side, checkpoint) for side in sides} if options.memory else {}
-        rows = measured(sides, device, options.rounds)
-    for row in rows if peaks else ():
-        row["peak_gib"] = peaks[row["side"]]
-    print(f"\n{name}, {settings}\n\n{table_of_sides(rows)}", flush=True)
-    return {"model": name, "machine": machine(device), "settings": settings, "sides": rows}
+    return {"model": name, "machine": machine(DEVICE), "settings": settings, "sides": rows}
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Print a result, and put it into the file in place of an older one of the same model and settings."""
+    from clora_pack.clora_core.bench.step import table_of_sides
+
+    print(f"\n{found['model']}, {found['settings']}\n\n{table_of_sides(found['sides'])}", flush=True)
+    kept = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    kept = [each for each in kept if any(each[key] != found[key] for key in ("model", "settings"))]
+    RESULT.write_text(json.dumps([*kept, found], indent=1) + "\n", encoding="utf-8")
 
 
 def peak_alone(name: str, side: str, checkpoint: Path) -> float:
@@ -213,14 +216,16 @@ def main() -> None:
             name, side, checkpoint = options.only
             task = Task(opened(name, Path(checkpoint)), options.size, options.precision, options.checkpointing)
             task.sides()[side](lambda loss: None)
-            print(memory_peak_gib(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+            print(memory_peak_gib(DEVICE))
             return
         for name in options.models:
-            found = compared(name, options)
-            kept = json.loads(RESULT.read_text()) if RESULT.exists() else []
-            same = [(found["model"], found["settings"])]
-            kept = [each for each in kept if (each["model"], each["settings"]) not in same]
-            RESULT.write_text(json.dumps([*kept, found], indent=1) + "\n", encoding="utf-8")
+            with tempfile.TemporaryDirectory() as folder:
+                checkpoint = Path(folder, "random.safetensors")
+                keep(found := compared(name, options, checkpoint))
+                for row in found["sides"] if options.memory else ():
+                    row["peak_gib"] = peak_alone(name, row["side"], checkpoint)
+                if options.memory:
+                    keep(found)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,8 @@ from ..model.low_rank import LowRank
 from ..model.projections import Projection, Slot
 from ..museum.museum import Exhibit, Museum
 from ..seeds import seeded
+
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,15 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def memory_peak_gib(device: torch.device) -> float | None:
-    """The peak memory on the GPU, or of this process. None on Windows without a GPU."""
+    """The peak memory on the GPU, or of this process. None on Windows without a GPU.
+
+    On Linux, `getrusage` would begin with the memory of the process that started this one.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if STATUS.exists():
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
     if sys.platform == "win32":
         return None
     import resource

@@ -26,10 +26,8 @@ from ..model.concept import ConceptToken
 from ..model.families import family_named, find_projections
 from ..museum.file import append_exhibits, load_museum, load_view, museum_file, read_header, save_museum
 from ..museum.museum import Exhibit
-from .measuring import Shape, machine, random_museum
+from .measuring import STATUS, Shape, machine, random_museum
 from .runs import write_json
-
-STATUS = Path("/proc/self/status")
 
 # Operation → the naive implementation that it is compared with.
 AGAINST = {

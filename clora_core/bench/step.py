@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -64,7 +65,9 @@ def run_step(arguments: argparse.Namespace, say: Say) -> None:
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     if arguments.only:
         museums = [past for past in arguments.past if arguments.only.endswith(f", {past} earlier")]
-        work_of(settings | {"past": museums}, device).sides(peers=True)[arguments.only](lambda loss: None)
+        work = work_of(settings | {"past": museums}, device)
+        work = replace(work, recipe=replace(work.recipe, steps=2))  # with the optimizer's state of the first
+        work.sides(peers=True)[arguments.only](lambda loss: None)
         say(str(memory_peak_gib(device)))
         return
     sides = work_of(settings, device).sides(peers=arguments.peers)

@@ -75,6 +75,7 @@ def test_sides_leave_the_base_as_it_was(work: Work):
 
 def test_the_command_reports_times_memory_and_ratios_to_the_floor(tmp_path, capsys):
     report = tmp_path / "step.json"
+    held = torch.ones(2**29)  # 2 GiB
     small = ["--shape", "tiny", "--size", "32", "--rounds", "2", "--rank", "2"]
     assert main(["bench", "step", *small, "--past", "2", "--memory", "--json", str(report)]) == 0
     floor, ours = json.loads(report.read_text())["sides"]
@@ -82,7 +83,9 @@ def test_the_command_reports_times_memory_and_ratios_to_the_floor(tmp_path, caps
     for clock in ("seconds", "cpu_seconds"):
         assert floor[clock] > 0 and floor[f"{clock}_ratio"] == 1 and ours[f"{clock}_ratio"] > 0
     assert len(ours["cpu_seconds_ratios"]) == 2
-    assert floor["peak_gib"] > 0.05 and ours["peak_gib"] > 0.05
+    for row in (floor, ours):
+        assert 0.05 < row["peak_gib"] < 2, "the memory of this process may not count"
+    del held
     assert "| c-lora, 2 earlier |" in capsys.readouterr().out
 
 
