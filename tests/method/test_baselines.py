@@ -27,7 +27,7 @@ def ended(base: Base, museum: Museum, word: str, recipe: Recipe, **more) -> tupl
     return museum, seen[-1]
 
 
-def test_a_shared_delta_is_trained_on_and_the_exhibits_sum_up_to_it(base: Base):
+def test_a_shared_delta_continues_and_equals_the_sum_of_the_exhibits(base: Base):
     museum, before = Museum(base.fingerprint), None
     for number, word in enumerate(("<one>", "<two>", "<three>")):
         recipe = short(**SHARED)
@@ -42,7 +42,7 @@ def test_a_shared_delta_is_trained_on_and_the_exhibits_sum_up_to_it(base: Base):
     assert [exhibit.rank for exhibit in museum.exhibits] == [2, 4, 4]
 
 
-def test_training_on_sees_the_model_as_the_museum_shows_it(base: Base):
+def test_a_continued_shared_delta_starts_from_the_viewed_model(base: Base):
     museum = museum_of(base, "<plain>")
     museum, _ = ended(base, museum, "<one>", short(**SHARED))
     losses: list[float] = []
@@ -69,7 +69,7 @@ def test_learning_over_the_base_does_not_depend_on_the_museum(base: Base):
     assert later.words == ("<old>", "<new>")
 
 
-def test_orthogonal_deltas_read_different_directions(base: Base):
+def test_orthogonal_deltas_use_different_directions(base: Base):
     recipe = short(over="base", down="orthogonal", rank=3)
     museum = museum_of(base, "<one>", "<two>", "<three>", recipe=recipe)
     for projection in base.slots:
@@ -80,22 +80,22 @@ def test_orthogonal_deltas_read_different_directions(base: Base):
             for other in range(one):
                 assert (moved[one] @ moved[other].T).norm() < 1e-5 * moved[one].norm() * moved[other].norm()
     kept, _ = ended(base, museum.only(["<one>", "<three>"]), "<four>", recipe)
-    for projection in base.slots:  # the rows that were given back are free again
+    for projection in base.slots:  # the rows of the removed exhibit are free again
         assert torch.equal(kept.exhibits[-1].deltas[projection].down, museum.exhibits[1].deltas[projection].down)
 
 
-def test_free_directions_come_to_an_end():
+def test_free_directions_are_orthogonal_until_none_are_left():
     taken: list[torch.Tensor] = []
     for _ in range(4):
         taken.append(free_directions(taken, 2, 8))
     together = torch.cat(taken)
     torch.testing.assert_close(together @ together.T, torch.eye(8), rtol=0, atol=1e-5)
-    assert free_directions(taken, 2, 8).shape == (2, 8), "shared from then on"
+    assert free_directions(taken, 2, 8).shape == (2, 8), "with none left, directions are shared"
     with pytest.raises(RecipeError, match="only 8"):
         free_directions([], 9, 8)
 
 
-def test_a_quiet_delta_moves_old_prompts_no_further_than_the_bound(base: Base):
+def test_a_quiet_delta_moves_old_prompts_within_its_bound(base: Base):
     museum = museum_of(base, "<old>")
     after, _ = ended(base, museum, "<new>", short(down="quiet", steps=6), seed=2)
     prompts = [*base.family.captions, "a photo of <old>"]
@@ -113,7 +113,7 @@ def test_a_quiet_delta_moves_old_prompts_no_further_than_the_bound(base: Base):
     assert projector.trace().item() == pytest.approx(64, abs=1e-3)
 
 
-def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
+def test_a_full_matrix_is_trained_like_a_dense_parameter(base: Base):
     recipe, concept = short(down="identity", rank=1, steps=4, weight_decay=0.01), small_concept()
     museum, _ = ended(base, Museum(base.fingerprint), "<one>", recipe)
     dense = {p: torch.zeros(p.shape, requires_grad=True) for p in base.slots}
@@ -137,7 +137,7 @@ def test_a_full_matrix_is_trained_as_a_dense_one_would_be(base: Base):
 
 
 @pytest.mark.parametrize("numbers", [SHARED, {"down": "quiet"}, {"over": "base", "down": "orthogonal"}])
-def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, base: Base):
+def test_the_input_museum_and_the_model_do_not_change(numbers: dict, base: Base):
     museum = museum_of(base, "<old>", recipe=short(**numbers))
     before, answers = bits(tensors_of(museum)), predictions(base)
     again = [taught(base, museum, small_concept("<new>"), short(**numbers)) for _ in range(2)]
@@ -150,7 +150,7 @@ def test_the_museum_that_comes_in_stays_and_so_does_the_model(numbers: dict, bas
         torch.testing.assert_close(sums[projection], concatenated(parts).dense())
 
 
-def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
+def test_joint_learning_takes_turns_and_shares_the_deltas(base: Base):
     one, two = small_concept("<one>"), small_concept("<two>", seed=1, count=3)
     recipe = short(steps=4)
     museum = taught(base, Museum(base.fingerprint), two, recipe, companions=[one])
@@ -176,7 +176,7 @@ def test_learning_together_takes_turns_and_shares_the_deltas(base: Base):
         torch.testing.assert_close(exhibit.token.vectors["clip_l"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_shared_deltas_cannot_be_gated(base: Base):
+def test_joint_learning_refuses_gates_and_taken_words(base: Base):
     with pytest.raises(LearningError, match="cannot act at the word of one"):
         taught(
             base,

@@ -1,4 +1,4 @@
-"""Context preservation counts how far keys and values of other prompts move, and keeps them where they were."""
+"""Context preservation measures how far keys and values of other prompts move, and limits it."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def setting_of(base: Base, museum: Museum) -> Setting:
 
 
 def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
-    """Everyday prompts' states and old prompts' states, every position a vector of its own, encoded one at a time."""
+    """The states of everyday and of old prompts, one vector per position, encoded one prompt at a time."""
     prompts = [exhibit.prompt for exhibit in museum.exhibits]
     groups = [[base.encode_prompts([text], ()).states[0] for text in base.family.captions]]
     groups.append([base.encode_prompts([text], museum.tokens).states[0] for text in prompts])
@@ -38,7 +38,7 @@ def naive_share(base: Base, projection: Projection, delta: Tensor, groups: list[
     return moved_by / size
 
 
-def test_the_small_matrices_give_the_squared_length_of_the_dense_delta():
+def test_the_mean_square_of_the_factors_matches_the_dense_delta():
     rng = torch.Generator().manual_seed(0)
     up, down, states = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((7, 2), (2, 5), (40, 5)))
     up.requires_grad_(), down.requires_grad_()
@@ -50,7 +50,7 @@ def test_the_small_matrices_give_the_squared_length_of_the_dense_delta():
 
 
 @pytest.mark.parametrize("words", [(), ("<one>", "<two>")])
-def test_the_term_is_the_mean_share_by_which_keys_and_values_move(base: Base, words: tuple[str, ...]):
+def test_the_term_is_the_relative_change_of_keys_and_values(base: Base, words: tuple[str, ...]):
     museum = museum_of(base, *words)
     groups = states_one_by_one(base, museum)
     deltas = random_deltas(base)
@@ -60,7 +60,7 @@ def test_the_term_is_the_mean_share_by_which_keys_and_values_move(base: Base, wo
 
 
 def test_all_earlier_prompts_have_the_same_weight(base: Base):
-    """A layer-wise word multiplies the states of all prompts that are encoded with it, sixteen at a time."""
+    """A layer-wise word multiplies the states of every prompt in its batch of 16, but not their weight."""
     rng = torch.Generator().manual_seed(0)
     layers = [6, *[1] * AT_ONCE]
     words = [
@@ -73,7 +73,7 @@ def test_all_earlier_prompts_have_the_same_weight(base: Base):
     torch.testing.assert_close(second_moment([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_are_those_of_the_current_model(base: Base):
+def test_reference_sizes_are_measured_on_the_current_model(base: Base):
     _, plain = preserved_moments(base, (), ())
     with attached(base, {projection: 2 * module.weight.detach() for projection, module in base.slots.items()}):
         _, thrice = preserved_moments(base, (), ())
@@ -81,7 +81,7 @@ def test_sizes_are_those_of_the_current_model(base: Base):
         assert thrice[projection] == pytest.approx(9 * size, rel=1e-3)
 
 
-def test_learning_with_it_moves_old_prompts_no_further_than_its_last_value_says(base: Base):
+def test_learning_with_the_term_moves_old_prompts_much_less(base: Base):
     museum = museum_of(base, "<old>", recipe=short())
     shares = {}
     for weight in (0.0, 100.0):
@@ -92,7 +92,7 @@ def test_learning_with_it_moves_old_prompts_no_further_than_its_last_value_says(
             museum,
             small_concept("<new>", seed=3),
             recipe,
-            report=lambda progress, heard=losses: heard.append(progress.losses["context_preservation"]),
+            report=lambda progress, losses=losses: losses.append(progress.losses["context_preservation"]),
         )
         groups = states_one_by_one(base, museum)
         deltas = after.exhibit("<new>").deltas

@@ -19,7 +19,7 @@ from tests.small import museum_of, random_deltas, setting_with, short, small_con
 PROMPT = "a photo of <old>"
 
 
-def test_the_term_is_the_mean_square_between_the_answers_with_and_without_the_new_deltas(base: Base):
+def test_the_term_is_the_mean_square_change_of_the_predictions(base: Base):
     museum, concept, recipe = museum_of(base, "<old>"), small_concept("<new>"), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     deltas = random_deltas(base)
@@ -58,17 +58,17 @@ def test_every_picture_has_its_own_random_prompt_in_each_step(base: Base):
                     before = base.predict(noisy, step.timesteps, conditioning)
                 return (now - before).square().flatten(1).mean(1).tolist()
 
-            asked = set()
+            drawn = set()
             for step, value in zip(steps, values, strict=True):
                 by_prompt = [moved(step, prompt) for prompt in prompts]
                 means = {(i, j): (by_prompt[i][0] + by_prompt[j][1]) / 2 for i in (0, 1) for j in (0, 1)}
                 nearest = min(means, key=lambda pair: abs(means[pair] - value))
                 assert value == pytest.approx(means[nearest], rel=1e-4)
-                asked.add(nearest)
-    assert asked == {(0, 0), (0, 1), (1, 0), (1, 1)}, "within a batch and from step to step"
+                drawn.add(nearest)
+    assert drawn == {(0, 0), (0, 1), (1, 0), (1, 1)}, "within a batch and from step to step"
 
 
-def test_learning_with_it_moves_old_answers_less(base: Base):
+def test_learning_with_the_term_changes_old_predictions_less(base: Base):
     museum = museum_of(base, "<old>")
     concept = small_concept("<new>", seed=4)
     latents = torch.randn(4, 32, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -85,6 +85,6 @@ def test_learning_with_it_moves_old_answers_less(base: Base):
     assert moved_by(100.0) < 0.3 * moved_by(0.0)
 
 
-def test_gated_deltas_and_distillation_do_not_go_together():
+def test_distillation_is_refused_with_gated_deltas():
     with pytest.raises(RecipeError, match="gated deltas change no earlier prompt"):
         Recipe(regularizers=(Distillation(),), applied="word")

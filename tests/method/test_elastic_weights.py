@@ -1,4 +1,4 @@
-"""Elastic weight consolidation against per-sample gradients of the real weights, and its weight's meaning."""
+"""Elastic weight consolidation against per-sample gradients of the real weights, and the scale of its weight."""
 
 import pytest
 import torch
@@ -27,15 +27,15 @@ from tests.small import (
 )
 
 
-def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weights(base: Base):
+def test_fisher_information_is_the_mean_square_gradient_of_the_weights(base: Base):
     museum = museum_of(base, "<one>", "<two>")
     past = museum.dense()
     setting = setting_with(Past(total=past, prompts=museum.prompts, tokens=museum.tokens), base=base)
     with base.learning(precision="fp32", checkpointing=False), attached(base, past):
         found = fisher_information(setting, pictures=2, draws=5)
         prompts = list(museum.prompts)
-        shown = sampled_latents(base, prompts, museum.tokens, Sampling(seed=0), latent_shape=LATENT_SHAPE)
-        latents = torch.cat(list(shown))
+        sampled = sampled_latents(base, prompts, museum.tokens, Sampling(seed=0), latent_shape=LATENT_SHAPE)
+        latents = torch.cat(list(sampled))
         weights = {p: slot.module.get_parameter("weight") for p, slot in base.slots.items()}
         expected = {p: torch.zeros_like(weight) for p, weight in weights.items()}
         rng = seeded("fisher information", 5)
@@ -46,8 +46,8 @@ def test_fisher_information_is_the_mean_square_gradient_of_the_models_own_weight
             noise = torch.randn(1, *LATENT_SHAPE, generator=rng)
             clean = latents[number % 2][None]
             states = base.encode_prompts([prompts[number % 2]], museum.tokens)
-            said = base.predict(base.schedule.noised(clean, noise, times), times, states)
-            torch.nn.functional.mse_loss(said, base.schedule.target(clean, noise, times)).backward()
+            predicted = base.predict(base.schedule.noised(clean, noise, times), times, states)
+            torch.nn.functional.mse_loss(predicted, base.schedule.target(clean, noise, times)).backward()
             for p, weight in weights.items():
                 expected[p] += weight.grad**2 / 5
                 weight.grad = None
@@ -82,7 +82,7 @@ def test_the_term_is_the_weighted_sum_of_squares(base: Base, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("down", ["learned", "identity"])
-def test_learning_with_it_is_the_same_every_time_and_moves_important_weights_less(down: str, base: Base):
+def test_learning_with_the_term_is_deterministic_and_gives_smaller_deltas(down: str, base: Base):
     museum = museum_of(base, "<old>")
     learned = {}
     for weight in (0.0, 1000.0):
@@ -96,20 +96,20 @@ def test_learning_with_it_is_the_same_every_time_and_moves_important_weights_les
     assert sizes[1000.0] < 0.5 * sizes[0.0]
 
 
-def test_the_first_concept_costs_nothing(base: Base):
-    heard: list[float] = []
+def test_the_term_is_zero_for_the_first_concept(base: Base):
+    losses: list[float] = []
     recipe = short(ElasticWeights())
     taught(
         base,
         Museum(base.fingerprint),
         small_concept(),
         recipe,
-        report=lambda progress: heard.append(progress.losses["elastic_weights"]),
+        report=lambda progress: losses.append(progress.losses["elastic_weights"]),
     )
-    assert heard == [0.0, 0.0, 0.0]
+    assert losses == [0.0, 0.0, 0.0]
 
 
-def test_the_pictures_of_the_fisher_information_are_sampled_in_batches(base: Base, monkeypatch: pytest.MonkeyPatch):
+def test_pictures_for_the_fisher_information_are_sampled_in_batches(base: Base, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
     plain = base.predict
 

@@ -43,7 +43,7 @@ def naive_divergence(sample: Tensor, reference: Tensor, temperature: float) -> f
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_divergence_is_the_textbooks(temperature: float):
+def test_divergence_matches_its_definition(temperature: float):
     rng = torch.Generator().manual_seed(0)
     sample, reference = (torch.randn(3, 4, 5, 6, generator=rng) for _ in range(2))
     found = divergence(sample, reference, temperature=temperature)
@@ -53,7 +53,7 @@ def test_divergence_is_the_textbooks(temperature: float):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_clean_picture_comes_back_from_a_perfect_prediction(prediction: str):
+def test_a_perfect_prediction_gives_the_clean_latents(prediction: str):
     schedule = small_base(prediction).schedule
     rng = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(4, *LATENT_SHAPE, generator=rng) for _ in range(2))
@@ -63,7 +63,7 @@ def test_the_clean_picture_comes_back_from_a_perfect_prediction(prediction: str)
 
 
 @pytest.mark.parametrize(("of", "temperature"), [("picture", 1.5), ("noise", 0.05)])
-def test_style_distillation_is_its_equation(of: str, temperature: float, base: Base):
+def test_style_distillation_matches_its_equation(of: str, temperature: float, base: Base):
     concept, recipe = small_concept(), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     mean = lesson.buckets[0].latents[0].mean(0)
@@ -75,16 +75,16 @@ def test_style_distillation_is_its_equation(of: str, temperature: float, base: B
         for row, time in enumerate(step.timesteps.tolist()):
             alpha = base.schedule.levels[time].item()
             picture, noise = step.latents[row], step.noise[row]
-            said = step.prediction[row].detach()
+            predicted = step.prediction[row].detach()
             if of == "picture":
                 noisy = alpha**0.5 * picture + (1 - alpha) ** 0.5 * noise
-                clean = alpha**0.5 * noisy - (1 - alpha) ** 0.5 * said
+                clean = alpha**0.5 * noisy - (1 - alpha) ** 0.5 * predicted
                 expected.append(alpha * naive_divergence(clean, mean, temperature))
             else:
                 noisy = alpha**0.5 * mean + (1 - alpha) ** 0.5 * noise
                 with torch.no_grad():
                     other = base.predict(noisy[None], torch.tensor([time]), step.conditioning[slice(row, row + 1)])
-                expected.append(naive_divergence(said, other[0], temperature))
+                expected.append(naive_divergence(predicted, other[0], temperature))
         assert value.item() == pytest.approx(2 * sum(expected) / len(expected), rel=1e-3)
         value.backward()
     assert all(vectors.grad.abs().max() > 0 for vectors in trained.token(concept.word).vectors.values())
@@ -114,7 +114,7 @@ def test_weight_direction_keeps_a_shared_delta_from_turning(base: Base):
     assert turned[1000.0] < 0.3 * turned[0.0]
 
 
-def test_the_whole_recipe_teaches_one_style_after_another(base: Base):
+def test_the_recipe_learns_one_style_after_another(base: Base):
     answers = predictions(base)
     recipe = recipe_named("museum-maker", rank=2, steps=3, batch_size=2, learning_rate=1e-2)
     museum = museum_of(base, "<one>", "<two>", recipe=recipe)
@@ -124,11 +124,11 @@ def test_the_whole_recipe_teaches_one_style_after_another(base: Base):
     assert {vectors.shape[0] for exhibit in museum.exhibits for vectors in exhibit.token.vectors.values()} == {6}
     assert torch.equal(predictions(base), answers)
     concept = Concept("<three>", small_concept().pictures, kind="style")
-    heard: list[dict] = []
-    taught(base, museum, concept, recipe, report=lambda progress: heard.append(dict(progress.losses)))
-    assert set(heard[0]) == {"diffusion", "style_distillation", "weight_direction", "distillation"}
-    assert heard[0]["weight_direction"] == pytest.approx(0, abs=1e-6) and heard[0]["distillation"] < 1e-10
-    assert heard[-1]["weight_direction"] > 0 and heard[-1]["distillation"] > 0
+    losses: list[dict] = []
+    taught(base, museum, concept, recipe, report=lambda progress: losses.append(dict(progress.losses)))
+    assert set(losses[0]) == {"diffusion", "style_distillation", "weight_direction", "distillation"}
+    assert losses[0]["weight_direction"] == pytest.approx(0, abs=1e-6) and losses[0]["distillation"] < 1e-10
+    assert losses[-1]["weight_direction"] > 0 and losses[-1]["distillation"] > 0
 
 
 def test_a_shared_delta_continues_from_the_museum(base: Base):
@@ -143,7 +143,7 @@ def test_a_shared_delta_continues_from_the_museum(base: Base):
 
 
 @pytest.mark.parametrize("numbers", [{"temperature": 0.0}, {"of": "layout"}])
-def test_numbers_that_make_no_sense_are_refused(numbers: dict):
+def test_invalid_settings_are_refused(numbers: dict):
     with pytest.raises(RecipeError):
         StyleDistillation(**numbers)
 

@@ -1,4 +1,4 @@
-"""Noise, targets and loss weights are those that diffusers trains its models with."""
+"""Noise, targets and loss weights match those of diffusers."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def step(prediction: torch.Tensor, target: torch.Tensor) -> Step:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_latents_are_noised_as_diffusers_noises_them(prediction: Prediction):
+def test_latents_are_noised_as_in_diffusers(prediction: Prediction):
     noisy = ours(prediction).noised(random(0), random(1), TIMESTEPS)
     torch.testing.assert_close(noisy, THEIRS.add_noise(random(0), random(1), TIMESTEPS))
 
@@ -41,7 +41,7 @@ def test_the_target_is_the_noise_or_the_velocity_of_diffusers():
     torch.testing.assert_close(velocity, THEIRS.get_velocity(random(0), random(1), TIMESTEPS))
 
 
-def test_velocity_and_noise_determine_each_other():
+def test_noise_and_latents_are_recovered_from_the_velocity():
     schedule = ours("v_prediction")
     signal, noisy = schedule.coefficients(TIMESTEPS, random(0))
     latents, noise = random(0), random(1)
@@ -52,7 +52,7 @@ def test_velocity_and_noise_determine_each_other():
 
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0, 1e6])
-def test_min_snr_weights_are_those_of_diffusers_snr(gamma: float):
+def test_min_snr_weights_match_the_snr_of_diffusers(gamma: float):
     snr = compute_snr(THEIRS, TIMESTEPS)
     clipped = torch.stack([snr, torch.full_like(snr, gamma)], dim=1).amin(dim=1)
     torch.testing.assert_close(min_snr_weight(TIMESTEPS, ours("epsilon"), gamma=gamma), clipped / snr)
@@ -72,7 +72,7 @@ def test_the_plain_loss_is_the_mean_squared_error(prediction: Prediction):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_weighted_loss_weighs_each_picture_by_its_own_timestep(prediction: Prediction):
+def test_the_weighted_loss_weights_each_picture_by_its_timestep(prediction: Prediction):
     predicted, target = random(2), random(3)
     snr = compute_snr(THEIRS, TIMESTEPS).tolist()
     total = 0.0
@@ -83,12 +83,12 @@ def test_the_weighted_loss_weighs_each_picture_by_its_own_timestep(prediction: P
     assert loss.item() == pytest.approx(total / 6, rel=1e-5)
 
 
-def test_halves_are_compared_in_single_precision():
+def test_float16_predictions_are_compared_in_float32():
     prediction, target = torch.full((6, 4, 5, 5), 300.0).half(), torch.full((6, 4, 5, 5), -300.0).half()
     assert diffusion_loss(step(prediction, target), ours("epsilon")).item() == 360_000.0
 
 
-def test_flow_matching_is_noised_and_sampled_as_diffusers_does_it():
+def test_flow_matching_is_noised_and_sampled_as_in_diffusers():
     theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
     schedule = Schedule(theirs.sigmas.flip(0), "flow")
     latents, noise, times = random(0), random(1), TIMESTEPS
@@ -105,7 +105,7 @@ def test_flow_matching_is_noised_and_sampled_as_diffusers_does_it():
     torch.testing.assert_close(ddim_step(noisy, velocity, first, second, schedule), stepped, atol=1e-3, rtol=1e-3)
 
 
-def test_min_snr_of_flow_matching_weighs_the_error_of_the_clean_latents():
+def test_min_snr_of_flow_matching_weights_the_error_of_clean_latents():
     schedule = Schedule(torch.linspace(0.01, 0.99, 1000), "flow")
     sigma = schedule.levels[TIMESTEPS]
     snr = ((1 - sigma) / sigma).square()

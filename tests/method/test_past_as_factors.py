@@ -1,4 +1,4 @@
-"""A past that is held as its factors is the past that is held whole: the same penalties, gradients and museums."""
+"""The past gives the same penalties, gradients and museums as low-rank factors and as whole matrices."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def trained() -> dict[Projection, LowRank]:
 
 @pytest.mark.parametrize("exhibits", [1, 4])
 @pytest.mark.parametrize("regularizer", [SelfRegularization(), SelfRegularization(squares=True), RowOverlap()])
-def test_penalties_and_their_gradients_are_those_of_the_whole_past(
+def test_penalties_and_gradients_match_those_of_whole_matrices(
     regularizer: Regularizer, exhibits: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(self_regularization, "BLOCK", 90 * 32)  # three blocks, the last one smaller
@@ -72,7 +72,7 @@ def test_penalties_and_their_gradients_are_those_of_the_whole_past(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
-def test_no_more_than_a_block_of_the_past_is_formed_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_the_past_is_multiplied_out_in_blocks_of_limited_size(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(self_regularization, "BLOCK", 1000)
     earlier = [deltas(seed)[PLACES[0]] for seed in (1, 2)]
     parts = list(blocks(earlier))
@@ -103,8 +103,8 @@ def test_subtracting_keeps_the_form():
 
 
 @pytest.mark.parametrize("family", REAL)
-def test_every_unet_keeps_its_past_whole(family: str):
-    """So the bits of what they learn do not depend on the form."""
+def test_every_unet_keeps_its_past_as_whole_matrices(family: str):
+    """So what they learn does not depend on the form, not even in rounding."""
     with torch.device("meta"):
         places = find_projections(build_unet(family, REAL[family]))
     assert max(place.shape[0] * place.shape[1] for place in places) <= museum_module.WHOLE
@@ -113,10 +113,8 @@ def test_every_unet_keeps_its_past_whole(family: str):
 @pytest.mark.parametrize(
     "method", ["preservation", "c-lora", "c-lora-squares", "c-lora-rows", "ewc-lora", "museum-maker"]
 )
-def test_a_museum_that_is_learned_over_factors_is_the_same_within_rounding(
-    method: str, monkeypatch: pytest.MonkeyPatch
-):
-    """By the norm of each tensor: Adam divides a gradient by its own size, so one near zero shows its rounding."""
+def test_learning_over_factors_gives_the_same_museum_within_rounding(method: str, monkeypatch: pytest.MonkeyPatch):
+    """By the norm of each tensor: Adam divides a gradient by its size, so the rounding of small gradients shows."""
     recipe = recipe_named(method)
     usual = {name: getattr(short(), name) for name in ("steps", "batch_size", "learning_rate", "token_learning_rate")}
     recipe = dataclasses.replace(recipe, rank=min(2, recipe.rank), **usual)
@@ -130,7 +128,7 @@ def test_a_museum_that_is_learned_over_factors_is_the_same_within_rounding(
         assert (other[name] - value).norm() <= 1e-3 * value.norm()
 
 
-def test_the_network_reads_the_same_past_in_either_form():
+def test_the_network_predicts_the_same_with_either_form():
     base, held = small_base(), random_deltas(small_base(), rank=4)
     latents = random(2, *LATENT_SHAPE, seed=1)
     outputs = []
@@ -145,7 +143,7 @@ def test_the_network_reads_the_same_past_in_either_form():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_museum_of_inference_mode_is_learned_upon(monkeypatch: pytest.MonkeyPatch):
+def test_learning_continues_over_a_museum_from_inference_mode(monkeypatch: pytest.MonkeyPatch):
     """As ComfyUI runs the nodes that load and learn museums."""
     monkeypatch.setattr(museum_module, "WHOLE", 0)
     base = small_base()
@@ -157,7 +155,7 @@ def test_a_museum_of_inference_mode_is_learned_upon(monkeypatch: pytest.MonkeyPa
         taught(base, first, small_concept("<two>", seed=1), short(SelfRegularization(), RowOverlap()))
 
 
-def test_a_museum_says_its_sum_in_either_form(monkeypatch: pytest.MonkeyPatch):
+def test_compact_and_dense_sums_of_a_museum_are_equal(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(museum_module, "WHOLE", 0)
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")

@@ -1,4 +1,4 @@
-"""Recipes refuse invalid numbers and survive JSON; regularizers keep their contract."""
+"""Recipes refuse invalid values and survive JSON; regularizers meet their contract."""
 
 import dataclasses
 import inspect
@@ -55,7 +55,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
-def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object):
+def test_every_invalid_value_is_refused_with_its_name(name: str, value: object):
     for attempt in (
         lambda: Recipe(**{name: value}),
         lambda: recipe_named("c-lora", **{name: value}),
@@ -66,16 +66,16 @@ def test_every_bad_number_is_refused_by_name_and_value(name: str, value: object)
 
 
 @pytest.mark.parametrize("other", [{"applied": "word"}, {"down": "identity"}, {"down": "orthogonal"}])
-def test_a_shared_delta_is_learned_in_full_and_acts_everywhere(other: dict[str, Any]):
+def test_a_shared_delta_can_be_neither_gated_nor_restricted(other: dict[str, Any]):
     with pytest.raises(RecipeError, match=r"^over is 'shared'; it must be museum or base"):
         recipe_named("single-lora", **other)
 
 
-def test_every_field_has_bad_values_above():
+def test_every_field_is_tested_with_invalid_values():
     assert {*BAD, "method", "regularizers"} == {field.name for field in dataclasses.fields(Recipe)}
 
 
-def test_the_offered_recipes_and_the_number_of_baselines():
+def test_the_offered_recipes_are_complete_and_no_baseline_is_offered():
     offered = {"preservation", "word-gated-onwards", "word-gated", "c-lora", "museum-maker", "textual-inversion"}
     assert set(RECIPES) == offered and next(iter(RECIPES)) == DEFAULT_METHOD
     assert len(BASELINES) == 11 and not offered & set(BASELINES)
@@ -152,7 +152,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
         recipe_named("clora")
 
 
-def test_a_named_recipe_keeps_all_but_the_given_numbers():
+def test_a_named_recipe_changes_only_in_the_given_numbers():
     changed = recipe_named("c-lora", rank=3)
     assert changed == dataclasses.replace(RECIPES["c-lora"], rank=3)
     assert RECIPES["c-lora"].rank != 3
@@ -188,7 +188,7 @@ def test_an_invalid_weight_is_refused(kind: type[Regularizer], weight: float):
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only(
+def test_a_regularizer_is_finite_and_has_gradients_for_new_deltas_only(
     kind: type[Regularizer], begun: bool, base: Base
 ):
     """At the start, where `up` is zero and so is every new delta, as well as later."""
@@ -204,7 +204,7 @@ def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only
         tokens=[old],
         beside=["a photo of <old>"],
     )
-    value = valued(kind, base, trained, before)
+    value = term_value(kind, base, trained, before)
     assert value.shape == () and value.dtype == torch.float32
     assert 0 <= value.item() < INF
     gradients = [factor.grad for delta in trained.deltas.values() for factor in (delta.up, delta.down)]
@@ -217,9 +217,9 @@ def test_a_regularizer_is_a_finite_scalar_with_gradients_for_the_new_deltas_only
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
-def test_a_regularizer_without_a_past_is_finite_too(kind: type[Regularizer], base: Base):
+def test_a_regularizer_without_a_past_is_finite(kind: type[Regularizer], base: Base):
     trained = started(base)
-    assert 0 <= valued(kind, base, trained, Past()).item() < INF
+    assert 0 <= term_value(kind, base, trained, Past()).item() < INF
     assert all(value.grad is None or value.grad.isfinite().all() for value in trained.parameters().values())
 
 
@@ -227,7 +227,7 @@ def started(base: Base) -> Trained:
     return start(base, [small_concept()], short(), Museum(base.fingerprint))
 
 
-def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) -> torch.Tensor:
+def term_value(kind: type[Regularizer], base: Base, trained: Trained, past: Past) -> torch.Tensor:
     """The term's value in the first step, after its backward pass."""
     lesson = Lesson.prepared(base, small_concept(), short())
     token = trained.token(small_concept().word)
@@ -248,7 +248,7 @@ def valued(kind: type[Regularizer], base: Base, trained: Trained, past: Past) ->
 
 
 def moved(trained: Trained) -> Trained:
-    """As it may be after some steps: no factor is zero any more."""
+    """As after some steps, when no factor is zero."""
     rng = torch.Generator().manual_seed(3)
     deltas = {
         projection: LowRank((0.1 * torch.randn(delta.up.shape, generator=rng)).requires_grad_(), delta.down)

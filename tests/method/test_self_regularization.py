@@ -25,7 +25,7 @@ def projection(name: str, rows: int, columns: int) -> Projection:
 
 
 def papers_overlap(past: Tensor, delta: Tensor) -> float:
-    """Equation (3) by its letter: the square of the Frobenius norm of |past| ∘ delta."""
+    """Equation (3) literally: the square of the Frobenius norm of |past| ∘ delta."""
     total = 0.0
     for past_row, delta_row in zip(past.tolist(), delta.tolist(), strict=True):
         for p, d in zip(past_row, delta_row, strict=True):
@@ -46,13 +46,13 @@ def penalty(past: dict, deltas: dict, regularizer: SelfRegularization, *, refere
     return regularizer.begin(setting_with(Past(total=past), reference_loss=reference_loss))(step_with(deltas))
 
 
-def test_overlap_matches_a_loop_over_entries_with_the_papers_absolute_value():
+def test_overlap_matches_a_loop_over_the_papers_equation():
     past, delta = random(6, 9), low_rank(6, 9)
     assert overlap(past, delta).item() == pytest.approx(papers_overlap(past, delta.dense()), rel=1e-5)
     assert overlap(-past, delta).item() == overlap(past, delta).item() == overlap(past, delta.scaled(-1)).item()
 
 
-def test_the_gradient_of_overlap_is_twice_past_squared_times_delta_folded_into_the_factors():
+def test_the_gradient_of_overlap_matches_its_formula():
     past, delta = random(6, 9), low_rank(6, 9)
     overlap(past, delta).backward()
     moved = (2 * past**2 * delta.dense()).detach()
@@ -60,7 +60,7 @@ def test_the_gradient_of_overlap_is_twice_past_squared_times_delta_folded_into_t
     torch.testing.assert_close(delta.down.grad, delta.up.detach().T @ moved)
 
 
-def test_the_gradient_of_overlap_matches_autograd_on_the_papers_dense_norm():
+def test_the_gradient_of_overlap_matches_autograd_on_the_dense_norm():
     past, ours, theirs = random(6, 9), low_rank(6, 9), low_rank(6, 9)
     (3 * overlap(past, ours)).backward()
     (3 * torch.linalg.matrix_norm(past.abs() * theirs.dense()) ** 2).backward()
@@ -68,7 +68,7 @@ def test_the_gradient_of_overlap_matches_autograd_on_the_papers_dense_norm():
     torch.testing.assert_close(ours.down.grad, theirs.down.grad)
 
 
-def test_the_gradient_of_overlap_matches_finite_differences_in_double_precision():
+def test_the_gradient_of_overlap_matches_finite_differences():
     # overlap works in float32; eq. (3) is a polynomial of degree two in each factor, for which a central difference
     # with a wide step is exact, so that rounding alone is left.
     past, delta = random(4, 5), low_rank(4, 5, rank=2)
@@ -88,7 +88,7 @@ def test_the_gradient_of_overlap_matches_finite_differences_in_double_precision(
         assert delta.down.grad[place].item() == pytest.approx((above - below) / (2 * wide), rel=1e-4)
 
 
-def test_the_gradient_of_overlap_never_reaches_past():
+def test_the_past_gets_no_gradient_from_overlap():
     past, delta = random(6, 9).requires_grad_(), low_rank(6, 9)
     overlap(past, delta).backward()
     assert past.grad is None
@@ -96,13 +96,13 @@ def test_the_gradient_of_overlap_never_reaches_past():
 
 
 @pytest.mark.parametrize("regularizer", [SelfRegularization(), SelfRegularization(1e8, relative=False)])
-def test_an_empty_museum_costs_nothing(regularizer: SelfRegularization):
+def test_the_penalty_of_an_empty_museum_is_zero(regularizer: SelfRegularization):
     delta = low_rank(6, 9)
     cost = penalty({}, {projection("a", 6, 9): delta}, regularizer)
     assert cost.item() == 0.0 and cost.dtype == torch.float32
 
 
-def test_an_empty_museum_is_not_measured():
+def test_an_empty_museum_needs_no_reference_loss():
     def measured() -> float:
         raise AssertionError("there is no past to weigh the penalty by")
 
@@ -120,7 +120,7 @@ def test_the_absolute_weight_multiplies_the_sum_over_all_projections():
     assert cost.item() == pytest.approx(12.5 * expected, rel=1e-5)
 
 
-def test_projections_that_no_earlier_concept_moved_are_free():
+def test_projections_that_no_earlier_concept_changed_have_no_penalty():
     a, b = projection("a", 6, 9), projection("b", 4, 9)
     deltas = {a: low_rank(6, 9), b: low_rank(4, 9, seed=2)}
     past = {a: random(6, 9)}
@@ -129,7 +129,7 @@ def test_projections_that_no_earlier_concept_moved_are_free():
     assert deltas[b].up.grad is None or not deltas[b].up.grad.any()
 
 
-def test_kappa_one_makes_an_unrelated_delta_as_large_as_the_past_cost_the_reference_loss():
+def test_kappa_one_makes_an_unrelated_delta_cost_the_reference_loss():
     shapes = {projection("a", 300, 400): 0.02, projection("b", 150, 400): 0.05}
     past, deltas = {}, {}
     for seed, (place, scale) in enumerate(shapes.items()):
@@ -141,7 +141,7 @@ def test_kappa_one_makes_an_unrelated_delta_as_large_as_the_past_cost_the_refere
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 20.0])
-def test_kappa_means_the_same_at_every_scale(scale: float):
+def test_the_effect_of_kappa_does_not_depend_on_the_scale_of_deltas(scale: float):
     place = projection("a", 30, 40)
     past, delta = random(30, 40), low_rank(30, 40)
     cost = penalty({place: past}, {place: delta}, SelfRegularization(2.0), reference_loss=0.5)
@@ -149,7 +149,7 @@ def test_kappa_means_the_same_at_every_scale(scale: float):
     assert scaled.item() == pytest.approx(cost.item(), rel=1e-4)
 
 
-def test_the_relative_weight_is_its_equation():
+def test_the_relative_weight_matches_its_equation():
     past = [random(6, 9), 0.1 * random(4, 9, seed=1)]
     scale = 0.0
     for matrix in past:
@@ -159,13 +159,13 @@ def test_the_relative_weight_is_its_equation():
     assert relative_weight(3.0, 0.25, past) == pytest.approx(3.0 * 0.25 / scale, rel=1e-5)
 
 
-def test_a_past_of_zeros_costs_nothing():
+def test_the_penalty_of_a_zero_past_is_zero():
     place = projection("a", 6, 9)
     assert relative_weight(1.0, 0.5, [torch.zeros(6, 9)]) == 0.0
     assert penalty({place: torch.zeros(6, 9)}, {place: low_rank(6, 9)}, SelfRegularization()).item() == 0.0
 
 
-def test_the_lean_form_matches_finite_differences():
+def test_overlap_of_factors_passes_gradcheck():
     past, delta = random(4, 5, dtype=torch.float64), low_rank(4, 5, rank=2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda up, down: LowRankOverlap.apply(past, up, down), (delta.up, delta.down))
 
@@ -189,7 +189,7 @@ def test_with_squares_opposite_deltas_do_not_cancel():
     assert found == pytest.approx(2 * naive, rel=1e-5)
 
 
-def test_with_squares_one_earlier_delta_costs_as_in_the_paper():
+def test_with_squares_one_earlier_delta_has_the_papers_penalty():
     place, old = projection("a", 6, 9), low_rank(6, 9, seed=5)
     past = {place: old.dense().detach()}
     setting = setting_with(Past(total=past, deltas=[{place: old}]))
@@ -207,7 +207,7 @@ def test_row_overlap_is_the_norm_of_the_dense_product_times_its_weight():
     products = [torch.linalg.matrix_norm(past[key] @ new[key].dense().T).item() ** 2 for key in past]
     cost = RowOverlap(3.0).begin(setting_with(Past(total=past), reference_loss=0.5))(step_with(new))
     assert cost.item() == pytest.approx(3 * 0.5 * sum(products) / scale, rel=1e-4)
-    unrelated = [  # of the past's own norm, in no relation to it
+    unrelated = [  # random, with the norm of the past
         {key: LowRank(value / value.norm() * past[key].norm(), torch.eye(9)) for key, value in dense.items()}
         for dense in ({place: random(6, 9, seed=s), wide: random(12, 9, seed=s + 500)} for s in range(10, 210))
     ]
@@ -216,7 +216,7 @@ def test_row_overlap_is_the_norm_of_the_dense_product_times_its_weight():
     assert mean == pytest.approx(0.5, rel=0.05)
 
 
-def test_row_overlap_is_zero_for_a_delta_in_other_directions():
+def test_row_overlap_is_zero_for_a_delta_in_orthogonal_directions():
     place = projection("a", 6, 9)
     basis = torch.linalg.qr(random(9, 9)).Q
     past = {place: random(6, 4, seed=1) @ basis[:4]}
