@@ -27,7 +27,7 @@ def state(step: int = 3) -> LearningState:
     return LearningState("0f" * 32, step, tensors, tuple(1 / (i + 3) for i in range(step)))
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_loaded_bit_for_bit(tmp_path):
     before = state()
     save_state(before, tmp_path / "a.safetensors")
     after = load_state(tmp_path / "a.safetensors")
@@ -38,20 +38,20 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(after.tensors[name], tensor)
 
 
-def test_a_later_state_takes_the_place_of_the_earlier(tmp_path):
+def test_a_later_state_replaces_the_earlier_one(tmp_path):
     for step in (1, 2):
         save_state(state(step), tmp_path / "a.safetensors")
     assert load_state(tmp_path / "a.safetensors").step == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_parameter_that_still_learns_can_be_saved(tmp_path):
+def test_a_parameter_that_requires_gradients_can_be_saved(tmp_path):
     parameter = torch.nn.Parameter(torch.ones(2, 3).T)
     save_state(LearningState("key", 0, {"a": parameter}), tmp_path / "a.safetensors")
     assert torch.equal(load_state(tmp_path / "a.safetensors").tensors["a"], parameter)
 
 
-def test_a_museum_is_no_state(tmp_path):
+def test_a_museum_is_refused_as_a_state(tmp_path):
     save_museum(museum(), tmp_path / "a.safetensors")
     with pytest.raises(MuseumError, match="not a clora-learning-state"):
         load_state(tmp_path / "a.safetensors")
@@ -81,7 +81,7 @@ def test_an_inconsistent_state_is_refused(entry, value, tmp_path):
         load_state(path)
 
 
-def test_a_state_that_no_file_can_hold_is_refused(tmp_path):
+def test_a_state_that_cannot_be_stored_is_refused(tmp_path):
     for broken in (
         LearningState("key", 0, {"__metadata__": torch.ones(1)}),
         LearningState("key", 0, {"a": torch.ones(1, dtype=torch.complex64)}),
@@ -92,7 +92,7 @@ def test_a_state_that_no_file_can_hold_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_corrupted_states_give_museum_errors_only(tmp_path):
+def test_corrupted_states_raise_only_museum_errors(tmp_path):
     path = tmp_path / "a.safetensors"
     save_state(state(), path)
     raw = path.read_bytes()
@@ -111,10 +111,10 @@ def test_corrupted_states_give_museum_errors_only(tmp_path):
             assert str(error).startswith("a.safetensors")
 
 
-def test_one_wrong_bit_is_seen_or_makes_no_difference(tmp_path):
+def test_a_flipped_bit_is_detected_or_has_no_effect(tmp_path):
     path, before, rng = tmp_path / "a.safetensors", state(), random.Random(0)
     save_state(before, path)
-    raw, seen = path.read_bytes(), 0
+    raw, detected = path.read_bytes(), 0
     for _ in range(200):
         changed = bytearray(raw)
         changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
@@ -122,9 +122,9 @@ def test_one_wrong_bit_is_seen_or_makes_no_difference(tmp_path):
         try:
             after = load_state(path)
         except MuseumError:
-            seen += 1
+            detected += 1
         else:
             assert (after.key, after.step, after.losses) == (before.key, before.step, before.losses)
             assert set(after.tensors) == set(before.tensors)
             assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
-    assert seen > 190
+    assert detected > 190

@@ -1,4 +1,4 @@
-"""The effect of a learning equals one that is computed by hand, and is zero where nothing was learned."""
+"""The effect of a learning matches known predictions, and is zero if nothing was learned."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def untaught(base) -> Exhibit:
     return Exhibit(ConceptToken("<new>", start_vectors(base, NEW)), nothing, RECIPE)
 
 
-def test_without_learning_nothing_moves():
+def test_an_untrained_concept_has_no_effect():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
     found = effect(Learning(base, museum, (NEW,), RECIPE), untaught(base))
@@ -44,7 +44,7 @@ def test_learning_lowers_the_loss_on_its_own_pictures():
     assert found.moved == found.overlap == {}
 
 
-def test_an_old_word_moves_more_the_larger_the_delta_and_not_at_all_for_a_gated_one():
+def test_larger_deltas_move_old_words_more_and_gated_ones_do_not():
     base = small_base()
     museum = museum_of(base, "<one>")
 
@@ -57,8 +57,8 @@ def test_an_old_word_moves_more_the_larger_the_delta_and_not_at_all_for_a_gated_
     assert moved(0.1, "word") == 0
 
 
-class Answering:
-    """A base that answers every prompt with a number, another one once more deltas than the museum's are attached."""
+class KnownPredictions:
+    """A base that predicts one number per prompt, and another one if more than the museum's deltas are attached."""
 
     def __init__(self, base) -> None:
         self.base = base
@@ -76,29 +76,29 @@ class Answering:
         return Conditioning(torch.tensor([[*self.before].index(word) for word in words]).view(-1, 1, 1))
 
     def predict(self, noisy, timesteps, conditioning):
-        """The new word is answered as before where there is more noise than half."""
+        """At timesteps from 500 on, the prediction for the new word stays as before."""
         old, new = torch.tensor([*self.before.values()]), torch.tensor([*self.after.values()])
         numbers = (new if len(self.base.attachments) > 1 else old)[conditioning.states.flatten()]
         numbers = torch.where((conditioning.states.flatten() == 3) & (timesteps >= 500), 50.0, numbers)
         return numbers.view(-1, 1, 1, 1).expand(noisy.shape)
 
 
-def test_the_numbers_are_those_of_the_predictions():
+def test_the_effect_follows_from_the_predictions():
     base = small_base()
     new = dataclasses.replace(untaught(base), deltas=random_deltas(base))
-    found = effect(Learning(Answering(base), museum_of(base, "<one>", "<two>"), (NEW,), RECIPE), new)
+    found = effect(Learning(KnownPredictions(base), museum_of(base, "<one>", "<two>"), (NEW,), RECIPE), new)
     assert found.moved == pytest.approx({"<one>": 1 / 4, "<two>": 5 / 10})
     assert (found.loss_before, found.loss_after) == pytest.approx((50**2, (50**2 + 3**2) / 2))
 
 
-def test_every_pass_is_reported_and_a_report_may_stop_it():
+def test_every_pass_is_reported_and_a_report_can_stop_it():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
     learning = Learning(base, museum, (NEW,), RECIPE)
-    told: list[tuple[int, int]] = []
-    effect(learning, untaught(base), lambda done, of: told.append((done, of)))
-    done = [count for count, _ in told]
-    assert done == sorted(set(done)) and {of for _, of in told} == {passes(museum)} == {done[-1]}
+    reported: list[tuple[int, int]] = []
+    effect(learning, untaught(base), lambda done, of: reported.append((done, of)))
+    done = [count for count, _ in reported]
+    assert done == sorted(set(done)) and {of for _, of in reported} == {passes(museum)} == {done[-1]}
 
     def stop(done: int, of: int) -> None:
         raise InterruptedError
@@ -108,7 +108,7 @@ def test_every_pass_is_reported_and_a_report_may_stop_it():
     assert not any(slot.module._forward_hooks for slot in base.slots.values())
 
 
-def test_overlaps_are_those_of_the_matrix():
+def test_overlaps_match_the_overlap_matrix():
     base = small_base()
     museum = museum_of(base, "<one>", "<two>")
     new = dataclasses.replace(untaught(base), deltas=random_deltas(base))
@@ -117,7 +117,7 @@ def test_overlaps_are_those_of_the_matrix():
     assert [found["<one>"], found["<two>"]] == pytest.approx(matrix[2, :2].tolist())
 
 
-def test_of_many_exhibits_some_are_asked_and_no_hook_is_left_behind():
+def test_only_some_of_many_exhibits_are_measured_and_no_hook_is_left():
     base = small_base()
     one = museum_of(base, "<one>").exhibits[0]
     words = [f"<w{number}>" for number in range(20)]

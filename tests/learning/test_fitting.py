@@ -30,13 +30,13 @@ TEXT_ENCODER_BYTES = {"sd15": 246_000_000, "sdxl": 1_634_000_000}
 
 @cache
 def unet(family: str) -> torch.nn.Module:
-    """Of the real size, without memory."""
+    """The UNet of the real size, on the meta device."""
     with torch.device("meta"):
         return build_unet(family, REAL[family])
 
 
 def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
-    """As for a model that is stored in 16 bits, on a card of that size."""
+    """The recipe for a model stored in 16 bits, on a card of that size."""
     network, resolution = unet(family), 512 if family == "sd15" else 1024
     projections, copied = find_projections(network), copied_bytes(network, 2, lambda layer: True)
     models = TEXT_ENCODER_BYTES[family] + 2 * sum(weight.numel() for weight in network.parameters())
@@ -61,14 +61,14 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
         ("sdxl", 80, "SDXL on 80 GB: bf16, batch 4; "),
     ],
 )
-def test_an_update_fits_into_the_device_and_is_described(family: str, gigabytes: int, said: str):
+def test_numbers_fit_the_memory_of_the_device_and_are_described(family: str, gigabytes: int, said: str):
     recipe = recipe_on(family, gigabytes)
-    told = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
-    assert told == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
+    text = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
+    assert text == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
     assert recipe.batch_size * recipe.accumulation == 4
 
 
-def test_chosen_numbers_stay():
+def test_chosen_numbers_are_kept():
     numbers = {"rank": 3, "steps": 7, "learning_rate": 1e-3, "batch_size": 3, "precision": "fp32", "schedule": "linear"}
     recipe = recipe_on("sdxl", 12, OPEN.with_numbers(**numbers, seed=5))
     assert {name: getattr(recipe, name) for name in numbers} == numbers and recipe.seed == 5
@@ -76,7 +76,7 @@ def test_chosen_numbers_stay():
     assert recipe_on("sd15", 80, OPEN.with_numbers(checkpointing=True)).checkpointing
     assert recipe_on("sd15", 80, OPEN.with_numbers(accumulation=3)).accumulation == 3
     whole = short(steps=9)
-    assert recipe_on("sdxl", 4, Draft.of(whole)) == whole, "of a finished recipe, all is chosen"
+    assert recipe_on("sdxl", 4, Draft.of(whole)) == whole, "all numbers of a finished recipe are chosen"
 
 
 def test_none_and_auto_leave_a_number_automatic():
@@ -88,13 +88,13 @@ def family_recipe(family: Family, method: str = DEFAULT_METHOD, precision: str =
     return fitted(Draft(recipe_named(method)), family, Device(80 * GB, precision), lambda recipe: 0)  # type: ignore[arg-type]
 
 
-def test_the_starter_gets_the_numbers_that_it_learns_well_with(base: Base):
+def test_the_starter_gets_numbers_of_its_own(base: Base):
     assert family_recipe(base.family) == starter_recipe(DEFAULT_METHOD)
     assert family_recipe(base.family, "textual-inversion").rank == 0
     assert family_recipe(family_named("sd2"), precision="fp16") == replace(OPEN.recipe, precision="fp16")
 
 
-def test_a_word_gets_as_many_vectors_as_its_family_wants_or_its_start_has(base: Base):
+def test_automatic_vector_counts_follow_the_family_or_the_start_words(base: Base):
     (auto,) = start_vectors(base, small_concept(vectors=0)).values()
     (two,) = start_vectors(base, small_concept(vectors=2)).values()
     assert torch.equal(auto, two)
@@ -103,7 +103,7 @@ def test_a_word_gets_as_many_vectors_as_its_family_wants_or_its_start_has(base: 
 
 
 @pytest.mark.parametrize("method", ["ewc", "lwf"])
-def test_the_estimate_includes_regularizers(method: str):
+def test_the_memory_estimate_includes_regularizers(method: str):
     """Full matrices and their Fisher information; another forward pass."""
     projections, family = find_projections(unet("sd15")), family_named("sd15")
     recipe = recipe_named(method)
@@ -117,7 +117,7 @@ def test_the_estimate_includes_regularizers(method: str):
     assert more - less == pytest.approx(expected, rel=0.1)
 
 
-def test_where_text_and_picture_share_keys_and_values_the_default_method_acts_at_the_word():
+def test_the_default_method_is_word_gated_for_shared_keys_and_values():
     family, device = family_named("z-image"), Device(80 * GB, "bf16")
     opened, chosen = (fitted(Draft(OPEN.recipe, open=each), family, device, lambda recipe: 0) for each in (True, False))
     assert (opened.method, opened.applied, opened.regularizers) == ("word-gated-onwards", "onwards", ())
@@ -136,7 +136,7 @@ def wide(rank: int, count: int) -> tuple[list[Projection], Museum]:
     return places, Museum(Fingerprint("wan", "0" * 64), tuple(exhibits))
 
 
-def test_the_past_is_counted_as_it_is_held():
+def test_the_past_is_counted_as_factors_or_matrices_as_it_is_stored():
     values = 5120 * 5120
     for count, held in [(0, 0), (10, 10 * 16 * 10240), (159, 159 * 16 * 10240), (160, values), (1000, values)]:
         places, museum = wide(16, count)
@@ -146,7 +146,7 @@ def test_the_past_is_counted_as_it_is_held():
     assert whole == sum(math.prod(projection.shape) for projection in projections) > 300e6
 
 
-def test_a_regularizer_that_reads_the_past_keeps_it_in_float32_too():
+def test_a_regularizer_that_reads_the_past_needs_a_float32_copy():
     places, museum = wide(16, 10)
     family, values = family_named("wan"), 2 * 10 * 16 * 10240
     needs = {

@@ -29,18 +29,18 @@ CAPTIONS = ("a photo of {word}", "{word} in the snow", "a photo of {word}", "a r
 
 @contextmanager
 def encoded(base: DiffusersBase) -> Iterator[list[str]]:
-    """Every prompt that the text encoder reads."""
-    heard: list[str] = []
+    """Records every prompt that the text encoder reads."""
+    texts: list[str] = []
     plain = base.encode_prompts
 
     def encode(prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Conditioning:
         assert not torch.is_grad_enabled()
-        heard.extend(prompts)
+        texts.extend(prompts)
         return plain(prompts, tokens)
 
     base.encode_prompts = encode  # type: ignore[method-assign]
     try:
-        yield heard
+        yield texts
     finally:
         base.encode_prompts = plain  # type: ignore[method-assign]
 
@@ -49,12 +49,12 @@ def encoded(base: DiffusersBase) -> Iterator[list[str]]:
 def test_every_caption_is_encoded_once_and_before_the_first_step(regularizer: ContextPreservation | Distillation):
     base = small_base()
     museum = museum_of(base, "<old>")
-    concept, heard_at = small_concept(captions=CAPTIONS, start="red cat"), []
+    concept, counts = small_concept(captions=CAPTIONS, start="red cat"), []
     recipe = short(regularizer, steps=4, **FROZEN)
-    with encoded(base) as heard:
-        taught(base, museum, concept, recipe, report=lambda progress: heard_at.append(len(heard)))
-    assert len(set(heard_at)) == 1 and len(heard) == heard_at[0]
-    own = [prompt for prompt in heard if "<one>" in prompt and "<old>" not in prompt]
+    with encoded(base) as texts:
+        taught(base, museum, concept, recipe, report=lambda progress: counts.append(len(texts)))
+    assert len(set(counts)) == 1 and len(texts) == counts[0]
+    own = [prompt for prompt in texts if "<one>" in prompt and "<old>" not in prompt]
     assert sorted(own) == sorted({caption.replace("{word}", "<one>") for caption in CAPTIONS})
 
 
@@ -70,7 +70,7 @@ def test_only_the_deltas_are_trained():
     assert any(delta.up.abs().max() > 0 for delta in exhibit.deltas.values())
 
 
-def test_the_states_of_the_word_are_those_of_the_phrase():
+def test_the_word_has_the_states_of_its_phrase():
     base = small_base()
     museum = taught(base, Museum(base.fingerprint), small_concept(start="red cat"), short(**FROZEN))
     ours = base.encode_prompts(["a photo of <one> in the snow"], museum.tokens)
@@ -89,7 +89,7 @@ def test_without_a_start_the_word_stands_for_its_own_name(word: str):
 
 
 @pytest.mark.parametrize("numbers", [{}, {"caption_lines": True}, {"caption_dropout": 0.5}])
-def test_steps_are_those_of_a_word_that_is_encoded_every_time(numbers: dict[str, object]):
+def test_encoding_captions_once_gives_the_same_result_as_every_time(numbers: dict[str, object]):
     base = small_base()
     captions = tuple(f"{caption}\nthe other {{word}}" for caption in CAPTIONS) if numbers else CAPTIONS
     concept = small_concept(captions=captions, start="red cat", vectors=0)
@@ -132,7 +132,7 @@ def test_an_interrupted_learning_resumes_exactly():
     assert not any("token." in name for name in states[1].tensors)
 
 
-def test_the_learning_says_it_and_its_key_knows_the_phrase():
+def test_the_phrase_is_in_the_notes_and_changes_the_key():
     base, museum = small_base(), Museum(small_base().fingerprint)
     keys = set()
     for token in ("learned", "frozen"):
@@ -144,7 +144,7 @@ def test_the_learning_says_it_and_its_key_knows_the_phrase():
     assert len(keys) == 4
 
 
-def test_two_words_cannot_stand_for_the_same():
+def test_two_words_cannot_stand_for_the_same_phrase():
     base = small_base()
     museum = taught(base, Museum(base.fingerprint), small_concept(start="red cat"), short(**FROZEN))
     with pytest.raises(ConceptError, match="<two> would stand for “red cat”, as <one> does"):
@@ -152,17 +152,17 @@ def test_two_words_cannot_stand_for_the_same():
 
 
 @pytest.mark.parametrize("numbers", [{"rank": 0}, {"shuffle_tags": True}, {"tag_dropout": 0.1}])
-def test_recipes_that_a_frozen_token_does_not_suit_are_refused(numbers: dict[str, object]):
+def test_recipes_that_do_not_suit_a_frozen_token_are_refused(numbers: dict[str, object]):
     with pytest.raises(RecipeError, match="token is 'frozen'; it must be learned with"):
         recipe_named("preservation", **numbers, **FROZEN)
 
 
-def test_a_draft_can_choose_it():
+def test_a_draft_can_choose_a_frozen_token():
     draft = Draft(RECIPES["preservation"]).with_numbers(token="frozen")
     assert draft.recipe.token == "frozen" and "token" in draft.chosen
 
 
-def test_vectors_of_its_own_are_refused():
+def test_trained_vectors_are_refused_with_a_frozen_token():
     base = small_base()
     with pytest.raises(ConceptError, match="<one> has 2 vectors of its own to train, but a frozen token"):
         taught(base, Museum(base.fingerprint), small_concept(start="red cat", vectors=2), short(**FROZEN))

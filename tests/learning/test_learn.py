@@ -1,4 +1,4 @@
-"""What learning promises: who is moved, who is not, and that the same inputs give the same museum."""
+"""Learning: what changes, what stays unchanged, and that the same inputs give the same museum."""
 
 import itertools
 import random
@@ -66,7 +66,7 @@ def first(base: Base) -> Museum:
 
 @pytest.fixture(scope="module")
 def second(base: Base, first: Museum) -> Museum:
-    """And one more."""
+    """The same museum with a second exhibit."""
     return taught(base, first, small_concept("<two>", seed=1), short(C_LORA))
 
 
@@ -79,7 +79,7 @@ def everything_of(starter: Starter) -> dict[str, bytes]:
 
 
 def modes_and_hooks(starter: Starter) -> list[tuple]:
-    """All else that learning might leave behind on a module."""
+    """The mode, hooks and gradients of every module, which learning might leave changed."""
     return [
         (
             module.training,
@@ -91,7 +91,7 @@ def modes_and_hooks(starter: Starter) -> list[tuple]:
     ]
 
 
-# Who is moved
+# What changes
 
 
 def test_learning_changes_all_key_and_value_projections_only():
@@ -104,7 +104,7 @@ def test_learning_changes_all_key_and_value_projections_only():
     assert all(delta.shape == projection.shape and delta.rank == 2 for projection, delta in exhibit.deltas.items())
 
 
-def test_past_exhibits_keep_every_bit(base: Base, first: Museum):
+def test_earlier_exhibits_keep_every_bit(base: Base, first: Museum):
     before = bits(tensors_of(first))
     recipe = short(SelfRegularization(100.0), learning_rate=0.1, weight_decay=0.1)
     museum = taught(base, first, small_concept("<two>", seed=1), recipe)
@@ -120,7 +120,7 @@ def test_the_input_museum_does_not_change(base: Base, first: Museum):
     assert first.words == ("<one>",)
 
 
-def test_only_this_words_vectors_move():
+def test_only_the_vectors_of_the_new_word_change():
     starter = small_starter()
     base = base_of(starter)
     table = starter.text_encoder.get_input_embeddings().weight
@@ -183,19 +183,19 @@ def test_the_base_keeps_every_bit_when_a_term_of_the_loss_fails(first: Museum):
 
 
 def test_the_first_step_sees_the_unchanged_model(base: Base):
-    heard: list[Progress] = []
+    reports: list[Progress] = []
     concept, recipe = small_concept(), short(C_LORA)
-    taught(base, Museum(base.fingerprint), concept, recipe, report=heard.append)
+    taught(base, Museum(base.fingerprint), concept, recipe, report=reports.append)
     trained = start(base, [concept], recipe, Museum(base.fingerprint))
-    shown = Lesson.prepared(base, concept, recipe).step(0, trained)
+    step = Lesson.prepared(base, concept, recipe).step(0, trained)
     with torch.no_grad():
         conditioning = base.encode_prompts(["a photo of <one>"] * 2, [trained.token("<one>")])
-        noisy = base.schedule.noised(shown.latents, shown.noise, shown.timesteps)
-        expected = F.mse_loss(base.predict(noisy, shown.timesteps, conditioning), shown.target)
-    assert heard[0].losses["diffusion"] == pytest.approx(expected.item(), rel=1e-6)
+        noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)
+        expected = F.mse_loss(base.predict(noisy, step.timesteps, conditioning), step.target)
+    assert reports[0].losses["diffusion"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_down_waits_for_up_and_then_all_is_moved(base: Base):
+def test_down_gets_gradients_only_after_the_first_update(base: Base):
     concept, recipe = small_concept(), short()
     lesson, trained = Lesson.prepared(base, concept, recipe), start(base, [concept], recipe, Museum(base.fingerprint))
     optimizer = Optimizer(trained, recipe, base.device, torch.float32)
@@ -209,7 +209,7 @@ def test_down_waits_for_up_and_then_all_is_moved(base: Base):
             optimizer.update(number)
 
 
-def test_learning_fits_its_pictures(base: Base):
+def test_learning_lowers_the_loss_on_its_pictures(base: Base):
     losses: list[float] = []
     concept = small_concept(count=1)
     recipe = short(rank=4, steps=30, learning_rate=3e-3, batch_size=8)
@@ -230,11 +230,11 @@ def equal_but_for_the_recipe(one: Museum, other: Museum) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in tensors_of(one).items())
 
 
-def test_the_first_concept_of_c_lora_is_that_of_sequential_learning(base: Base, first: Museum):
+def test_the_first_concept_of_c_lora_equals_sequential_learning(base: Base, first: Museum):
     assert same_bits(first, museum_of(base, "<one>", recipe=short()))
 
 
-def test_a_weight_of_zero_is_sequential_learning(base: Base, first: Museum):
+def test_a_weight_of_zero_equals_sequential_learning(base: Base, first: Museum):
     concept = small_concept("<two>", seed=1)
     plain = taught(base, first, concept, short())
     assert equal_but_for_the_recipe(taught(base, first, concept, short(SelfRegularization(0.0))), plain)
@@ -256,42 +256,42 @@ def test_a_larger_weight_gives_less_overlap_with_the_past(base: Base):
     assert overlaps[0] > 1.1 * overlaps[1] and overlaps[1] > 1.1 * overlaps[2] > 0
 
 
-def test_the_reported_penalty_is_the_one_of_the_equation(base: Base, first: Museum):
-    heard: list[tuple[float, float]] = []
+def test_the_reported_penalty_matches_its_equation(base: Base, first: Museum):
+    reports: list[tuple[float, float]] = []
     past = first.dense()
 
     def report(progress: Progress) -> None:
         deltas = progress.trained.deltas
         total = sum((past[place] * delta.dense()).square().sum().item() for place, delta in deltas.items())
-        heard.append((progress.losses["self_regularization"], total))
+        reports.append((progress.losses["self_regularization"], total))
 
     taught(base, first, small_concept("<two>", seed=1), short(SelfRegularization(7.0, relative=False)), report=report)
-    assert heard[0][0] == 0.0, "the first step starts from zero deltas"
-    for (_, after_update), (reported, _) in itertools.pairwise(heard):
+    assert reports[0][0] == 0.0, "the first step starts from zero deltas"
+    for (_, after_update), (reported, _) in itertools.pairwise(reports):
         assert reported == pytest.approx(7.0 * after_update, rel=1e-4)
 
 
-def test_the_past_is_part_of_the_model_while_learning(base: Base):
+def test_earlier_deltas_are_part_of_the_model_during_learning(base: Base):
     token = museum_of(base, "<one>").exhibits[0].token
     museum = Museum(base.fingerprint, (Exhibit(token, random_deltas(base, size=1), short()),))
-    heard: list[float] = []
+    reports: list[float] = []
     concept, recipe = small_concept("<two>", seed=1), short(steps=1)
-    taught(base, museum, concept, recipe, report=lambda progress: heard.append(progress.loss))
+    taught(base, museum, concept, recipe, report=lambda progress: reports.append(progress.loss))
     folded = small_base()
     with torch.no_grad():
         for projection, matrix in museum.dense().items():
             folded.slots[projection].weight.add_(matrix)
     empty = Museum(folded.fingerprint)
-    taught(folded, empty, concept, recipe, report=lambda progress: heard.append(progress.loss))
-    taught(base, Museum(base.fingerprint), concept, recipe, report=lambda progress: heard.append(progress.loss))
-    assert heard[0] == pytest.approx(heard[1], rel=1e-4)
-    assert heard[0] != pytest.approx(heard[2], rel=1e-4)
+    taught(folded, empty, concept, recipe, report=lambda progress: reports.append(progress.loss))
+    taught(base, Museum(base.fingerprint), concept, recipe, report=lambda progress: reports.append(progress.loss))
+    assert reports[0] == pytest.approx(reports[1], rel=1e-4)
+    assert reports[0] != pytest.approx(reports[2], rel=1e-4)
 
 
 # The same inputs give the same museum
 
 
-def test_a_second_run_gives_the_same_bits_with_other_global_seeds(base: Base, first: Museum):
+def test_global_seeds_do_not_change_the_result(base: Base, first: Museum):
     museums = []
     for seed in (1, 2):
         random.seed(seed)
@@ -303,7 +303,7 @@ def test_a_second_run_gives_the_same_bits_with_other_global_seeds(base: Base, fi
 
 
 def test_the_starter_learns_and_is_sampled_on_one_thread(base: Base):
-    """Whose threads spin while they wait for each other, which takes several times longer on a busy machine."""
+    """Several threads would spin while they wait for each other, which is much slower on a busy machine."""
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
@@ -326,7 +326,7 @@ def test_the_starter_learns_and_is_sampled_on_one_thread(base: Base):
         torch.set_num_threads(before)
 
 
-def test_learning_leaves_the_random_numbers_of_the_process_alone(base: Base, first: Museum):
+def test_learning_does_not_change_the_global_rngs(base: Base, first: Museum):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     taught(base, first, small_concept("<two>"), short(C_LORA, flip=True))
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -343,7 +343,7 @@ def test_another_seed_or_other_pictures_give_another_museum(base: Base, other: d
     assert not same_bits(plain, taught(base, Museum(base.fingerprint), **inputs))
 
 
-def test_learning_inside_inference_mode_gives_the_same_and_tensors_of_use_outside(base: Base, second: Museum):
+def test_learning_in_inference_mode_gives_the_same_ordinary_tensors(base: Base, second: Museum):
     with torch.inference_mode():
         concepts = [small_concept(word, seed=seed) for seed, word in enumerate(("<one>", "<two>"))]
         museum = Museum(base.fingerprint)
@@ -353,7 +353,7 @@ def test_learning_inside_inference_mode_gives_the_same_and_tensors_of_use_outsid
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in tensors_of(museum).values())
 
 
-def test_learning_inside_no_grad_gives_the_same(base: Base, first: Museum):
+def test_learning_in_no_grad_gives_the_same(base: Base, first: Museum):
     with torch.no_grad():
         assert same_bits(first, museum_of(base, "<one>"))
         assert not torch.is_grad_enabled()
@@ -368,12 +368,12 @@ def test_a_museum_over_another_base_is_refused(first: Museum):
         taught(other, first, small_concept("<two>"), short())
 
 
-def test_a_word_that_the_museum_holds_is_refused(base: Base, second: Museum):
+def test_a_word_that_is_already_in_the_museum_is_refused(base: Base, second: Museum):
     with pytest.raises(ConceptError, match=r"'<two>' already names exhibit 2.*another word"):
         taught(base, second, small_concept("<two>"), short())
 
 
-def test_refusals_come_before_any_work(first: Museum):
+def test_the_base_is_checked_before_any_work(first: Museum):
     class Untouched:
         fingerprint = small_base(seed=1).fingerprint
 

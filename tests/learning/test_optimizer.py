@@ -21,7 +21,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 def gradients(base: Base, recipe: Recipe, *batches: int) -> dict[str, Tensor]:
-    """What these batches leave as gradients on freshly started factors, up and down both random."""
+    """The gradients that these batches give new factors, with up and down both random."""
     concept = small_concept()
     lesson, trained = Lesson.prepared(base, concept, recipe), started(base, recipe)
     optimizer = Optimizer(trained, recipe, base.device, torch.float32)
@@ -41,15 +41,15 @@ def started(base: Base, recipe: Recipe) -> Trained:
 
 
 def first_moments(base: Base, recipe: Recipe) -> dict[str, Tensor]:
-    """The gradients of a learning's first update, after clipping, read off AdamW's memory."""
-    heard: list[dict[str, Tensor]] = []
+    """The gradients of a learning's first update, after clipping, from AdamW's first moments."""
+    reports: list[dict[str, Tensor]] = []
 
     def report(progress: Progress) -> None:
         if progress.step == 1:
-            heard.append(dict(progress.snapshot().tensors))
+            reports.append(dict(progress.snapshot().tensors))
 
     taught(base, Museum(base.fingerprint), small_concept(), recipe, report=report)
-    moments = {name: value for name, value in heard[0].items() if name.endswith(".exp_avg")}
+    moments = {name: value for name, value in reports[0].items() if name.endswith(".exp_avg")}
     return {name: value / (1 - BETA_1) for name, value in moments.items()}
 
 
@@ -57,7 +57,7 @@ def norm(tensors: dict[str, Tensor]) -> float:
     return math.sqrt(sum(value.double().square().sum().item() for value in tensors.values()))
 
 
-def test_two_gathered_batches_give_the_mean_of_their_gradients(base: Base):
+def test_accumulation_averages_the_gradients_of_its_batches(base: Base):
     together = gradients(base, short(accumulation=2), 0, 1)
     one, other = gradients(base, short(), 0), gradients(base, short(), 1)
     for name, value in together.items():
@@ -65,24 +65,24 @@ def test_two_gathered_batches_give_the_mean_of_their_gradients(base: Base):
         assert not torch.allclose(one[name], other[name], rtol=1e-2)
 
 
-def test_gathering_shows_the_batches_in_order_and_updates_once(base: Base):
-    heard: list[Progress] = []
+def test_accumulation_takes_batches_in_order_and_updates_once(base: Base):
+    reports: list[Progress] = []
     recipe = short(C_LORA, steps=2, accumulation=2)
-    taught(base, Museum(base.fingerprint), small_concept(), recipe, report=heard.append)
-    assert [progress.step for progress in heard] == [1, 2]
+    taught(base, Museum(base.fingerprint), small_concept(), recipe, report=reports.append)
+    assert [progress.step for progress in reports] == [1, 2]
     concept, trained = small_concept(), start(base, [small_concept()], recipe, Museum(base.fingerprint))
     lesson = Lesson.prepared(base, concept, recipe)
     with torch.no_grad():
         losses = [diffusion_loss(lesson.step(number, trained), base.schedule).item() for number in (0, 1)]
-    assert heard[0].losses["diffusion"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert reports[0].losses["diffusion"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_gathering_is_another_learning_than_not(base: Base):
+def test_accumulation_changes_the_result(base: Base):
     plain = museum_of(base, "<one>", recipe=short())
     assert not same_bits(plain, museum_of(base, "<one>", recipe=short(accumulation=2)))
 
 
-def test_an_update_is_adamw_by_hand(base: Base):
+def test_an_update_matches_adamw_computed_by_hand(base: Base):
     """Two updates written out, with decay on the factors but none on the word."""
     recipe = short(weight_decay=0.3, learning_rate=0.01, token_learning_rate=0.02, clip_norm=1e9, schedule="linear")
     trained = start(base, [small_concept()], recipe, Museum(base.fingerprint))
@@ -108,7 +108,7 @@ def test_an_update_is_adamw_by_hand(base: Base):
         torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_of_an_update_is_no_longer_than_clip_norm(base: Base):
+def test_the_norm_of_the_gradient_is_limited_to_clip_norm(base: Base):
     whole = first_moments(base, short(clip_norm=1e9, steps=1))
     length = norm(whole)
     clipped = first_moments(base, short(clip_norm=length / 7, steps=1))
@@ -119,7 +119,7 @@ def test_the_gradient_of_an_update_is_no_longer_than_clip_norm(base: Base):
     assert all(torch.equal(barely[name], value) for name, value in whole.items())
 
 
-def test_float16_gives_up_where_no_loss_scale_makes_the_gradient_finite(base: Base):
+def test_float16_stops_if_no_loss_scale_makes_the_gradient_finite(base: Base):
     trained = started(base, short())
     before = {name: value.detach().clone() for name, value in trained.parameters().items()}
     optimizer = Optimizer(trained, short(), base.device, torch.float16)
@@ -134,7 +134,7 @@ def test_float16_gives_up_where_no_loss_scale_makes_the_gradient_finite(base: Ba
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
-def test_rates_follow_their_closed_forms(warmup: float):
+def test_learning_rates_match_their_formulas(warmup: float):
     steps = 20
     warm = round(warmup * steps)
     for schedule, formula in (
@@ -151,15 +151,15 @@ def test_rates_follow_their_closed_forms(warmup: float):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
-def test_no_rate_is_zero_or_above_the_full_one(schedule: str, steps: int, warmup: float):
+def test_learning_rates_are_above_zero_and_at_most_the_full_rate(schedule: str, steps: int, warmup: float):
     recipe = Recipe(steps=steps, schedule=schedule, warmup=warmup)
     factors = [learning_rate_factor(recipe, index) for index in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     assert max(factors) == 1 or warmup == 0.3
 
 
-def test_both_rates_are_scheduled_alike_and_apart(base: Base):
-    """A first Adam step moves every entry by its rate; so rates can be read off the first move."""
+def test_both_learning_rates_follow_the_schedule_independently(base: Base):
+    """The first step of Adam changes every entry by its rate, so the change gives the rate."""
     for rates in (
         {"learning_rate": 1e-3, "token_learning_rate": 7e-3},
         {"learning_rate": 4e-3, "token_learning_rate": 1e-3},
@@ -182,19 +182,19 @@ def test_both_rates_are_scheduled_alike_and_apart(base: Base):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precisions_run_and_stay_finite_and_near(base: Base, precision: str):
+def test_losses_in_half_precision_are_finite_and_close_to_float32(base: Base, precision: str):
     losses: dict[str, list[float]] = {"fp32": [], precision: []}
-    for name, heard in losses.items():
+    for name, found in losses.items():
         museum = museum_of(base, "<one>")
         recipe = short(C_LORA, precision=name)
         museum = taught(
-            base, museum, small_concept("<two>", seed=1), recipe, report=lambda p, heard=heard: heard.append(p.loss)
+            base, museum, small_concept("<two>", seed=1), recipe, report=lambda p, found=found: found.append(p.loss)
         )
         tensors = tensors_of(museum)
         assert all(value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values())
         assert all(delta.norm() > 0 for delta in museum.exhibits[1].deltas.values())
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05)
-    assert losses[precision] != losses["fp32"], "it did compute in another precision"
+    assert losses[precision] != losses["fp32"], "it computes in another precision"
 
 
 def test_checkpointing_gives_the_same_deltas(base: Base):

@@ -17,7 +17,7 @@ def other() -> Base:
     return small_base(seed=7)
 
 
-def test_every_weight_of_the_projections_counts():
+def test_every_weight_of_the_projections_changes_the_fingerprint():
     base = small_base()
     before = fingerprint(base.family, base.slots)
     module = list(base.slots.values())[3].module
@@ -29,7 +29,7 @@ def test_every_weight_of_the_projections_counts():
     assert changed.digest[:64] == before.digest[:64], "its first row is the same"
 
 
-def test_the_same_checkpoint_in_another_precision_and_an_older_museum_s_fingerprint_are_equal():
+def test_fingerprints_are_equal_across_precisions_and_older_museums():
     base = small_base()
     whole = fingerprint(base.family, base.slots)
     base.unet.half()

@@ -1,4 +1,4 @@
-"""With the penalty off, C-LoRA is ordinary LoRA on the keys and values: peft, given the same, learns the same."""
+"""Without the penalty, C-LoRA is ordinary LoRA on keys and values: peft learns the same from the same inputs."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def peft_learns(starter: Starter, base: Base, recipe: Recipe) -> list[dict[str, 
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_every_update_is_that_of_peft(prediction: str):
+def test_every_update_matches_peft(prediction: str):
     recipe = short(rank=3, steps=STEPS, learning_rate=1e-3, token_learning_rate=1e-3, weight_decay=0.05)
     starter = small_starter(prediction)
     ours: list[dict[Projection, LowRank]] = []

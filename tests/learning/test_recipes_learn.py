@@ -1,4 +1,4 @@
-"""Every recipe learns: over weights that are held in float16 or bfloat16, and the word alone."""
+"""Every recipe learns: over float16 and bfloat16 weights, over a loaded museum, and the word alone."""
 
 import dataclasses
 from pathlib import Path
@@ -17,22 +17,22 @@ HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module", params=HALVES)
-def held(request: pytest.FixtureRequest) -> DiffusersBase:
+def half_base(request: pytest.FixtureRequest) -> DiffusersBase:
     return DiffusersBase(starter_parts(small_starter()), dtype=HALVES[request.param])
 
 
 def quick(method: str, **numbers: object) -> Recipe:
     usual, named = short(), recipe_named(method)
-    told = {name: getattr(usual, name) for name in ("steps", "batch_size", "learning_rate", "token_learning_rate")}
-    return dataclasses.replace(named, **({"rank": min(2, named.rank)} | told | numbers))
+    copied = {name: getattr(usual, name) for name in ("steps", "batch_size", "learning_rate", "token_learning_rate")}
+    return dataclasses.replace(named, **({"rank": min(2, named.rank)} | copied | numbers))
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_a_recipe_learns_over_them(method: str, held: DiffusersBase):
-    museum, heard = Museum(held.fingerprint), []
+def test_a_recipe_learns_over_half_precision_weights(method: str, half_base: DiffusersBase):
+    museum, reports = Museum(half_base.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
-        museum = taught(held, museum, small_concept(word, seed=number), quick(method), report=heard.append)
-    assert all(torch.tensor(list(progress.losses.values())).isfinite().all() for progress in heard)
+        museum = taught(half_base, museum, small_concept(word, seed=number), quick(method), report=reports.append)
+    assert all(torch.tensor(list(progress.losses.values())).isfinite().all() for progress in reports)
     for exhibit in museum.exhibits:
         assert all(delta.dense().isfinite().all() for delta in exhibit.deltas.values())
         assert bool(exhibit.deltas) == (recipe_named(method).rank > 0)
@@ -51,20 +51,20 @@ def test_a_recipe_learns_over_a_museum_loaded_in_inference_mode(method: str, tmp
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_gradients_that_come_through_float16_are_scaled(precision: str):
-    """With precision fp32 too, which means the dtype of the weights."""
-    held, scales = DiffusersBase(starter_parts(small_starter()), dtype=torch.float16), []
+def test_gradients_through_float16_weights_are_scaled(precision: str):
+    """Also with precision fp32, which means the dtype of the weights."""
+    half_base, scales = DiffusersBase(starter_parts(small_starter()), dtype=torch.float16), []
 
     def report(progress: Progress) -> None:
         scales.append(progress.snapshot().tensors["optimizer.scale"][0].item())
 
     recipe = quick("sequential", precision=precision, clip_norm=1e9)
-    taught(held, Museum(held.fingerprint), small_concept(), recipe, report=report)
+    taught(half_base, Museum(half_base.fingerprint), small_concept(), recipe, report=report)
     assert min(scales) > 1
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_rank_zero_is_the_word_alone(method: str):
+def test_rank_zero_learns_the_word_alone(method: str):
     base = small_base()
     museum = taught(base, Museum(base.fingerprint), small_concept("<one>"), quick(method, rank=0))
     museum = taught(base, museum, small_concept("<two>", seed=1), quick(method, rank=0))

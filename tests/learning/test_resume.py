@@ -45,20 +45,20 @@ def stopped_at(base: Base, museum: Museum, recipe: Recipe, last: int) -> Learnin
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, ALL_AT_ONCE], ids=["plain", "all at once"])
-def test_resumed_at_any_step_is_uninterrupted(base: Base, first: Museum, recipe: Recipe, tmp_path: Path):
+def test_resuming_at_any_step_equals_an_uninterrupted_run(base: Base, first: Museum, recipe: Recipe, tmp_path: Path):
     concept, losses = small_concept("<two>", seed=1), []
     whole = taught(base, first, concept, recipe, report=lambda progress: losses.append(progress.loss))
     for last in (1, 2, 3, 4):
         state = stopped_at(base, first, recipe, last)
         assert state.step == last and list(state.losses) == losses[:last]
         save_state(state, tmp_path / "state.safetensors")
-        heard: list[Progress] = []
+        reports: list[Progress] = []
         loaded = load_state(tmp_path / "state.safetensors")
-        resumed = taught(base, first, concept, recipe, resume=loaded, report=heard.append)
+        resumed = taught(base, first, concept, recipe, resume=loaded, report=reports.append)
         assert same_bits(resumed, whole)
         assert resumed.exhibits[-1].facts == whole.exhibits[-1].facts
-        assert [progress.step for progress in heard] == [1, 2, 3, 4][last:]
-        assert [progress.loss for progress in heard] == losses[last:]
+        assert [progress.step for progress in reports] == [1, 2, 3, 4][last:]
+        assert [progress.loss for progress in reports] == losses[last:]
 
 
 def test_resuming_in_fp16_keeps_the_loss_scale(base: Base, first: Museum):
@@ -68,8 +68,8 @@ def test_resuming_in_fp16_keeps_the_loss_scale(base: Base, first: Museum):
     assert same_bits(taught(base, first, small_concept("<two>", seed=1), recipe, resume=state), whole)
 
 
-def test_joint_learning_resumes(base: Base, first: Museum):
-    """Also the words of companions, and whose turn it was."""
+def test_joint_learning_resumes_exactly(base: Base, first: Museum):
+    """Also the words of companions, and whose turn it is."""
     one, two = small_concept("<also>", seed=2), small_concept("<two>", seed=1)
     states: list[LearningState] = []
     whole = taught(
@@ -95,7 +95,7 @@ def test_later_steps_do_not_change_a_snapshot(base: Base, first: Museum):
     assert len({frozenset(before.items()) for _, before in kept}) == 4
 
 
-def test_a_state_may_be_resumed_from_twice(base: Base, first: Museum):
+def test_a_state_can_be_resumed_twice(base: Base, first: Museum):
     state = stopped_at(base, first, PLAIN, 2)
     before = bits(dict(state.tensors))
     runs = [taught(base, first, small_concept("<two>", seed=1), PLAIN, resume=state) for _ in range(2)]
@@ -140,7 +140,7 @@ WORD, MEMORY = "trained.token.<two>.clip_l", "optimizer.token.<two>.clip_l"
         (lambda tensors: tensors.update({f"{MEMORY}.step": torch.tensor(1)}), "clip_l.step' is not"),
     ],
 )
-def test_a_state_with_other_tensors_is_refused(base: Base, first: Museum, change, said: str):
+def test_a_state_with_wrong_tensors_is_refused(base: Base, first: Museum, change, said: str):
     state = stopped_at(base, first, PLAIN, 1)
     tensors = {name: value.clone() for name, value in state.tensors.items()}
     change(tensors)
@@ -150,7 +150,7 @@ def test_a_state_with_other_tensors_is_refused(base: Base, first: Museum, change
             taught(base, first, small_concept("<two>", seed=1), PLAIN, resume=broken)
 
 
-def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, first: Museum):
+def test_the_key_includes_how_earlier_exhibits_were_learned(base: Base, first: Museum):
     """It decides the starting point and the prompts, even if no number differs."""
     (only,) = first.exhibits
     others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="shared"))]
@@ -158,7 +158,7 @@ def test_how_earlier_exhibits_were_learned_is_part_of_the_learning(base: Base, f
     assert len({learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums}) == 3
 
 
-def test_the_schedule_is_part_of_the_learning(base: Base):
+def test_the_key_includes_the_noise_schedule(base: Base):
     """The fingerprint does not include the prediction, which a wrong option may have set."""
     bases = [base, small_base("epsilon"), small_base()]
     bases[2].schedule = replace(base.schedule, levels=base.schedule.levels**2)
@@ -168,20 +168,20 @@ def test_the_schedule_is_part_of_the_learning(base: Base):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(base: Base):
-    heard: list[LearningState] = []
+    reports: list[LearningState] = []
     recipe = short(learning_rate=1e30)
     with pytest.raises(
         LearningError, match=r"'<one>' stopped at step 2: the loss \(diffusion\).*lower learning rate"
     ) as stop:
-        taught(base, Museum(base.fingerprint), small_concept(), recipe, report=lambda p: heard.append(p.snapshot()))
+        taught(base, Museum(base.fingerprint), small_concept(), recipe, report=lambda p: reports.append(p.snapshot()))
     state = stop.value.state
-    assert state.step == len(heard) == 1
-    assert state.losses == heard[0].losses and all(loss < float("inf") for loss in state.losses)
-    assert bits(dict(state.tensors)) == bits(dict(heard[0].tensors))
+    assert state.step == len(reports) == 1
+    assert state.losses == reports[0].losses and all(loss < float("inf") for loss in state.losses)
+    assert bits(dict(state.tensors)) == bits(dict(reports[0].tensors))
     assert all(tensor.isfinite().all() for tensor in state.tensors.values())
 
 
-def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
+def test_pictures_with_huge_values_stop_at_the_first_step(base: Base):
     concept = Concept("<one>", pixels_of(small_concept()) * 1e30)
     with pytest.raises(LearningError, match=r"stopped at step 1: the loss \(diffusion\)") as stop:
         taught(base, Museum(base.fingerprint), concept, short())
@@ -190,7 +190,7 @@ def test_pictures_beyond_all_bounds_stop_at_the_very_first_step(base: Base):
 
 @dataclass(frozen=True)
 class RootOfSquares(Regularizer):
-    """A regularizer as a newcomer may write it: the root of zero is zero, but its gradient is no number."""
+    """A regularizer with a common mistake: the root of zero is zero, but its gradient is not finite."""
 
     name: ClassVar[str] = "root_of_squares"
 
@@ -202,7 +202,7 @@ class RootOfSquares(Regularizer):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_not_finite_stops_before_it_moves_anything(base: Base, precision: str):
+def test_a_gradient_that_is_not_finite_stops_before_any_update(base: Base, precision: str):
     recipe = short(RootOfSquares(), precision=precision)
     with pytest.raises(LearningError, match="'<one>' stopped at step 1: the gradient is not finite") as stop:
         taught(base, Museum(base.fingerprint), small_concept(), recipe)
@@ -218,21 +218,21 @@ def test_a_vae_with_latents_that_are_not_finite_is_refused(base: Base, monkeypat
         taught(base, Museum(base.fingerprint), small_concept(), short())
 
 
-def test_more_steps_go_on_from_where_fewer_ended(base: Base, first: Museum):
-    """Bit for bit as in one go, where the learning rate does not depend on the number of steps."""
+def test_more_steps_continue_from_the_end_of_fewer(base: Base, first: Museum):
+    """Bit for bit as in one run, if the learning rate does not depend on the number of steps."""
     concept, states = small_concept("<two>", seed=1), []
     taught(base, first, concept, replace(PLAIN, steps=2), report=lambda p: states.append(p.snapshot()))
-    heard: list[int] = []
-    longer = taught(base, first, concept, PLAIN, resume=states[-1], report=lambda p: heard.append(p.step))
+    reports: list[int] = []
+    longer = taught(base, first, concept, PLAIN, resume=states[-1], report=lambda p: reports.append(p.step))
     whole = taught(base, first, concept, PLAIN)
-    assert heard == [3, 4] and same_bits(longer, whole)
+    assert reports == [3, 4] and same_bits(longer, whole)
     assert longer.exhibits[-1].facts == whole.exhibits[-1].facts and longer.exhibits[-1].recipe == PLAIN
     with pytest.raises(StateError, match="is of step 2, but the recipe has only 1 steps"):
         taught(base, first, concept, replace(PLAIN, steps=1), resume=states[-1])
 
 
 @pytest.mark.parametrize("dependent", [{"schedule": "cosine"}, {"schedule": "linear"}, {"warmup": 0.5}])
-def test_a_learning_rate_that_depends_on_the_steps_makes_another_learning(base: Base, dependent: dict[str, object]):
+def test_the_key_includes_the_steps_if_the_learning_rate_depends_on_them(base: Base, dependent: dict[str, object]):
     museum, concepts = Museum(base.fingerprint), [small_concept()]
     keys = {learning_key(base, museum, concepts, replace(PLAIN, **dependent, steps=steps)) for steps in (2, 4)}
     assert len(keys) == 2 and not replace(PLAIN, **dependent).open_ended

@@ -1,4 +1,4 @@
-"""On another device than the CPU the engine does the same: no tensor is left on the wrong side."""
+"""On another device than the CPU the engine gives the same results: no tensor is left on the wrong device."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,7 +33,7 @@ from tests.small import (
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 Device = str | torch.device
 Elsewhere = Callable[..., Any]
-GENTLY = {"steps": 2, "learning_rate": 1e-5, "token_learning_rate": 1e-5}  # rounding must not turn a step around
+GENTLY = {"steps": 2, "learning_rate": 1e-5, "token_learning_rate": 1e-5}  # so that rounding cannot reverse a step
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def elsewhere() -> Iterator[Elsewhere]:
         yield call
 
 
-def mixed() -> None:
+def mix_devices() -> None:
     with second_device() as device:
         here, there = torch.ones(2), torch.ones(2, device=device)
         assert there.device.type == device.type and (there + there).device == there.device
@@ -52,8 +52,8 @@ def mixed() -> None:
                 of_two_devices()
 
 
-def test_the_device_mixes_with_no_other(elsewhere: Elsewhere):
-    elsewhere(mixed)
+def test_tensors_of_two_devices_cannot_be_mixed(elsewhere: Elsewhere):
+    elsewhere(mix_devices)
 
 
 def starter(device: Device) -> DiffusersBase:
@@ -69,7 +69,7 @@ def recipe_of(method: str) -> Recipe:
     return recipe_named(method, rank=min(2, recipe_named(method).rank), batch_size=2, **GENTLY)
 
 
-def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
+def learned_and_sampled(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], Any]:
     """Two concepts learned one after another: every step's diffusion loss, and a picture of the first, as numbers."""
     museum, losses = Museum(base.fingerprint), []
     for number, word in enumerate(("<one>", "<two>")):
@@ -86,29 +86,29 @@ def learned_and_seen(base: DiffusersBase, recipe: Recipe) -> tuple[list[float], 
 
 def taught_there(make: Callable[[Device], DiffusersBase], recipe: Recipe) -> tuple[list[float], Any]:
     with second_device() as device, quick_fisher_information():
-        return learned_and_seen(make(device), recipe)
+        return learned_and_sampled(make(device), recipe)
 
 
 def compare(elsewhere: Elsewhere, make: Callable[[Device], DiffusersBase], recipe: Recipe) -> None:
-    losses, picture = learned_and_seen(make("cpu"), recipe)
+    losses, picture = learned_and_sampled(make("cpu"), recipe)
     found, seen = elsewhere(taught_there, make, recipe)
     assert found == pytest.approx(losses, rel=1e-4)
     assert seen == pytest.approx(picture, abs=1e-2)
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)
-def test_every_recipe_learns_and_shows_the_same(elsewhere: Elsewhere, method: str):
+def test_every_recipe_learns_and_samples_the_same(elsewhere: Elsewhere, method: str):
     compare(elsewhere, starter, recipe_of(method))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_learns_and_shows_the_same(elsewhere: Elsewhere, family: str):
+def test_every_family_learns_and_samples_the_same(elsewhere: Elsewhere, family: str):
     all_at_once = short(C_LORA, accumulation=2, flip=True, min_snr_gamma=5.0, checkpointing=True, **GENTLY)
     compare(elsewhere, partial(of_family, family), all_at_once)
 
 
-def goes_on() -> None:
-    """Stopped and resumed there, and learned together there."""
+def resume_and_learn_jointly() -> None:
+    """Stop, resume and learn jointly on the second device."""
     with second_device() as device:
         base, concept, recipe = starter(device), small_concept(), short(C_LORA, steps=4)
         states: list[LearningState] = []
@@ -124,8 +124,8 @@ def goes_on() -> None:
         assert both.words == ("<one>", "<three>", "<two>")
 
 
-def test_a_stopped_learning_resumes(elsewhere: Elsewhere):
-    elsewhere(goes_on)
+def test_stopped_learning_resumes_and_joint_learning_works(elsewhere: Elsewhere):
+    elsewhere(resume_and_learn_jointly)
 
 
 def measured(base: DiffusersBase) -> list[float]:
@@ -144,5 +144,5 @@ def measured_there() -> list[float]:
         return measured(starter(device))
 
 
-def test_effects_and_reports_say_the_same(elsewhere: Elsewhere):
+def test_effects_and_reports_are_the_same(elsewhere: Elsewhere):
     assert elsewhere(measured_there) == pytest.approx(measured(starter("cpu")), rel=1e-2, abs=1e-6)

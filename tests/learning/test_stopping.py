@@ -41,7 +41,7 @@ def after(left_out: list[float], own: list[float] | None = None, *, leaves_out: 
     return watched, trained
 
 
-def test_it_ends_when_the_error_has_not_clearly_fallen_for_a_while():
+def test_training_ends_when_the_error_stops_falling_clearly():
     falling = [0.5, 0.4, 0.3, 0.2, 0.1, *[0.05] * AVERAGED]
     assert not after(falling)[0].ended
     flat = [*falling, *[0.0499] * (PATIENCE - 1)]
@@ -53,7 +53,7 @@ def test_it_ends_when_the_error_has_not_clearly_fallen_for_a_while():
     assert trained.value.item() == watched.best.step
 
 
-def test_one_low_error_is_no_gain():
+def test_a_single_low_error_does_not_count_as_progress():
     assert after([*[0.1] * AVERAGED, 0.097, 0.1])[0].best.step == EVERY
 
 
@@ -84,7 +84,7 @@ LAST = EVERY * (PATIENCE + 1)
         ([0.2, 0.1], [0.2, 0.1], True, "Not stopped before step 50"),
     ],
 )
-def test_the_verdict_says_what_was_seen(left_out: list[float], own: list[float], leaves_out: bool, said: str):
+def test_the_verdict_gives_step_and_reason(left_out: list[float], own: list[float], leaves_out: bool, said: str):
     assert said in after(left_out, own, leaves_out=leaves_out)[0].verdict(50)
 
 
@@ -103,7 +103,7 @@ def learning(base: Base, recipe=WATCHED) -> Learning:
     return Learning(base, Museum(base.fingerprint), (small_concept(count=6),), recipe)
 
 
-def test_a_training_that_stops_gives_what_it_had_at_its_best(base: Base, quick: None):
+def test_a_stopped_training_returns_its_best_state(base: Base, quick: None):
     kept: list[tuple[Exhibit, ...]] = []
     watched = learning(base)
     (exhibit,) = watched.run(report=lambda progress: kept.append(watched.exhibits_at(progress)))
@@ -111,7 +111,7 @@ def test_a_training_that_stops_gives_what_it_had_at_its_best(base: Base, quick: 
     assert str(exhibit.facts[STOPPED]).startswith("Learned at step 1")
 
 
-def test_resumed_at_any_step_it_decides_the_same(base: Base, quick: None):
+def test_resuming_at_any_step_stops_at_the_same_point(base: Base, quick: None):
     states: list[LearningState] = []
     (whole,) = learning(base).run(report=lambda progress: states.append(progress.snapshot()))
     for state in states:
@@ -122,14 +122,14 @@ def test_resumed_at_any_step_it_decides_the_same(base: Base, quick: None):
         learning(base).run(resume=replace(states[-1], tensors=tensors))
 
 
-def test_off_it_changes_nothing_and_has_another_key(base: Base):
+def test_without_stopping_no_fact_is_added_and_the_key_differs(base: Base):
     plain = replace(WATCHED, stop_when_learned=False)
     (one,), (other,) = learning(base, plain).run(), learning(base, replace(plain)).run()
     assert one.same_as(other) and STOPPED not in one.facts
     assert learning(base, plain).key != learning(base).key and plain.open_ended and not WATCHED.open_ended
 
 
-def test_one_picture_of_five_is_left_out_with_all_its_copies(base: Base):
+def test_one_of_at_least_five_pictures_is_held_out_with_all_its_copies(base: Base):
     concept = small_concept(count=6)
     lesson = Lesson.prepared(base, concept, WATCHED)
     assert [bucket.places.tolist() for bucket in lesson.buckets] == [[0, 1, 2, 3, 4]]
@@ -144,7 +144,7 @@ def test_one_picture_of_five_is_left_out_with_all_its_copies(base: Base):
     assert [len(bucket.places) for bucket in Lesson.prepared(base, wide, WATCHED).buckets] == [5, 2]
 
 
-def test_a_stop_by_the_user_passes_through(base: Base, quick: None):
+def test_cancelling_stops_the_training(base: Base, quick: None):
     def stop(progress: Progress) -> None:
         raise Cancelled("stopped")
 

@@ -1,4 +1,4 @@
-"""Captions of several lines, shuffled tags and dropout: the same draws for the same seed, also after a stop."""
+"""Captions of several lines, shuffled tags and dropout: the same captions for the same seed, also after resuming."""
 
 import dataclasses
 from collections import Counter
@@ -27,12 +27,12 @@ def draws(caption: str, count: int = 300, **numbers: object) -> list[str]:
     return [varied_prompts(concept(caption), recipe, number, [0], ["<one>"])[0] for number in range(count)]
 
 
-def test_without_options_captions_are_as_they_are():
+def test_without_options_captions_are_unchanged():
     assert not varies(Recipe()) and not varies(Recipe(keep_tokens=3))
     assert set(draws("{word}, a  b,c\n d")) == {"<one>, a  b,c d"}
 
 
-def test_tags_are_shuffled_but_for_the_first():
+def test_tags_are_shuffled_except_the_first_ones():
     found = Counter(draws(TAGS, shuffle_tags=True, keep_tokens=2))
     assert all(text.startswith("<one>, a red hat, ") for text in found)
     assert len(found) == 6 and min(found.values()) > 25, "every order of three, about as often"
@@ -41,7 +41,7 @@ def test_tags_are_shuffled_but_for_the_first():
     assert all(sorted(text.split(", ")) == sorted(TAGS.replace("{word}", "<one>").split(", ")) for text in everything)
 
 
-def test_a_share_of_the_tags_is_left_out_but_never_the_word():
+def test_tag_dropout_omits_a_share_of_the_tags_but_never_the_word():
     found = draws("a photo of {word}, sea, " + TAGS, tag_dropout=0.5, keep_tokens=2)
     assert all(text.startswith("a photo of <one>, sea") and text.count("<one>") == 2 for text in found)
     counts = Counter(tag for text in found for tag in text.split(", ")[2:])
@@ -49,20 +49,20 @@ def test_a_share_of_the_tags_is_left_out_but_never_the_word():
     assert all(110 < counts[tag] < 190 for tag in ("a red hat", "at night", "a boat"))
 
 
-def test_a_share_of_the_captions_is_the_template():
+def test_caption_dropout_replaces_a_share_of_the_captions_by_the_template():
     found = Counter(draws(TAGS, caption_dropout=0.25))
     assert set(found) == {"a photo of <one>", TAGS.replace("{word}", "<one>")}
     assert 50 < found["a photo of <one>"] < 100
 
 
-def test_lines_are_one_caption_or_one_each():
+def test_lines_are_joined_or_used_as_separate_captions():
     lines = "a photo of {word}\n\n {word} at sea \n"
     assert concept(lines).prompts() == ["a photo of <one> <one> at sea"]
     found = Counter(draws(lines, caption_lines=True))
     assert set(found) == {"a photo of <one>", "<one> at sea"} and min(found.values()) > 110
 
 
-def test_the_draw_depends_on_the_seed_the_batch_and_the_place():
+def test_variations_depend_on_the_seed_the_batch_and_the_position():
     recipe = Recipe(shuffle_tags=True, seed=1)
     each = [varied_prompts(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
     assert each == [varied_prompts(concept(TAGS), recipe, number, [0] * 4, ["<one>"]) for number in range(3)]
@@ -70,7 +70,7 @@ def test_the_draw_depends_on_the_seed_the_batch_and_the_place():
     assert each[0] != varied_prompts(concept(TAGS), dataclasses.replace(recipe, seed=2), 0, [0] * 4, ["<one>"])
 
 
-def test_a_resumed_learning_draws_the_same():
+def test_a_resumed_learning_draws_the_same_captions():
     base, options = small_base(), {"shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2}
     taught = small_concept(count=2, captions=(TAGS, TAGS))
     recipe, states = short(**options, steps=4), []
@@ -81,7 +81,7 @@ def test_a_resumed_learning_draws_the_same():
     assert not whole[0].same_as(other[0])
 
 
-def test_the_key_knows_the_options_and_the_lines():
+def test_the_key_includes_the_options_and_the_lines():
     base = small_base()
     museum = Museum(base.fingerprint)
     options = ({}, {"shuffle_tags": True}, {"tag_dropout": 0.1}, {"caption_dropout": 0.1}, {"caption_lines": True})
@@ -93,7 +93,7 @@ def test_the_key_knows_the_options_and_the_lines():
     assert len(set(keys)) == 1, "the same caption, if lines are joined"
 
 
-def test_a_line_without_the_word_is_refused_where_lines_stand_alone():
+def test_a_line_without_the_word_is_refused_with_caption_lines():
     base = small_base()
     taught = small_concept(count=1, captions=("a {word}\nthe sea",))
     with pytest.raises(ConceptError, match="The line 'the sea' of a caption does not mention '<one>'"):
@@ -107,7 +107,7 @@ def test_numbers_out_of_range_are_refused(numbers: dict[str, float]):
 
 
 def test_latents_and_noise_do_not_depend_on_the_captions():
-    """Only the prompts of a batch are drawn anew."""
+    """The options change only the prompts of a batch."""
     from clora_core.learning.lesson import Lesson
     from clora_core.learning.start import start
 
