@@ -391,8 +391,9 @@ def test_companions_are_read_from_disk_and_belong_to_the_key(
 def test_incompatible_companions_are_refused(nodes: dict[str, Any], starter: Models):
     with pytest.raises(ConceptError, match="Give each its own word"):
         train(nodes, starter, companions=companion(nodes, "<one>"))
+    (gated,) = nodes["CLoRA_Recipe"].execute("word-gated").args
     with pytest.raises(LearningError, match="cannot act at the word of one"):
-        train(nodes, starter, companions=companion(nodes, "<two>"), recipe=RECIPES["word-gated"])
+        train(nodes, starter, companions=companion(nodes, "<two>"), recipe=gated)
     with pytest.raises(ConceptError, match="3 pictures but 1 captions"):
         train(nodes, starter, companions=companion(nodes, "<two>", captions="a {word}"))
     assert result_files() == []
