@@ -277,7 +277,7 @@ def test_a_museum_of_another_base_is_refused(nodes: dict[str, Any], starter: Mod
 def test_a_model_that_shows_another_museum_is_refused(nodes: dict[str, Any], starter: Models):
     base = HostBase(*starter)
     shown = view(*starter[:2], random_museum(base, "<one>"))
-    with pytest.raises(BaseModelError, match="another museum"):
+    with pytest.raises(BaseModelError, match="already shows a museum"):
         train(nodes, (*shown, starter[2]), "<two>", museum=random_museum(base, "<other>"))
 
 
