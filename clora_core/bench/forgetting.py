@@ -46,7 +46,9 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "stop, the same command resumes; finished runs are not repeated.",
         epilog="A method is the name of a recipe, optionally modified: c-lora*10 (ten times the protection; *0: none), "
         "sequential@0.006 (learning rate; of the word if nothing else is learned), c-lora+noun "
-        "(words start from a noun that stays in the prompt), "
+        "(words start from a noun that stays in the prompt), preservation+unrelated (the word is "
+        "frozen: it stands for two nouns that have nothing to do with it), preservation+described (for some of its "
+        "traits), "
         "c-lora+first (a style's word comes before the content), museum-maker-without-style_distillation (or without "
         "another of its terms, or without layer_wise). joint learns all subjects at once. "
         f"Recipes: {', '.join(RECIPES)}. Baselines: {', '.join(BASELINES)}.",

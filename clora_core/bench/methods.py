@@ -8,14 +8,14 @@ from typing import cast
 from ..errors import RecipeError
 from ..method.recipe import BASELINES, RECIPES, Recipe, guarding
 from ..starter.course import starter_recipe
-from ..starter.exam import Wording
+from ..starter.exam import PHRASES, Wording
 
 COMPARED = RECIPES | BASELINES
 JOINT = "joint"  # all subjects at once; not a recipe, since a recipe learns one concept
 LAYER_WISE = "layer_wise"  # can be left out like a regularizer
-WORDED: Mapping[Wording, str] = {"noun": "identities", "first": "styles"}
+WORDED: Mapping[Wording, str] = {"first": "styles", **dict.fromkeys(("noun", *PHRASES), "identities")}
 METHOD = re.compile(
-    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first))?"
+    r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first|unrelated|described))?"
     r"(?:-without-(?P<term>[a-z_]+))?"
 )
 
@@ -34,7 +34,8 @@ def method_recipe(method: str, *, seed: int, steps: int | None = None) -> tuple[
         recipe = dataclasses.replace(recipe, **{rate: float(match["rate"])})
     if match["term"]:
         recipe = _without(recipe, match["term"])
-    return recipe, cast(Wording, match["wording"] or "usual")
+    wording = cast(Wording, match["wording"] or "usual")
+    return dataclasses.replace(recipe, token="frozen") if wording in PHRASES else recipe, wording
 
 
 def is_joint(method: str) -> bool:

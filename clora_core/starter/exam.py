@@ -1,7 +1,7 @@
 """Evaluate a museum of the starter model: is every subject recognised, and does the base still follow prompts?"""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -17,12 +17,13 @@ from ..pictures import in_memory
 from .draw import drawings
 from .judge import Judge, agreement, read, recognised
 from .style_judge import NAMES, StyleJudge, style_features
-from .subjects import ALL_IDENTITIES, SPARE_STYLES, candidates, scenes
+from .subjects import ALL_IDENTITIES, SPARE_STYLES, candidates, description, scenes, unrelated
 from .world import IDENTITY, SAYABLE, Scene, caption, describe, imagine_portrait, imagine_thing, place_phrase
 
 SIDE_PX = 64  # of pictures of the world
 STYLE_GUIDANCE = 3.0  # at the 5 that shows characters well, the colors of learned styles burn out
-Wording = Literal["usual", "noun", "first"]
+Wording = Literal["usual", "noun", "first", "unrelated", "described"]
+PHRASES: Mapping[Wording, Callable[[str], str]] = {"unrelated": unrelated, "described": description}
 HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 
 
@@ -46,12 +47,15 @@ def concept_of(subject: str, count: int, *, seed: int, vectors: int = 1, wording
 
     Every picture of an identity has the caption "a photo of <word>"; captions of a style also describe the content.
     Wording "noun": an identity's word starts from the noun of its kind, which also follows it ("a photo of <ada>
-    person"). "first": a style's word comes before the content ("in <neon> style a photo of …").
+    person"). "first": a style's word comes before the content ("in <neon> style a photo of …"). "unrelated" and
+    "described", for a frozen token: an identity's word stands for two other nouns, or for some of its traits.
     """
     word, images = f"<{subject}>", drawn(subject, count, seed=seed)
     if subject in ALL_IDENTITIES:
         kind = ALL_IDENTITIES[subject]["kind"] if wording == "noun" else ""
         template = f"a photo of {{word}} {kind}".strip()
+        if phrase := PHRASES.get(wording):
+            return Concept(word, in_memory(images), start=phrase(subject), vectors=0, token_seed=seed)
         return Concept(word, in_memory(images), template=template, vectors=vectors, start=kind, token_seed=seed)
     rng = random.Random(f"captions {subject} {seed}")
     contents = scenes(subject, count, seed=seed)

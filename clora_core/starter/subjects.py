@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Mapping
+from itertools import permutations
 
 from PIL import Image
 
 from ..model.concept import TEMPLATES
 from .styles import HELD_BACK, SPARE
-from .world import IDENTITY, Scene, content, imagine, imagine_portrait
+from .world import IDENTITY, SHAPES, THINGS, Scene, content, imagine, imagine_portrait
 
 
 def _named(traits: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -88,6 +89,19 @@ def captions(subject: str, count: int, *, seed: int) -> tuple[str, ...]:
         return ()
     rng = random.Random(f"captions {subject} {seed}")
     return tuple(f"{TEMPLATES['style']} of {content(scene, rng)}" for scene in scenes(subject, count, seed=seed))
+
+
+def unrelated(identity: str) -> str:
+    """Two nouns that have nothing to do with the identity; other ones for each."""
+    pairs = list(permutations((*SHAPES, *THINGS), 2))
+    random.Random("unrelated").shuffle(pairs)
+    return " ".join(pairs[list(ALL_IDENTITIES).index(identity)])
+
+
+def description(identity: str) -> str:
+    """Some traits of the identity that captions can name; other ones for each."""
+    traits = ALL_IDENTITIES[identity]
+    return f"{traits['skin']} {traits['kind']} with {traits['hairstyle']} {traits['hair']} hair"
 
 
 def scenes(subject: str, count: int, *, seed: int) -> list[Scene]:

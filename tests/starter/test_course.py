@@ -18,8 +18,9 @@ from clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_core.starter.course import starter_recipe
 from clora_core.starter.exam import Examiner, concept_of, drawn
 from clora_core.starter.judge import load_judge
+from clora_core.starter.layout import vocabulary
 from clora_core.starter.style_judge import NAMES, StyleJudge, drawn_in
-from clora_core.starter.subjects import SPARE_STYLES, STYLES
+from clora_core.starter.subjects import ALL_IDENTITIES, SPARE_STYLES, STYLES, description, unrelated
 from tests.small import pixels_of, taught
 
 
@@ -76,6 +77,13 @@ def test_a_styles_captions_describe_the_content_and_name_the_word():
     assert concept.prompt == "a photo in <neon> style"
     assert torch.equal(pixels_of(concept), drawn("neon", 6, seed=0))
     assert concept_of("ada", 2, seed=0, wording="noun").prompt == "a photo of <ada> person"
+
+
+def test_a_frozen_word_stands_for_other_known_words_than_every_other():
+    for phrase in (unrelated, description):
+        assert len(set(map(phrase, ALL_IDENTITIES))) == len(ALL_IDENTITIES)
+        assert not set(" ".join(map(phrase, ALL_IDENTITIES)).split()) - set(vocabulary())
+    assert concept_of("ada", 2, seed=0, wording="unrelated").start == unrelated("ada")
 
 
 def test_the_word_of_a_style_can_come_before_the_content():
@@ -138,6 +146,8 @@ def test_method_names_can_change_a_recipe():
     assert method_recipe("full-kv@0.006", seed=0)[0].learning_rate == 0.006 != starter_recipe("full-kv").learning_rate
     assert method_recipe("textual-inversion@0.15", seed=0)[0].token_learning_rate == 0.15
     assert method_recipe("c-lora+first", seed=0) == (starter_recipe("c-lora"), "first")
+    frozen, wording = method_recipe("c-lora+unrelated", seed=0)
+    assert frozen == replace(starter_recipe("c-lora"), token="frozen") and wording == "unrelated"
     for method, track in (("c-lora+noun", "styles"), ("c-lora+first", "identities")):
         with pytest.raises(RecipeError, match=r"is for (identities|styles), but"):
             check_method(method, track)
