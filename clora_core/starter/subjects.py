@@ -101,7 +101,8 @@ def unrelated(identity: str) -> str:
 def description(identity: str) -> str:
     """Some traits of the identity that captions can name; other ones for each."""
     traits = ALL_IDENTITIES[identity]
-    return f"{traits['skin']} {traits['kind']} with {traits['hairstyle']} {traits['hair']} hair"
+    hair = "no" if traits["hairstyle"] == "bald" else f"{traits['hairstyle']} {traits['hair']}"
+    return f"{traits['skin']} {traits['kind']} with {hair} hair"
 
 
 def scenes(subject: str, count: int, *, seed: int) -> list[Scene]:
