@@ -31,7 +31,7 @@ OWN = {  # what an entry can say about its concept, and the type of each
 TYPES = {str: "a string", int: "a whole number", bool: "true or false"}
 
 
-def read_list(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+def read_entries(arguments: argparse.Namespace) -> list[argparse.Namespace]:
     """The options of every training: those of the command, with those of an entry of the list in their place.
 
     `entry` is how errors call it. Folders are relative to the list's. Raises MuseumError for a file that is no list of
@@ -125,6 +125,7 @@ def learn_apart(
         alone = Processes(device=processes.device)
         new = training.run(learning, base, alone, say, shown=processes.first)
         save_museum(Museum(museum.base, new), part)
+        say(f"{training.options.word} is learned.")
         state.unlink(missing_ok=True)
         training.along(learning, say).end(new)
     processes.wait()

@@ -15,7 +15,7 @@ from ..model.concept import Concept, check_word
 from ..museum.file import check_target, read_header
 from ..picture_files import read_folder
 from ..texts import normal
-from .concept_list import are_independent, check_in_turn, learn_apart, naming, read_list
+from .concept_list import are_independent, check_in_turn, learn_apart, naming, read_entries
 from .model import add_base, add_kind, add_recipe, check_device, open_chosen
 from .progress import Say
 from .resuming import state_path
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     arguments.device = processes.device
     say_once = say if processes.first else _ignore
     check_target(arguments.museum)
-    asked = read_list(arguments) if arguments.list else [arguments]
+    asked = read_entries(arguments) if arguments.list else [arguments]
     drafts = [_checked(options) for options in asked]
     base = open_chosen(arguments)
     held = read_header(arguments.museum).words if arguments.list and arguments.museum.exists() else ()
