@@ -1,37 +1,28 @@
 """`learn`: learn a concept and add it to a museum file. It can be stopped at any time and resumed."""
 
 import argparse
-import dataclasses
-import os
-import shutil
-import tempfile
 import typing
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ConceptError, MuseumError, RecipeError
-from ..learning.fitting import described, fitted
-from ..learning.learn import Learning
+from ..errors import ConceptError, RecipeError
 from ..learning.processes import launched
-from ..learning.state import load_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
 from ..method.recipe import Recipe, recipe_named
 from ..method.regularizers import SelfRegularization
 from ..method.settings import SETTINGS
-from ..model.base import Base
-from ..model.concept import Concept, check_word, largest
-from ..museum.editing import dated
-from ..museum.file import append_exhibits, check_target, load_museum, read_header, save_museum
-from ..museum.file.files import identity, refused_by_the_system
-from ..museum.museum import Museum
+from ..model.concept import Concept, check_word
+from ..museum.file import check_target, read_header
 from ..picture_files import read_folder
-from ..texts import counted
-from .along import Along
-from .model import add_base, add_kind, add_recipe, check_device, open_chosen, probed, tell_of_baseline, training_bytes
+from ..texts import normal
+from .concept_list import are_independent, check_in_turn, learn_apart, naming, read_entries
+from .model import add_base, add_kind, add_recipe, check_device, open_chosen
 from .progress import Say
-from .resuming import run_resumably, state_path
+from .resuming import state_path
+from .training import Training, learn_next, museum_in
+
+if typing.TYPE_CHECKING:  # diffusers is optional: commands that open no model do without it
+    from ..over_diffusers.base import DiffusersBase
 
 RESOLUTION_LIMIT_PX = 4096
 
@@ -42,12 +33,20 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="learn a concept from a folder of pictures",
         description="Learn a new word from a folder of pictures and add it to a museum, which is created if needed. "
         "Subfolders are read too. Captions are optional .txt files beside the pictures; write {word} where the new "
-        "word belongs. Ctrl-C saves the progress; the same command resumes.",
+        "word belongs. With --list, many concepts in a row. Ctrl-C saves the progress; the same command resumes.",
     )
     add_base(parser)
     parser.add_argument("--museum", type=Path, required=True, help="museum file to add to")
-    parser.add_argument("--word", required=True, help='the new word, such as "<my-cat>"')
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--word", help='the new word, such as "<my-cat>"')
+    what.add_argument(
+        "--list",
+        type=Path,
+        metavar="JSON",
+        help='a file of concepts to learn one after another: [{"word": "<my-cat>", "images": "cat"}, …], each with its '
+        "own options if you like (token_seed for --token-seed); those of the command apply to all others",
+    )
+    parser.add_argument("--images", type=Path, help="folder of pictures of the word")
     parser.add_argument(
         "--also",
         nargs=2,
@@ -101,131 +100,62 @@ def add(commands: argparse._SubParsersAction) -> None:
         number, choices = kind in (int, float), [AUTO] * automatic + [*typing.get_args(kind)]
         options: dict = {"type": _number(kind)} if number else {"choices": choices}
         parser.add_argument(option, help=f"{setting.meaning} ({AUTO if automatic else default})", **options)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, entry="", title="")
 
 
 def run(arguments: argparse.Namespace, say: Say) -> None:
     check_device(arguments.device)
     processes = launched(arguments.device)
     arguments.device = processes.device
-    if not processes.first:
-        say = _ignore
+    say_once = say if processes.first else _ignore
     check_target(arguments.museum)
-    check_target(state_path(arguments.museum, arguments.word, "0" * 64))  # its name is longer
-    folders = [*((word, Path(folder)) for word, folder in arguments.also), (arguments.word, arguments.images)]
-    draft = _draft(arguments)
-    for word, _ in folders:
-        check_word(word)
+    asked = read_entries(arguments) if arguments.list else [arguments]
+    drafts = [_checked(options) for options in asked]
     base = open_chosen(arguments)
-    read = identity(arguments.museum) if arguments.museum.exists() else None
-    museum = load_museum(arguments.museum) if read else Museum(base.fingerprint)
-    earlier = _before(museum, [word for word, _ in folders]) if arguments.replace else museum
-    replaced = len(earlier.exhibits) < len(museum.exhibits)
-    resolution = base.resolution_px if arguments.resolution is None else arguments.resolution
+    held = read_header(arguments.museum).words if arguments.list and arguments.museum.exists() else ()
+    trainings = []
+    for options, draft in zip(asked, drafts, strict=True):
+        if normal(options.word) in held:
+            say_once(f"{options.word} is already in the museum.")
+            continue
+        with naming(options.entry):
+            trainings.append(Training(options, draft, _concepts(options, base, say_once)))
+    if arguments.list:
+        museum = museum_in(arguments.museum, base)
+        check_in_turn(trainings, base, museum)
+        if processes.count > 1 and are_independent(trainings):
+            learn_apart(trainings, base, museum, processes, say)
+            return
+    for training in trainings:
+        learn_next(training, base, processes, say_once)
+
+
+def _checked(options: argparse.Namespace) -> Draft:
+    """The recipe of a training. Raises for all that can be wrong without the model and the pictures."""
+    with naming(options.entry):
+        if not options.images:
+            raise ConceptError("--word needs --images, the folder with its pictures.")
+        check_target(state_path(options.museum, options.word, "0" * 64))  # its name is longer than the museum's
+        for word, _ in _folders(options):
+            check_word(word)
+        return _draft(options)
+
+
+def _folders(options: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The words of a training, and the folders of their pictures."""
+    return [*((word, Path(folder)) for word, folder in options.also), (options.word, options.images)]
+
+
+def _concepts(options: argparse.Namespace, base: "DiffusersBase", say: Say) -> tuple[Concept, ...]:
+    resolution = base.resolution_px if options.resolution is None else options.resolution
     if not base.family.side_px <= resolution <= RESOLUTION_LIMIT_PX:
         limits = f"{base.family.side_px} to {RESOLUTION_LIMIT_PX}"
         raise ConceptError(f"--resolution is {resolution}; it must be {limits} pixels for this model.")
-    options = {"resolution_px": resolution, "multiple": base.family.side_px, "alpha_mask": arguments.alpha_mask}
-    read_folders = [(word, *read_folder(folder, say=say, **options)) for word, folder in folders]
-    wording = arguments.kind, arguments.template
-    vectors = arguments.vectors or 0, arguments.start, arguments.token_seed
-    concepts = tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
-    names = " and ".join(f"{concept.word} from {counted(len(concept.pictures), 'picture')}" for concept in concepts)
-    device, size = probed(base.device), largest(concepts)
-
-    def needed(choice: Recipe) -> int:
-        return training_bytes(base, choice, earlier, size)
-
-    recipe = fitted(draft, base.family, device, needed, concepts)
-    tell_of_baseline(recipe.method, say)
-    say(f"Learning {names} on {base.fingerprint}, recipe {recipe.method}.")
-    say(f"{described(recipe, base.family, device)}.")
-    file = Path(arguments.base).name
-    learning = Learning(base, earlier, concepts, recipe, file, arguments.other_checkpoint)
-    for note in learning.notes:
-        say(f"Note: {note}")
-    _check_room(arguments.museum, base, recipe)
-    state = state_path(arguments.museum, arguments.word, learning.key)
-    finished = arguments.museum.with_name(f"{arguments.museum.stem}.finished")
-    along = Along(learning, arguments.museum, arguments.keep_every, arguments.preview_every, say)
-    if processes.first:
-        _take_up(finished, state, learning.key, recipe.steps)
-        if not state.exists():
-            along.begin()
-    run = partial(learning.run, processes=processes)
-    exhibits = run_resumably(run, state, say, recipe.steps, title=arguments.word, along=along.step, processes=processes)
-    if not processes.first:
-        return
-    new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
-    if replaced:
-        dtype, whole = read_header(arguments.museum).dtype, earlier.with_exhibits(*new)
-        path = save_museum(whole, arguments.museum, overwrite=True, dtype=dtype, read=read)
-    else:
-        path = _kept(Museum(museum.base, new), arguments.museum, say)
-    say(f"{path} now holds: {', '.join(read_header(path).words)}")
-    if recipe.open_ended and state.exists():
-        os.replace(state, finished)
-        say(f"To train further: the same command with more --steps and --replace. It continues from {finished}.")
-    else:
-        state.unlink(missing_ok=True)
-    along.end(new)
-
-
-def _before(museum: Museum, words: Sequence[str]) -> Museum:
-    """The museum without these words, which must be its last ones. Raises ConceptError if others follow them."""
-    rest = tuple(exhibit for exhibit in museum.exhibits if exhibit.word not in words)
-    if rest != museum.exhibits[: len(rest)]:
-        raise ConceptError(
-            f"{museum.words[-1]} was learned after {', '.join(words)}, so --replace cannot learn that again: only the "
-            "last word can be replaced. Remove the later ones first (command edit), or choose another word."
-        )
-    return dataclasses.replace(museum, exhibits=rest)
-
-
-def _take_up(finished: Path, state: Path, key: str, steps: int) -> None:
-    """Continue from the last finished training, if it is the beginning of this one."""
-    if state.exists() or not finished.exists():
-        return
-    with suppress(MuseumError):  # a damaged one is useless
-        begun = load_state(finished)
-        if begun.key == key and begun.step <= steps:
-            os.replace(finished, state)
-
-
-def _check_room(path: Path, base: Base, recipe: Recipe) -> None:
-    """Raise MuseumError if the disk has no room for what learning writes: the museum and the state, both twice."""
-    trained = sum(4 * recipe.rank * sum(projection.shape) for projection in base.slots)
-    existing = path.stat().st_size if path.exists() else 0
-    needed, free = 2 * (existing + 4 * trained), shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise MuseumError(
-            f"Learning needs up to {needed / 2**20:.0f} MiB in '{path.parent}', but only {free / 2**20:.0f} MiB are "
-            "free. Make room, or choose another folder for the museum."
-        )
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.truncate(needed // 2)  # takes no room, but is subject to the system's limit on file sizes
-    except OSError as error:
-        raise MuseumError(
-            f"Learning needs files of up to {needed / 2**21:.1f} MiB, which '{path.parent}' does not accept: "
-            f"{error.strerror}. Choose another folder for the museum."
-        ) from error
-
-
-def _kept(new: Museum, path: Path, say: Say) -> Path:
-    """Add the exhibits to the museum's file; if the system refuses, they are saved elsewhere, with a message."""
-    try:
-        return append_exhibits(new.exhibits, path, base=new.base)
-    except MuseumError as error:
-        if not refused_by_the_system(error):
-            raise
-        try:
-            rescued = save_museum(new, Path(tempfile.mkdtemp(prefix="clora-")) / path.name)
-        except (MuseumError, OSError):
-            raise error from None
-        later = f"edit {path} --merge {rescued}" if path.exists() else f"copy it to {path}"
-        say(f"What was learned is saved as '{rescued}'. To add it later: {later}")
-        raise
+    how = {"resolution_px": resolution, "multiple": base.family.side_px, "alpha_mask": options.alpha_mask}
+    read_folders = [(word, *read_folder(folder, say=say, **how)) for word, folder in _folders(options)]
+    wording = options.kind, options.template
+    vectors = options.vectors or 0, options.start, options.token_seed
+    return tuple(Concept(word, pictures, *wording, captions, *vectors) for word, pictures, captions in read_folders)
 
 
 def _draft(arguments: argparse.Namespace) -> Draft:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ..errors import Cancelled, LearningError, MuseumError
 from ..learning.loop import Progress
-from ..learning.processes import ALONE, Processes
+from ..learning.processes import ALONE, Processes, launched_count
 from ..learning.state import SAVE_EVERY, LearningState, NotFiniteError, StateError, load_state, save_state
 from ..museum.file.replacing import read_if_intact, set_aside
 from .progress import Bar, Say, listening_for_ctrl_c
@@ -25,11 +25,12 @@ def run_resumably(
     title: str,
     along: Callable[[Progress], None] = lambda progress: None,
     processes: Processes = ALONE,
+    shown: bool = True,
 ) -> Learned:
     """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
 
     run: `Learning.run`, or another with its `report` and `resume`. along: called after every update. Of several
-    processes, only the first one writes.
+    processes, only the first one writes. shown: whether there is a bar.
     """
     first = processes.first
     resume = _resumable(path, say) if first else None
@@ -41,8 +42,8 @@ def run_resumably(
             f"'{path}' holds this training at step {resume.step}, more than {steps}. Choose at least as many --steps, "
             "or delete the file."
         )
-    several = processes.count > 1
-    with listening_for_ctrl_c(forwarded=several) as pressed, Bar(title, steps, shown=first) as bar:
+    forwarded = launched_count() > 1
+    with listening_for_ctrl_c(forwarded=forwarded) as pressed, Bar(title, steps, shown=shown) as bar:
 
         def report(progress: Progress) -> None:
             stop = processes.any(pressed.is_set())
@@ -68,7 +69,7 @@ def run_resumably(
             if first and error.state.step:
                 save_state(error.state, path)
             raise
-    return run_resumably(run, path, say, steps, title=title, along=along, processes=processes)
+    return run_resumably(run, path, say, steps, title=title, along=along, processes=processes, shown=shown)
 
 
 def state_path(museum: Path, name: str, key: str) -> Path:

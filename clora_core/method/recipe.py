@@ -120,6 +120,14 @@ class Recipe:
         """Whether training can continue with more steps: nothing depends on their number."""
         return self.schedule == "constant" and self.warmup == 0 and not self.stop_when_learned
 
+    @property
+    def independent(self) -> bool:
+        """Whether what is learned does not depend on what was learned with this recipe before: it builds on no earlier
+        delta, takes no direction from earlier concepts, and protects none of them."""
+        apart = self.rank == 0 or self.applied != "everywhere" or self.over == "base"
+        guarded = any(regularizer.weight for regularizer in self.regularizers)
+        return apart and self.over != "shared" and self.down in ("learned", "identity") and not guarded
+
     def to_json(self) -> dict[str, object]:
         """The recipe as plain numbers, strings and lists; a learned token is left out, as in earlier versions."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

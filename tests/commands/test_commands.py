@@ -171,8 +171,8 @@ def test_ctrl_c_keeps_the_progress_and_the_same_command_resumes(tmp_path, images
 
 def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkeypatch):
     """A mistyped number does not cost the progress of the intended command."""
-    from clora_core.commands import learn as command
     from clora_core.commands import resuming
+    from clora_core.commands import training as command
 
     class Stopped(Learning):
         def run(self, *, report, **options):
@@ -200,7 +200,7 @@ def test_other_numbers_keep_an_unfinished_state(tmp_path, images, capsys, monkey
 @pytest.mark.parametrize("whole", [False, True])
 def test_damaged_state_is_set_aside_and_training_restarts(tmp_path, images, capsys, monkeypatch, whole):
     """Also an intact one of another training."""
-    from clora_core.commands import learn as command
+    from clora_core.commands import training as command
 
     def full(*_, **more):
         raise MuseumError("No space left on device.")
@@ -243,7 +243,7 @@ def test_names_that_some_system_forbids_are_refused_first(tmp_path, capsys, monk
 
 
 def test_learned_exhibit_survives_an_unwritable_file(tmp_path, images, capsys, monkeypatch):
-    from clora_core.commands import learn as command
+    from clora_core.commands import training as command
 
     def full(*_, **more):
         raise MuseumError("No space left on device.")
@@ -299,7 +299,7 @@ def test_system_errors_are_clear(tmp_path, images, capsys):
 
 
 def test_out_of_memory_error_suggests_savings(tmp_path, images, capsys, monkeypatch):
-    from clora_core.commands import learn as command
+    from clora_core.commands import training as command
 
     def full(*inputs, **named):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

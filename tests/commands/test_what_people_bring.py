@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clora_core.cli import main
-from clora_core.commands import learn as learn_command
+from clora_core.commands import training
 from clora_core.errors import BaseModelError, MuseumError
 from clora_core.model.base import Fingerprint
 from clora_core.museum.file import load_museum, save_museum
@@ -122,7 +122,7 @@ def test_result_is_saved_elsewhere_if_the_museum_cannot_be_written(tmp_path: Pat
     def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(learn_command, "append_exhibits", refused)
+    monkeypatch.setattr(training, "append_exhibits", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert teach(tmp_path / "m.safetensors", images) == 1
     assert "What was learned is saved as" in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_first_reason_is_reported_if_nothing_can_be_written(tmp_path: Path, imag
     def refused(*exhibits: object, **more: object) -> Path:
         raise MuseumError("It is full.") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(learn_command, "append_exhibits", refused)
+    monkeypatch.setattr(training, "append_exhibits", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert teach(tmp_path / "m.safetensors", images) == 1
     assert "It is full." in capsys.readouterr().err

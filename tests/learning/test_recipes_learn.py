@@ -8,6 +8,7 @@ import torch
 
 from clora_core.learning.learn import Progress
 from clora_core.method.recipe import BASELINES, RECIPES, Recipe, recipe_named
+from clora_core.method.regularizers import ContextPreservation
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import DiffusersBase, starter_parts
@@ -48,6 +49,16 @@ def test_a_recipe_learns_over_a_museum_loaded_in_inference_mode(method: str, tmp
     with torch.inference_mode():
         second = taught(base, load_museum(path), small_concept("<two>", seed=1), quick(method))
     assert same_bits(second, taught(base, first, small_concept("<two>", seed=1), quick(method)))
+
+
+@pytest.mark.parametrize("method", [*RECIPES, *BASELINES, "word-gated with preservation"])
+def test_an_independent_recipe_and_no_other_learns_the_same_after_another_concept(method: str, base: DiffusersBase):
+    name, _, guarded = method.partition(" with ")
+    recipe = quick(name, **({"regularizers": (ContextPreservation(),)} if guarded else {}))
+    empty, one, two = Museum(base.fingerprint), small_concept("<one>"), small_concept("<two>", seed=1)
+    alone = taught(base, empty, two, recipe).exhibits[-1]
+    after = taught(base, taught(base, empty, one, recipe), two, recipe).exhibits[-1]
+    assert recipe.independent == after.same_as(alone)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
