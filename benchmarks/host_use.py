@@ -3,8 +3,8 @@
     python benchmarks/host_use.py [start] [object_info] [opening] [memory]
 
 with ComfyUI's own Python, and for `opening` playwright in it and Chromium. Real servers run with and without the pack
-and are measured in turns. Memory is that of the server's process: every Run samples with another seed, and every second one changes the strength of the museum,
-or of the stock LoRA that is measured beside it, so that its patches are made anew.
+and are measured in turns. Memory is that of the server's process: every Run samples with another seed, and every second
+one changes the strength of the museum, or of the stock LoRA beside it, so that its patches are made anew.
 Writes its parts into `benchmarks/results/host_use.json`.
 """
 
