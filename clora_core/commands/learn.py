@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ConceptError, MuseumError, RecipeError
-from ..learning.fitting import described, fitted
+from ..learning.fitting import computed, described, fitted, lighter_after
 from ..learning.learn import Learning
 from ..learning.processes import launched
-from ..learning.state import load_state
+from ..learning.state import OutOfMemoryError, load_state
 from ..method.draft import AUTO, AUTOMATIC, Draft
 from ..method.recipe import Recipe, recipe_named
 from ..method.regularizers import SelfRegularization
@@ -139,21 +139,30 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     recipe = fitted(draft, base.family, device, needed, concepts)
     tell_of_baseline(recipe.method, say)
     say(f"Learning {names} on {base.fingerprint}, recipe {recipe.method}.")
-    say(f"{described(recipe, base.family, device)}.")
-    file = Path(arguments.base).name
-    learning = Learning(base, earlier, concepts, recipe, file, arguments.other_checkpoint)
-    for note in learning.notes:
-        say(f"Note: {note}")
     _check_room(arguments.museum, base, recipe)
-    state = state_path(arguments.museum, arguments.word, learning.key)
+    file = Path(arguments.base).name
     finished = arguments.museum.with_name(f"{arguments.museum.stem}.finished")
-    along = Along(learning, arguments.museum, arguments.keep_every, arguments.preview_every, say)
-    if processes.first:
-        _take_up(finished, state, learning.key, recipe.steps)
-        if not state.exists():
-            along.begin()
-    run = partial(learning.run, processes=processes)
-    exhibits = run_resumably(run, state, say, recipe.steps, title=arguments.word, along=along.step, processes=processes)
+    while True:
+        say(f"{described(recipe, base.family, device)}.")
+        learning = Learning(base, earlier, concepts, recipe, file, arguments.other_checkpoint)
+        for note in learning.notes:
+            say(f"Note: {note}")
+        state = state_path(arguments.museum, arguments.word, learning.key)
+        along = Along(learning, arguments.museum, arguments.keep_every, arguments.preview_every, say)
+        if processes.first:
+            _take_up(finished, state, learning.key, recipe.steps)
+            if not state.exists():
+                along.begin()
+        run, title = partial(learning.run, processes=processes), arguments.word
+        try:
+            exhibits = run_resumably(run, state, say, recipe.steps, title=title, along=along.step, processes=processes)
+            break
+        except OutOfMemoryError as error:
+            if processes.count > 1:
+                raise
+            less = lighter_after(error, draft, recipe)
+            say(f"Out of memory at step {error.state.step + 1} with {computed(recipe)}. It goes on with less:")
+            recipe = less
     if not processes.first:
         return
     new = tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, concepts, strict=True))
