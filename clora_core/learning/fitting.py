@@ -193,7 +193,7 @@ def past_values(projection: Projection, earlier: Museum) -> int:
 def copied_bytes(network: nn.Module, itemsize: int, is_copied: Callable[[nn.Module], bool]) -> int:
     """Bytes of the weights that are computed in another dtype: the backward pass keeps a converted copy of each."""
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return sum(module.weight.numel() * itemsize for module in layers if is_copied(module))
+    return sum(math.prod(module.weight.shape) * itemsize for module in layers if is_copied(module))
 
 
 def _trained_values(recipe: Recipe, projection: Projection) -> int:
