@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-import torch
-
 from .commands import classify, demo, edit, export, importing, learn, report, show, view
 from .errors import Cancelled, CLoRAError, LearningError
 from .learning.processes import launched_count
+from .learning.state import is_out_of_memory
 from .texts import encodable, printable
 
 EXAMPLES = """
@@ -61,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(f'error: This command needs {error.name}. Install it with: pip install -e ".[headless]"', sys.stderr)
         return 1
-    except torch.cuda.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         _say(f"error: {OUT_OF_MEMORY}", sys.stderr)
         return 1
     except (Cancelled, KeyboardInterrupt) as stop:

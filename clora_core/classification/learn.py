@@ -159,6 +159,7 @@ class TaskLearning:
                         loop,
                         key=self.key,
                         title=task.classes[0],
+                        saving="Use a smaller batch size.",
                         device=base.device,
                         computed_in=computed_in,
                         report=report,

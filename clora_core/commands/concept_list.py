@@ -123,10 +123,10 @@ def learn_apart(
             say(f"{training.options.word} is learned already, in {part}.")
             continue
         alone = Processes(device=processes.device)
-        new = training.run(learning, base, alone, say, shown=processes.first)
+        learning, new = training.run(learning, base, alone, say, shown=processes.first)
         save_museum(Museum(museum.base, new), part)
         say(f"{training.options.word} is learned.")
-        state.unlink(missing_ok=True)
+        training.state(learning).unlink(missing_ok=True)
         training.along(learning, say).end(new)
     processes.wait()
     if processes.first and parts:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..errors import Cancelled, LearningError, MuseumError
 from ..learning.loop import Progress
 from ..learning.processes import ALONE, Processes, launched_count
-from ..learning.state import SAVE_EVERY, LearningState, NotFiniteError, StateError, load_state, save_state
+from ..learning.state import SAVE_EVERY, LearningState, StateError, StoppedError, load_state, save_state
 from ..museum.file.replacing import read_if_intact, set_aside
 from .progress import Bar, Say, listening_for_ctrl_c
 
@@ -65,7 +65,7 @@ def run_resumably(
         except StateError as error:
             if first:
                 set_aside(path, error, say)
-        except NotFiniteError as error:
+        except StoppedError as error:
             if first and error.state.step:
                 save_state(error.state, path)
             raise

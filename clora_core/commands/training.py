@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConceptError, MuseumError
-from ..learning.fitting import described, fitted
+from ..learning.fitting import computed, described, fitted, lighter_after
 from ..learning.learn import Learning
 from ..learning.processes import Processes
-from ..learning.state import load_state
+from ..learning.state import OutOfMemoryError, load_state
 from ..method.draft import Draft
 from ..method.recipe import Recipe
 from ..model.concept import Concept, largest
@@ -68,8 +68,11 @@ class Training:
 
     def run(
         self, learning: Learning, base: "DiffusersBase", processes: Processes, say: Say, *, shown: bool = True
-    ) -> tuple[Exhibit, ...]:
-        """Say what is learned and how, and learn it. shown: whether the first process has a progress bar."""
+    ) -> tuple[Learning, tuple[Exhibit, ...]]:
+        """Say what is learned and how, and learn it; if memory runs out, in a way that needs less, which is returned.
+
+        shown: whether the first process has a progress bar.
+        """
         recipe, state, along = learning.recipe, self.state(learning), self.along(learning, say)
         pictures = (f"{concept.word} from {counted(len(concept.pictures), 'picture')}" for concept in self.concepts)
         tell_of_baseline(recipe.method, say)
@@ -82,17 +85,25 @@ class Training:
             _take_up(self.finished(), state, learning.key, recipe.steps)
             if not state.exists():
                 along.begin()
-        exhibits = run_resumably(
-            partial(learning.run, processes=processes),
-            state,
-            say,
-            recipe.steps,
-            title=self.options.title or self.options.word,
-            along=along.step,
-            processes=processes,
-            shown=shown and processes.first,
-        )
-        return tuple(dated(exhibit, concept) for exhibit, concept in zip(exhibits, self.concepts, strict=True))
+        try:
+            exhibits = run_resumably(
+                partial(learning.run, processes=processes),
+                state,
+                say,
+                recipe.steps,
+                title=self.options.title or self.options.word,
+                along=along.step,
+                processes=processes,
+                shown=shown and processes.first,
+            )
+        except OutOfMemoryError as error:
+            if processes.count > 1:
+                raise
+            less = lighter_after(error, self.draft, recipe)
+            say(f"Out of memory at step {error.state.step + 1} with {computed(recipe)}. It goes on with less:")
+            return self.run(dataclasses.replace(learning, recipe=less), base, processes, say, shown=shown)
+        new = (dated(exhibit, concept) for exhibit, concept in zip(exhibits, self.concepts, strict=True))
+        return learning, tuple(new)
 
 
 def museum_in(path: Path, base: "DiffusersBase") -> Museum:
@@ -107,8 +118,7 @@ def learn_next(training: Training, base: "DiffusersBase", processes: Processes, 
     read = identity(options.museum) if options.museum.exists() else None
     museum = museum_in(options.museum, base)
     earlier = _before(museum, [concept.word for concept in training.concepts]) if options.replace else museum
-    learning = training.learning(base, earlier)
-    new = training.run(learning, base, processes, say)
+    learning, new = training.run(training.learning(base, earlier), base, processes, say)
     if not processes.first:
         return
     if len(earlier.exhibits) < len(museum.exhibits):

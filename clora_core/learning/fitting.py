@@ -2,7 +2,7 @@
 
 The family decides everything except how an update is computed. If an update does not fit into memory, its pictures are
 split into parts, whose gradients are averaged. If that is not enough, checkpointing is turned on, which takes a third
-more time.
+more time. If a step runs out of memory all the same, `lighter` is the next recipe to try.
 """
 
 import dataclasses
@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from ..method.draft import Draft
+from ..method.draft import AUTOMATIC, Draft
 from ..method.recipe import GATED, RECIPES, Recipe, shared_by
 from ..model.concept import Concept
 from ..model.families.family import Family
@@ -21,6 +22,7 @@ from ..model.precision import Precision
 from ..model.projections import Projection
 from ..museum.museum import WHOLE, Museum
 from ..texts import counted
+from .state import OutOfMemoryError
 
 USABLE = 0.75  # of the device's memory; the rest is for the desktop, decoding pictures, and what the estimate misses
 
@@ -98,16 +100,54 @@ def _halves(count: int) -> Iterator[int]:
         count //= 2
 
 
+def lighter(recipe: Recipe) -> Recipe | None:
+    """The next recipe that needs less memory, with as many pictures per update; None if there is none."""
+    if not recipe.checkpointing:
+        return dataclasses.replace(recipe, checkpointing=True)
+    for size in range(recipe.batch_size - 1, 0, -1):
+        if recipe.batch_size % size == 0:
+            parts = recipe.accumulation * recipe.batch_size // size
+            return dataclasses.replace(recipe, batch_size=size, accumulation=parts)
+    return None
+
+
+def lighter_after(error: OutOfMemoryError, draft: Draft, recipe: Recipe) -> Recipe:
+    """The lighter recipe to go on with by itself. Raises the error if that would change a number that the user chose,
+    or lose finished steps: only checkpointing can change in the middle of a training."""
+    less = lighter(recipe)
+    if less:
+        changed = {name for name in AUTOMATIC if getattr(less, name) != getattr(recipe, name)}
+        lossless = changed == {"checkpointing"} or not error.state.step
+        if lossless and not changed & draft.chosen:
+            return less
+    raise error
+
+
+def memory_advice(recipe: Recipe, computed_in: torch.dtype) -> str:
+    """What to change after a step has run out of memory, as sentences."""
+    less = lighter(recipe)
+    if less and less.checkpointing != recipe.checkpointing:
+        return "Turn on checkpointing: training then goes on where it stopped."
+    if less:
+        change = f"Set batch_size to {less.batch_size} and accumulation to {less.accumulation}"
+    else:
+        change = "Set precision to bf16" if computed_in == torch.float32 else "Use smaller pictures"
+    return f"{change}: training then starts over. With the same settings, it goes on where it stopped."
+
+
+def computed(recipe: Recipe) -> str:
+    """How an update is computed: "bf16, batch 1 ×4, checkpointing"."""
+    parts = f" ×{recipe.accumulation}" if recipe.accumulation > 1 else ""
+    return f"{recipe.precision}, batch {recipe.batch_size}{parts}{', checkpointing' * recipe.checkpointing}"
+
+
 def described(recipe: Recipe, family: Family, device: Device) -> str:
     """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.005" """
-    parts = f" ×{recipe.accumulation}" if recipe.accumulation > 1 else ""
-    checkpointing = ", checkpointing" if recipe.checkpointing else ""
-    how = f"{recipe.precision}, batch {recipe.batch_size}{parts}{checkpointing}"
     schedule = "" if recipe.schedule == "constant" else f" ({recipe.schedule})"
     rank = f"rank {recipe.rank}, " if recipe.rank else ""
     rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"
     where = f" on {device.total_bytes / 2**30:.0f} GB" if math.isfinite(device.total_bytes) else ""
-    return f"{family.title}{where}: {how}; {rank}{counted(recipe.steps, 'step')}, learning rates {rates}"
+    return f"{family.title}{where}: {computed(recipe)}; {rank}{counted(recipe.steps, 'step')}, learning rates {rates}"
 
 
 def learning_bytes(
@@ -153,7 +193,7 @@ def past_values(projection: Projection, earlier: Museum) -> int:
 def copied_bytes(network: nn.Module, itemsize: int, is_copied: Callable[[nn.Module], bool]) -> int:
     """Bytes of the weights that are computed in another dtype: the backward pass keeps a converted copy of each."""
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return sum(module.weight.numel() * itemsize for module in layers if is_copied(module))
+    return sum(math.prod(module.weight.shape) * itemsize for module in layers if is_copied(module))
 
 
 def _trained_values(recipe: Recipe, projection: Projection) -> int:

@@ -1,5 +1,6 @@
 """A fingerprint of everything that the result of a learning depends on, to recognise the same learning again."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
     """SHA-256 of base, museum, concepts, pictures, numbers and this version of the engine, in hexadecimal.
 
     The base is represented by its fingerprint, its schedule and its family's everyday captions. The steps of an
-    open-ended recipe are left out: a longer learning can resume from the state of a shorter one.
+    open-ended recipe are left out: a longer learning can resume from the state of a shorter one. So is checkpointing,
+    which only affects rounding.
     """
     digest = hashlib.sha256()
 
@@ -30,7 +32,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
         else:
             digest.update(json.dumps(value, sort_keys=True).encode())
 
-    numbers = recipe.to_json()
+    numbers = dataclasses.replace(recipe, checkpointing=False).to_json()
     if recipe.open_ended:
         del numbers["steps"]
     add([VERSION, museum.base.family, museum.base.digest, base.schedule.prediction, numbers])

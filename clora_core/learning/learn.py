@@ -25,6 +25,7 @@ from ..model.moments import preserved_moments
 from ..model.projections import Projection
 from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
+from .fitting import memory_advice
 from .key import learning_key
 from .lesson import Lesson
 from .loop import Progress, train
@@ -171,8 +172,7 @@ class Learning:
 
         The base and the museum do not change. `report` is called after every update and may raise to stop. processes:
         those that share the batches; all of them call this with the same arguments and get the same exhibits. Raises
-        NotFiniteError, with the last good state, if the loss or its gradient is not finite, and StateError for a
-        `resume` from another learning.
+        what `loop.train` raises.
         """
         base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
@@ -211,6 +211,7 @@ class Learning:
                     recipe,
                     key=key,
                     title=concept.word,
+                    saving=memory_advice(recipe, computed_in),
                     device=base.device,
                     computed_in=computed_in,
                     report=report,

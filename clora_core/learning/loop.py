@@ -14,7 +14,7 @@ from torch import Tensor
 from ..method.recipe import Recipe
 from .optimizer import Optimizer, Trainable
 from .processes import ALONE, Processes
-from .state import LearningState, NotFiniteError, StateError
+from .state import LearningState, NotFiniteError, OutOfMemoryError, StateError, is_out_of_memory
 from .stopping import Stopping
 
 Moved = TypeVar("Moved", bound=Trainable)
@@ -45,6 +45,7 @@ def train(
     *,
     key: str,
     title: str,
+    saving: str,
     device: torch.device,
     computed_in: torch.dtype,
     report: Callable[[Progress[Moved]], None] | None = None,
@@ -55,9 +56,10 @@ def train(
     """Update `trained` in place, `recipe.steps` times, or until `stopping` ends it. Returns the last loss.
 
     losses_of: the number of a batch → the terms of its loss, with gradients. key: of the training that `resume` must
-    come from. title: names the training in errors. processes: those that share the batches of an update. `report` may
-    raise to stop. Raises NotFiniteError, with the last good state, if the loss or its gradient is not finite, and
-    StateError for a `resume` from another training.
+    come from. title: names the training in errors. saving: how to need less memory, for an error. processes: those that
+    share the batches of an update. `report` may raise to stop. Raises NotFiniteError if the loss or its gradient is not
+    finite, and OutOfMemoryError if a step does not fit into memory, both with the last good state; and StateError for a
+    `resume` from another training.
     """
     optimizer = Optimizer(trained, recipe, device, computed_in)
     training = _Training(key, trained, optimizer, stopping)
@@ -67,11 +69,17 @@ def train(
         if stopping and stopping.ended:
             break
         losses: dict[str, float] = {}
-        for part in processes.own(recipe.accumulation):
-            values = losses_of(index * recipe.accumulation + part)
-            optimizer.gather(torch.stack(list(values.values())).sum())
-            for name, value in values.items():
-                losses[name] = losses.get(name, 0.0) + value.item() / recipe.accumulation
+        try:
+            for part in processes.own(recipe.accumulation):
+                values = losses_of(index * recipe.accumulation + part)
+                optimizer.gather(torch.stack(list(values.values())).sum())
+                for name, value in values.items():
+                    losses[name] = losses.get(name, 0.0) + value.item() / recipe.accumulation
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"Learning '{title}' ran out of memory at step {index + 1}. {saving}"
+            raise OutOfMemoryError(message, training.state()) from error
         losses = processes.add(losses)
         processes.add_gradients(trained.parameters().values())
         if not math.isfinite(sum(losses.values())) or not optimizer.update(index):

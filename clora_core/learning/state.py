@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import LearningError, MuseumError
@@ -15,6 +16,7 @@ from ..museum.file.replacing import replacing
 FORMAT = "clora-learning-state"
 VERSION = "1"
 SAVE_EVERY = 50  # steps between two autosaves
+FULL = ("out of memory", "allocate memory", "not enough memory")  # in the errors of torch's devices
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,26 @@ class StateError(LearningError):
     """A state that this learning cannot resume from: damaged, or of another learning."""
 
 
-class NotFiniteError(LearningError):
-    """A loss or a gradient is not finite. `state` is the last good one."""
+class StoppedError(LearningError):
+    """Training cannot go on as it is. `state` is that of the last finished step."""
 
     def __init__(self, message: str, state: LearningState) -> None:
         super().__init__(message)
         self.state = state
+
+
+class NotFiniteError(StoppedError):
+    """A loss or a gradient is not finite."""
+
+
+class OutOfMemoryError(StoppedError, torch.OutOfMemoryError):
+    """A step does not fit into memory. ComfyUI treats it like torch's own error: it unloads all models."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the memory of a device is full. torch's CPU and some GPUs raise a plain RuntimeError."""
+    by_text = isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
+    return by_text or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def save_state(state: LearningState, path: Path | str) -> None:

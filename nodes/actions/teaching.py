@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from ...clora_core.learning.effect import effect, passes
-from ...clora_core.learning.fitting import described, fitted
+from ...clora_core.learning.fitting import computed, described, fitted, lighter_after
 from ...clora_core.learning.learn import Learning
 from ...clora_core.learning.loop import Progress
-from ...clora_core.learning.state import SAVE_EVERY, StateError
+from ...clora_core.learning.state import SAVE_EVERY, OutOfMemoryError, StateError
 from ...clora_core.method.draft import Draft
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, largest
@@ -70,20 +70,28 @@ def train_step(
         base = HostBase(bare_model, bare_clip, vae)
         earlier = earlier or Museum(base.fingerprint)
         concepts = tuple(_concept(entry, base) for entry in inputs)
-        size = largest(concepts)
+        size, draft, note = largest(concepts), Draft.of(recipe), ""
         fitting = fitted(
-            Draft.of(recipe),
+            draft,
             base.family,
             device_of(base),
             lambda choice: needed_bytes(base, choice, earlier, *size),
             concepts,
         )
-        learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
         models = models_digest(bare_model, bare_clip, vae)
         with _store(NOT_KEPT if models is None else "") as store:
-            key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
-            diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
-            result = stored_or_learned(base, learning, store, key, diary, preview_every, keep_every * len(inputs))
+            while True:
+                learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
+                key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
+                diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
+                steps = preview_every, keep_every * len(inputs)
+                try:
+                    result = stored_or_learned(base, learning, store, key, diary, *steps, note)
+                    break
+                except OutOfMemoryError as error:
+                    less = lighter_after(error, draft, fitting)
+                    note = f"out of memory at step {error.state.step + 1} with {computed(fitting)}"
+                    fitting = less
         if store.not_kept:
             say_without_panel(store.not_kept)
             diary.close("learned", diary.effect, " · ".join(filter(None, (diary.note, store.not_kept))))
@@ -99,12 +107,13 @@ def stored_or_learned(
     diary: Diary,
     preview_every: int = 0,
     keep_every: int = 0,
+    note: str = "",
 ) -> Result:
     """The result in the store, or else of training, which resumes from a state in the store.
 
     key: of everything that affects the result, except for the number of steps where a longer training begins with a
     shorter one. preview_every, keep_every: steps between previews, and between states that are kept for trainings with
-    other numbers of steps; 0 for none. They do not affect the result.
+    other numbers of steps; 0 for none. They do not affect the result. note: what to say besides.
     """
     result_key = f"{key}-{learning.recipe.steps}"
     if result := store.result(result_key):
@@ -113,7 +122,7 @@ def stored_or_learned(
         diary.replay(result.diary)
         return result
     try:
-        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every, keep_every)
+        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every, keep_every, note)
         exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
         pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
         diary.paste(pictures[0])
@@ -175,6 +184,7 @@ def _learn(
     diary: Diary,
     preview_every: int,
     keep_every: int,
+    said: str,
 ) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
     """The exhibits, and the loss of every step. The state is stored however training stops."""
     concepts, recipe = learning.concepts, learning.recipe
@@ -195,7 +205,7 @@ def _learn(
         note += " · with another number of steps, training starts over" + ", and keep_every keeps nothing" * (
             keep_every > 0
         )
-    note = " · ".join([note, *learning.notes])
+    note = " · ".join(filter(None, [said, note, *learning.notes]))
     note += store.not_kept and f" · {store.not_kept}"
     log.info("C-LoRA: %s", note)
     say_without_panel(note if resume is None else f"resuming from step {resume.step} · {note}")
@@ -236,7 +246,7 @@ def _learn(
         if last:
             store.keep_state(key, last.snapshot())
         raise
-    return _learn(base, learning, store, key, diary, preview_every, keep_every)
+    return _learn(base, learning, store, key, diary, preview_every, keep_every, said)
 
 
 def _pictures(learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]) -> Tensor:

@@ -113,7 +113,7 @@ def _freeze(module: nn.Module, afterwards: ExitStack) -> None:
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
-            if tensor.is_inference() and type(tensor.data) is Tensor:
+            if tensor.is_inference() and type(tensor.data).__torch_dispatch__ == Tensor.__torch_dispatch__:
                 tensors[name] = _ordinary(tensor)
             if tensor.requires_grad:
                 tensors[name].requires_grad_(False)
@@ -123,8 +123,13 @@ def _freeze(module: nn.Module, afterwards: ExitStack) -> None:
 def _ordinary(tensor: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+        kind = type(tensor.data)
+        if kind is Tensor:
+            return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+        alias = alias.as_subclass(kind)  # such as a weight of a GGUF model
+        vars(alias).update(vars(tensor))
+        return alias
 
 
 def _require_grad(tensors: dict[str, Tensor | None], name: str) -> None:

@@ -86,8 +86,11 @@ class _Digest:
                 raise _UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
     def _patcher(self, patcher: ModelPatcher, depth: int) -> None:
+        parameters = dict(patcher.model.named_parameters())
         for name, current in patcher.model.state_dict().items():
             if name.startswith("model_sampling."):  # the noise schedule may be another clone's at the moment
+                continue
+            if current.is_meta and (current := parameters.get(name)) is None:  # the state dict of a GGUF model is empty
                 continue
             weight = original(patcher, name, current)
             flat = weight.detach().flatten()

@@ -298,13 +298,44 @@ def test_system_errors_are_clear(tmp_path, images, capsys):
     assert "exists" in capsys.readouterr().err
 
 
-def test_out_of_memory_error_suggests_savings(tmp_path, images, capsys, monkeypatch):
+def test_out_of_memory_in_a_step_keeps_the_progress_and_goes_on_with_less(tmp_path, images, capsys, monkeypatch):
+    """Memory is full at the third step. What the user left open becomes smaller by itself."""
+    from clora_core.commands import learn as command
+
+    opened, calls = command.open_chosen, []
+
+    def fill(*inputs):
+        calls.append(1)
+        if len(calls) == 3:
+            torch.empty(2**50)
+
+    def opened_with_little_memory(arguments):
+        base = opened(arguments)
+        base.unet.register_forward_pre_hook(fill)
+        return base
+
+    steps, whole, museum = ["--steps", "4"], tmp_path / "whole.safetensors", tmp_path / "m.safetensors"
+    assert teach(whole, images, "<ada>", *steps) == 0
+    monkeypatch.setattr(command, "open_chosen", opened_with_little_memory)
+    assert teach(museum, images, "<ada>", *steps) == 0
+    said = capsys.readouterr().out
+    assert "Out of memory at step 3 with fp32, batch 2. It goes on with less:" in said
+    assert "fp32, batch 2, checkpointing" in said and "Resuming from step 2" in said
+    one, other = load_museum(whole).dense(), load_museum(museum).dense()
+    assert all(torch.allclose(one[projection], other[projection], rtol=1e-3, atol=1e-5) for projection in one)
+
+    calls.clear()
+    assert teach(museum, images, "<eve>", *steps, "--checkpointing") == 1
+    assert "at step 3. Set batch_size to 1 and accumulation to 2: training then starts over" in capsys.readouterr().err
+    assert teach(museum, images, "<eve>", *steps, "--checkpointing") == 0
+    assert "Resuming from step 2" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.learning.safetensors"))
+
+
+def test_out_of_memory_outside_of_a_step_suggests_savings(tmp_path, images, capsys, monkeypatch):
     from clora_core.commands import training as command
 
-    def full(*inputs, **named):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(command.Learning, "run", full)
+    monkeypatch.setattr(command.Learning, "run", lambda *inputs, **named: torch.empty(2**50))
     assert teach(tmp_path / "m.safetensors", images, "<ada>") == 1
     assert "--checkpointing" in capsys.readouterr().err
 

@@ -159,6 +159,16 @@ def test_float8_matmul_without_backward_is_refused(monkeypatch: pytest.MonkeyPat
     assert torch.is_inference_mode_enabled()
 
 
+def test_float8_is_trained_as_the_same_weights_in_float32():
+    """As UNETLoader's weight_dtype fp8_e4m3fn stores a model."""
+    coarse, plain = small_models("sd15", torch.float8_e4m3fn, torch.float32), small_models("sd15")
+    plain[0].model.load_state_dict({name: value.float() for name, value in coarse[0].model.state_dict().items()})
+    found = [
+        learned(base, Museum(base.fingerprint), "<one>", steps=2)[1] for base in (HostBase(*coarse), HostBase(*plain))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0][0] != found[0][1]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_models_in_coarse_dtypes_can_be_trained(stored: torch.dtype, precision: str):

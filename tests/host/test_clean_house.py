@@ -15,6 +15,8 @@ import pytest
 import torch
 from clora_pack.clora_core.learning.learn import Progress
 from clora_pack.clora_core.learning.state import load_state, save_state
+from clora_pack.clora_core.method.draft import AUTOMATIC, Draft
+from clora_pack.clora_core.method.recipe import Recipe
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.actions.inputs import ConceptInputs
 from clora_pack.nodes.actions.teaching import train_step
@@ -242,10 +244,13 @@ def test_partially_loaded_model_is_loaded_whole():
     assert sampled(models).equal(before)
 
 
-def quick_step(models: Models) -> tuple[list[float], Museum]:
-    """A Train Step of four steps that shows a preview every two: its losses, and the museum."""
+def quick_step(
+    models: Models, told: Recipe | Draft | None = None, *, preview_every: int = 2
+) -> tuple[list[float], Museum]:
+    """A Train Step of four steps: its losses, and the museum."""
     images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    _, _, museum, loss, _ = train_step(*models, [ConceptInputs(concept("<one>"), [images])], recipe(), preview_every=2)
+    inputs = [ConceptInputs(concept("<one>"), [images])]
+    _, _, museum, loss, _ = train_step(*models, inputs, told or recipe(), preview_every=preview_every)
     return loss["loss"], museum
 
 
@@ -279,6 +284,33 @@ def test_train_step_that_fails_outside_training_restores_the_models_and_resumes(
     shutil.rmtree(own_results.parent)
     whole = quick_step(models)
     assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
+
+
+@pytest.mark.parametrize("open_numbers", [True, False])
+def test_train_step_that_runs_out_of_memory_goes_on_with_checkpointing(
+    own_results: Path, caplog: pytest.LogCaptureFixture, open_numbers: bool
+):
+    """By itself if the user left that open, otherwise when told to; the earlier steps are not trained again."""
+    models, plain = load_starter(), recipe(batch_size=4)
+    whole = quick_step(models, plain, preview_every=0)
+    shutil.rmtree(own_results.parent)
+    before, left = sampled(models), traces(models)
+    unet = networks(models)[0].get_submodule(UNET)
+    handle = unet.register_forward_pre_hook(AtCall(3, lambda: torch.empty(2**50)))
+    with caplog.at_level("INFO"):
+        if open_numbers:
+            found = quick_step(models, Draft(plain, frozenset(AUTOMATIC) - {"checkpointing"}), preview_every=0)
+            assert "out of memory at step 3 with fp32, batch 4 · " in caplog.text
+        else:
+            with pytest.raises(
+                torch.OutOfMemoryError, match=r"at step 3\. Turn on checkpointing: training then goes on"
+            ):
+                quick_step(models, plain, preview_every=0)
+            found = quick_step(models, replace(plain, checkpointing=True), preview_every=0)
+    handle.remove()
+    assert found[0] == pytest.approx(whole[0], rel=1e-4) and found[0][:2] == whole[0][:2]
+    assert found[1].exhibits[0].recipe.checkpointing and not list(own_results.glob("*.state.safetensors"))
+    assert traces(models) == left and sampled(models).equal(before)
 
 
 @pytest.mark.parametrize("spoil", ["a wrong bit", "of another learning", "a number that is none"])
