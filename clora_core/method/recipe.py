@@ -19,6 +19,7 @@ from .regularizers import (
     SelfRegularization,
     StyleDistillation,
     WeightDirection,
+    WordFocus,
 )
 
 Applied = Literal["everywhere", "word", "onwards"]
@@ -199,6 +200,7 @@ RECIPES: dict[str, Recipe] = {
 
 # For comparison with RECIPES. The user interface does not list them, but commands accept their names.
 BASELINES: dict[str, Recipe] = {
+    "preservation-at-word": Recipe("preservation-at-word", (ContextPreservation(), WordFocus())),
     "null-space": Recipe("null-space", down="quiet"),
     "orthogonal": Recipe("orthogonal", over="base", down="orthogonal"),
     "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(3.0, squares=True),)),

@@ -78,7 +78,7 @@ def test_every_field_is_tested_with_invalid_values():
 def test_the_offered_recipes_are_complete_and_no_baseline_is_offered():
     offered = {"preservation", "word-gated-onwards", "word-gated", "c-lora", "museum-maker", "textual-inversion"}
     assert set(RECIPES) == offered and next(iter(RECIPES)) == DEFAULT_METHOD
-    assert len(BASELINES) == 11 and not offered & set(BASELINES)
+    assert len(BASELINES) == 12 and not offered & set(BASELINES)
 
 
 @pytest.mark.parametrize("method", RECIPES | BASELINES)

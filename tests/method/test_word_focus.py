@@ -1,0 +1,48 @@
+"""Word focus measures how far a delta moves the keys and values after its word, and nowhere else."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from clora_core.errors import RecipeError
+from clora_core.learning.start import first_token
+from clora_core.method.recipe import Recipe
+from clora_core.method.regularizers import WordFocus
+from clora_core.method.step import Past
+from clora_core.model.base import Base
+from clora_core.model.moments import preserved_moments
+from tests.small import museum_of, random_deltas, setting_with, small_concept, step_with
+
+
+def test_the_term_is_the_relative_change_after_the_word(base: Base):
+    museum = museum_of(base, "<old>")
+    past = Past(total=museum.dense(), prompts=[museum.exhibits[0].prompt], tokens=museum.tokens)
+    token = first_token(base, small_concept("<new>"), Recipe())
+    prompts, deltas = ["a photo of <new> beside <old>", "<new>"], random_deltas(base)
+    conditioning = base.encode_prompts(prompts, [*museum.tokens, token])
+    _, sizes = preserved_moments(base, past.prompts, past.tokens)
+
+    moved, count = dict.fromkeys(deltas, 0.0), 0
+    for states, mask in zip(conditioning.states, conditioning.places["<new>"].tolist(), strict=True):
+        for place, state in enumerate(states):
+            if place > mask.index(True) and not mask[place]:
+                count += 1
+                for projection, delta in deltas.items():
+                    moved[projection] += (delta.dense() @ state).square().sum().item()
+    shares = [moved[projection] / count / sizes[projection] for projection in deltas]
+    term = WordFocus(3.0).begin(setting_with(past, base=base))
+    found = term(replace(step_with(deltas), conditioning=conditioning))
+    assert found.item() == pytest.approx(3 * sum(shares) / len(shares), rel=1e-4)
+
+
+def test_without_the_word_there_is_nothing_to_hold(base: Base):
+    term = WordFocus().begin(setting_with(Past(), base=base))
+    step = replace(step_with(random_deltas(base)), conditioning=base.encode_prompts(["a photo of a cat"], ()))
+    assert term(step).item() == 0
+
+
+def test_it_needs_projections_that_read_text_states(base: Base):
+    transformer = SimpleNamespace(family=replace(base.family, reads="stream"))
+    with pytest.raises(RecipeError, match="do not read text states directly"):
+        WordFocus().begin(setting_with(Past(), base=transformer))  # type: ignore[arg-type]
