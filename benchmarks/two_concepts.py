@@ -5,9 +5,9 @@
 Starts a ComfyUI and runs the example workflow `4-two-concepts` with all pairs of a museum's first three words: both in
 one plain prompt, the same with `keep_apart` of Load Museum, and each with its own area. As a fourth method, each area
 uses its own exhibit only, through ComfyUI's LoRA hooks and files that `export` writes for single exhibits, if possible.
-Then all three words in one prompt, for pictures of three times the width.
-Writes `benchmarks/results/two_concepts.json`, where recipes that were not measured keep their results, and
-`docs/two-concepts.png` of the first museum's first two words.
+Then all three words in one prompt, plain and with `keep_apart`, for pictures of three times the width.
+Writes `benchmarks/results/two_concepts.json`, where everything that was not measured again keeps its results, and, with
+all ways, `docs/two-concepts.png` of the first museum's first two words.
 """
 
 import argparse
@@ -60,12 +60,14 @@ def main() -> None:
         help="files of three built-in characters or more, one a recipe",
     )
     parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="for two words (all)")
     arguments = parser.parse_args()
     host = find_host()
     if host is None:
         sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
-    first_pictures: dict[str, Pictures] = {}
-    scores: dict[str, dict[str, dict[str, Scores]]] = {}
+    report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    report |= {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures}
+    first_pictures: Pictures = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host, Path(folder))
         (server.folder / "models/loras/museums").mkdir(parents=True)
@@ -74,23 +76,21 @@ def main() -> None:
             server.start()
             for recipe, words in museums.items():
                 for some in (*combinations(words[:3], 2), words[:3]):
-                    pictures = generated(server, recipe, some, arguments.pictures)
-                    first_pictures.setdefault(recipe, pictures)
+                    ways = arguments.ways if len(some) == 2 else ["plain", "apart"]
+                    pictures = generated(server, recipe, some, ways, arguments.pictures)
+                    first_pictures = first_pictures or pictures
                     found: dict[str, Scores] = {way: scored(seen, some) for way, seen in pictures.items()}
-                    scores.setdefault(recipe, {})[" ".join(some)] = found
+                    kind = report["pairs"] if len(some) == 2 else report.setdefault("three words", {})
+                    kind.setdefault(recipe, {}).setdefault(" ".join(some), {}).update(found)
                     print(recipe, *some, found, flush=True)
         finally:
             server.stop()
-    threes = {recipe: found.popitem()[1] for recipe, found in scores.items()}
-    means = {recipe: over_pairs(pairs) for recipe, pairs in scores.items()}
-    report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-    report |= {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures}
-    for name, new in {"means": means, "pairs": scores, "three words": threes}.items():
-        report[name] = report.get(name, {}) | new
+    report["means"] = {recipe: over_pairs(pairs) for recipe, pairs in report["pairs"].items()}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sheet(next(iter(first_pictures.values()))).save(PICTURE)
-    for recipe, ways in means.items():
-        for way, score in ways.items():
+    if arguments.ways == list(WAYS):
+        sheet(first_pictures).save(PICTURE)
+    for recipe, means in report["means"].items():
+        for way, score in means.items():
             print(f"{recipe:20}{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
 
 
@@ -112,15 +112,16 @@ def lora_of(recipe: str, word: str) -> str:
     return f"{recipe}-{word.strip('<>')}.safetensors"
 
 
-def generated(server: Server, recipe: str, words: Sequence[str], count: int) -> Pictures:
-    """All from the same noise. Three words: in one prompt only."""
+def generated(server: Server, recipe: str, words: Sequence[str], ways: Sequence[str], count: int) -> Pictures:
+    """All from the same noise."""
     workflow = json.loads((ROOT / "example_workflows/4-two-concepts.json").read_text(encoding="utf-8"))
     prompt = with_apart(as_prompt(workflow, server.get("/object_info")))
     files = [lora_of(recipe, word) for word in words]
-    if len(words) > 2:
-        del prompt[saving(prompt)["placed"]]
-    elif all((server.folder / "models/loras" / file).exists() for file in files):
+    if "hooked" in ways and all((server.folder / "models/loras" / file).exists() for file in files):
         prompt = with_hooks(prompt, files)
+    for way, id in saving(prompt).items():
+        if way not in ways:
+            del prompt[id]
     texts = {" and ".join(ASKED): " and ".join(words), **dict(zip(ASKED, words, strict=False))}
     for entry in prompt.values():
         if entry["class_type"] == "CLIPTextEncode":
