@@ -224,9 +224,8 @@ class Reader:
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        to_out, dropout = attention.to_out
-        states = hidden_states, encoder_hidden_states, encoder_hidden_states
-        projected = [to(x) for to, x in zip((attention.to_q, attention.to_k, attention.to_v), states, strict=True)]
+        states = {"to_q": hidden_states, "to_k": encoder_hidden_states, "to_v": encoder_hidden_states}
+        projected = [attention.get_submodule(name)(x) for name, x in states.items()]
         query, key, value = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in projected)
         key, value = (part.unflatten(2, (self.clauses, -1)) for part in (key, value))
         logits = torch.einsum("bhnd,bhktd->bhnkt", query, key) * attention.scale
@@ -236,7 +235,7 @@ class Reader:
         else:
             shares = self._shares(logits.logsumexp(-1).mean(1))
         mixed = (each * shares).sum(3)
-        return dropout(to_out(mixed.transpose(1, 2).flatten(2)))
+        return attention.get_submodule("to_out.0")(mixed.transpose(1, 2).flatten(2))
 
     def _shares(self, scores: Tensor) -> Tensor:
         """(b, 1, n, k, 1), with equal shares for the empty prompts. scores: (b, n, k)."""
