@@ -1,11 +1,13 @@
-"""Two learned characters in one picture: how often does the judge recognise both, each in its half?
+"""Learned characters in one picture: how often does the judge recognise all of them, each in its part?
 
     python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   museums of the demo, of any recipe
 
 Starts a ComfyUI and runs the example workflow `4-two-concepts` with all pairs of a museum's first three words: both in
-one plain prompt, and each with its own area. As a third method, each area uses its own exhibit only, through ComfyUI's
-LoRA hooks and files that `export` writes for single exhibits, if possible.
-Writes `benchmarks/results/two_concepts.json`, and `docs/two-concepts.png` of the first museum's first two words.
+one plain prompt, the same with `keep_apart` of Load Museum, and each with its own area. As a fourth method, each area
+uses its own exhibit only, through ComfyUI's LoRA hooks and files that `export` writes for single exhibits, if possible.
+Then all three words in one prompt, plain and with `keep_apart`, for pictures of three times the width.
+Writes `benchmarks/results/two_concepts.json`, where everything that was not measured again keeps its results, and, with
+all ways, `docs/two-concepts.png` of the first museum's first two words.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +40,13 @@ RESULT, PICTURE = ROOT / "benchmarks/results/two_concepts.json", ROOT / "docs/tw
 ASKED = ("<ada>", "<bo>")  # in the workflow
 WAYS = {
     "plain": "both words in one prompt",
+    "apart": "both words in one prompt, kept apart",
     "placed": "each word in its place",
     "hooked": "each place with its own exhibit only",
 }
 SHOWN, ZOOM, TITLE_PX = 6, 2, 26
-Pictures = Mapping[str, np.ndarray]  # way → (n, 64, 128, 3) uint8
+SIDE_PX = 64
+Pictures = Mapping[str, np.ndarray]  # way → (n, 64, 64 · words, 3) uint8
 Scores = Mapping[str, float]
 
 
@@ -55,12 +60,14 @@ def main() -> None:
         help="files of three built-in characters or more, one a recipe",
     )
     parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="for two words (all)")
     arguments = parser.parse_args()
     host = find_host()
     if host is None:
         sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
-    first_pictures: dict[str, Pictures] = {}
-    scores: dict[str, dict[str, dict[str, Scores]]] = {}
+    report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    report |= {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures}
+    first_pictures: Pictures = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host, Path(folder))
         (server.folder / "models/loras/museums").mkdir(parents=True)
@@ -68,20 +75,22 @@ def main() -> None:
         try:
             server.start()
             for recipe, words in museums.items():
-                for pair in combinations(words[:3], 2):
-                    pictures = generated(server, recipe, pair, arguments.pictures)
-                    first_pictures.setdefault(recipe, pictures)
-                    found: dict[str, Scores] = {way: scored(seen, pair) for way, seen in pictures.items()}
-                    scores.setdefault(recipe, {})[" ".join(pair)] = found
-                    print(recipe, *pair, found, flush=True)
+                for some in (*combinations(words[:3], 2), words[:3]):
+                    ways = arguments.ways if len(some) == 2 else ["plain", "apart"]
+                    pictures = generated(server, recipe, some, ways, arguments.pictures)
+                    first_pictures = first_pictures or pictures
+                    found: dict[str, Scores] = {way: scored(seen, some) for way, seen in pictures.items()}
+                    kind = report["pairs"] if len(some) == 2 else report.setdefault("three words", {})
+                    kind.setdefault(recipe, {}).setdefault(" ".join(some), {}).update(found)
+                    print(recipe, *some, found, flush=True)
         finally:
             server.stop()
-    means = {recipe: over_pairs(pairs) for recipe, pairs in scores.items()}
-    report = {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures, "means": means, "pairs": scores}
+    report["means"] = {recipe: over_pairs(pairs) for recipe, pairs in report["pairs"].items()}
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sheet(next(iter(first_pictures.values()))).save(PICTURE)
-    for recipe, ways in means.items():
-        for way, score in ways.items():
+    if arguments.ways == list(WAYS):
+        sheet(first_pictures).save(PICTURE)
+    for recipe, means in report["means"].items():
+        for way, score in means.items():
             print(f"{recipe:20}{WAYS[way]:40}" + "".join(f"{name} {share:5.2f}   " for name, share in score.items()))
 
 
@@ -103,31 +112,40 @@ def lora_of(recipe: str, word: str) -> str:
     return f"{recipe}-{word.strip('<>')}.safetensors"
 
 
-def generated(server: Server, recipe: str, pair: Sequence[str], count: int) -> Pictures:
+def generated(server: Server, recipe: str, words: Sequence[str], ways: Sequence[str], count: int) -> Pictures:
     """All from the same noise."""
     workflow = json.loads((ROOT / "example_workflows/4-two-concepts.json").read_text(encoding="utf-8"))
-    prompt = as_prompt(workflow, server.get("/object_info"))
-    files = [lora_of(recipe, word) for word in pair]
-    if all((server.folder / "models/loras" / file).exists() for file in files):
+    prompt = with_apart(as_prompt(workflow, server.get("/object_info")))
+    files = [lora_of(recipe, word) for word in words]
+    if "hooked" in ways and all((server.folder / "models/loras" / file).exists() for file in files):
         prompt = with_hooks(prompt, files)
+    for way, id in saving(prompt).items():
+        if way not in ways:
+            del prompt[id]
+    texts = {" and ".join(ASKED): " and ".join(words), **dict(zip(ASKED, words, strict=False))}
     for entry in prompt.values():
         if entry["class_type"] == "CLIPTextEncode":
-            for asked, word in zip(ASKED, pair, strict=True):
-                entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, word)
+            asked = next((asked for asked in texts if asked in entry["inputs"]["text"]), "")
+            entry["inputs"]["text"] = entry["inputs"]["text"].replace(asked, texts.get(asked, ""))
         if entry["class_type"] == "CLoRA_LoadMuseum":
             entry["inputs"]["museum_name"] = f"{recipe}.museum.safetensors"
         if entry["class_type"] == "ImageScaleBy":
             entry["inputs"]["scale_by"] = 1.0
         if entry["class_type"] == "EmptyLatentImage":
-            entry["inputs"]["batch_size"] = count
+            entry["inputs"] |= {"batch_size": count, "width": SIDE_PX * len(words)}
     run = server.run(prompt, seconds=1200)
     assert run.succeeded, run.error
-    saving = {
+    saved = saving(prompt)
+    return {way: server.pictures(run, saved[way]) for way in WAYS if way in saved}
+
+
+def saving(prompt: Prompt) -> dict[str, str]:
+    """Way → the node that saves its pictures."""
+    return {
         entry["inputs"]["filename_prefix"].removeprefix("two-concepts-"): id
         for id, entry in prompt.items()
         if entry["class_type"] == "SaveImage"
     }
-    return {way: server.pictures(run, saving[way]) for way in WAYS if way in saving}
 
 
 def over_pairs(pairs: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
@@ -138,11 +156,37 @@ def over_pairs(pairs: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
     }
 
 
+def with_apart(prompt: Prompt) -> Prompt:
+    """The workflow, with the plain prompt once more, over a museum whose words are kept apart."""
+    (loader,) = [entry for entry in prompt.values() if entry["class_type"] == "CLoRA_LoadMuseum"]
+    (text,) = [entry for entry in prompt.values() if " and ".join(ASKED) in entry["inputs"].get("text", "")]
+    more: Prompt = {
+        "apart": {**loader, "inputs": loader["inputs"] | {"keep_apart": True}},
+        "both words": node("CLIPTextEncode", text=text["inputs"]["text"], clip=["apart", 1]),
+    }
+    return prompt | more | resampled(prompt, "plain", "apart", model=["apart", 0], positive=["both words", 0])
+
+
+def resampled(prompt: Prompt, way: str, name: str, **inputs: list[Any]) -> Prompt:
+    """The nodes that sample like this way, with other inputs, and save under another name."""
+    entry, chain = prompt[saving(prompt)[way]], []
+    while entry["class_type"] != "KSampler":
+        ((source, _),) = [link for key, link in entry["inputs"].items() if key in ("images", "image", "samples")]
+        entry = prompt[source]
+        chain.append(entry)
+    decoder, sampler = chain[-2:]
+    return {
+        f"{name} sampled": {**sampler, "inputs": sampler["inputs"] | inputs},
+        f"{name} decoded": node("VAEDecode", samples=[f"{name} sampled", 0], vae=decoder["inputs"]["vae"]),
+        f"{name} saved": node("SaveImage", images=[f"{name} decoded", 0], filename_prefix=f"two-concepts-{name}"),
+    }
+
+
 def with_hooks(prompt: Prompt, files: Sequence[str]) -> Prompt:
     """The workflow, with additional areas that have a LoRA hook each, over a model without exhibits."""
-    only = {kind: [id for id, entry in prompt.items() if entry["class_type"] == kind] for kind in kinds(prompt)}
-    (loader,), (combine,) = only["CLoRA_LoadMuseum"], only["ConditioningCombine"]
-    silent = {"class_type": "CLoRA_LoadMuseum", "inputs": prompt[loader]["inputs"] | {"strength": 0.0}}
+    loader = next(entry for entry in prompt.values() if entry["class_type"] == "CLoRA_LoadMuseum")
+    (combine,) = [id for id, entry in prompt.items() if entry["class_type"] == "ConditioningCombine"]
+    silent = {**loader, "inputs": loader["inputs"] | {"strength": 0.0}}
     more: Prompt = {"silent": silent}
     for number, file in enumerate(files, 1):
         place = prompt[prompt[combine]["inputs"][f"conditioning_{number}"][0]]
@@ -155,34 +199,24 @@ def with_hooks(prompt: Prompt, files: Sequence[str]) -> Prompt:
             "ConditioningSetArea", **place["inputs"] | {"conditioning": [f"hooked{number}", 0]}
         )
     more["both"] = node("ConditioningCombine", conditioning_1=["place1", 0], conditioning_2=["place2", 0])
-    (sampler,) = [id for id in only["KSampler"] if prompt[id]["inputs"]["positive"] == [combine, 0]]
-    (decoder,) = [id for id in only["VAEDecode"] if prompt[id]["inputs"]["samples"] == [sampler, 0]]
-    inputs = {"model": ["silent", 0], "positive": ["both", 0]}
-    more["sampled"] = {"class_type": "KSampler", "inputs": prompt[sampler]["inputs"] | inputs}
-    more["decoded"] = node("VAEDecode", samples=["sampled", 0], vae=prompt[decoder]["inputs"]["vae"])
-    more["saved"] = node("SaveImage", images=["decoded", 0], filename_prefix="two-concepts-hooked")
-    return prompt | more
-
-
-def kinds(prompt: Prompt) -> set[str]:
-    return {entry["class_type"] for entry in prompt.values()}
+    return prompt | more | resampled(prompt, "placed", "hooked", model=["silent", 0], positive=["both", 0])
 
 
 def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
-    """Shares of the pictures with both characters, each in its half; with both in any order; and of all traits.
+    """Shares of the pictures with all characters, each in its part; with all in any order; and of all traits.
 
     The recognised character is the one of ten whose traits are the most likely.
     """
     judge, names = load_judge(), [word.strip("<>") for word in words]
     pixels = as_floats(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    verdicts = [read(judge, half.contiguous()) for half in pixels.chunk(2, dim=3)]
-    pairs = list(zip(*map(recognised, verdicts), strict=True))
+    verdicts = [read(judge, part.contiguous()) for part in pixels.chunk(len(words), dim=3)]
+    groups = list(zip(*map(recognised, verdicts), strict=True))
     score = {
-        "both": sum(list(pair) == names for pair in pairs) / len(pairs),
-        "in either order": sum(sorted(pair) == sorted(names) for pair in pairs) / len(pairs),
+        "both": sum(list(group) == names for group in groups) / len(groups),
+        "in either order": sum(sorted(group) == sorted(names) for group in groups) / len(groups),
     }
-    halves = zip(names, verdicts, strict=True)
-    found = [agreement(verdict, [IDENTITIES[name]] * len(pairs)).mean().item() for name, verdict in halves]
+    parts = zip(names, verdicts, strict=True)
+    found = [agreement(verdict, [IDENTITIES[name]] * len(groups)).mean().item() for name, verdict in parts]
     return score | {"traits": statistics.fmean(found)}
 
 

@@ -42,6 +42,14 @@ class LoadMuseum(io.ComfyNode):
                     "unchanged.",
                 ),
                 MUSEUM.Input("museum", optional=True, tooltip="A museum from this graph, used instead of a file."),
+                io.Boolean.Input(
+                    "keep_apart",
+                    optional=True,
+                    default=False,
+                    tooltip="Keep several words in one prompt apart: each gets an equal strip of the picture, left to "
+                    "right in their order (top to bottom if the picture is tall). Prompts with one word stay as they "
+                    "are.",
+                ),
             ],
             outputs=[
                 io.Model.Output("viewing_model", display_name="model", tooltip="The model with the exhibits."),
@@ -61,10 +69,12 @@ class LoadMuseum(io.ComfyNode):
         return folders.museum_version(museum_name)
 
     @classmethod
-    def execute(cls, model, clip, museum_name: str, exhibits: str, strength: float, museum=None) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, museum_name: str, exhibits: str, strength: float, museum=None, keep_apart: bool = False
+    ) -> io.NodeOutput:
         from .actions.museums import load_and_view
 
-        return io.NodeOutput(*load_and_view(model, clip, museum, museum_name, exhibits, strength))
+        return io.NodeOutput(*load_and_view(model, clip, museum, museum_name, exhibits, strength, keep_apart))
 
 
 class SaveMuseum(io.ComfyNode):

@@ -21,12 +21,18 @@ WORDS_SAID = 8  # of a saved museum, at most
 
 
 def load_and_view(
-    model: ModelPatcher, clip: CLIP, museum: Museum | None, name: str, exhibits: str, strength: float
+    model: ModelPatcher,
+    clip: CLIP,
+    museum: Museum | None,
+    name: str,
+    exhibits: str,
+    strength: float,
+    keep_apart: bool = False,
 ) -> tuple[ModelPatcher, CLIP, Museum]:
     """The model and the CLIP with the chosen exhibits, and these exhibits as a museum.
 
     museum: if None, the file of that name. exhibits: one per line, "<my-cat>" or "<my-cat>: 0.8"; empty for all.
-    strength: multiplies all strengths.
+    strength: multiplies all strengths. keep_apart: see `view`.
     """
     chosen = parse_strengths([line for line in exhibits.splitlines() if line.strip()])
     if museum is None:
@@ -36,7 +42,7 @@ def load_and_view(
     if note := note_about(model, museum):
         say(note)
     strengths = {word: chosen.get(word, 1.0) * strength for word in museum.words}
-    return *view(model, clip, museum, strengths), museum
+    return *view(model, clip, museum, strengths, keep_apart=keep_apart), museum
 
 
 def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> str:

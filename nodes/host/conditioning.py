@@ -6,7 +6,7 @@ the conditioning's dictionary, through stock nodes, to the model (`showing.py`).
 ordinary conditioning, so other readers (ControlNets, other nodes) work as usual.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -21,6 +21,7 @@ from .remembered import remember
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
+CLAUSES = "clora_clauses"  # in a conditioning: which clause a token belongs to, (1, tokens); 0 is read everywhere
 CLIPS = ("l", "g", "h")  # what tokenizers call CLIP text encoders
 SECOND = "conditioning_mt5xl"  # in a conditioning: states that the network reads behind the others (HunyuanDiT)
 IDS = "t5xxl_ids"  # in a conditioning: the ids of a second tokenizer, whose rows the network then reads (Anima)
@@ -34,6 +35,7 @@ class Standing(int):
 
 
 Pairs = Mapping[str, Sequence[Sequence[tuple[Any, ...]]]]  # encoder → rows of (piece, weight)
+Split = Callable[[Pairs], tuple[Pairs, Tensor] | None]  # rows → those of its clauses, and CLAUSES (`apart.py`)
 
 
 def standing(token: ConceptToken, ids: Sequence[int]) -> list[Piece]:
@@ -130,11 +132,13 @@ def rows_read(pairs: Pairs, extras: Mapping[str, Any], length: int) -> tuple[Pai
     return {second: pairs[second]}, len(pairs[second][0])
 
 
-def mark_words(clip: Any) -> None:
-    """Patch a clone of a CLIP: its conditionings contain the places and layers of learned words."""
-    encode = clip.patcher.get_model_object("encode_token_weights")
-    if not isinstance(encode, _MarkedEncoding):
-        clip.patcher.add_object_patch("encode_token_weights", marked(encode))
+def mark_words(clip: Any, split: Split | None = None) -> None:
+    """Patch a clone of a CLIP: its conditionings contain the places and layers of learned words.
+
+    split: if given, prompts with several words are encoded clause by clause.
+    """
+    encode = marked(clip.patcher.get_model_object("encode_token_weights"))
+    clip.patcher.add_object_patch("encode_token_weights", _MarkedEncoding(encode.encode, split))
 
 
 def marked(encode: Any) -> "_MarkedEncoding":
@@ -158,12 +162,19 @@ def restore_method(patcher: Any, name: str, method: Any) -> None:
 
 
 class _MarkedEncoding:
-    """The text encoder's own method, with PLACES and LAYERS added to the dictionary that it returns."""
+    """The text encoder's own method, with PLACES, LAYERS and CLAUSES added to the dictionary that it returns."""
 
-    def __init__(self, encode: Any) -> None:
-        self.encode = encode
+    def __init__(self, encode: Any, split: Split | None = None) -> None:
+        self.encode, self.split = encode, split
 
     def __call__(self, pairs: Pairs) -> tuple[Any, ...]:
+        clauses = self.split(pairs) if self.split else None
+        if clauses is None:
+            return self._marked(pairs)
+        states, _, extras = self._marked(clauses[0])
+        return states, self.encode(pairs)[1], {**extras, CLAUSES: clauses[1]}  # pooled: of the whole prompt
+
+    def _marked(self, pairs: Pairs) -> tuple[Any, Any, dict[str, Any]]:
         states, pooled, *more = self.encode(pairs)
         extra = more[0] if more else {}
         read, length = rows_read(pairs, extra, states.shape[1])

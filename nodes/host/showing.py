@@ -6,9 +6,11 @@ prompt without the word gives the base model's output, bit for bit.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from comfy.conds import CONDCrossAttn
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
@@ -16,7 +18,8 @@ from torch import Tensor
 from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment, Gate
 from ...clora_core.model.projections import Place, Projection, Slot
-from .conditioning import LAYERS, PLACES, restore_method
+from .apart import listening
+from .conditioning import CLAUSES, LAYERS, PLACES, restore_method
 from .model import ModelPatcher, family_of
 from .progress import say
 from .remembered import recalled
@@ -29,16 +32,22 @@ CHANGED = (
 
 
 def put_on(
-    model: ModelPatcher, places: Mapping[Projection, Place], attachments: Sequence[Attachment], layers: int = 1
+    model: ModelPatcher,
+    places: Mapping[Projection, Place],
+    attachments: Sequence[Attachment],
+    layers: int = 1,
+    *,
+    apart: bool = False,
 ) -> None:
     """Patch a clone of a model so that it adds these deltas.
 
     places: where each projection is in the diffusion model. layers: the number of cross-attentions if the museum has
-    layer-wise words, else 1.
+    layer-wise words, else 1. apart: whether each clause of a prompt is heard in its own strip (`apart.py`).
     """
     gates = [attachment.gate for attachment in attachments if attachment.gate]
-    if gates or layers > 1:
-        model.add_object_patch("extra_conds", _ExtraConds(model.get_model_object("extra_conds"), gates, layers))
+    if gates or layers > 1 or apart:
+        conds = _ExtraConds(model.get_model_object("extra_conds"), gates, layers, apart)
+        model.add_object_patch("extra_conds", conds)
     wrapper = _DeltaWrapper(places, attachments, gates)
     # of the diffusion model itself, which not every transformer lets us wrap
     level = WrappersMP.DIFFUSION_MODEL if family_of(model).reads == "states" else WrappersMP.APPLY_MODEL
@@ -57,13 +66,14 @@ def take_off(model: ModelPatcher) -> None:
 
 
 class _ExtraConds:
-    """The model's own `extra_conds`, with two more inputs for the UNet.
+    """The model's own `extra_conds`, with more inputs for the UNet.
 
-    PLACES (b, tokens, gates) is 1 where a gate is open; LAYERS is (b, tokens, layers · width).
+    PLACES (b, tokens, gates) is 1 where a gate is open; LAYERS is (b, tokens, layers · width); CLAUSES is
+    (b, tokens, 1).
     """
 
-    def __init__(self, conds: Any, gates: Sequence[Gate], layers: int) -> None:
-        self.conds, self.gates, self.layers = conds, gates, layers
+    def __init__(self, conds: Any, gates: Sequence[Gate], layers: int, apart: bool) -> None:
+        self.conds, self.gates, self.layers, self.apart = conds, gates, layers, apart
 
     def __call__(self, **options: Any) -> dict[str, Any]:
         conds = self.conds(**options)
@@ -78,6 +88,11 @@ class _ExtraConds:
             masks = [gate.opened(places, tokens) for gate in self.gates]
             opened = torch.stack([closed if mask is None else mask.cpu() for mask in masks], dim=-1)
             conds[PLACES] = CONDCrossAttn(opened.to(states).expand(states.shape[0], -1, -1))
+        if self.apart:
+            tokens = states.shape[1]
+            numbers = options.get(CLAUSES, torch.zeros(1, 0))[:, :tokens]  # other nodes may have added tokens
+            numbers = F.pad(numbers, (0, tokens - numbers.shape[1]))[..., None]
+            conds[CLAUSES] = CONDCrossAttn(numbers.to(states).expand(states.shape[0], -1, -1))
         return conds
 
 
@@ -90,7 +105,7 @@ class _DeltaWrapper:
         self.places, self.attachments, self.gates = places, attachments, gates
 
     def __call__(self, forward: Any, *inputs: Any, **options: Any) -> Tensor:
-        opened, layers = options.pop(PLACES, None), options.pop(LAYERS, None)
+        opened, layers, clauses = (options.pop(key, None) for key in (PLACES, LAYERS, CLAUSES))
         masks = {} if opened is None else dict(zip(self.gates, opened.unbind(-1), strict=True))
         masks = {gate: mask for gate, mask in masks.items() if mask.any()}
         active = [attachment for attachment in self.attachments if attachment.gate is None or attachment.gate in masks]
@@ -99,7 +114,12 @@ class _DeltaWrapper:
             projection: Slot(network.get_submodule(place.module), place.first_row, projection.shape[0])
             for projection, place in (self.places if active or layers is not None else {}).items()
         }
-        with Reading(slots, active, masks, layers):
+        with ExitStack() as entered:
+            entered.enter_context(Reading(slots, active, masks, layers))
+            if clauses is not None:
+                paths = {place.module.rpartition(".")[0] for place in self.places.values()}
+                attentions = [network.get_submodule(path) for path in paths]
+                entered.enter_context(listening(attentions, clauses[..., 0], inputs[0]))
             return forward(*inputs, **options)
 
     def forget(self, *ignored: Any) -> None:

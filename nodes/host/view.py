@@ -17,11 +17,23 @@ from comfy.weight_adapter import LoRAAdapter
 
 from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.model.attachment import Attachment
+from ...clora_core.model.families import FAMILIES
+from ...clora_core.model.families.unet import UNet
 from ...clora_core.model.layers import check_layers, layer_count
 from ...clora_core.model.low_rank import LowRank, Matrix, compact
 from ...clora_core.model.projections import Place, Projection
 from ...clora_core.museum.museum import Museum
-from .model import PREFIX, ModelPatcher, fingerprint_of, own_weight, places_of, run_dtype, stored_dtype, unet_of
+from .model import (
+    PREFIX,
+    ModelPatcher,
+    family_of,
+    fingerprint_of,
+    own_weight,
+    places_of,
+    run_dtype,
+    stored_dtype,
+    unet_of,
+)
 from .showing import put_on, take_off
 from .words import CLIP, with_words, without_words
 
@@ -31,17 +43,32 @@ EXACT = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes in which ba
 
 
 def view(
-    model: ModelPatcher, clip: CLIP, museum: Museum, strengths: Mapping[str, float] | None = None
+    model: ModelPatcher,
+    clip: CLIP,
+    museum: Museum,
+    strengths: Mapping[str, float] | None = None,
+    *,
+    keep_apart: bool = False,
 ) -> tuple[ModelPatcher, CLIP]:
     """Clones that show the museum and know its words. strengths: word → strength, by default 1.
 
-    If the model already shows this museum or an earlier state of it, the result shows it once. Raises BaseModelError
-    for a model that shows another museum, or of another family than the museum's base.
+    keep_apart: whether several words of one prompt are kept apart (`apart.py`); not those of styles. If the model
+    already shows this museum or an earlier state of it, the result shows it once. Raises BaseModelError for a model
+    that shows another museum, is of another family than the museum's base, or cannot keep words apart.
     """
     strengths = {museum.exhibit(word).word: float(strength) for word, strength in (strengths or {}).items()}
     current = _view_of(model)
-    if current is not None and current.strengths == strengths and same_museum(current.museum, museum):
-        return model, with_words(clip, museum.tokens)
+    apart = [exhibit.word for exhibit in museum.exhibits if exhibit.kind == "object"] if keep_apart else []
+    if current is not None and (current.strengths, current.keep_apart) == (strengths, keep_apart):
+        if same_museum(current.museum, museum):
+            return model, with_words(clip, museum.tokens, apart=apart)
+    family = family_of(model)
+    if keep_apart and not isinstance(family.structure, UNet):
+        able = ", ".join(family.title for family in FAMILIES if isinstance(family.structure, UNet))
+        raise BaseModelError(
+            f"keep_apart does not work with {family.title}, only with {able}. Turn it off, and give each word its own "
+            "area with Conditioning (Set Area)."
+        )
     model, clip = base_beneath(model, clip, museum)
     places = places_of(model)
     museum.shown_over(fingerprint_of(model))  # raises for another family
@@ -61,10 +88,10 @@ def view(
     for exhibit in museum.gated:
         attachments.append(Attachment(_compact(_checked(exhibit.scaled(strengths), places)), exhibit.gate))
     layers = _layers(museum, places)
-    if attachments or layers > 1:
-        put_on(model, places, attachments, layers)
-    model.set_attachments(KEY, _View(museum, strengths, tuple(patches.values())))
-    return model, with_words(clip, museum.tokens)
+    if attachments or layers > 1 or keep_apart:
+        put_on(model, places, attachments, layers, apart=keep_apart)
+    model.set_attachments(KEY, _View(museum, strengths, keep_apart, tuple(patches.values())))
+    return model, with_words(clip, museum.tokens, apart=apart)
 
 
 def viewed(model: ModelPatcher) -> Museum | None:
@@ -109,6 +136,7 @@ class _View:
 
     museum: Museum
     strengths: Mapping[str, float]
+    keep_apart: bool
     patches: Sequence[LoRAAdapter]
 
 

@@ -6,7 +6,7 @@ text alone. ComfyUI itself removes weights such as `(<my-cat>:1.2)` before that.
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,18 +18,20 @@ from torch import nn
 from ...clora_core.errors import BaseModelError
 from ...clora_core.model import families
 from ...clora_core.model.concept import ConceptToken, readable, unknown_words, word_pattern
+from .apart import Clauses
 from .conditioning import Piece, mark_words, pieces_of, standing, unmark_words
 from .progress import warn
 
 CLIP = comfy.sd.CLIP
 
 
-def with_words(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
+def with_words(clip: CLIP, tokens: Sequence[ConceptToken], *, apart: Collection[str] = ()) -> CLIP:
     """A clone of the CLIP that knows these words too; a known word is replaced.
 
-    Raises ConceptError for vectors that do not fit its text encoders.
+    apart: the words that are encoded by themselves if a prompt has several of them. Raises ConceptError for vectors
+    that do not fit its text encoders.
     """
-    return _with_vocabulary(clip, _vocabulary(clip, tokens))
+    return _with_vocabulary(clip, _vocabulary(clip, tokens), apart)
 
 
 def speaking_copy(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
@@ -189,11 +191,11 @@ def _copied(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
     return copied
 
 
-def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
+def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken], apart: Collection[str] = ()) -> CLIP:
     clone = _copied(clip, tokens)
     clone.patcher = clip.patcher.clone()
     if tokens:
-        mark_words(clone)
+        mark_words(clone, Clauses(apart, tokenizers(clone)).of if apart else None)
     else:
         unmark_words(clone)
     return clone

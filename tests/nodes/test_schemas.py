@@ -14,7 +14,7 @@ INPUTS = {  # for ever: saved workflows name them
     "CLoRA_TrainStep": "model clip vae images concept steps learning_rate rank batch_size forgetting_weight "
     "training_seed preview_every museum recipe captions companions masks keep_every other_checkpoint",
     "CLoRA_LoadPictures": "folder files",
-    "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum",
+    "CLoRA_LoadMuseum": "model clip museum_name exhibits strength museum keep_apart",
     "CLoRA_SaveMuseum": "museum name overwrite replace",
     "CLoRA_EditMuseum": "museum edits other images",
     "CLoRA_MuseumReport": "model clip vae museum pictures everyday sampling_steps report_seed name",
