@@ -141,9 +141,9 @@ def test_connected_museum_is_shown_as_such(frontend: Frontend, museum: int):
 def test_panel_is_in_neither_workflow_nor_prompt(frontend: Frontend, museum: int):
     made = frontend.page.evaluate("async () => await app.graphToPrompt()")
     (node,) = (node for node in made["workflow"]["nodes"] if node["type"] == KIND)
-    assert node["widgets_values"] == [SMALL, "", 1]
+    assert node["widgets_values"] == [SMALL, "", 1, False]
     inputs = made["output"][str(museum)]["inputs"]
-    assert set(inputs) == {"model", "clip", "museum_name", "exhibits", "strength"}
+    assert set(inputs) == {"model", "clip", "museum_name", "exhibits", "strength", "keep_apart"}
     assert "clora_museum" not in json.dumps(made["output"])
 
 
