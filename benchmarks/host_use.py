@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.host.finding import ROOT, find_host, host_python, import_host
+from tests.host.finding import ROOT, host_python, import_host, required_host
 from tests.host.prompts import chain, loaded, node, shown, starter
 from tests.host.server import Prompt, Server
 
@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--runs", type=int, default=500, help="that memory is measured over, after a tenth as many")
     arguments = parser.parse_args()
-    host = find_host()
-    if host is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    host = required_host()
     sys.argv = sys.argv[:1]
     import_host(host)
     report = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.host.finding import find_host, import_host
+from tests.host.finding import import_host, required_host
 
 RESULT = Path(__file__).parent / "results" / "museum_host.json"
 CLOCKS = {"seconds": time.perf_counter, "CPU seconds": time.process_time}
@@ -52,9 +52,7 @@ def main() -> None:
         "--turns", type=int, default=24, help="how often each model samples; the starter ten times that"
     )
     arguments = parser.parse_args()
-    host = find_host()
-    if host is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    host = required_host()
     sys.argv = sys.argv[:1]
     import_host(host)
     with torch.inference_mode():

@@ -29,7 +29,7 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.host.finding import find_host, import_host
+from tests.host.finding import import_host, required_host
 
 RESULT = Path(__file__).parent / "results" / "train_lora.json"
 RANK, BATCH_SIZE = 16, 1
@@ -205,9 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of each side (2), with two timed steps")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # model, side, file: prints its peak memory
     options = parser.parse_args()
-    if (host := find_host()) is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
-    import_host(host)
+    import_host(required_host())
     from clora_pack.clora_core.bench.measuring import memory_peak_gib
     from clora_pack.nodes.host.differentiable import ordinary_tensors
 

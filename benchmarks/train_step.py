@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.host.finding import find_host, import_host
+from tests.host.finding import import_host, required_host
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 RANK, BATCH_SIZE, EXHIBITS_BEFORE = 16, 1, 1
@@ -43,9 +43,7 @@ AMOUNTS = {"starter": Amount(64, 120), "sd15": Amount(256, 13)}
 
 
 def main(names: list[str]) -> None:
-    host = find_host()
-    if host is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    host = required_host()
     import_host(host)
     from clora_pack.nodes.host.differentiable import ordinary_tensors
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -30,7 +29,7 @@ from clora_core.museum.file import export_lora, load_museum, read_header
 from clora_core.pictures import as_floats
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
-from tests.host.finding import find_host
+from tests.host.finding import required_host
 from tests.host.prompts import node
 from tests.host.server import Prompt, Server
 from tests.host.workflow import as_prompt
@@ -62,9 +61,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=48, help="of each two, for each way (48)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="for two words (all)")
     arguments = parser.parse_args()
-    host = find_host()
-    if host is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    host = required_host()
     report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
     report |= {"machine": machine(torch.device("cpu")), "pictures": arguments.pictures}
     first_pictures: Pictures = {}

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from ...clora_core.model.chunks import chunks
 from .conditioning import CLIPS, Pairs, word_at
+from .progress import say
 
+UNEVEN = (
+    "keep_apart has no effect in some layers, where another node changed the picture's size or left out parts of it. "
+    "Without that node, the words stay apart."
+)
 UNHEARD = -1e4  # fits float16; with -inf, attention that is computed in parts would divide 0 by 0
 Pair = tuple[Any, ...]  # (piece, weight)
 
@@ -109,6 +114,8 @@ def listening(attentions: Collection[nn.Module], clauses: Tensor, latents: Tenso
         for attention in attentions if clauses.any() else ():
             handles.callback(attention.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
+    if any(mask is None for mask in masks.values()):
+        say(UNEVEN)
 
 
 def heard(clauses: Tensor, height: int, width: int) -> Tensor:

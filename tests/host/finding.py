@@ -23,6 +23,13 @@ def find_host() -> Path | None:
     return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
 
 
+def required_host() -> Path:
+    """The same for scripts, which end with a message if there is none."""
+    if (host := find_host()) is None:
+        sys.exit("No ComfyUI was found. Set COMFYUI_PATH to the folder of its main.py.")
+    return host
+
+
 def is_package(host: Path) -> bool:
     """Whether it is the ComfyUI that pip can install (hiddenswitch), whose modules all lie in packages."""
     return (host / "comfy" / "cmd" / "main.py").is_file()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError
 from clora_pack.clora_core.museum.museum import Museum
-from clora_pack.nodes.host.apart import heard
+from clora_pack.nodes.host.apart import UNEVEN, heard, listening
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.conditioning import CLAUSES, PLACES
 from clora_pack.nodes.host.model import places_of, unet_of
@@ -112,6 +112,20 @@ def test_strips_are_equal_and_lie_along_the_longer_side(height: int, width: int)
                 for token, clause in enumerate(clauses[row].tolist()):
                     expected[row, y, x, token] = clause == 0 or (clause - 1) / count <= share < clause / count
     assert torch.equal(heard(clauses, height, width), expected.flatten(1, 2))
+
+
+def test_a_layer_that_strips_do_not_fit_is_reported(monkeypatch: pytest.MonkeyPatch):
+    """As after a node that merges places of the picture."""
+    said: list[str] = []
+    monkeypatch.setattr("clora_pack.nodes.host.apart.say", said.append)
+    attention, latents, clauses = torch.nn.Identity(), torch.zeros(1, 4, 8, 8), torch.tensor([[1, 2]])
+    attention.forward = lambda x, mask=None: mask
+    with listening([attention], clauses, latents):
+        assert attention(torch.zeros(1, 64, 2)).shape == (1, 64, 2)
+    assert said == []
+    with listening([attention], clauses, latents):
+        assert attention(torch.zeros(1, 40, 2)) is None
+    assert said == [UNEVEN]
 
 
 def test_other_families_are_refused():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from clora_core.errors import RecipeError
 from clora_core.learning.start import first_token
@@ -34,6 +35,21 @@ def test_the_term_is_the_relative_change_after_the_word(base: Base):
     term = WordFocus(3.0).begin(setting_with(past, base=base))
     found = term(replace(step_with(deltas), conditioning=conditioning))
     assert found.item() == pytest.approx(3 * sum(shares) / len(shares), rel=1e-4)
+
+
+def test_what_fills_up_shorter_captions_does_not_count(base: Base):
+    token, deltas = first_token(base, small_concept("<new>"), Recipe()), random_deltas(base)
+    alone = base.encode_prompts(["a photo of <new>"], [token])
+    tokens = alone.states.shape[1]
+    filled = replace(
+        alone,
+        states=torch.cat([alone.states, torch.full_like(alone.states, 9.0)], 1),
+        places={word: torch.cat([mask, torch.zeros_like(mask)], 1) for word, mask in alone.places.items()},
+        lengths=torch.tensor([tokens]),
+    )
+    term = WordFocus().begin(setting_with(Past(), base=base))
+    found, expected = (term(replace(step_with(deltas), conditioning=each)).item() for each in (filled, alone))
+    assert found == pytest.approx(expected, rel=1e-6) and expected > 0
 
 
 def test_without_the_word_there_is_nothing_to_hold(base: Base):

@@ -3,9 +3,10 @@
     L = w · mean over projections of  E‖Δ s‖² / E‖W s‖²        Δ = up·down
 
 s: the text states after the new word in the step's captions, padding included; the divisor is the one of context
-preservation. Padding after a short caption is at places where everyday captions have words, so a delta can change it
-freely and put the concept there. Such a concept is lost as soon as the prompt says more. The padding of every caption
-contains a bit of the word, hence the second moment is taken anew in every step.
+preservation. Right after a short caption, padding is at places where most everyday captions have words, so context
+preservation hardly protects it, and training may put the concept there. Such a concept is lost as soon as the prompt
+says more. The states after the word depend on the word, which is trained too, so their second moment is computed in
+every step.
 
 This regularizer is ours. A relative: Perfusion (arXiv:2305.01644), whose edits of keys and values act at the encoding
 of the word, behind a gate.
@@ -62,4 +63,7 @@ def states_after(places: list[Tensor], step: Step) -> Tensor:
     if not places:
         return states.new_zeros(0, states.shape[-1])
     at_word = torch.stack(places).any(0)
-    return states[(at_word.cumsum(1) > 0) & ~at_word]
+    after = (at_word.cumsum(1) > 0) & ~at_word
+    if (lengths := step.conditioning.lengths) is not None:  # what fills up shorter captions is never read
+        after &= torch.arange(after.shape[1], device=after.device) < lengths.to(after.device)[:, None]
+    return states[after]
