@@ -3,16 +3,16 @@
     python -m benchmarks.edited_prompts
 
 Three random characters that share traits, none of them a built-in one, are learned on the starter model: each alone
-with `preservation`, to see which rows of a prompt its delta moves; and all in a row with every variant, to see how
-often edited prompts keep them, for eight kinds of edits. The numbers of `preservation-at-word` were chosen on these
-three. Writes `benchmarks/results/edited_prompts.json`.
+with `context-preservation`, to see which rows of a prompt its delta moves; and all in a row with `preservation`, also
+without each of its parts, to see how often edited prompts keep them, for eight kinds of edits. The parts and their
+numbers were chosen on these three. Writes `benchmarks/results/edited_prompts.json`.
 """
 
 import dataclasses
 import json
 import random
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -22,22 +22,22 @@ from clora_core.bench.measuring import machine
 from clora_core.commands.progress import watched_bar
 from clora_core.method.recipe import Recipe
 from clora_core.model.base import Base
-from clora_core.model.sampling import Sampling, sample
-from clora_core.museum.museum import Exhibit, Museum, viewing
+from clora_core.museum.museum import Exhibit
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter import exam, subjects
 from clora_core.starter.course import starter_recipe, take_course
-from clora_core.starter.judge import load_judge, read, recognised
-from clora_core.starter.world import IDENTITY, SAYABLE, place_phrase
+from clora_core.starter.judge import load_judge
+from clora_core.starter.world import IDENTITY
 
 RESULT = Path(__file__).parent / "results/edited_prompts.json"
 SHARED, GROUP, SAMPLES, EACH = 4, 3, 16, 6
-USUAL, AT_WORD = starter_recipe("preservation"), starter_recipe("preservation-at-word")
+PROTECTED, DEFAULT = starter_recipe("context-preservation"), starter_recipe("preservation")
 VARIANTS: Mapping[str, Recipe] = {
-    "preservation": USUAL,
-    "word focus alone": dataclasses.replace(AT_WORD, token_learning_rate=USUAL.token_learning_rate),
-    "slow word alone": dataclasses.replace(USUAL, token_learning_rate=AT_WORD.token_learning_rate),
-    "preservation-at-word": AT_WORD,
+    "context-preservation": PROTECTED,
+    "without word focus": dataclasses.replace(DEFAULT, regularizers=PROTECTED.regularizers),
+    "without the slow word": dataclasses.replace(DEFAULT, token_learning_rate=PROTECTED.token_learning_rate),
+    "without the word alone": dataclasses.replace(DEFAULT, word_alone=0.0),
+    "preservation": DEFAULT,
     "word-gated-onwards": starter_recipe("word-gated-onwards"),
 }
 
@@ -59,23 +59,6 @@ def characters() -> dict[str, dict[str, str]]:
     return {f"d{number}": traits for number, traits in enumerate(found[:10])}
 
 
-def edits(word: str, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """One prompt for each kind of edit."""
-    hat, place, shirt, mood = (
-        rng.choice([value for value in SAYABLE[name] if value != "none"])
-        for name in ("hat", "background", "shirt", "mood")
-    )
-    where = place_phrase(place)
-    yield "hat and place", f"a photo of {word} wearing a {hat}{where}"
-    yield "place", f"a photo of {word}{where}"
-    yield "glasses", f"a photo of {word} wearing glasses"
-    yield "shirt", f"a photo of {word} wearing a {shirt} shirt"
-    yield "mood", f"a photo of a {mood} {word}"
-    yield "word first", f"{word}{where}"
-    yield "another template", f"a picture of {word} wearing a {hat}"
-    yield "all", f"a photo of a {mood} {word} wearing a {hat} and a {shirt} shirt{where}"
-
-
 def moved(base: Base, exhibit: Exhibit) -> list[float]:
     """How far the delta moves the keys and values of each row of the exhibit's prompt, over their size."""
     (states,) = base.encode_prompts([exhibit.prompt], [exhibit.token]).states
@@ -86,29 +69,6 @@ def moved(base: Base, exhibit: Exhibit) -> list[float]:
     return [round(share, 3) for share in torch.stack(shares).mean(0).tolist()]
 
 
-def kept(
-    examiner: exam.Examiner, museum: Museum, name: str, among: Mapping[str, Mapping[str, str]]
-) -> dict[str, float]:
-    """The share of pictures of each kind of edit in which the character is recognised."""
-    rng = random.Random(f"edits {name}")
-    asked = [edit for _ in range(EACH) for edit in edits(f"<{name}>", rng)]
-    base = examiner.base
-    with viewing(base, museum.compact(), museum.gated):
-        pictures = sample(
-            base,
-            [prompt for _, prompt in asked],
-            museum.tokens,
-            Sampling(guidance=base.family.guidance),
-            latent_shape=base.latent_shape(exam.SIDE_PX, exam.SIDE_PX),
-        )
-    found = recognised(read(examiner.judge, pictures), among)
-    kinds = dict.fromkeys(kind for kind, _ in asked)
-    return {
-        kind: statistics.fmean(who == name for who, (other, _) in zip(found, asked, strict=True) if other == kind)
-        for kind in kinds
-    }
-
-
 def main() -> None:
     among = characters()
     names = list(among)[:GROUP]
@@ -117,14 +77,14 @@ def main() -> None:
     report: dict[str, object] = {"machine": machine(examiner.base.device), "alone": [], "in a row": []}
     with mock.patch.dict(subjects.ALL_IDENTITIES, among), mock.patch.object(exam, "candidates", lambda name: among):
         for name in names:
-            museum = take_course(examiner, [name], USUAL, watched=watched_bar, **counts).museum
+            museum = take_course(examiner, [name], PROTECTED, watched=watched_bar, **counts).museum
             row = {"character": name, "moved": moved(examiner.base, museum.exhibits[0])}
-            _add(report, "alone", row | {"edited": kept(examiner, museum, name, among)})
+            _add(report, "alone", row | {"edited": examiner.edited(museum, name, each=EACH)})
         for variant, recipe in VARIANTS.items():
             course = take_course(examiner, names, recipe, watched=watched_bar, **counts)
             last = course.evaluations[-1]
             row = {"variant": variant, "at the end": statistics.fmean(each.alignment for each in last)}
-            edited = [kept(examiner, course.museum, name, among) for name in names]
+            edited = [examiner.edited(course.museum, name, each=EACH) for name in names]
             kinds = {kind: statistics.fmean(each[kind] for each in edited) for kind in edited[0]}
             row |= {"edited": statistics.fmean(kinds.values()), "kinds": kinds, "plain prompts": course.plain}
             _add(report, "in a row", row)

@@ -28,12 +28,13 @@ def tables_of(results: Sequence[Run]) -> str:
 
 
 def table_of(results: Sequence[Run]) -> str:
-    """The means over the runs of each method, ± half of a 95 % interval. Only metrics that all runs have."""
-    columns = {name: title for name, title in COLUMNS.items() if all(name in result for result in results)}
+    """The means over the runs of each method, ± half of a 95 % interval; empty where no run has the metric."""
+    columns = {name: title for name, title in COLUMNS.items() if any(name in result for result in results)}
     lines = ["| | " + " | ".join(columns.values()) + " | runs |", "|---" * (len(columns) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]
-        cells = [with_interval([result[name] for result in own]) for name in columns]
+        found = [[result[name] for result in own if name in result] for name in columns]
+        cells = [with_interval(values) if values else "" for values in found]
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(own)} |")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ COLUMNS = {
     "traits": "traits at the end",
     "text_alignment": "edits followed",
     "edited": "recognised when edited",
+    "edited_all": "recognised in eight kinds of edits",
     "distance": "A_mmd",
     "plasticity": "A_mmd when learned",
     "distance_forgotten": "F_qual",

@@ -48,22 +48,20 @@ def fitted(
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
     numbers = family.numbers
+    method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     usual = {
         "rank": numbers.rank if draft.recipe.rank else 0,  # a recipe that trains only the word has no rank
         "steps": numbers.steps,
         "learning_rate": numbers.learning_rate,
-        "token_learning_rate": numbers.token_learning_rate,
+        "token_learning_rate": numbers.token_learning_rate / method.slower_word,
         # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
         "token": numbers.token if freezes(draft, concepts) else "learned",
     }
-    method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
     recipe = dataclasses.replace(
         draft.recipe,
-        method=method.method,
-        regularizers=method.regularizers,
-        applied=method.applied,
+        **{name: getattr(method, name) for name in ("method", "regularizers", "applied", "word_alone")},
         **{name: value for name, value in usual.items() if name not in draft.chosen},
     )
     for choice in _choices(draft, recipe, numbers.batch_size):
@@ -142,7 +140,7 @@ def computed(recipe: Recipe) -> str:
 
 
 def described(recipe: Recipe, family: Family, device: Device) -> str:
-    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.005" """
+    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.0005" """
     schedule = "" if recipe.schedule == "constant" else f" ({recipe.schedule})"
     rank = f"rank {recipe.rank}, " if recipe.rank else ""
     rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"

@@ -1,4 +1,5 @@
-"""Captions that vary between draws, as in trainers for tagged pictures: lines, shuffled tags, dropout.
+"""Captions that vary between draws: lines, shuffled tags and dropout, as in trainers for tagged pictures, and the word
+alone.
 
 A draw depends on the recipe's seed, the number of the batch and the place in it, so a resumed learning draws the same.
 """
@@ -15,7 +16,11 @@ from ..seeds import seeded
 
 def varies(recipe: Recipe) -> bool:
     """Whether captions can vary between draws."""
-    return recipe.shuffle_tags or recipe.caption_lines or bool(recipe.tag_dropout or recipe.caption_dropout)
+    return (
+        recipe.shuffle_tags
+        or recipe.caption_lines
+        or bool(recipe.tag_dropout or recipe.caption_dropout or recipe.word_alone)
+    )
 
 
 def check_lines(concept: Concept, recipe: Recipe) -> None:
@@ -32,7 +37,8 @@ def check_lines(concept: Concept, recipe: Recipe) -> None:
 def possible_prompts(concept: Concept, recipe: Recipe) -> list[str]:
     """All prompts that a draw can give, unless tags are shuffled or dropped; the same one may come several times."""
     lines = [line for caption in concept.captions for line in concept.lines(caption)] if recipe.caption_lines else []
-    return [*concept.prompts(), *lines, *([concept.prompt] if recipe.caption_dropout else [])]
+    alone = [concept.word] if recipe.word_alone else []
+    return [*concept.prompts(), *lines, *([concept.prompt] if recipe.caption_dropout else []), *alone]
 
 
 def varied_prompts(
@@ -51,6 +57,8 @@ def _varied(
 ) -> str:
     if _chance(recipe.caption_dropout, rng):
         return concept.prompt
+    if not (concept.captions and concept.captions[picture].strip()) and _chance(recipe.word_alone, rng):
+        return concept.word
     if recipe.caption_lines and concept.captions and (lines := concept.lines(concept.captions[picture])):
         plain = lines[int(torch.randint(len(lines), (), generator=rng))]
     if not recipe.shuffle_tags and not recipe.tag_dropout:

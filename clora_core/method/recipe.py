@@ -49,7 +49,8 @@ class Recipe:
     Of captions (`learning/variation.py`): caption_lines: every line is a caption, drawn at random; otherwise the lines
     are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
     tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
-    share of draws that use the concept's template instead.
+    share of draws that use the concept's template instead. word_alone: the share of draws of a picture without a
+    caption whose prompt is the word alone, so that the word means the same at every place of a prompt.
 
     stop_when_learned: `steps` is the most, and training ends when the concept is learned (`learning/stopping.py`).
     """
@@ -77,6 +78,7 @@ class Recipe:
     keep_tokens: int = 0
     tag_dropout: float = 0.0
     caption_dropout: float = 0.0
+    word_alone: float = 0.0
     min_snr_gamma: float = 0.0
     precision: Precision = "fp32"
     checkpointing: bool = False
@@ -94,7 +96,8 @@ class Recipe:
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
         for name in ("layer_wise", "flip", "caption_lines", "shuffle_tags", "checkpointing", "stop_when_learned"):
             _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
-        for name, whole in (("warmup", "steps"), ("tag_dropout", "tags"), ("caption_dropout", "captions")):
+        shares = {"warmup": "steps", "tag_dropout": "tags", "caption_dropout": "captions", "word_alone": "prompts"}
+        for name, whole in shares.items():
             share = _is_number(value := getattr(self, name)) and 0 <= value <= 1
             _require(share, name, value, f"a share of the {whole}, between 0 and 1")
         kept = _is_whole(self.keep_tokens) and self.keep_tokens >= 0
@@ -129,11 +132,23 @@ class Recipe:
         guarded = any(regularizer.weight for regularizer in self.regularizers)
         return apart and self.over != "shared" and self.down in ("learned", "identity") and not guarded
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether a regularizer needs to know what the projections read in every step."""
+        return any(regularizer.reads_inputs and regularizer.weight for regularizer in self.regularizers)
+
+    @property
+    def slower_word(self) -> float:
+        """What the automatic learning rate of the word is divided by."""
+        return math.prod(regularizer.slower_word for regularizer in self.regularizers)
+
     def to_json(self) -> dict[str, object]:
-        """The recipe as plain numbers, strings and lists; a learned token is left out, as in earlier versions."""
+        """The recipe as plain numbers, strings and lists. What earlier versions did not have is left out if unused."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.token == "learned":
             del fields["token"]
+        if not self.word_alone:
+            del fields["word_alone"]
         fields["regularizers"] = [{"name": r.name, **dataclasses.asdict(r)} for r in self.regularizers]
         return fields
 
@@ -184,7 +199,12 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 # The weights are the ones in the tables of docs/measurements.md.
 RECIPES: dict[str, Recipe] = {
-    "preservation": Recipe("preservation", (ContextPreservation(),)),
+    "preservation": Recipe(
+        "preservation",
+        (ContextPreservation(), WordFocus()),
+        token_learning_rate=Numbers.token_learning_rate / WordFocus.slower_word,
+        word_alone=0.25,
+    ),
     "word-gated-onwards": Recipe("word-gated-onwards", applied="onwards"),
     "word-gated": Recipe("word-gated", applied="word"),
     "c-lora": Recipe("c-lora", (SelfRegularization(3.0),)),
@@ -200,7 +220,7 @@ RECIPES: dict[str, Recipe] = {
 
 # For comparison with RECIPES. The user interface does not list them, but commands accept their names.
 BASELINES: dict[str, Recipe] = {
-    "preservation-at-word": Recipe("preservation-at-word", (ContextPreservation(), WordFocus())),
+    "context-preservation": Recipe("context-preservation", (ContextPreservation(),)),
     "null-space": Recipe("null-space", down="quiet"),
     "orthogonal": Recipe("orthogonal", over="base", down="orthogonal"),
     "c-lora-squares": Recipe("c-lora-squares", (SelfRegularization(3.0, squares=True),)),

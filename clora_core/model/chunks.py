@@ -5,7 +5,7 @@ vector is that of the first. A network attends to all tokens equally, so prompts
 but predicted in groups.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -46,12 +46,20 @@ def by_length(
     if conditioning.lengths is None:
         return predict(noisy, timesteps, conditioning)
     parts, order = [], []
-    for length in conditioning.lengths.unique().tolist():
-        rows = (conditioning.lengths == length).nonzero().flatten()
-        group = conditioning[rows]
-        places = {word: mask[:, :length] for word, mask in group.places.items()}
-        group = replace(group, states=group.states[:, :length], places=places, lengths=None)
+    for rows, group in groups_of(conditioning):
         parts.append(predict(noisy[rows.to(noisy.device)], timesteps[rows.to(timesteps.device)], group))
         order.append(rows)
     back = torch.cat(order).argsort()
     return torch.cat(parts)[back.to(parts[0].device)]
+
+
+def groups_of(conditioning: Conditioning) -> Iterator[tuple[Tensor, Conditioning]]:
+    """The prompts of each length: their numbers, (n,), and themselves."""
+    if conditioning.lengths is None:
+        yield torch.arange(len(conditioning.states)), conditioning
+        return
+    for length in conditioning.lengths.unique().tolist():
+        rows = (conditioning.lengths == length).nonzero().flatten()
+        group = conditioning[rows]
+        places = {word: mask[:, :length] for word, mask in group.places.items()}
+        yield rows, replace(group, states=group.states[:, :length], places=places, lengths=None)

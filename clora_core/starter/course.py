@@ -20,7 +20,6 @@ PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
 # Learning rates of the deltas that were tuned (docs/measurements.md); for all others the family's own.
 RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
-TOKEN_RATES = {"preservation-at-word": 5e-3}  # the same for words
 
 # (title, steps) → a context manager that gives the `report` callback of a learning.
 Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
@@ -77,7 +76,7 @@ def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
         "rank": min(recipe.rank, own.rank),
         "steps": own.steps,
         "learning_rate": RATES.get(method, own.learning_rate),
-        "token_learning_rate": TOKEN_RATES.get(method, own.token_learning_rate),
+        "token_learning_rate": own.token_learning_rate / recipe.slower_word,
     }
     usual |= {"batch_size": own.batch_size, "schedule": own.schedule, "seed": seed}
     return dataclasses.replace(recipe, **(usual | numbers))

@@ -1,7 +1,7 @@
 """Evaluate a museum of the starter model: is every subject recognised, and does the base still follow prompts?"""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -113,6 +113,20 @@ class Examiner:
         share = _agreement(verdict, edits) / _agreement(read(self.judge, real), edits)
         return share, recognised(verdict, candidates(identity)).count(identity) / count
 
+    def edited(self, museum: Museum, identity: str, *, each: int) -> dict[str, float]:
+        """The share of pictures in which the identity is recognised, for each kind of edit (`edited_prompts`).
+
+        each: pictures of each kind.
+        """
+        rng = random.Random(f"edits {identity}")
+        asked = [edit for _ in range(each) for edit in edited_prompts(f"<{identity}>", rng)]
+        sampled = self._sampled(museum, [prompt for _, prompt in asked], self._sampling)
+        found = recognised(read(self.judge, sampled), candidates(identity))
+        return {
+            kind: sum(who == identity for who, (own, _) in zip(found, asked, strict=True) if own == kind) / each
+            for kind in dict.fromkeys(kind for kind, _ in asked)
+        }
+
     def features(self, pictures: Tensor, subject: str) -> Tensor:
         """The features by which sets of pictures of this subject are compared, (n, d)."""
         if subject not in ALL_IDENTITIES:
@@ -155,6 +169,23 @@ class Examiner:
             return sample(
                 self.base, prompts, museum.tokens, sampling, latent_shape=self.base.latent_shape(SIDE_PX, SIDE_PX)
             )
+
+
+def edited_prompts(word: str, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """A prompt of every kind of edit: what it changes, and the prompt."""
+    hat, place, shirt, mood = (
+        rng.choice([value for value in SAYABLE[name] if value != "none"])
+        for name in ("hat", "background", "shirt", "mood")
+    )
+    where = place_phrase(place)
+    yield "hat and place", f"a photo of {word} wearing a {hat}{where}"
+    yield "place", f"a photo of {word}{where}"
+    yield "glasses", f"a photo of {word} wearing glasses"
+    yield "shirt", f"a photo of {word} wearing a {shirt} shirt"
+    yield "mood", f"a photo of a {mood} {word}"
+    yield "word first", f"{word}{where}"
+    yield "another template", f"a picture of {word} wearing a {hat}"
+    yield "all", f"a photo of a {mood} {word} wearing a {hat} and a {shirt} shirt{where}"
 
 
 def plain_requests(count: int, *, seed: int) -> list[tuple[str, dict[str, str]]]:

@@ -64,7 +64,7 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
 def test_numbers_fit_the_memory_of_the_device_and_are_described(family: str, gigabytes: int, said: str):
     recipe = recipe_on(family, gigabytes)
     text = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
-    assert text == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
+    assert text == said + "rank 16, 400 steps, learning rates 0.0005 and 0.0005"
     assert recipe.batch_size * recipe.accumulation == 4
 
 
@@ -102,6 +102,16 @@ def test_automatic_vector_counts_follow_the_family_or_the_start_words(base: Base
     assert started.shape[1] == 3
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_word_learns_more_slowly_where_the_concept_is_kept_at_it(family: str):
+    slow, fast = (recipe_on(family, 8, Draft(recipe_named(method))) for method in ("preservation", "c-lora"))
+    assert fast.token_learning_rate == family_named(family).numbers.token_learning_rate
+    assert slow.token_learning_rate == fast.token_learning_rate / 10
+    assert slow.learning_rate == fast.learning_rate
+    chosen = Draft(recipe_named("preservation")).with_numbers(token_learning_rate=3e-3)
+    assert recipe_on(family, 8, chosen).token_learning_rate == 3e-3
+
+
 @pytest.mark.parametrize("method", ["ewc", "lwf"])
 def test_the_memory_estimate_includes_regularizers(method: str):
     """Full matrices and their Fisher information; another forward pass."""
@@ -121,6 +131,7 @@ def test_the_default_method_is_word_gated_for_shared_keys_and_values():
     family, device = family_named("z-image"), Device(80 * GB, "bf16")
     opened, chosen = (fitted(Draft(OPEN.recipe, open=each), family, device, lambda recipe: 0) for each in (True, False))
     assert (opened.method, opened.applied, opened.regularizers) == ("word-gated-onwards", "onwards", ())
+    assert (opened.word_alone, opened.token_learning_rate) == (0, family.numbers.token_learning_rate)
     assert (chosen.method, chosen.applied) == ("preservation", "everywhere")
     assert recipe_on("sd15", 8, Draft(OPEN.recipe, open=True)) == recipe_on("sd15", 8)
 

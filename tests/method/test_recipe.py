@@ -46,6 +46,7 @@ BAD = {
     "keep_tokens": [-1, 1.0, True, "2"],
     "tag_dropout": [-0.1, 1.1, NAN, "half"],
     "caption_dropout": [-0.1, 1.1, NAN, True],
+    "word_alone": [-0.1, 1.1, NAN, True],
     "precision": ["float16", "", None],
     "checkpointing": ["yes", 0],
     "stop_when_learned": ["yes", 1, None],
@@ -229,7 +230,7 @@ def started(base: Base) -> Trained:
 
 def term_value(kind: type[Regularizer], base: Base, trained: Trained, past: Past) -> torch.Tensor:
     """The term's value in the first step, after its backward pass."""
-    lesson = Lesson.prepared(base, small_concept(), short())
+    lesson = Lesson.prepared(base, small_concept(), short(kind()))
     token = trained.token(small_concept().word)
     with base.learning(precision="fp32", checkpointing=False), attached(base, trained.deltas) as new:
         setting = Setting(

@@ -1,19 +1,29 @@
 """Word focus measures how far a delta moves the keys and values after its word, and nowhere else."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from clora_core.errors import RecipeError
 from clora_core.learning.start import first_token
 from clora_core.method.recipe import Recipe
 from clora_core.method.regularizers import WordFocus
-from clora_core.method.step import Past
-from clora_core.model.base import Base
+from clora_core.method.regularizers.word_focus import rows_at
+from clora_core.method.step import Past, Step
+from clora_core.model.attach import recording_inputs
+from clora_core.model.base import Base, Conditioning
+from clora_core.model.chunks import groups_of
 from clora_core.model.moments import preserved_moments
 from tests.small import museum_of, random_deltas, setting_with, small_concept, step_with
+
+
+def step_reading(base: Base, conditioning: Conditioning, deltas) -> Step:
+    """A step in which the network predicted from these prompts."""
+    noisy = torch.zeros(len(conditioning.states), *base.family.latent_shape(8, 8))
+    with recording_inputs(base) as passes:
+        base.predict(noisy, torch.zeros(len(noisy), dtype=torch.long), conditioning)
+    groups = [group for _, group in groups_of(conditioning)]
+    return replace(step_with(deltas), conditioning=conditioning, inputs=list(zip(groups, passes, strict=True)))
 
 
 def test_the_term_is_the_relative_change_after_the_word(base: Base):
@@ -33,7 +43,7 @@ def test_the_term_is_the_relative_change_after_the_word(base: Base):
                     moved[projection] += (delta.dense() @ state).square().sum().item()
     shares = [moved[projection] / count / sizes[projection] for projection in deltas]
     term = WordFocus(3.0).begin(setting_with(past, base=base))
-    found = term(replace(step_with(deltas), conditioning=conditioning))
+    found = term(step_reading(base, conditioning, deltas))
     assert found.item() == pytest.approx(3 * sum(shares) / len(shares), rel=1e-4)
 
 
@@ -48,17 +58,18 @@ def test_what_fills_up_shorter_captions_does_not_count(base: Base):
         lengths=torch.tensor([tokens]),
     )
     term = WordFocus().begin(setting_with(Past(), base=base))
-    found, expected = (term(replace(step_with(deltas), conditioning=each)).item() for each in (filled, alone))
+    found, expected = (term(step_reading(base, each, deltas)).item() for each in (filled, alone))
     assert found == pytest.approx(expected, rel=1e-6) and expected > 0
 
 
 def test_without_the_word_there_is_nothing_to_hold(base: Base):
     term = WordFocus().begin(setting_with(Past(), base=base))
-    step = replace(step_with(random_deltas(base)), conditioning=base.encode_prompts(["a photo of a cat"], ()))
-    assert term(step).item() == 0
+    conditioning = base.encode_prompts(["a photo of a cat"], ())
+    assert term(step_reading(base, conditioning, random_deltas(base))).item() == 0
 
 
-def test_it_needs_projections_that_read_text_states(base: Base):
-    transformer = SimpleNamespace(family=replace(base.family, reads="stream"))
-    with pytest.raises(RecipeError, match="do not read text states directly"):
-        WordFocus().begin(setting_with(Past(), base=transformer))  # type: ignore[arg-type]
+def test_the_text_is_found_among_the_rows_of_a_picture_and_of_other_prompts():
+    x, places = torch.arange(2 * 5 * 3.0).view(2, 5, 3), torch.tensor([[False, True, True], [True, False, False]])
+    expected = torch.stack([torch.zeros(3), x[0, 1], x[0, 2], x[1, 0], torch.zeros(3), torch.zeros(3)])
+    assert torch.equal(rows_at(x, places), expected)
+    assert torch.equal(rows_at(x.view(1, 10, 3), places), expected)
