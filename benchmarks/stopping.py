@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["ada", "bo", "cleo", "dex", "eve"], help="characters")
     subjects = parser.parse_args().subjects
     examiner = Examiner(open_base("starter"), load_judge())
-    longest = dataclasses.replace(starter_recipe("preservation", steps=MOST), schedule="constant")
+    longest = dataclasses.replace(starter_recipe("context-preservation", steps=MOST), schedule="constant")
     recipes = {
         "stop when learned": dataclasses.replace(longest, stop_when_learned=True),
         f"{MOST} steps": longest,
-        "default": starter_recipe("preservation"),
+        "default": starter_recipe("context-preservation"),
     }
     rows = []
     for subject in subjects:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.style_words
 
-Learns one built-in style or character at a time with `preservation`, styles with their word after the content ("a cat
-in <neon> style") and before it ("in <neon> style a cat"), and measures how far the delta moves keys and values of
-held-out prompts, as a share of their own size:
+Learns one built-in style or character at a time with `context-preservation`, styles with their word after the content
+("a cat in <neon> style") and before it ("in <neon> style a cat"), and measures how far the delta moves keys and values
+of held-out prompts, as a share of their own size:
 
     E‖Δ s‖² / E‖W s‖², mean over all projections and places        s: text states
 
@@ -67,7 +67,7 @@ def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) ->
     """Kind of prompts → the share of their keys and values that the learned delta moves."""
     concept = concept_of(subject, PICTURES, seed=seed, vectors=VECTORS, wording=wording)
     with watched_bar(f"learning {concept.word}", steps) as report:
-        recipe = starter_recipe("preservation", seed=seed, steps=steps)
+        recipe = starter_recipe("context-preservation", seed=seed, steps=steps)
         empty = Museum(base.fingerprint)
         museum = empty.with_exhibits(*learn(base, empty, [concept], recipe, report=report))
     (exhibit,) = museum.exhibits

@@ -73,7 +73,7 @@ def main() -> None:
         examiner = Examiner(base, load_judge())
         before = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
         on_text = not set(layers) & set(PICTURE) and "to_q" not in layers
-        for method in ("preservation", "sequential", *["word-gated-onwards"] * on_text):
+        for method in ("context-preservation", "sequential", *["word-gated-onwards"] * on_text):
             recipe = starter_recipe(method, steps=STEPS)
             course = take_course(
                 examiner, SUBJECTS, recipe, watched=watched_bar, samples=SAMPLES, samples_between=4, plain=PLAIN
