@@ -20,13 +20,16 @@ METHOD = re.compile(
 )
 
 
-def method_recipe(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
-    """A method's recipe for the starter model, and the wording of its prompts."""
+def method_recipe(
+    method: str, *, track: str = "identities", seed: int, steps: int | None = None
+) -> tuple[Recipe, Wording]:
+    """A method's recipe for the starter model and the subjects of a track, and the wording of its prompts."""
     match = METHOD.fullmatch(method)
     name = "sequential" if is_joint(method) else match["name"] if match else method
     if match is None or name not in COMPARED:
         raise RecipeError(f"There is no method '{method}'. Choose a recipe: {', '.join(COMPARED)}; see --help.")
-    recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
+    kind = "style" if track.endswith("styles") else "object"
+    recipe = starter_recipe(name, kind=kind, seed=seed, **({"steps": steps} if steps else {}))
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))
     if match["rate"]:
@@ -55,6 +58,6 @@ def _without(recipe: Recipe, term: str) -> Recipe:
 
 def check_method(method: str, track: str) -> None:
     """Raise RecipeError for an unknown method, or for a wording that does not apply to these subjects."""
-    _, wording = method_recipe(method, seed=0)
+    _, wording = method_recipe(method, track=track, seed=0)
     if wording != "usual" and not track.endswith(WORDED[wording]):
         raise RecipeError(f"'{method}': +{wording} is for {WORDED[wording]}, but the subjects are {track}.")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..method.draft import AUTOMATIC, Draft
-from ..method.recipe import GATED, RECIPES, Recipe, shared_by
+from ..method.recipe import GATED, RECIPES, Recipe, shared_by, suited
 from ..model.concept import Concept
 from ..model.families.family import Family
 from ..model.low_rank import compact_values
@@ -48,7 +48,8 @@ def fitted(
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
     numbers = family.numbers
-    method = RECIPES[GATED] if draft.open and family.reads == "shared" else draft.recipe
+    own = suited(draft.recipe, [concept.kind for concept in concepts])
+    method = RECIPES[GATED] if draft.open and family.reads == "shared" else own
     usual = {
         "rank": numbers.rank if draft.recipe.rank else 0,  # a recipe that trains only the word has no rank
         "steps": numbers.steps,

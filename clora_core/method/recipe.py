@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -242,6 +242,14 @@ def guarding(recipe: Recipe, factor: float) -> Recipe:
     """The recipe with the weights of its regularizers multiplied by the factor."""
     regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)
     return dataclasses.replace(recipe, regularizers=regularizers)
+
+
+def suited(recipe: Recipe, kinds: Collection[str]) -> Recipe:
+    """The recipe for concepts of these kinds: for styles alone, without what is for objects only."""
+    if set(kinds) != {"style"}:
+        return recipe
+    kept = tuple(regularizer for regularizer in recipe.regularizers if not regularizer.objects_only)
+    return dataclasses.replace(recipe, regularizers=kept, word_alone=0.0)
 
 
 def shared_by(recipe: Recipe, count: int) -> Recipe:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..learning.learn import learn
 from ..learning.loop import Progress
-from ..method.recipe import Recipe, recipe_named, shared_by
+from ..method.recipe import Recipe, recipe_named, shared_by, suited
+from ..model.concept import Kind
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
@@ -69,9 +70,9 @@ class Course:
         return [size(exhibit) for exhibit in self.museum.exhibits]
 
 
-def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
-    """The recipe with the starter model's numbers (docs/measurements.md)."""
-    recipe, own = recipe_named(method), STARTER.numbers
+def starter_recipe(method: str, *, kind: Kind = "object", seed: int = 0, **numbers: object) -> Recipe:
+    """The recipe with the starter model's numbers, for concepts of this kind (docs/measurements.md)."""
+    recipe, own = suited(recipe_named(method), [kind]), STARTER.numbers
     usual = {
         "rank": min(recipe.rank, own.rank),
         "steps": own.steps,

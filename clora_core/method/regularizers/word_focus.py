@@ -5,7 +5,8 @@
 x: what a projection reads after the new word in the step's captions, padding included; the divisor is the one of
 context preservation. Right after a short caption, padding is at places where most everyday captions have words, so
 context preservation hardly protects it, and training may put the concept there. Such a concept is lost as soon as the
-prompt says more. The word also learns more slowly: what a fast word becomes depends on the words around it.
+prompt says more. The word also learns more slowly: what a fast word becomes depends on the words around it. A style is
+to change what follows its word, so this is for objects only.
 
 This regularizer is ours. A relative: Perfusion (arXiv:2305.01644), whose edits of keys and values act at the encoding
 of the word, behind a gate.
@@ -40,6 +41,7 @@ class WordFocus(Regularizer):
     everywhere_only: ClassVar[bool] = True
     reads_inputs: ClassVar[bool] = True
     slower_word: ClassVar[float] = 10.0
+    objects_only: ClassVar[bool] = True
 
     def begin(self, setting: Setting) -> Term:
         _, sizes = setting.moments
