@@ -112,6 +112,19 @@ def test_the_word_learns_more_slowly_where_the_concept_is_kept_at_it(family: str
     assert recipe_on(family, 8, chosen).token_learning_rate == 3e-3
 
 
+def test_styles_go_without_what_is_for_objects_only():
+    style, object_ = (small_concept(f"<{kind}>", kind=kind) for kind in ("style", "object"))
+    family, device, draft = family_named("sd15"), Device(80 * GB, "bf16"), Draft(recipe_named("preservation"))
+    plain, both, object_alone = (
+        fitted(draft.guarding(3), family, device, lambda recipe: 0, concepts)
+        for concepts in ([style], [style, object_], [object_])
+    )
+    assert [(r.name, r.weight) for r in plain.regularizers] == [("context_preservation", 15)]
+    assert (plain.word_alone, plain.token_learning_rate) == (0, family.numbers.token_learning_rate)
+    assert both.regularizers == object_alone.regularizers and len(both.regularizers) == 2
+    assert both.word_alone == object_alone.word_alone > 0
+
+
 @pytest.mark.parametrize("method", ["ewc", "lwf"])
 def test_the_memory_estimate_includes_regularizers(method: str):
     """Full matrices and their Fisher information; another forward pass."""
