@@ -63,8 +63,9 @@ def build_vae() -> AutoencoderTiny:
     return AutoencoderTiny(latent_channels=LATENT_CHANNELS, scaling_factor=1.0)
 
 
-def build_text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+def build_text_encoder(words: int = TEXT_CONFIG["vocab_size"]) -> CLIPTextModel:
+    """words: the size of the vocabulary."""
+    return CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG | {"vocab_size": words}))
 
 
 def build_scheduler() -> DDIMScheduler:
