@@ -18,7 +18,6 @@ from clora_core.bench.pretrain import reconstruction_loss, tokenize
 from clora_core.bench.training import built_with_seed, save_half, train_network
 from clora_core.model.families.starter import STARTER
 from clora_core.over_diffusers.base import DiffusersBase, open_base, starter_parts
-from clora_core.pictures import as_floats
 from clora_core.seeds import seeded
 from clora_core.starter.model import Starter, build_scheduler, build_text_encoder, load_starter_parts
 from clora_core.starter.tokenizer import build_tokenizer
@@ -60,13 +59,12 @@ def untrained(world: World) -> Starter:
 
 def examples(world: World) -> list[tuple[str, str]]:
     """All that the base is trained on: pairs of a thing and a designer."""
-    return [(name, designer) for name in world.known for designer in TRAINED]
+    return world.drawn(world.known, TRAINED)
 
 
 def latents(world: World, work: Path) -> tuple[Tensor, Tensor]:
     """`VARIANTS` of each of the `examples`, (n, variants, 3, 64, 64), and their latents; computed once."""
-    pairs, rng = examples(world), seeded("emoji variants")
-    pictures = as_floats(torch.stack([world.pictures[pair] for pair in pairs]))
+    pictures, rng = world.floats(examples(world)), seeded("emoji variants")
     variants = torch.stack([pictures, *(varied(pictures, rng) for _ in range(VARIANTS - 1))], dim=1)
     path = work / "latents.safetensors"
     if not path.exists():
@@ -107,12 +105,12 @@ def train_base(world: World, work: Path) -> None:
     def loss(index: int) -> Tensor:
         rng = seeded("emoji base", index)
         chosen, variant, said = (torch.randint(n, (BATCH,), generator=rng) for n in (len(z), VARIANTS, ids.shape[1]))
-        clean, captions = z[chosen, variant].float(), ids[chosen, said]
-        captions[torch.rand(BATCH, generator=rng) < 0.1] = empty
+        clean, prompts = z[chosen, variant].float(), ids[chosen, said]
+        prompts[torch.rand(BATCH, generator=rng) < 0.1] = empty
         noise = torch.randn(clean.shape, generator=rng)
         t = torch.randint(1000, (BATCH,), generator=rng)
         noisy, target = schedule.add_noise(clean, noise, t), schedule.get_velocity(clean, noise, t)  # type: ignore[arg-type]
-        states = model["text_encoder"](captions).last_hidden_state
+        states = model["text_encoder"](prompts).last_hidden_state
         return F.mse_loss(model["unet"](noisy, t, states).sample, target)
 
     numbers = {"steps": STEPS, "lr": RATE, "decay_from": 0.4, "ema": 0.998}

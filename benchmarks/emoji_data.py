@@ -53,14 +53,13 @@ class World:
         words = {word for name in self.known for word in name.split()}
         return [START, END, UNKNOWN, *sorted({*words, *GRAMMAR, *map(style_word, TRAINED)})]
 
-    def of(self, name: str, designers: Sequence[str]) -> Tensor:
-        """The pictures of a thing by those of the designers who drew it, (n, 3, 64, 64) in [-1, 1]."""
-        own = [self.pictures[name, designer] for designer in designers if (name, designer) in self.pictures]
-        return as_floats(torch.stack(own))
+    def floats(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """The pictures of these pairs of a name and a designer, (n, 3, 64, 64) in [-1, 1]."""
+        return as_floats(torch.stack([self.pictures[pair] for pair in pairs]))
 
-    def by(self, designer: str, names: Sequence[str]) -> list[str]:
-        """Those of the names that the designer drew."""
-        return [name for name in names if (name, designer) in self.pictures]
+    def drawn(self, names: Sequence[str], designers: Sequence[str]) -> list[tuple[str, str]]:
+        """All pairs of these names and designers that have a picture."""
+        return [(name, designer) for name in names for designer in designers if (name, designer) in self.pictures]
 
 
 def style_word(designer: str) -> str:
