@@ -35,7 +35,7 @@ from benchmarks.emoji_data import (
     style_word,
     varied,
 )
-from benchmarks.emoji_judges import ASKED, ThingJudge, fit_designer_judge, open_thing_judge, quality, share
+from benchmarks.emoji_judges import ASKED, EmojiJudge, open_designer_judge, open_thing_judge, quality, share
 from clora_core.bench.forgetting import in_order
 from clora_core.bench.forgetting_table import table_of
 from clora_core.bench.methods import method_recipe
@@ -51,7 +51,6 @@ from clora_core.seeds import seeded
 from clora_core.sheets import contact_sheet, grid
 from clora_core.starter.course import PICTURES, VECTORS, take_course
 from clora_core.starter.exam import STYLE_GUIDANCE, Evaluation, Wording, sampled_with
-from clora_core.starter.style_judge import StyleJudge
 
 RESULTS = Path(__file__).parent / "results/emoji"
 THINGS, ORDERS = 10, 2
@@ -97,7 +96,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     world = open_world(arguments.work)
     base = open_emoji_base(world, arguments.work)
-    examiner = EmojiExaminer(base, world, open_thing_judge(world, arguments.work), fit_designer_judge(world))
+    examiner = EmojiExaminer(
+        base, world, open_thing_judge(world, arguments.work), open_designer_judge(world, arguments.work)
+    )
     if not (RESULTS / "base.json").exists():
         write_json(RESULTS / "base.json", base_quality(examiner, arguments.work))
     for track, method, seed in COURSES[: arguments.courses]:
@@ -118,8 +119,8 @@ class EmojiExaminer:
 
     base: DiffusersBase
     world: World
-    things: ThingJudge
-    designers: StyleJudge
+    things: EmojiJudge
+    designers: EmojiJudge
 
     @property
     def asked(self) -> Sequence[str]:
@@ -159,7 +160,7 @@ class EmojiExaminer:
             names = [self.asked[number % ASKED] for number in range(count)]
             prompts = [prompt.replace("a picture", content(name), 1) for name in names]
             sampled = sampled_with(self.base, museum, prompts, Sampling(guidance=STYLE_GUIDANCE))
-            taken_for = self.designers.styles_of(sampled)
+            taken_for = self.designers.named(sampled)
             shown = share(self.things.named(sampled, self.asked), names)
             return Evaluation(taken_for.count(subject) / count, shown, taken_for, sampled)
         sampled = sampled_with(self.base, museum, [prompt] * count, self._sampling)
@@ -174,7 +175,7 @@ class EmojiExaminer:
         prompts = [in_style(museum.exhibit(f"<{subject}>").prompt, style_word(designer)) for designer in designers]
         sampled = sampled_with(self.base, museum, prompts, self._sampling)
         found = self.things.named(sampled, self.world.new)
-        return share(found, [self.name(subject)] * count), share(self.designers.styles_of(sampled), designers), sampled
+        return share(found, [self.name(subject)] * count), share(self.designers.named(sampled), designers), sampled
 
     def plain_prompts(self, museum: Museum, *, count: int) -> tuple[float, Tensor]:
         """The share of `plain_requests` whose thing is recognised among the asked ones; and the pictures."""
@@ -185,7 +186,7 @@ class EmojiExaminer:
     def styles_followed(self, plain: Tensor) -> float:
         """The share of these pictures of `plain_requests` in the style of the designer who was asked for, if any."""
         styled = [(n, who) for n, (_, _, who) in enumerate(plain_requests(self.asked, len(plain))) if who]
-        found = self.designers.styles_of(plain[[number for number, _ in styled]])
+        found = self.designers.named(plain[[number for number, _ in styled]])
         return share(found, [designer for _, designer in styled])
 
     @property
@@ -225,7 +226,7 @@ def base_quality(examiner: EmojiExaminer, work: Path) -> dict[str, Any]:
         "decoded": {
             "squared error": (decoded - real).square().mean().item(),
             "new things": share(examiner.things.named(decoded, world.new), names),
-            "designers": share(examiner.designers.styles_of(decoded), designers),
+            "designers": share(examiner.designers.named(decoded), designers),
         },
         "plain prompts": {
             "samples": BASE_SAMPLES,
