@@ -96,9 +96,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     world = open_world(arguments.work)
     base = open_emoji_base(world, arguments.work)
-    examiner = EmojiExaminer(
-        base, world, open_thing_judge(world, arguments.work), open_designer_judge(world, arguments.work)
-    )
+    judges = open_thing_judge(world, arguments.work), open_designer_judge(world, arguments.work)
+    examiner = EmojiExaminer(base, world, *judges)
     if not (RESULTS / "base.json").exists():
         write_json(RESULTS / "base.json", base_quality(examiner, arguments.work))
     for track, method, seed in COURSES[: arguments.courses]:
