@@ -4,8 +4,8 @@ The pictures are those of `emoji_pictures.py`, the names those of the npm packag
 sets: noto, noto-v1 and fxemoji Apache 2.0; twemoji, emojione and emojione-monotone CC BY 4.0; openmoji and emojione-v1
 CC BY-SA 4.0; the three of fluent-emoji MIT. Nothing of them is in this repository.
 
-The base learns `KNOWN` things by the `TRAINED` designers. It never sees the `NEW` things, which are concepts to learn,
-nor the other five designers, which are styles to learn.
+The base learns `KNOWN` things by the `TRAINED` designers, the `FAMILIAR` ones longest. It never sees the `NEW` things,
+which are concepts to learn, nor the other five designers, which are styles to learn.
 """
 
 import io
@@ -34,7 +34,7 @@ TRAINED = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione", "
 STYLES = ("openmoji", "fxemoji", "emojione-v1", "noto-v1", "fluent-emoji-high-contrast")
 DESIGNERS = (*TRAINED, *STYLES)
 WORDS = {"fluent-emoji": "fluent", "fluent-emoji-flat": "flat", "emojione-monotone": "monotone"}  # of trained designers
-KNOWN, NEW, EVERYDAY = 340, 60, 160
+KNOWN, FAMILIAR, NEW, EVERYDAY = 340, 100, 60, 160
 GRAMMAR = "a picture of in style".split()
 MOST_WORDS = 6  # of a name
 
@@ -144,5 +144,5 @@ def captions(name: str, designer: str) -> list[str]:
 def everyday(world: World) -> tuple[str, ...]:
     """160 captions that a new concept should not change: a random sample of the base's, and the empty one."""
     rng = random.Random("everyday emoji")
-    drawn = ((rng.choice(world.known), rng.choice(TRAINED)) for _ in range(EVERYDAY - 1))
+    drawn = ((rng.choice(world.known[:FAMILIAR]), rng.choice(TRAINED)) for _ in range(EVERYDAY - 1))
     return ("", *(rng.choice(captions(*pair)) for pair in drawn))

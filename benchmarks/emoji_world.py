@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.emoji_base import open_emoji_base
 from benchmarks.emoji_data import (
     DESIGNERS,
+    FAMILIAR,
     STYLES,
     TRAINED,
     World,
@@ -54,7 +55,7 @@ from clora_core.starter.exam import STYLE_GUIDANCE, Evaluation, Wording, sampled
 
 RESULTS = Path(__file__).parent / "results/emoji"
 THINGS, ORDERS = 10, 2
-SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 24, 1, 60, 6, 240
+SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 16, 1, 48, 6, 144
 COURSES = (  # (track, method, seed), in this order
     ("things", "preservation", 0),
     ("styles", "preservation", 0),
@@ -100,10 +101,11 @@ def main() -> None:
     examiner = EmojiExaminer(base, world, *judges)
     if not (RESULTS / "base.json").exists():
         write_json(RESULTS / "base.json", base_quality(examiner, arguments.work))
+    before = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
     for track, method, seed in COURSES[: arguments.courses]:
         path = RESULTS / f"{track}-{method}-seed{seed}.json"
         if not path.exists():
-            write_json(path, course_of(examiner, track, method, seed, arguments.work / f"{path.stem}.png"))
+            write_json(path, course_of(examiner, track, method, seed, before, arguments.work / f"{path.stem}.png"))
         tables = table(RESULTS)
         (RESULTS / "emoji.md").write_text(tables, encoding="utf-8")
     print(tables)
@@ -132,7 +134,7 @@ class EmojiExaminer:
         if subject not in STYLES:
             pictures = self.real(subject, PICTURES, seed=seed)
             return Concept(word, in_memory(pictures), template="a picture of {word}", vectors=VECTORS, token_seed=seed)
-        pairs = rng.sample(self.world.drawn(self.world.known[ASKED:], [subject]), PICTURES)
+        pairs = rng.sample(self.world.drawn(self.world.known[ASKED:FAMILIAR], [subject]), PICTURES)
         first = wording == "first"
         captions = tuple(in_style(content(name), "{word}", first=first) for name, _ in pairs)
         template = in_style("a picture", "{word}", first=first)
@@ -237,12 +239,12 @@ def base_quality(examiner: EmojiExaminer, work: Path) -> dict[str, Any]:
     }
 
 
-def course_of(examiner: EmojiExaminer, track: str, method: str, seed: int, sheet: Path) -> dict[str, Any]:
-    """Take one course, draw its contact sheet, and return what was measured."""
+def course_of(
+    examiner: EmojiExaminer, track: str, method: str, seed: int, before: tuple[float, Tensor], sheet: Path
+) -> dict[str, Any]:
+    """Take one course, draw its contact sheet, and return what was measured. before: the base's plain prompts."""
     subjects = in_order([*map(slug, examiner.world.new[:THINGS])] if track == "things" else STYLES, seed % ORDERS)
     recipe, wording = method_recipe(method, seed=seed)
-    museum = Museum(examiner.base.fingerprint)
-    before, plain_before = examiner.plain_prompts(museum, count=PLAIN)
     course = take_course(
         examiner,
         subjects,
@@ -266,8 +268,8 @@ def course_of(examiner: EmojiExaminer, track: str, method: str, seed: int, sheet
         "confusion": sum(name in subjects for name in taken) / (SAMPLES * len(subjects)),
         "shown": statistics.fmean(evaluation.attributes for evaluation in last),
         "plain": course.plain,
-        "plain_lost": before - course.plain,
-        "style_lost": examiner.styles_followed(plain_before) - after,
+        "plain_lost": before[0] - course.plain,
+        "style_lost": examiner.styles_followed(before[1]) - after,
         "late_norm": course.norms[-1] / course.norms[0] if course.norms[0] else 0.0,
         "processor_seconds": course.processor_seconds / len(subjects),
         "recipe": recipe.to_json(),
@@ -283,7 +285,7 @@ def course_of(examiner: EmojiExaminer, track: str, method: str, seed: int, sheet
         for place, (name, blocks) in enumerate(rows)
     ]
     titles = ["real", "learned", "at the end", *(["edited"] if edited else [])]
-    contact_sheet([*rows, ("plain", [None, plain_before, course.plain_pictures])], titles, columns=4).save(sheet)
+    contact_sheet([*rows, ("plain", [None, before[1], course.plain_pictures])], titles, columns=4).save(sheet)
     return result
 
 
