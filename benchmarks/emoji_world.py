@@ -24,7 +24,6 @@ from torch import Tensor
 
 from benchmarks.emoji_base import open_emoji_base
 from benchmarks.emoji_data import (
-    DESIGNERS,
     FAMILIAR,
     STYLES,
     TRAINED,
@@ -36,7 +35,7 @@ from benchmarks.emoji_data import (
     style_word,
     varied,
 )
-from benchmarks.emoji_judges import ASKED, EmojiJudge, open_designer_judge, open_thing_judge, quality, share
+from benchmarks.emoji_judges import ASKED, EmojiJudge, fit_designer_judge, open_thing_judge, quality, share
 from clora_core.bench.forgetting import in_order
 from clora_core.bench.forgetting_table import table_of
 from clora_core.bench.methods import method_recipe
@@ -52,15 +51,16 @@ from clora_core.seeds import seeded
 from clora_core.sheets import contact_sheet, grid
 from clora_core.starter.course import PICTURES, VECTORS, take_course
 from clora_core.starter.exam import STYLE_GUIDANCE, Evaluation, Wording, sampled_with
+from clora_core.starter.style_judge import StyleJudge
 
 RESULTS = Path(__file__).parent / "results/emoji"
-THINGS, ORDERS = 10, 2
+THINGS, CANDIDATES, ORDERS = 4, 10, 2  # learned things, told apart among so many
 SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 16, 1, 48, 6, 144
 COURSES = (  # (track, method, seed), in this order
     ("things", "preservation", 0),
-    ("styles", "preservation", 0),
     ("things", "c-lora", 0),
     ("things", "word-gated-onwards", 0),
+    ("styles", "preservation", 0),
     ("styles", "word-gated-onwards", 0),
     ("styles", "preservation+first", 0),
     ("things", "preservation-at-word", 0),
@@ -97,8 +97,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     world = open_world(arguments.work)
     base = open_emoji_base(world, arguments.work)
-    judges = open_thing_judge(world, arguments.work), open_designer_judge(world, arguments.work)
-    examiner = EmojiExaminer(base, world, *judges)
+    designers = [fit_designer_judge(world, group) for group in (TRAINED, STYLES)]
+    examiner = EmojiExaminer(base, world, open_thing_judge(world, arguments.work), *designers)
     if not (RESULTS / "base.json").exists():
         write_json(RESULTS / "base.json", base_quality(examiner, arguments.work))
     before = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
@@ -120,7 +120,13 @@ class EmojiExaminer:
     base: DiffusersBase
     world: World
     things: EmojiJudge
-    designers: EmojiJudge
+    trained: StyleJudge
+    styles: StyleJudge
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """The new things that those that are learned are told apart from."""
+        return self.world.new[:CANDIDATES]
 
     @property
     def asked(self) -> Sequence[str]:
@@ -153,19 +159,19 @@ class EmojiExaminer:
         return next(name for name in self.world.new if slug(name) == subject)
 
     def evaluate(self, museum: Museum, subject: str, *, count: int) -> Evaluation:
-        """A thing among the new things; its `attributes`: among all things. A style among the designers; its
-        `attributes`: how many pictures show the known thing that was asked for."""
+        """A thing among the candidates; its `attributes`: among all new things. A style among the new ones;
+        its `attributes`: how many pictures show the known thing that was asked for."""
         prompt = museum.exhibit(f"<{subject}>").prompt
         if subject in STYLES:
             names = [self.asked[number % ASKED] for number in range(count)]
             prompts = [prompt.replace("a picture", content(name), 1) for name in names]
             sampled = sampled_with(self.base, museum, prompts, Sampling(guidance=STYLE_GUIDANCE))
-            taken_for = self.designers.named(sampled)
+            taken_for = self.styles.styles_of(sampled)
             shown = share(self.things.named(sampled, self.asked), names)
             return Evaluation(taken_for.count(subject) / count, shown, taken_for, sampled)
         sampled = sampled_with(self.base, museum, [prompt] * count, self._sampling)
-        taken_for = [slug(name) for name in self.things.named(sampled, self.world.new)]
-        strictly = self.things.named(sampled, self.things.names).count(self.name(subject)) / count
+        taken_for = [slug(name) for name in self.things.named(sampled, self.candidates)]
+        strictly = self.things.named(sampled, self.world.new).count(self.name(subject)) / count
         return Evaluation(taken_for.count(subject) / count, strictly, taken_for, sampled)
 
     def edits(self, museum: Museum, subject: str, *, count: int) -> tuple[float, float, Tensor]:
@@ -174,8 +180,8 @@ class EmojiExaminer:
         designers = [TRAINED[number % len(TRAINED)] for number in range(count)]
         prompts = [in_style(museum.exhibit(f"<{subject}>").prompt, style_word(designer)) for designer in designers]
         sampled = sampled_with(self.base, museum, prompts, self._sampling)
-        found = self.things.named(sampled, self.world.new)
-        return share(found, [self.name(subject)] * count), share(self.designers.named(sampled), designers), sampled
+        found = self.things.named(sampled, self.candidates)
+        return share(found, [self.name(subject)] * count), share(self.trained.styles_of(sampled), designers), sampled
 
     def plain_prompts(self, museum: Museum, *, count: int) -> tuple[float, Tensor]:
         """The share of `plain_requests` whose thing is recognised among the asked ones; and the pictures."""
@@ -186,7 +192,7 @@ class EmojiExaminer:
     def styles_followed(self, plain: Tensor) -> float:
         """The share of these pictures of `plain_requests` in the style of the designer who was asked for, if any."""
         styled = [(n, who) for n, (_, _, who) in enumerate(plain_requests(self.asked, len(plain))) if who]
-        found = self.designers.named(plain[[number for number, _ in styled]])
+        found = self.trained.styles_of(plain[[number for number, _ in styled]])
         return share(found, [designer for _, designer in styled])
 
     @property
@@ -212,21 +218,21 @@ def plain_requests(names: Sequence[str], count: int) -> list[tuple[str, str, str
 def base_quality(examiner: EmojiExaminer, work: Path) -> dict[str, Any]:
     """How good the judges are on real pictures, and the base on plain prompts. Writes sheets of both."""
     world, base = examiner.world, examiner.base
-    pairs = world.drawn(world.new, DESIGNERS)
+    pairs = world.drawn(world.new, TRAINED)
     real = world.floats(pairs)
     decoded = base.decode_latents(base.encode_pictures(real))
-    grid(torch.cat([real[:44], decoded[:44]]), columns=11).save(work / "decoded.png")
+    grid(torch.cat([real[:48], decoded[:48]]), columns=12).save(work / "decoded.png")
     names, designers = zip(*pairs, strict=True)
     museum = Museum(base.fingerprint)
     recognised, pictures = examiner.plain_prompts(museum, count=BASE_SAMPLES)
     grid(pictures[:120], columns=15).save(work / "plain.png")
     expected = [name for _, name, _ in plain_requests(examiner.asked, BASE_SAMPLES)]
     return {
-        "judges": quality(world, examiner.things, examiner.designers),
+        "judges": quality(world, examiner.things, (examiner.trained, examiner.styles), CANDIDATES),
         "decoded": {
             "squared error": (decoded - real).square().mean().item(),
             "new things": share(examiner.things.named(decoded, world.new), names),
-            "designers": share(examiner.designers.named(decoded), designers),
+            "designers": share(examiner.trained.styles_of(decoded), designers),
         },
         "plain prompts": {
             "samples": BASE_SAMPLES,
@@ -295,7 +301,7 @@ def tables() -> str:
         path = RESULTS / f"{track}-{method}-seed{seed}.json"
         if path.exists():
             runs[track].append(read_json(path))
-    shown = {"things": "among all 400 things", "styles": "things shown"}
+    shown = {"things": "recognised at the end among all 60", "styles": "things shown"}
     parts = [
         f"## {track.capitalize()}\n\n{table_of(own, TITLES | {'shown': shown[track]})}\n" for track, own in runs.items()
     ]
