@@ -61,10 +61,10 @@ COURSES = (  # (track, method, seed), in this order
     ("things", "preservation", 0),
     ("things", "c-lora", 0),
     ("things", "word-gated-onwards", 0),
-    ("things", "sequential", 0),
     ("styles", "preservation", 0),
-    ("styles", "word-gated-onwards", 0),
     ("styles", "preservation+first", 0),
+    ("things", "sequential", 0),
+    ("styles", "word-gated-onwards", 0),
     ("styles", "c-lora", 0),
     ("things", "preservation-at-word", 0),
     ("styles", "museum-maker", 0),
@@ -249,9 +249,8 @@ def course_of(
     examiner: EmojiExaminer, track: str, method: str, seed: int, before: tuple[float, Tensor], sheet: Path
 ) -> dict[str, Any]:
     """Take one course, draw its contact sheet, and return what was measured. before: the base's plain prompts."""
-    subjects = in_order(
-        [*map(slug, examiner.world.new[:THINGS])] if track == "things" else LEARNED_STYLES, seed % ORDERS
-    )
+    names = [*map(slug, examiner.world.new[:THINGS])] if track == "things" else LEARNED_STYLES
+    subjects = in_order(names, seed % ORDERS)
     recipe, wording = method_recipe(method, seed=seed)
     course = take_course(
         examiner,
