@@ -58,15 +58,15 @@ THINGS, CANDIDATES, ORDERS = 4, 10, 2  # learned things, told apart among so man
 SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 16, 1, 48, 6, 144
 LEARNED_STYLES = ("openmoji", "noto-v1", "fluent-emoji-high-contrast")  # that the judge is right about, 0.79 and more
 COURSES = (  # (track, method, seed), in this order
-    ("things", "preservation", 0),
+    ("things", "context-preservation", 0),
     ("things", "c-lora", 0),
     ("things", "word-gated-onwards", 0),
-    ("styles", "preservation", 0),
-    ("styles", "preservation+first", 0),
+    ("styles", "context-preservation", 0),
+    ("styles", "context-preservation+first", 0),
     ("things", "sequential", 0),
+    ("things", "preservation", 0),
     ("styles", "word-gated-onwards", 0),
     ("styles", "c-lora", 0),
-    ("things", "preservation-at-word", 0),
     ("styles", "museum-maker", 0),
     ("things", "museum-maker", 0),
     ("things", "preservation", 1),
