@@ -29,6 +29,7 @@ from tqdm import tqdm
 from clora_core.seeds import seeded
 
 REGISTRY = "https://registry.npmjs.org"
+SCOPE = "@iconify-json"
 VERSIONS = {
     "noto": "1.2.9",
     "noto-v1": "1.2.5",
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--downloads", type=Path, default=Path("downloads"), help="folder for the packages")
     arguments = parser.parse_args()
-    drawings = read_sets({name: download(name, arguments.downloads) for name in VERSIONS})
+    drawings = downloaded_drawings(arguments.downloads)
     classes = common(drawings)
     new = new_classes(classes, drawings)
     for code in tqdm(classes, desc="drawing"):
@@ -70,12 +71,18 @@ def main() -> None:
     print(f"{len(classes)} classes, {len(new)} of them new")
 
 
-def download(name: str, folder: Path) -> bytes:
+def downloaded_drawings(folder: Path) -> dict[str, dict[str, str]]:
+    """`read_sets` of all packages, kept in the folder."""
+    packages = VERSIONS.items()
+    return read_sets({name: download(f"{SCOPE}/{name}", version, folder) for name, version in packages})
+
+
+def download(package: str, version: str, folder: Path) -> bytes:
     """The package's archive, from the folder or the registry, once its hash is the registry's."""
     folder.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(f"{REGISTRY}/@iconify-json/{name}/{VERSIONS[name]}") as answer:
+    with urllib.request.urlopen(f"{REGISTRY}/{package}/{version}") as answer:
         described = json.load(answer)["dist"]
-    path = folder / f"{name}-{VERSIONS[name]}.tgz"
+    path = folder / f"{package.rpartition('/')[2]}-{version}.tgz"
     if not path.exists():
         with urllib.request.urlopen(described["tarball"]) as answer:
             path.write_bytes(answer.read())

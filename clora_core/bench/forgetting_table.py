@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,9 +27,9 @@ def tables_of(results: Sequence[Run]) -> str:
     return "\n\n".join(parts)
 
 
-def table_of(results: Sequence[Run]) -> str:
+def table_of(results: Sequence[Run], titles: Mapping[str, str] = COLUMNS) -> str:
     """The means over the runs of each method, ± half of a 95 % interval; empty where no run has the metric."""
-    columns = {name: title for name, title in COLUMNS.items() if any(name in result for result in results)}
+    columns = {name: title for name, title in titles.items() if any(name in result for result in results)}
     lines = ["| | " + " | ".join(columns.values()) + " | runs |", "|---" * (len(columns) + 2) + "|"]
     for method in dict.fromkeys(result["method"] for result in results):
         own = [result for result in results if result["method"] == method]

@@ -194,9 +194,10 @@ def train_judge(work: Path, out: Path, *, steps: int, device: torch.device) -> N
     train_network(judge, loss, checkpoint, steps=steps, lr=2e-3, decay_from=0.4, ema=0.995, on_checkpoint=save)
 
 
-def tokenize(captions: list[str]) -> Tensor:
-    """Token ids (n, 32)."""
-    batch = build_tokenizer()(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+def tokenize(captions: list[str], words: Sequence[str] = ()) -> Tensor:
+    """Token ids (n, 32). words: another vocabulary than the starter's."""
+    tokenizer = build_tokenizer(words)
+    batch = tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
     return batch.input_ids
 
 

@@ -5,17 +5,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from ..learning.learn import learn
 from ..learning.loop import Progress
 from ..method.recipe import Recipe, recipe_named, shared_by, suited
-from ..model.concept import Kind
+from ..model.base import Base
+from ..model.concept import Concept, Kind
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
-from .exam import Evaluation, Examiner, Wording, concept_of, drawn
+from .exam import Evaluation, Wording, concept_of, drawn
 
 PICTURES, VECTORS, SAMPLES, PLAIN = 16, STARTER.numbers.vectors, 24, 48
 
@@ -24,6 +26,22 @@ RATES = {"sequential": 2e-3, "single-lora": 2e-3, "full-kv": 2e-3}
 
 # (title, steps) → a context manager that gives the `report` callback of a learning.
 Watched = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
+
+
+class Examining(Protocol):
+    """What a course needs of an examiner: see `exam.Examiner`."""
+
+    @property
+    def base(self) -> Base: ...
+
+    def evaluate(self, museum: Museum, subject: str, *, count: int) -> Evaluation: ...
+
+    def plain_prompts(self, museum: Museum, *, count: int) -> tuple[float, Tensor]: ...
+
+
+def first_drawn(subject: str, count: int) -> Tensor:
+    """Real pictures of a built-in subject."""
+    return drawn(subject, count, seed=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +71,17 @@ class Course:
     def _matrix(self, rows: list[list[float]]) -> list[list[float | None]]:
         return [[*row, *[None] * (len(rows) - len(row))] for row in rows]
 
-    def rows(self, real: int, opening: str = "") -> list[tuple[str, list[Tensor | None]]]:
+    def rows(
+        self, real: int, opening: str = "", *, shown: Callable[[str, int], Tensor] = first_drawn
+    ) -> list[tuple[str, list[Tensor | None]]]:
         """For `contact_sheet`, a row for each concept: this many real pictures, then those after each learned concept.
 
-        opening: of the rows' names.
+        opening: of the rows' names. shown: subject, count → its real pictures.
         """
         rows = []
         for place, word in enumerate(self.museum.words):
             blocks = [row[place].pictures if place < len(row) else None for row in self.evaluations]
-            rows.append((f"{opening}{word}", [drawn(word.strip("<>"), real, seed=0), *blocks]))
+            rows.append((f"{opening}{word}", [shown(word.strip("<>"), real), *blocks]))
         return rows
 
     @property
@@ -89,7 +109,7 @@ def shown_for(museum: Museum, subject: str) -> Museum:
 
 
 def take_course(
-    examiner: Examiner,
+    examiner: Examining,
     subjects: Sequence[str],
     recipe: Recipe,
     *,
@@ -99,23 +119,29 @@ def take_course(
     samples_between: int = SAMPLES,
     plain: int = PLAIN,
     wording: Wording = "usual",
+    concept: Callable[[str], Concept] | None = None,
     together: bool = False,
 ) -> Course:
     """Learn every subject in turn; after each, evaluate all that were learned so far.
 
     samples: pictures of a subject right after it was learned and at the end; samples_between: otherwise. plain: the
-    number of plain prompts at the end, sampled as the last subject is. wording: see `concept_of`. together: learn all
-    subjects at once, with the total rank and steps of learning them in turn (the upper bound); all rows of the matrices
-    are then the same.
+    number of plain prompts at the end, sampled as the last subject is. wording: see `concept_of`. concept: makes the
+    concept of a subject of another world. together: learn all subjects at once, with the total rank and steps of
+    learning them in turn (the upper bound); all rows of the matrices are then the same.
     """
     base = examiner.base
     museum = Museum(base.fingerprint)
     evaluations: list[list[Evaluation]] = []
     seconds, processor_seconds, began = 0.0, 0.0, time.monotonic()
 
+    def made(subject: str) -> Concept:
+        if concept:
+            return concept(subject)
+        return concept_of(subject, PICTURES, seed=recipe.seed, vectors=VECTORS, wording=wording)
+
     def extended(museum: Museum, names: Sequence[str], recipe: Recipe) -> Museum:
         nonlocal seconds, processor_seconds
-        concepts = [concept_of(n, PICTURES, seed=recipe.seed, vectors=VECTORS, wording=wording) for n in names]
+        concepts = [made(name) for name in names]
         begun, worked = time.monotonic(), time.process_time()
         with watched(f"learning {', '.join(f'<{name}>' for name in names)}", recipe.steps) as report:
             exhibits = learn(base, museum, concepts, recipe, report=report)

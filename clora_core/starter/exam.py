@@ -165,10 +165,13 @@ class Examiner:
         return Sampling(guidance=self.base.family.guidance)
 
     def _sampled(self, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
-        with viewing(self.base, museum.compact(), museum.gated):
-            return sample(
-                self.base, prompts, museum.tokens, sampling, latent_shape=self.base.latent_shape(SIDE_PX, SIDE_PX)
-            )
+        return sampled_with(self.base, museum, prompts, sampling)
+
+
+def sampled_with(base: Base, museum: Museum, prompts: Sequence[str], sampling: Sampling) -> Tensor:
+    """A picture of each prompt with the whole museum, (n, 3, 64, 64)."""
+    with viewing(base, museum.compact(), museum.gated):
+        return sample(base, prompts, museum.tokens, sampling, latent_shape=base.latent_shape(SIDE_PX, SIDE_PX))
 
 
 def edited_prompts(word: str, rng: random.Random) -> Iterator[tuple[str, str]]:

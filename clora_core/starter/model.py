@@ -6,6 +6,7 @@ Group norms have 32 groups, so the same tensors fit ComfyUI's own UNet, CLIP and
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
@@ -63,8 +64,10 @@ def build_vae() -> AutoencoderTiny:
     return AutoencoderTiny(latent_channels=LATENT_CHANNELS, scaling_factor=1.0)
 
 
-def build_text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+def build_text_encoder(words: int = TEXT_CONFIG["vocab_size"]) -> CLIPTextModel:
+    """words: the size of the vocabulary."""
+    config: dict[str, Any] = TEXT_CONFIG | {"vocab_size": words}
+    return CLIPTextModel(CLIPTextConfig(**config))
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -7,6 +7,7 @@ discriminants over them. It has no stored weights; fitting takes a few seconds.
 
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,12 @@ class StyleJudge:
     @classmethod
     def fitted(cls, judge: Judge, names: tuple[str, ...] = NAMES) -> "StyleJudge":
         """Fit drawn pictures of all styles: by default "plain", the base's styles and those to learn. Deterministic."""
-        features = [style_features(judge, drawn_in(style, EXAMPLES, seed=0)).double() for style in names]
+        return cls.fitted_to(judge, {style: drawn_in(style, EXAMPLES, seed=0) for style in names})
+
+    @classmethod
+    def fitted_to(cls, judge: Judge, examples: Mapping[str, Tensor]) -> "StyleJudge":
+        """Fit pictures of each style, (n, 3, 64, 64)."""
+        features = [style_features(judge, pictures).double() for pictures in examples.values()]
         means = torch.stack([part.mean(0) for part in features])
         within = torch.cat([part - mean for part, mean in zip(features, means, strict=True)])
         scale = within.std(0).clamp_min(1e-6)
@@ -53,7 +59,7 @@ class StyleJudge:
         spread = (1 - SHRINKAGE) * spread + SHRINKAGE * torch.eye(len(spread), dtype=torch.float64)
         weights = torch.linalg.solve(spread, (means / scale).T) / scale[:, None]
         offset = -0.5 * (means.T * weights).sum(0)
-        return cls(judge, names, weights.float(), offset.float())
+        return cls(judge, tuple(examples), weights.float(), offset.float())
 
     def styles_of(self, pictures: Tensor) -> list[str]:
         """The most likely style of each picture."""

@@ -1,14 +1,16 @@
 """The starter's tokenizer. In a file of its own, since ComfyUI's classes use it too, without diffusers."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from .layout import END, START, TOKENS, UNKNOWN, vocabulary
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; all other words become `<|unknown|>`."""
-    ids = {word: index for index, word in enumerate(vocabulary())}
+def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per word; all other words become `<|unknown|>`. words: another vocabulary than the starter's."""
+    ids = {word: index for index, word in enumerate(words or vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
