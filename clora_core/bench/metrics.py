@@ -24,8 +24,11 @@ HELD_OUT = 10_000  # the seed of held-out real pictures
 def metrics(
     examiner: Examiner, subjects: Sequence[str], course: Course, before: tuple[float, Tensor], *, edits: int
 ) -> dict[str, Any]:
-    """The metrics by name. before: the base model's `plain_prompts`. edits: edited pictures of each
-    identity with a hat at some place, and half as many of every other kind."""
+    """The metrics by name.
+
+    before: the base model's `plain_prompts`. edits: pictures of each identity with a hat at some place; and half as
+    many of every kind of edit (`exam.edited_prompts`).
+    """
     first, last = [row[place] for place, row in enumerate(course.evaluations)], course.evaluations[-1]
     count = len(last[0].pictures)
 
@@ -64,7 +67,7 @@ def metrics(
     }
     if edited:
         result["text_alignment"], result["edited"] = map(_mean, zip(*edited, strict=True))
-        kinds = [examiner.edited(shown_for(course.museum, name), name, each=edits // 2) for name in identities]
+        kinds = [examiner.edited(shown_for(course.museum, name), name, each=max(1, edits // 2)) for name in identities]
         result["edits"] = {kind: _mean([own[kind] for own in kinds]) for kind in kinds[0]}
         result["edited_all"] = _mean(list(result["edits"].values()))
     return result
