@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from clora_core.learning.start import first_token
-from clora_core.method.recipe import Recipe
-from clora_core.method.regularizers import WordFocus
+from clora_core.method.recipe import Recipe, guarding
+from clora_core.method.regularizers import ContextPreservation, WordFocus
 from clora_core.method.regularizers.word_focus import rows_at
 from clora_core.method.step import Past, Step
 from clora_core.model.attach import recording_inputs
 from clora_core.model.base import Base, Conditioning
 from clora_core.model.chunks import groups_of
 from clora_core.model.moments import preserved_moments
-from tests.small import museum_of, random_deltas, setting_with, small_concept, step_with
+from clora_core.museum.museum import Museum
+from tests.small import museum_of, random_deltas, setting_with, short, small_concept, step_with, taught
 
 
 def step_reading(base: Base, conditioning: Conditioning, deltas) -> Step:
@@ -66,6 +67,19 @@ def test_without_the_word_there_is_nothing_to_hold(base: Base):
     term = WordFocus().begin(setting_with(Past(), base=base))
     conditioning = base.encode_prompts(["a photo of a cat"], ())
     assert term(step_reading(base, conditioning, random_deltas(base))).item() == 0
+
+
+def test_it_can_be_turned_off(base: Base):
+    recipe = guarding(short(ContextPreservation(), WordFocus()), 0)
+    terms = []
+    taught(
+        base,
+        Museum(base.fingerprint),
+        small_concept("<new>"),
+        recipe,
+        report=lambda progress: terms.append(progress.losses["word_focus"]),
+    )
+    assert terms == [0.0] * recipe.steps
 
 
 def test_the_text_is_found_among_the_rows_of_a_picture_and_of_other_prompts():

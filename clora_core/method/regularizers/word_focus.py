@@ -49,6 +49,8 @@ class WordFocus(Regularizer):
 
         def term(step: Step) -> Tensor:
             passes = [(after_words(group, earlier), inputs) for group, inputs in step.inputs]
+            if not passes:  # at weight 0, nothing is recorded
+                return step.zero()
             shares = [step.zero()]
             for place, delta in step.deltas.items():
                 rows = torch.cat([rows_at(inputs[place], after) for after, inputs in passes])
