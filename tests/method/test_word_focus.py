@@ -27,17 +27,20 @@ def step_reading(base: Base, conditioning: Conditioning, deltas) -> Step:
     return replace(step_with(deltas), conditioning=conditioning, inputs=list(zip(groups, passes, strict=True)))
 
 
-def test_the_term_is_the_relative_change_after_the_word(base: Base):
+@pytest.mark.parametrize("more", ["", " and a red cat" * 12], ids=["one length", "two lengths"])
+def test_the_term_is_the_relative_change_after_the_word(more: str, base: Base):
     museum = museum_of(base, "<old>")
     past = Past(total=museum.dense(), prompts=[museum.exhibits[0].prompt], tokens=museum.tokens)
     token = first_token(base, small_concept("<new>"), Recipe())
-    prompts, deltas = ["a photo of <new> beside <old>", "<new>"], random_deltas(base)
+    prompts, deltas = ["a photo of <new> beside <old>" + more, "<new>"], random_deltas(base)
     conditioning = base.encode_prompts(prompts, [*museum.tokens, token])
+    assert (conditioning.lengths is not None) == bool(more)
+    lengths = [conditioning.states.shape[1]] * 2 if conditioning.lengths is None else conditioning.lengths.tolist()
     _, sizes = preserved_moments(base, past.prompts, past.tokens)
 
     moved, count = dict.fromkeys(deltas, 0.0), 0
-    for states, mask in zip(conditioning.states, conditioning.places["<new>"].tolist(), strict=True):
-        for place, state in enumerate(states):
+    for states, mask, length in zip(conditioning.states, conditioning.places["<new>"].tolist(), lengths, strict=True):
+        for place, state in enumerate(states[:length]):
             if place > mask.index(True) and not mask[place]:
                 count += 1
                 for projection, delta in deltas.items():
