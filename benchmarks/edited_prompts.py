@@ -42,12 +42,12 @@ VARIANTS: Mapping[str, Recipe] = {
 }
 
 
-def characters() -> dict[str, dict[str, str]]:
-    """Ten in groups of three, which share four or more of nine traits."""
+def characters(count: int = 10, name: str = "dev identities 1") -> dict[str, dict[str, str]]:
+    """Random characters in groups of three, which share four or more of nine traits. name: of the random numbers."""
     values = {name: sorted({traits[name] for traits in subjects.ALL_IDENTITIES.values()}) for name in IDENTITY}
-    rng = random.Random("dev identities 1")
+    rng = random.Random(name)
     found: list[dict[str, str]] = []
-    while len(found) < 10:
+    while len(found) < count:
         group = [{name: rng.choice(options) for name, options in values.items()}]
         while len(group) < GROUP:
             other = dict(group[0])
@@ -56,7 +56,7 @@ def characters() -> dict[str, dict[str, str]]:
             if other not in group:
                 group.append(other)
         found += group
-    return {f"d{number}": traits for number, traits in enumerate(found[:10])}
+    return {f"d{number}": traits for number, traits in enumerate(found[:count])}
 
 
 def moved(base: Base, exhibit: Exhibit) -> list[float]:

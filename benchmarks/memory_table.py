@@ -94,7 +94,7 @@ def encoders_of(kind: Any, names: Collection[str]) -> dict[str, int]:
 def row(title: str, family: str, kind: Any) -> dict[str, Any]:
     from clora_pack.clora_core.learning.fitting import Device, fitted, learning_bytes, past_values
     from clora_pack.clora_core.method.draft import Draft
-    from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, RECIPES, Recipe
+    from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, GATED, RECIPES, Recipe
     from clora_pack.clora_core.model.base import Fingerprint
     from clora_pack.clora_core.model.concept import ConceptToken
     from clora_pack.clora_core.model.families import family_named
@@ -117,7 +117,7 @@ def row(title: str, family: str, kind: Any) -> dict[str, Any]:
         tokens = [ConceptToken(f"<{number}>", vectors) for number in range(count)]
         return Museum(fingerprint, tuple(Exhibit(token, one, Recipe()) for token in tokens))
 
-    draft = Draft(RECIPES[DEFAULT_METHOD], open=True)
+    draft = Draft(RECIPES[GATED if known.reads == "shared" else DEFAULT_METHOD])
     recipe = fitted(draft, known, Device(2**50, "bf16"), lambda choice: 0)
     recipe = dataclasses.replace(recipe, batch_size=1, checkpointing=True, precision="bf16")
     values = {count: sum(past_values(place, museum(count)) for place in places) for count in (10, 100)}

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..clora_core.errors import RecipeError
-from ..clora_core.method.draft import AUTOMATIC, Draft
-from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES, recipe_named
+from ..clora_core.method.draft import AUTO, AUTOMATIC, Draft
+from ..clora_core.method.recipe import RECIPES
 from ..clora_core.method.settings import ADVANCED
 from .sockets import RECIPE, node_schema, recipe_input
 
@@ -23,9 +23,10 @@ class LearningRecipe(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "method",
-                    options=list(RECIPES),
-                    default=DEFAULT_METHOD,
-                    tooltip="How earlier concepts are protected. preservation: keeps the keys and values of other "
+                    options=[AUTO, *RECIPES],
+                    default=AUTO,
+                    tooltip="How earlier concepts are protected. auto: preservation; word-gated-onwards for models "
+                    "with two streams or one, like FLUX. preservation: keeps the keys and values of other "
                     "prompts where they are. word-gated: acts only at the trigger word, or from it onwards; nothing "
                     "else changes, and several styles are kept. c-lora: avoids the weights that earlier concepts "
                     "changed, as in its paper. museum-maker: for styles, partly reconstructed from its paper. "
@@ -43,11 +44,11 @@ class LearningRecipe(io.ComfyNode):
         Without a text, `method` is linked (None), or refused when the node runs.
         """
         try:
-            return not isinstance(method, str) or bool(recipe_named(method))
+            return not isinstance(method, str) or bool(Draft.named(method))
         except RecipeError as error:
             return str(error)
 
     @classmethod
     def execute(cls, method: str, **settings: float | str | bool) -> io.NodeOutput:
         numbers = {name: None if name in AUTOMATIC and not value else value for name, value in settings.items()}
-        return io.NodeOutput(Draft(recipe_named(method)).with_numbers(**numbers))
+        return io.NodeOutput(Draft.named(method).with_numbers(**numbers))

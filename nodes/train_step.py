@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..clora_core.method.draft import Draft
-from ..clora_core.method.recipe import DEFAULT_METHOD, RECIPES
+from ..clora_core.method.draft import AUTO, Draft
 from ..clora_core.method.settings import BASIC
 from .actions.inputs import ConceptInputs
 from .host.progress import checkpoint_name
 from .sockets import COMPANIONS, CONCEPT, MUSEUM, RECIPE, node_schema, recipe_input, seed_input
-
-DEFAULT = RECIPES[DEFAULT_METHOD]
 
 
 class TrainStep(io.ComfyNode):
@@ -131,7 +128,7 @@ class TrainStep(io.ComfyNode):
     ) -> io.NodeOutput:
         from .actions.teaching import train_step
 
-        draft: Draft = recipe or Draft(DEFAULT, open=True)
+        draft: Draft = recipe or Draft.named(AUTO)
         numbers = {name: value or None for name, value in settings.items()}  # 0 is auto
         if draft.recipe.rank == 0:  # a recipe that trains only the word has no rank to set
             numbers["rank"] = None

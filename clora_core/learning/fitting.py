@@ -49,7 +49,7 @@ def fitted(
     """
     numbers = family.numbers
     own = suited(draft.recipe, [concept.kind for concept in concepts])
-    method = RECIPES[GATED] if draft.open and family.reads == "shared" else own
+    method = RECIPES[GATED] if draft.open and gated_by_default(family, len(concepts)) else own
     usual = {
         "rank": numbers.rank if draft.recipe.rank else 0,  # a recipe that trains only the word has no rank
         "steps": numbers.steps,
@@ -70,6 +70,15 @@ def fitted(
         if needed_bytes(shared) <= USABLE * device.total_bytes:
             break
     return shared
+
+
+def gated_by_default(family: Family, concepts: int = 1) -> bool:
+    """Whether a recipe that the user did not choose is word-gated, to learn so many concepts at once.
+
+    It is where text and picture share keys and values. With two streams, which mix them in other ways, it is for one
+    concept, since preservation learns too little there (docs/measurements.md); several cannot share gated deltas.
+    """
+    return family.reads == "shared" or (family.reads == "stream" and concepts < 2)
 
 
 def freezes(draft: Draft, concepts: Sequence[Concept]) -> bool:

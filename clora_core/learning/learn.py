@@ -144,6 +144,8 @@ class Learning:
             for concept in self.concepts
             if self.frozen
         )
+        if self.recipe.rank and self.recipe.applied != "everywhere":
+            known += (f"{self.words[-1]} is word-gated: only C-LoRA can show it, Load LoRA cannot.",)
         other_skip = skip_note(self.museum.tokens, self.base.clip_skip)
         return (*known, other_skip) if other_skip else known
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from .recipe import Recipe, guarding
+from .recipe import DEFAULT_METHOD, Recipe, guarding, recipe_named
 
 AUTO = "auto"
 AUTOMATIC = (
@@ -27,6 +27,12 @@ class Draft:
     def of(cls, recipe: "Recipe | Draft") -> "Draft":
         """A recipe is a draft without automatic numbers."""
         return recipe if isinstance(recipe, Draft) else cls(recipe, frozenset(AUTOMATIC))
+
+    @classmethod
+    def named(cls, method: str) -> "Draft":
+        """The recipe of that name, all numbers automatic; with "auto", the method too."""
+        opened = method == AUTO
+        return cls(recipe_named(DEFAULT_METHOD if opened else method), open=opened)
 
     def with_numbers(self, **numbers: object) -> "Draft":
         """Set some fields; None and "auto" leave a field as it is."""

@@ -235,7 +235,7 @@ BASELINES: dict[str, Recipe] = {
 }
 
 DEFAULT_METHOD = "preservation"  # docs/measurements.md compares it with the others
-GATED = "word-gated-onwards"  # the default where text and picture share keys and values
+GATED = "word-gated-onwards"  # the default where text and picture mix: see `fitting.gated_by_default`
 
 
 def guarding(recipe: Recipe, factor: float) -> Recipe:

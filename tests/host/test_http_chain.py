@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import torch
+from clora_pack.clora_core.method.draft import AUTO
 from clora_pack.clora_core.method.recipe import RECIPES
 from clora_pack.clora_core.museum.file import read_header
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ def test_baselines_are_not_listed_but_still_run(server: Server):
     fields = server.get("/object_info/CLoRA_Recipe")["CLoRA_Recipe"]["input"]["required"]
     kind, more = fields["method"]
     listed = kind if isinstance(kind, list) else more["options"]
-    assert set(listed) == set(RECIPES)
+    assert set(listed) == {AUTO, *RECIPES}
     numbers = {name: default for name, (_, rest) in fields.items() if (default := rest.get("default")) is not None}
     prompt = saved_chain(1, "baseline", text="a photo of <ada>")
     prompt["recipe"] = node("CLoRA_Recipe", **numbers | {"method": "c-lora-rows"})

@@ -12,6 +12,7 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import BaseModelError, LearningError, RecipeError
+from clora_pack.clora_core.learning.fitting import gated_by_default
 from clora_pack.clora_core.learning.learn import Progress, learn
 from clora_pack.clora_core.learning.lesson import Lesson
 from clora_pack.clora_core.learning.start import start_vectors
@@ -295,7 +296,7 @@ def test_nodes_train_save_and_load(family: str, nodes: dict[str, Any], own_resul
         .execute(model=model, clip=clip, vae=vae, images=torch.rand(3, least, least, 3), concept=taught, **numbers)
         .args
     )
-    assert all(bool(exhibit.gate) == (family_of(model).reads == "shared") for exhibit in museum.exhibits)
+    assert all(bool(exhibit.gate) == gated_by_default(family_of(model)) for exhibit in museum.exhibits)
     assert len(loss["loss"]) == 3 and preview.shape[1:] == (least, least, 3) and preview.isfinite().all()
     nodes["CLoRA_SaveMuseum"].execute(museum, "mine", False)
     loaded, words, again = nodes["CLoRA_LoadMuseum"].execute(model, clip, "mine.museum.safetensors", "", 1.0).args

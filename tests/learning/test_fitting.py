@@ -140,13 +140,21 @@ def test_the_memory_estimate_includes_regularizers(method: str):
     assert more - less == pytest.approx(expected, rel=0.1)
 
 
-def test_the_default_method_is_word_gated_for_shared_keys_and_values():
-    family, device = family_named("z-image"), Device(80 * GB, "bf16")
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+def test_the_default_method_is_word_gated_where_text_and_picture_mix(name: str):
+    family, device = family_named(name), Device(80 * GB, "bf16")
     opened, chosen = (fitted(Draft(OPEN.recipe, open=each), family, device, lambda recipe: 0) for each in (True, False))
     assert (opened.method, opened.applied, opened.regularizers) == ("word-gated-onwards", "onwards", ())
     assert (opened.word_alone, opened.token_learning_rate) == (0, family.numbers.token_learning_rate)
     assert (chosen.method, chosen.applied) == ("preservation", "everywhere")
     assert recipe_on("sd15", 8, Draft(OPEN.recipe, open=True)) == recipe_on("sd15", 8)
+
+
+def test_concepts_that_are_learned_at_once_with_two_streams_share_ungated_deltas():
+    several = [small_concept("<a>"), small_concept("<b>")]
+    draft, device = Draft(OPEN.recipe, open=True), Device(80 * GB, "bf16")
+    recipe = fitted(draft, family_named("qwen-image"), device, lambda recipe: 0, several)
+    assert (recipe.method, recipe.applied) == ("preservation", "everywhere")
 
 
 def wide(rank: int, count: int) -> tuple[list[Projection], Museum]:
