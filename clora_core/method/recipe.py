@@ -50,7 +50,8 @@ class Recipe:
     are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
     tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
     share of draws that use the concept's template instead. word_alone: the share of draws of a picture without a
-    caption whose prompt is the word alone, so that the word means the same at every place of a prompt.
+    caption whose prompt is the word alone or after an article ("a photo of a <word>"), so that the word means the same
+    at every place of a prompt.
 
     stop_when_learned: `steps` is the most, and training ends when the concept is learned (`learning/stopping.py`).
     """
