@@ -49,11 +49,12 @@ class Task:
 
     def sides(self) -> dict[str, Callable[[Report], None]]:
         """By name; the first is the floor."""
+        from clora_pack.clora_core.learning.fitting import gated_by_default
         from clora_pack.clora_core.method.recipe import DEFAULT_METHOD, GATED
         from clora_pack.nodes.host.base import HostBase
 
         base = HostBase(*self.models)
-        method = GATED if base.family.reads == "shared" else DEFAULT_METHOD
+        method = GATED if gated_by_default(base.family) else DEFAULT_METHOD
         return {
             "floor": lambda report: self.ours(report, base, 0, "textual-inversion"),
             f"{method}, 0 earlier": lambda report: self.ours(report, base, 0, method),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clora_core.method.draft import AUTO
 from clora_core.method.recipe import BASELINES, RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -77,5 +78,5 @@ def test_documents_list_all_recipes_and_baselines():
     document, page = ROOT / "docs/recipes.md", ROOT / "web/docs/CLoRA_Recipe.md"
     assert table_after(document, "## The six recipes") == list(RECIPES)
     assert table_after(document, "## Baselines") == list(BASELINES)
-    assert re.findall(r"^\| `([\w-]+)`", text(page), re.MULTILINE) == list(RECIPES)
+    assert re.findall(r"^\| `([\w-]+)`", text(page), re.MULTILINE) == [AUTO, *RECIPES]
     assert all(f"`{baseline}`" in text(page) for baseline in BASELINES)
