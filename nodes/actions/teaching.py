@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from ...clora_core.learning.effect import effect, passes
 from ...clora_core.learning.fitting import computed, described, fitted, lighter_after
 from ...clora_core.learning.learn import Learning
 from ...clora_core.learning.loop import Progress
-from ...clora_core.learning.state import SAVE_EVERY, OutOfMemoryError, StateError
+from ...clora_core.learning.state import SAVE_EVERY, LearningState, OutOfMemoryError, StateError
 from ...clora_core.method.draft import Draft
 from ...clora_core.method.recipe import Recipe
 from ...clora_core.model.concept import Concept, largest
@@ -62,7 +63,7 @@ def train_step(
 
     inputs: the companions, then the step's own concept. recipe: for one concept; its open numbers are fitted to model
     and device. museum: the earlier concepts; None uses the museum that the model shows, or a new one. keep_every: see
-    `stored_or_learned`. checkpoint, other_checkpoint: see `Learning`.
+    `Teaching`. checkpoint, other_checkpoint: see `Learning`.
     """
     with ordinary_tensors():
         earlier = museum or viewed(model)
@@ -84,9 +85,10 @@ def train_step(
                 learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
                 key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
                 diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
-                steps = preview_every, keep_every * len(inputs)
                 try:
-                    result = stored_or_learned(base, learning, store, key, diary, *steps, note)
+                    result = Teaching(
+                        base, learning, store, key, diary, preview_every, keep_every * len(inputs), note
+                    ).result()
                     break
                 except OutOfMemoryError as error:
                     less = lighter_after(error, draft, fitting)
@@ -99,43 +101,120 @@ def train_step(
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
-def stored_or_learned(
-    base: HostBase,
-    learning: Learning,
-    store: Store,
-    key: str,
-    diary: Diary,
-    preview_every: int = 0,
-    keep_every: int = 0,
-    note: str = "",
-) -> Result:
-    """The result in the store, or else of training, which resumes from a state in the store.
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """A learning that is shown on its node and stored on disk.
 
     key: of everything that affects the result, except for the number of steps where a longer training begins with a
     shorter one. preview_every, keep_every: steps between previews, and between states that are kept for trainings with
     other numbers of steps; 0 for none. They do not affect the result. note: what to say besides.
     """
-    result_key = f"{key}-{learning.recipe.steps}"
-    if result := store.result(result_key):
-        NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
-        say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
-        diary.replay(result.diary)
+
+    base: HostBase
+    learning: Learning
+    store: Store
+    key: str
+    diary: Diary
+    preview_every: int
+    keep_every: int
+    note: str
+
+    def result(self) -> Result:
+        """The result in the store, or else of training, which resumes from a state in the store."""
+        learning, diary = self.learning, self.diary
+        result_key = f"{self.key}-{learning.recipe.steps}"
+        if result := self.store.result(result_key):
+            NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
+            say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
+            diary.replay(result.diary)
+            return result
+        try:
+            unlabelled, losses = self._learned()
+            exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
+            pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
+            diary.paste(pictures[0])
+            if self.preview_every:
+                diary.compare(compared(learning, exhibits, _advance(diary, "comparing")))
+            measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
+            diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
+        except BaseException as error:
+            diary.close("stopped", note=str(error))
+            raise
+        result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
+        self.store.keep(result_key, learning.museum.base, result, state_key=self.key)
         return result
-    try:
-        unlabelled, losses = _learn(base, learning, store, key, diary, preview_every, keep_every, note)
-        exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
-        pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
-        diary.paste(pictures[0])
-        if preview_every:
-            diary.compare(compared(learning, exhibits, _advance(diary, "comparing")))
-        measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
-        diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
-    except BaseException as error:
-        diary.close("stopped", note=str(error))
-        raise
-    result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
-    store.keep(result_key, learning.museum.base, result, state_key=key)
-    return result
+
+    def _learned(self) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
+        """The exhibits, and the loss of every step. The state is stored however training stops."""
+        learning, store, key, diary = self.learning, self.store, self.key, self.diary
+        concepts, recipe = learning.concepts, learning.recipe
+        node = NodeProgress()
+        resume = store.furthest_state(key, recipe.steps)
+        losses = list(resume.losses) if resume else []
+        last: Progress | None = None
+        self._begin(resume)
+
+        def report(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            losses.append(progress.loss)
+            ends = progress.step == progress.steps
+            if recipe.open_ended and (ends or (self.keep_every and progress.step % self.keep_every == 0)):
+                store.keep_state_along(key, progress.snapshot())
+            elif progress.step % SAVE_EVERY == 0 or ends:
+                store.keep_state(key, progress.snapshot())
+            diary.write(progress)
+            if progress.step % SAVE_EVERY == 0:
+                diary.keep()
+            say_without_panel(progress_line(progress, diary.seconds_left))
+            picture = None
+            if self.preview_every and progress.step % self.preview_every == 0:
+                token = progress.trained.token(concepts[-1].word)
+                pixels = sampled_now(learning, token, lambda done, of: check_interrupted())
+                diary.paste(pixels)
+                picture = to_picture(pixels)
+            node.update(progress.step, progress.steps, picture)
+
+        try:
+            return learning.run(report=report, resume=resume), tuple(losses)
+        except StateError as error:
+            if resume is None:
+                raise
+            store.refuse_state(key, resume, error)
+        except BaseException:
+            if last:
+                store.keep_state(key, last.snapshot())
+            raise
+        return self._learned()
+
+    def _begin(self, resume: LearningState | None) -> None:
+        """Say what is taught and how, and open the diary, with a real picture and one of the untrained model."""
+        learning, diary = self.learning, self.diary
+        note = self._described()
+        log.info("C-LoRA: %s", note)
+        say_without_panel(note if resume is None else f"resuming from step {resume.step} · {note}")
+        diary.begin(resume.step if resume else 0, note, state_under(self.key))
+        if not diary.before:
+            diary.paste_before("real", learning.concepts[-1].pictures[0].read())
+            if self.preview_every and resume is None:
+                diary.paste_before("untrained", sampled_before(learning))
+
+    def _described(self) -> str:
+        """What is taught and how, in one line."""
+        base, learning, recipe = self.base, self.learning, self.learning.recipe
+        pictures = [picture for concept in learning.concepts for picture in concept.pictures]
+        numbers = described(recipe, base.family, device_of(base))
+        memory = memory_note(base, recipe, learning.museum, *largest(learning.concepts))
+        note = f"teaching {self.diary.words} with {counted(len(pictures), 'picture')} · {numbers} · {memory}"
+        if (sizes := len({picture.size for picture in pictures})) > 1:
+            note += f" · {sizes} sizes"
+        if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
+            note += f" · {enlarged} much smaller than the others, enlarged"
+        if not recipe.open_ended:
+            note += " · with another number of steps, training starts over" + ", and keep_every keeps nothing" * (
+                self.keep_every > 0
+            )
+        return " · ".join(filter(None, [self.note, note, *learning.notes, self.store.not_kept]))
 
 
 def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool) -> Diary:
@@ -174,79 +253,6 @@ def _store(not_kept: str) -> Iterator[Store]:
             yield Store(Path(folder, "results"), not_kept=reason)
     else:
         yield store
-
-
-def _learn(
-    base: HostBase,
-    learning: Learning,
-    store: Store,
-    key: str,
-    diary: Diary,
-    preview_every: int,
-    keep_every: int,
-    said: str,
-) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
-    """The exhibits, and the loss of every step. The state is stored however training stops."""
-    concepts, recipe = learning.concepts, learning.recipe
-    node = NodeProgress()
-    resume = store.furthest_state(key, recipe.steps)
-    losses = list(resume.losses) if resume else []
-    last: Progress | None = None
-    count = sum(len(concept.pictures) for concept in concepts)
-    numbers = described(recipe, base.family, device_of(base))
-    memory = memory_note(base, recipe, learning.museum, *largest(concepts))
-    note = f"teaching {diary.words} with {counted(count, 'picture')} · {numbers} · {memory}"
-    pictures = [picture for concept in concepts for picture in concept.pictures]
-    if (sizes := len({picture.size for picture in pictures})) > 1:
-        note += f" · {sizes} sizes"
-    if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
-        note += f" · {enlarged} much smaller than the others, enlarged"
-    if not recipe.open_ended:
-        note += " · with another number of steps, training starts over" + ", and keep_every keeps nothing" * (
-            keep_every > 0
-        )
-    note = " · ".join(filter(None, [said, note, *learning.notes]))
-    note += store.not_kept and f" · {store.not_kept}"
-    log.info("C-LoRA: %s", note)
-    say_without_panel(note if resume is None else f"resuming from step {resume.step} · {note}")
-    diary.begin(len(losses), note, state_under(key))
-    if not diary.before:
-        diary.paste_before("real", pictures[-len(concepts[-1].pictures)].read())
-        if preview_every and resume is None:
-            diary.paste_before("untrained", sampled_before(learning))
-
-    def report(progress: Progress) -> None:
-        nonlocal last
-        last = progress
-        losses.append(progress.loss)
-        ends = progress.step == progress.steps
-        if recipe.open_ended and (ends or (keep_every and progress.step % keep_every == 0)):
-            store.keep_state_along(key, progress.snapshot())
-        elif progress.step % SAVE_EVERY == 0 or ends:
-            store.keep_state(key, progress.snapshot())
-        diary.write(progress)
-        if progress.step % SAVE_EVERY == 0:
-            diary.keep()
-        say_without_panel(progress_line(progress, diary.seconds_left))
-        picture = None
-        if preview_every and progress.step % preview_every == 0:
-            token = progress.trained.token(concepts[-1].word)
-            pixels = sampled_now(learning, token, lambda done, of: check_interrupted())
-            diary.paste(pixels)
-            picture = to_picture(pixels)
-        node.update(progress.step, progress.steps, picture)
-
-    try:
-        return learning.run(report=report, resume=resume), tuple(losses)
-    except StateError as error:
-        if resume is None:
-            raise
-        store.refuse_state(key, resume, error)
-    except BaseException:
-        if last:
-            store.keep_state(key, last.snapshot())
-        raise
-    return _learn(base, learning, store, key, diary, preview_every, keep_every, said)
 
 
 def _pictures(learning: Learning, exhibits: Sequence[Exhibit], report: Callable[[int, int], None]) -> Tensor:
