@@ -2,8 +2,8 @@
 
     python -m benchmarks.fixed_lambda --seeds 0 1 2
 
-`c-lora` learns the ten built-in characters with the λ that it finds for the second one, kept for all others; and, for
-comparison, with its own, as in `bench forgetting`, whose orders and seeds these are. Writes
+`c-lora` learns the ten built-in characters with the λ that it finds for the second one, kept for all others. Its own λ
+was measured by `bench forgetting`, whose orders and seeds these are (`benchmarks/results/forgetting`). Writes
 `benchmarks/results/fixed_lambda.json` after every run.
 """
 
@@ -30,14 +30,14 @@ SHOWN = ("learned", "kept", "forgetting", "traits", "edited", "base_damage", "no
 Weight = Callable[..., float]
 
 
-def recorded(weight: Weight, found: list[float], *, fixed: bool) -> Weight:
-    """`relative_weight`, which records every λ; fixed: and returns the first one."""
+def fixed(weight: Weight, found: list[float]) -> Weight:
+    """`relative_weight`, which adds every λ to `found` and returns the first one."""
 
-    def recording(*arguments: object) -> float:
+    def first(*arguments: object) -> float:
         found.append(weight(*arguments))
-        return found[0] if fixed else found[-1]
+        return found[0]
 
-    return recording
+    return first
 
 
 def main() -> None:
@@ -47,12 +47,9 @@ def main() -> None:
     examiner = Examiner(open_base("starter"), load_judge())
     before = examiner.plain_prompts(Museum(examiner.base.fingerprint), count=PLAIN)
     report = read_json(RESULT) if RESULT.exists() else {"machine": machine(examiner.base.device), "runs": []}
-    done = {(run["seed"], run["fixed"]) for run in report["runs"]}
-    for seed, fixed in ((seed, fixed) for seed in arguments.seeds for fixed in (True, False)):
-        if (seed, fixed) in done:
-            continue
+    for seed in set(arguments.seeds) - {run["seed"] for run in report["runs"]}:
         names, found = in_order(TRACKS["identities"], seed % 2), []
-        weight = recorded(self_regularization.relative_weight, found, fixed=fixed)
+        weight = fixed(self_regularization.relative_weight, found)
         with mock.patch.object(self_regularization, "relative_weight", weight):
             course = take_course(
                 examiner,
@@ -64,7 +61,7 @@ def main() -> None:
                 plain=PLAIN,
             )
         result = metrics(examiner, names, course, before, edits=EDITS)
-        row = {"seed": seed, "fixed": fixed, "lambdas": [value / found[0] for value in found]}
+        row = {"seed": seed, "its own would be": [value / found[0] for value in found]}
         report["runs"].append(row | {name: result[name] for name in SHOWN})
         write_json(RESULT, report)
         print(json.dumps(report["runs"][-1]), flush=True)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.museum_maker_scope
 
-The five built-in styles are learned in a row with `museum-maker`, on cross-attention keys and values, and on all
-projections of every attention, as the paper may mean. Words are not layer-wise here, since only keys and values read a
-word. Measured as in `bench forgetting`; the text encoder stays as it is.
+The five built-in styles are learned in a row with `museum-maker` on all projections of every attention, as the paper
+may mean. Only cross-attention keys and values read a word, so words are not layer-wise here, as for the method
+`museum-maker-without-layer_wise` of `bench forgetting`, which changes keys and values alone. The text encoder stays as
+it is.
 Writes `benchmarks/results/museum_maker_scope.json`.
 """
 
@@ -12,8 +13,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from clora_core.bench.forgetting import PLAIN, SAMPLES, SAMPLES_BETWEEN, TRACKS, in_order
@@ -31,32 +31,24 @@ from clora_core.starter.exam import Examiner
 from clora_core.starter.judge import load_judge
 
 RESULT = Path(__file__).parent / "results/museum_maker_scope.json"
-SCOPES: Mapping[str, str] = {
-    "cross-attention: keys, values": r"attn2\.to_[kv]",
-    "all attention: queries, keys, values, outputs": r"attn[12]\.to_([qkv]|out\.0)",
-}
+LAYERS = re.compile(r".*\.transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)")
 SHOWN = ("learned", "kept", "forgetting", "traits", "base_damage", "stored", "processor_seconds")
 
 
-@dataclass(frozen=True)
-class Chosen(UNet):
-    """Finds the attentions' layers whose names fit. The roles of what it finds mean nothing."""
-
-    layers: str = ""
+class EveryAttention(UNet):
+    """Finds all layers of the attentions. The roles of what it finds mean nothing."""
 
     def find(self, modules: Iterable[str], shape: Callable[[str], Sequence[int]]) -> dict[Projection, Place]:
-        fitting = re.compile(rf".*\.transformer_blocks\.\d+\.{self.layers}")
         places = {}
-        for module in filter(fitting.fullmatch, modules):
+        for module in filter(LAYERS.fullmatch, modules):
             rows, columns = shape(module)
             places[Projection(module, "key", (rows, columns))] = Place(module)
         return places
 
 
-def starter_with(layers: str) -> DiffusersBase:
-    """The built-in model, with these layers as its projections."""
-    base = open_base("starter")
-    structure = Chosen(layers=layers)
+def starter() -> DiffusersBase:
+    """The built-in model, with all of its attentions' layers as projections."""
+    base, structure = open_base("starter"), EveryAttention()
     modules = dict(base.unet.named_modules())
     places = structure.find(modules, lambda name: modules[name].get_parameter("weight").shape)
     base.family = dataclasses.replace(base.family, structure=structure, reads="stream")
@@ -71,29 +63,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="steps of each style (600)")
     parser.add_argument("--wordings", nargs="+", choices=("usual", "first"), default=["usual", "first"])
     arguments = parser.parse_args()
-    names = in_order(TRACKS["styles"], arguments.seed % 2)
-    report = {"machine": machine(open_base("starter").device), **vars(arguments), "runs": []}
+    names, recipe = in_order(TRACKS["styles"], arguments.seed % 2), starter_recipe("museum-maker", kind="style")
+    recipe = dataclasses.replace(recipe, layer_wise=False, seed=arguments.seed, steps=arguments.steps)
+    examiner = Examiner(starter(), load_judge())
+    before = examiner.plain_prompts(Museum(examiner.base.fingerprint), count=PLAIN)
+    report = {"machine": machine(examiner.base.device), **vars(arguments), "runs": []}
     for wording in arguments.wordings:
-        for scope, layers in SCOPES.items():
-            examiner = Examiner(starter_with(layers), load_judge())
-            before = examiner.plain_prompts(Museum(examiner.base.fingerprint), count=PLAIN)
-            course = take_course(
-                examiner,
-                names,
-                starter_recipe(
-                    "museum-maker", kind="style", seed=arguments.seed, steps=arguments.steps, layer_wise=False
-                ),
-                watched=watched_bar,
-                samples=SAMPLES,
-                samples_between=SAMPLES_BETWEEN,
-                plain=PLAIN,
-                wording=wording,
-            )
-            found = metrics(examiner, names, course, before, edits=0)
-            row = {"scope": scope, "wording": wording} | {name: found[name] for name in SHOWN}
-            report["runs"].append(row)
-            write_json(RESULT, report)
-            print(json.dumps(row), flush=True)
+        course = take_course(
+            examiner,
+            names,
+            recipe,
+            watched=watched_bar,
+            samples=SAMPLES,
+            samples_between=SAMPLES_BETWEEN,
+            plain=PLAIN,
+            wording=wording,
+        )
+        found = metrics(examiner, names, course, before, edits=0)
+        report["runs"].append({"wording": wording} | {name: found[name] for name in SHOWN})
+        write_json(RESULT, report)
+        print(json.dumps(report["runs"][-1]), flush=True)
 
 
 if __name__ == "__main__":
