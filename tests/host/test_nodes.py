@@ -192,14 +192,6 @@ def test_numbers_of_the_step_override_the_recipe(nodes: dict[str, Any], starter:
     assert {name: getattr(used, name) for name in numbers} == numbers
 
 
-def test_a_new_recipe_node_changes_nothing(nodes: dict[str, Any], starter: Models):
-    fields = nodes["CLoRA_Recipe"].INPUT_TYPES()["required"]
-    (automatic,) = nodes["CLoRA_Recipe"].execute(**{name: more["default"] for name, (_, more) in fields.items()}).args
-    assert automatic.open
-    assert same_museum(train(nodes, starter)[2], train(nodes, starter, recipe=automatic)[2])
-    assert result_files() == ["result"]
-
-
 def test_captions_become_the_training_prompts(nodes: dict[str, Any], starter: Models):
     text = "\n".join(f"a {{word}} at the {place}" for place in ("beach", "forest", "city", "snow"))
     as_text = train(nodes, starter, captions=text + "\n")

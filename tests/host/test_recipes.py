@@ -1,9 +1,11 @@
 """Every recipe learns through ComfyUI what it learns through diffusers."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from clora_pack.clora_core.method.draft import AUTO, Draft
 from clora_pack.clora_core.method.recipe import BASELINES, RECIPES, recipe_named
 from clora_pack.clora_core.model.base import Base
 from clora_pack.clora_core.museum.museum import Museum
@@ -66,3 +68,9 @@ def test_museum_maker_is_viewed_with_its_layers(bases: tuple[HostBase, Base]):
     expected = bases[1].encode_prompts(["a photo of <two>"], museum.tokens).states
     told = encoded(speaking, "a photo of <two>")[0][1]["clora_layers"]
     torch.testing.assert_close(told[:, : expected.shape[1]].float().cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_new_recipe_node_is_what_train_step_uses_without_one(nodes: dict[str, Any]):
+    fields = nodes["CLoRA_Recipe"].INPUT_TYPES()["required"]
+    (given,) = nodes["CLoRA_Recipe"].execute(**{name: more["default"] for name, (_, more) in fields.items()}).args
+    assert given == Draft.named(AUTO) and given.open
