@@ -99,7 +99,7 @@ def write_workflows(definitions: Mapping[str, Any]) -> None:
 def three_concepts(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("1-three-concepts", definitions)
     base = starter(graph)
-    add_note(graph, 560, "three-concepts", "limits")
+    add_note(graph, 420, "three-concepts")
     models, museum = base, None
     for number, subject in enumerate(("ada", "bo", "cleo"), 1):
         graph.group(f"{number} · Teach <{subject}>")
@@ -112,7 +112,7 @@ def three_concepts(definitions: Mapping[str, Any]) -> Graph:
 def load_a_museum(definitions: Mapping[str, Any]) -> Graph:
     graph = Graph("2-load-a-museum", definitions)
     base = starter(graph)
-    add_note(graph, 420, "load-a-museum", "limits")
+    add_note(graph, 300, "load-a-museum")
     models = museum_loader(graph, base)
     use(graph, models, base["vae"], PROMPTS)
     return graph
