@@ -8,7 +8,9 @@ is ours:
 
     λ = κ · L_ref / Σ_projections numel · rms(past)⁴
 
-so that with κ = 1, a delta as large as the past and unrelated to it costs as much as the diffusion loss L_ref.
+so that with κ = 1, a delta as large as the past and unrelated to it costs as much as the diffusion loss L_ref. So λ is
+computed anew for each concept, from its past and its pictures, where the paper has one λ for the whole sequence. With
+the second concept's λ for all, the result was the same within noise (benchmarks/fixed_lambda.py).
 
 `squares` uses (Σ Δ_i²)^½ instead of past = Σ Δ_i, so that earlier deltas of opposite signs do not cancel, which would
 leave their weights unprotected. Ours.
