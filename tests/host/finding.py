@@ -6,8 +6,10 @@ COMFYUI_PYTHON, or the virtual environment in or beside it, or the one that runs
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -56,7 +58,8 @@ def import_host(host: Path) -> None:
         options = importlib.import_module("comfy.options")
         options.enable_args_parsing()
         if is_package(host):
-            importlib.import_module("comfy_compatibility.vanilla").prepare_vanilla_environment()
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it would wrap and close pytest's
+                importlib.import_module("comfy_compatibility.vanilla").prepare_vanilla_environment()
         else:
             importlib.import_module("utils.install_util")  # before ComfyUI's `nodes` puts another `utils` before it
         importlib.import_module("comfy.sd")

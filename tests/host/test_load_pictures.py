@@ -29,7 +29,7 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     fill(tmp_path / "input/my-cat")
     return tmp_path / "input/my-cat"

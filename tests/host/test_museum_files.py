@@ -24,7 +24,7 @@ from .models import INTERRUPTED, Models, random_museum
 @pytest.fixture(autouse=True)
 def museum_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {}, raising=False)
     return tmp_path
 
 
