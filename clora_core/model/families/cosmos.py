@@ -3,13 +3,13 @@
 Cosmos' projections read T5's states and nothing else. Anima's read what an adapter in the network makes of Qwen3's
 states: a row for each of T5's tokens, with the padding's id where a learned word is, as ComfyUI does it for
 embeddings. Structure, encoders and latents: ComfyUI's comfy/ldm/cosmos/predict2.py, ldm/anima, text_encoders/cosmos.py
-and text_encoders/anima.py. LoRA names: those of the modules, which ComfyUI and diffusers read.
+and text_encoders/anima.py. LoRA names: those of the modules, which ComfyUI reads.
 Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
 from dataclasses import replace
 
-from .blocks import NUMBERS, Blocks, Layout
+from .blocks import NUMBERS, SEPARATE, Blocks, Layout
 from .family import Family, Published
 
 COSMOS = Family(
@@ -18,6 +18,7 @@ COSMOS = Family(
     structure=Blocks(
         {"key": "blocks.{}.cross_attn.k_proj", "value": "blocks.{}.cross_attn.v_proj"},
         layouts=(Layout({"blocks.{}.cross_attn.k_proj": ("key",), "blocks.{}.cross_attn.v_proj": ("value",)}),),
+        diffusers=SEPARATE,
     ),
     text_width=1024,
     encoders={"t5xxl": 1024},

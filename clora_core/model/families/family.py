@@ -32,6 +32,10 @@ class Structure(Protocol):
         """The key stem of the projection with that path in ordinary LoRA files."""
         ...
 
+    def diffusers_keys(self, path: str) -> tuple[str, ...]:
+        """The names of the projection's up, down and (UNets) alpha for diffusers; none if it loads no such LoRA."""
+        ...
+
     def spelled(self, name: str) -> tuple[str, str] | None:
         """Split a name in another program's LoRA file into a projection's path and the rest; None if it has none."""
         ...

@@ -9,16 +9,17 @@ Memory: counted by benchmarks/transformer_memory.py; no model of real size was r
 
 from dataclasses import replace
 
-from .blocks import NUMBERS, Blocks, Layout
+from .blocks import ADDED, NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 FLUX = Family(
     name="flux",
     title="FLUX.1",
     structure=Blocks(
-        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
+        ADDED,
         layouts=(Layout({"double_blocks.{}.txt_attn.qkv": ("query", "key", "value")}),),
         lora="transformer.{}",
+        diffusers=ADDED,
     ),
     text_width=4096,
     encoders={"clip_l": 768, "t5xxl": 4096},

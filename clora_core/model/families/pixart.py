@@ -1,18 +1,18 @@
 """PixArt-α and PixArt-Σ: a transformer with separate cross-attention that reads a small network's view of T5's states.
 
 Structure and encoders: ComfyUI's comfy/ldm/pixart/pixartms.py and text_encoders/pixart_t5.py; keys and values are one
-weight there. LoRA names: diffusers', which ComfyUI reads too.
+weight there. LoRA names: those of diffusers' modules, which ComfyUI reads; diffusers itself has no LoRA loader for it.
 Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
-from .blocks import NUMBERS, Blocks, Layout
+from .blocks import NUMBERS, SEPARATE, Blocks, Layout
 from .family import Family, Published
 
 PIXART = Family(
     name="pixart",
     title="PixArt",
     structure=Blocks(
-        {"key": "transformer_blocks.{}.attn2.to_k", "value": "transformer_blocks.{}.attn2.to_v"},
+        SEPARATE,
         layouts=(Layout({"blocks.{}.cross_attn.kv_linear": ("key", "value")}),),
         lora="transformer.{}",
     ),

@@ -6,14 +6,14 @@ text_encoders/qwen_image.py. LoRA names: diffusers', which ComfyUI reads too.
 Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
-from .blocks import NUMBERS, Blocks, Layout
+from .blocks import ADDED, NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 QWEN_IMAGE = Family(
     name="qwen-image",
     title="Qwen-Image",
     structure=Blocks(
-        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
+        ADDED,
         layouts=(
             Layout(
                 {
@@ -23,6 +23,7 @@ QWEN_IMAGE = Family(
             ),
         ),
         lora="transformer.{}",
+        diffusers=ADDED,
     ),
     text_width=3584,
     encoders={"qwen25_7b": 3584},

@@ -6,16 +6,17 @@ there. LoRA names: diffusers', which ComfyUI reads too.
 Memory: of 3.5 large, counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
-from .blocks import NUMBERS, Blocks, Layout
+from .blocks import ADDED, NUMBERS, Blocks, Layout
 from .family import Family, Published
 
 SD3 = Family(
     name="sd3",
     title="SD3",
     structure=Blocks(
-        {"key": "transformer_blocks.{}.attn.add_k_proj", "value": "transformer_blocks.{}.attn.add_v_proj"},
+        ADDED,
         layouts=(Layout({"joint_blocks.{}.context_block.attn.qkv": ("query", "key", "value")}),),
         lora="transformer.{}",
+        diffusers=ADDED,
     ),
     text_width=4096,
     encoders={"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},

@@ -55,6 +55,11 @@ class UNet:
         path = ldm_path(path, layers_per_block=self.layers_per_block) if self.ldm_keys else path
         return "lora_unet_" + path.replace(".", "_")
 
+    def diffusers_keys(self, path: str) -> tuple[str, ...]:
+        """The ordinary ones: diffusers translates them."""
+        stem = self.lora_key(path)
+        return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
+
     def spelled(self, name: str) -> tuple[str, str] | None:
         match = SPELLED.match(name)
         if not match:

@@ -2,7 +2,7 @@
 
 The projections read a small network's view of umT5's states. Structure, encoder and latents: ComfyUI's
 comfy/ldm/wan/model.py and text_encoders/wan.py. Models that are conditioned on a picture have more projections and are
-refused. LoRA names: those of the modules, which ComfyUI and diffusers read.
+refused. LoRA names: those of the modules, which ComfyUI reads.
 Memory: of 14B, counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 
@@ -15,6 +15,7 @@ WAN = Family(
     structure=Blocks(
         {"key": "blocks.{}.cross_attn.k", "value": "blocks.{}.cross_attn.v"},
         layouts=(Layout({"blocks.{}.cross_attn.k": ("key",), "blocks.{}.cross_attn.v": ("value",)}),),
+        diffusers={"key": "blocks.{}.attn2.to_k", "value": "blocks.{}.attn2.to_v"},
     ),
     text_width=4096,
     encoders={"umt5xxl": 4096},

@@ -1,8 +1,9 @@
 """Write plain files for other programs: an ordinary LoRA, and embedding files for the words.
 
-The keys are those of kohya-ss/sd-scripts: networks/lora.py, and its textual inversion trainers (`emb_params` for one
-text encoder, `clip_l` and `clip_g` for SDXL's two). A1111 and Forge read an embedding by SDXL's names or as the only
-tensor of a file, ComfyUI by the encoder's name or as the first tensor, diffusers by `emb_params`.
+UNets' keys are those of kohya-ss/sd-scripts: networks/lora.py, and its textual inversion trainers (`emb_params` for one
+text encoder, `clip_l` and `clip_g` for SDXL's two). `model/families/` has transformers' keys. A1111 and Forge read an
+embedding by SDXL's names or as the only tensor of a file, ComfyUI by the encoder's name or as the first tensor,
+diffusers by `emb_params`.
 """
 
 import math
@@ -54,7 +55,8 @@ def export_lora(
 
     The words are bundled as `bundle_emb`: A1111 reads them, ComfyUI ignores them, diffusers refuses the file.
     rank: the highest rank to keep per projection; returns the error. for_diffusers: omit the words (export embedding
-    files instead), and pad every projection to the same rank, since diffusers scales mixed ranks wrongly.
+    files instead), pad every projection to the same rank, since diffusers scales mixed ranks wrongly, and give
+    transformers' LoRAs diffusers' own names; raises MuseumError for families whose LoRAs it does not load.
     """
     path = Path(path)
     _check_rank(rank)
@@ -69,7 +71,9 @@ def export_lora(
         highest = max(delta.rank for delta in deltas.values())
         if for_diffusers:
             deltas = {projection: _padded(delta, highest) for projection, delta in deltas.items()}
-        tensors = factors(deltas, header.family)
+        tensors = factors(deltas, header.family, for_diffusers=for_diffusers)
+        if not tensors:
+            raise MuseumError(f"diffusers loads no LoRA of {header.family.title}. Export an ordinary one instead.")
         for exhibit in () if for_diffusers else museum.exhibits:
             tensors |= vectors(exhibit, header.family)
         check_finite(tensors)

@@ -103,16 +103,14 @@ def joined_factors(pieces: Pieces, header: Header, dtype: torch.dtype) -> dict[s
     return tensors
 
 
-def factors(deltas: Mapping[Projection, LowRank], family: Family) -> dict[str, Tensor]:
-    """Deltas as an ordinary LoRA, float32."""
+def factors(deltas: Mapping[Projection, LowRank], family: Family, *, for_diffusers: bool = False) -> dict[str, Tensor]:
+    """Deltas as an ordinary LoRA, float32. for_diffusers: by the names that diffusers reads; empty without any."""
     tensors: dict[str, Tensor] = {}
     for projection, delta in deltas.items():
-        up, down, alpha = factor_keys(projection, family)
-        tensors |= {
-            up: stored(delta.up, torch.float32, projection.path),
-            down: stored(delta.down, torch.float32, projection.path),
-            alpha: torch.tensor(float(delta.rank)),
-        }
+        path = projection.path
+        keys = family.structure.diffusers_keys(path) if for_diffusers else factor_keys(projection, family)
+        up, down = (stored(factor, torch.float32, path) for factor in (delta.up, delta.down))
+        tensors |= dict(zip(keys, (up, down, torch.tensor(float(delta.rank))), strict=False))
     return tensors
 
 
