@@ -87,8 +87,8 @@ def shares(base: Base, subject: str, wording: Wording, seed: int, steps: int) ->
 
 @torch.no_grad()
 def share(base: Base, exhibit: Exhibit, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> float:
-    states = text_states(base, prompts, tokens)
-    moment = second_moment([states])
+    states, _ = text_states(base, prompts, tokens)
+    moment = second_moment([(1.0, states)])
     return statistics.fmean(
         float(mean_square(delta, moment) / base.slots[place].module(states[None])[0].square().sum(1).mean())
         for place, delta in exhibit.deltas.items()

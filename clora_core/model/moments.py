@@ -18,13 +18,13 @@ from .base import Base, Conditioning
 from .concept import ConceptToken
 from .low_rank import Moment, Sketch
 from .projections import Projection, Slot
-from .text_states import preserved_states, second_moment
+from .text_states import Groups, preserved_states, second_moment
 
 HALVES = (torch.float16, torch.bfloat16)
 COLUMNS = 256  # of a sketch; at width 3072 a second moment takes 36 MiB, its sketch 3
 WHOLE = 1024  # second moments up to this width are kept whole
 LEVELS = (0.9, 0.5, 0.1)  # of the timesteps: prompts take turns at them
-REAL, PADDING, PICTURE = range(3)  # kinds of rows in a stream
+REAL, PADDING, PICTURE, WORD = range(4)  # kinds of rows
 
 Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 
@@ -33,7 +33,8 @@ Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Moments:
     """projection → C of what it reads for everyday prompts and earlier exhibits', and → E‖W x‖² with what is attached.
 
-    Both groups of prompts have the same weight.
+    Both groups of prompts have the same weight, and in an earlier prompt, its word has the same as each kind of other
+    rows: a new concept could not move everyday words that they share, but has nothing else to spare the earlier word.
     """
     if base.family.reads == "states":
         return _of_states(base, preserved_states(base, old_prompts, old_tokens))
@@ -45,23 +46,23 @@ def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequen
     return moments, sizes
 
 
-def _of_states(base: Base, groups: Sequence[Tensor]) -> Moments:
+def _of_states(base: Base, groups: Groups) -> Moments:
     """C is one tensor for all projections."""
     sizes = {}
     with Reading.of(base):
         for projection, slot in base.slots.items():
             stored = slot.weight.dtype
             dtype = stored if stored in HALVES else torch.float32  # float8 weights are cast to the input's dtype
-            outputs = [slot.output(slot.module(states[None].to(dtype)))[0].float() for states in groups]
-            sizes[projection] = float(torch.stack([output.square().sum(1).mean() for output in outputs]).mean())
+            outputs = [(share, slot.output(slot.module(states[None].to(dtype)))[0].float()) for share, states in groups]
+            sizes[projection] = sum(float(share * output.square().sum(1).mean()) for share, output in outputs)
     return dict.fromkeys(base.slots, second_moment(groups)), sizes
 
 
 def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> Moments:
     """Run the network on the prompts, without a picture, and record the projections' inputs and outputs.
 
-    A stream is read at three noise levels, one per prompt. Its real tokens, its padding and its picture have the same
-    weight, or else the rows of padding would outnumber the others.
+    A stream is read at three noise levels, one per prompt. All kinds of rows have the same weight, or else those of
+    padding would outnumber the others.
     """
     stream, count = base.family.reads in ("stream", "shared"), len(base.schedule.levels)
     inputs: dict[str, dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
@@ -71,7 +72,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
     def listening(projection: Projection, slot: Slot, reader: str | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = args[0].float().flatten(0, -2), slot.output(output).float().flatten(0, -2)
-            labels = F.pad(kinds, (0, len(x) - len(kinds)), value=PICTURE) if stream else torch.zeros(len(x))
+            labels = F.pad(kinds, (0, len(x) - len(kinds)), value=PICTURE if stream else REAL)
             for kind in labels.unique().tolist():
                 chosen = (labels == kind).to(x.device)
                 outputs[projection][kind].append(float(y[chosen].square().sum()))
@@ -90,7 +91,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
         # all before the first prediction: text encoder and network may not fit into memory together
         encoded = [base.encode_prompts([prompt], tokens).to(torch.device("cpu")) for prompt in prompts]
         for number, conditioning in enumerate(encoded):
-            kinds = _kinds(conditioning)
+            kinds = _kinds(conditioning, stream=stream)
             times = torch.tensor([round(LEVELS[number % len(LEVELS)] * (count - 1))])
             noisy = base.schedule.noised(torch.zeros_like(noise), noise, times)
             base.predict(noisy.to(base.device), times.to(base.device), conditioning.to(base.device))
@@ -103,11 +104,12 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
     return {projection: moments[reader] for projection, reader in readers.items()}, sizes
 
 
-def _kinds(conditioning: Conditioning) -> Tensor:
-    """The kind of each row of text of one prompt, (tokens,)."""
-    if conditioning.real is None:
-        return torch.full((conditioning.states.shape[1],), REAL)
-    return torch.where(conditioning.real[0].cpu(), REAL, PADDING)
+def _kinds(conditioning: Conditioning, *, stream: bool) -> Tensor:
+    """The kind of each row of text of one prompt, (tokens,). Only a stream tells real tokens from padding."""
+    kinds = torch.full((conditioning.states.shape[1],), REAL)
+    if stream and conditioning.real is not None:
+        kinds = torch.where(conditioning.real[0].cpu(), REAL, PADDING)
+    return torch.where(conditioning.at_words()[0].cpu(), WORD, kinds)
 
 
 class _Sum:

@@ -10,36 +10,47 @@ from .concept import ConceptToken
 
 AT_ONCE = 16
 
+Groups = Sequence[tuple[float, Tensor]]  # each group's share of the whole, and its states (n, width) float32
+
 
 @torch.no_grad()
-def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> Tensor:
-    """The text states of all prompts at all places, (prompts · places, width) float32.
+def text_states(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]) -> tuple[Tensor, Tensor]:
+    """The text states of all prompts, (n, width) float32, and which of them are at one of the words, (n,) bool.
 
     Prompts that are encoded with a layer-wise word have more states. These are scaled, so that every prompt has the
     same weight in a mean of squares.
     """
     parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
-    width = base.family.text_width
-    states = [_all_of(base.encode_prompts(part, tokens)).reshape(-1, width) for part in parts]
-    count = sum(map(len, states))
-    shares = [len(part) * count / (len(prompts) * len(rows)) for part, rows in zip(parts, states, strict=True)]
-    return torch.cat([rows * share**0.5 for rows, share in zip(states, shares, strict=True)])
+    encoded = [_all_of(base.encode_prompts(part, tokens), base.family.text_width) for part in parts]
+    count = sum(len(rows) for rows, _ in encoded)
+    shares = [len(part) * count / (len(prompts) * len(rows)) for part, (rows, _) in zip(parts, encoded, strict=True)]
+    states = torch.cat([rows * share**0.5 for (rows, _), share in zip(encoded, shares, strict=True)])
+    return states, torch.cat([at_words for _, at_words in encoded])
 
 
-def _all_of(conditioning: Conditioning) -> Tensor:
-    """The states without what fills up shorter prompts."""
-    states, lengths = conditioning.states.float(), conditioning.lengths
-    if lengths is None:
-        return states
-    return torch.cat([rows[:length] for rows, length in zip(states, lengths.tolist(), strict=True)])
+def _all_of(conditioning: Conditioning, width: int) -> tuple[Tensor, Tensor]:
+    """The states without what fills up shorter prompts, and which of them are at a word."""
+    states, used = conditioning.states.float(), torch.ones(conditioning.states.shape[:2], dtype=torch.bool)
+    if (lengths := conditioning.lengths) is not None:
+        used = torch.arange(used.shape[1]) < lengths[:, None]
+    used = used.to(states.device)
+    rows = states[used].unflatten(1, (-1, width))  # (n, layers, width)
+    return rows.flatten(0, 1), conditioning.at_words()[used].repeat_interleave(rows.shape[1])
 
 
-def preserved_states(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> list[Tensor]:
-    """The states of everyday prompts and, if there are any, of earlier exhibits' prompts; each (n, width) float32."""
-    groups = [text_states(base, base.family.captions, ())]
-    return [*groups, text_states(base, old_prompts, old_tokens)] if old_prompts else groups
+def preserved_states(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Groups:
+    """The states of everyday prompts and, if there are any, of earlier exhibits' prompts, which weigh the same.
+
+    In the latter, the words weigh the same as all the rest, of which everyday prompts have much alike.
+    """
+    everyday, _ = text_states(base, base.family.captions, ())
+    if not old_prompts:
+        return [(1.0, everyday)]
+    states, at_words = text_states(base, old_prompts, old_tokens)
+    kinds = [rows for rows in (states[at_words], states[~at_words]) if len(rows)]
+    return [(0.5, everyday), *((0.5 / len(kinds), rows) for rows in kinds)]
 
 
-def second_moment(groups: Sequence[Tensor]) -> Tensor:
-    """C = E[s sᵀ], (width, width) float32; every group of states has the same weight."""
-    return torch.stack([states.T @ states / len(states) for states in groups]).mean(0)
+def second_moment(groups: Groups) -> Tensor:
+    """C = E[s sᵀ], (width, width) float32."""
+    return torch.stack([share / len(states) * states.T @ states for share, states in groups]).sum(0)

@@ -22,20 +22,28 @@ def setting_of(base: Base, museum: Museum) -> Setting:
     return setting_with(Past(total=museum.dense(), prompts=prompts, tokens=museum.tokens), base=base)
 
 
-def states_one_by_one(base: Base, museum: Museum) -> list[list[Tensor]]:
-    """The states of everyday and of old prompts, one vector per position, encoded one prompt at a time."""
-    prompts = [exhibit.prompt for exhibit in museum.exhibits]
-    groups = [[base.encode_prompts([text], ()).states[0] for text in base.family.captions]]
-    groups.append([base.encode_prompts([text], museum.tokens).states[0] for text in prompts])
-    return [[state for states in group for state in states] for group in groups if group]
+def states_one_by_one(base: Base, museum: Museum) -> list[tuple[float, list[Tensor]]]:
+    """The states of everyday and of old prompts, one vector per position, encoded one prompt at a time, with shares:
+    of old prompts, the words have as much as all the rest."""
+    everyday = [state for text in base.family.captions for state in base.encode_prompts([text], ()).states[0]]
+    if not museum.exhibits:
+        return [(1.0, everyday)]
+    at_words, others = [], []
+    for exhibit in museum.exhibits:
+        encoded = base.encode_prompts([exhibit.prompt], museum.tokens)
+        for state, word in zip(encoded.states[0], encoded.places[exhibit.word][0], strict=True):
+            (at_words if word else others).append(state)
+    return [(0.5, everyday), (0.25, at_words), (0.25, others)]
 
 
-def naive_share(base: Base, projection: Projection, delta: Tensor, groups: list[list[Tensor]]) -> float:
-    """E‖Δ s‖² / E‖W s‖² by a loop, each group counting the same."""
+def naive_share(base: Base, projection: Projection, delta: Tensor, groups: list[tuple[float, list[Tensor]]]) -> float:
+    """E‖Δ s‖² / E‖W s‖² by a loop."""
     weight = base.slots[projection].weight.detach()
-    moved_by = sum(sum((delta @ s).square().sum().item() for s in group) / len(group) for group in groups)
-    size = sum(sum((weight @ s).square().sum().item() for s in group) / len(group) for group in groups)
-    return moved_by / size
+
+    def mean(matrix: Tensor) -> float:
+        return sum(share * sum((matrix @ s).square().sum().item() for s in own) / len(own) for share, own in groups)
+
+    return mean(delta) / mean(weight)
 
 
 def test_the_mean_square_of_the_factors_matches_the_dense_delta():
@@ -70,7 +78,8 @@ def test_all_earlier_prompts_have_the_same_weight(base: Base):
     prompts = [f"a photo of {token.word}" for token in words]
     alone = [base.encode_prompts([prompt], words).states.reshape(-1, 128) for prompt in prompts]
     naive = torch.stack([states.T @ states / len(states) for states in alone]).mean(0)
-    torch.testing.assert_close(second_moment([text_states(base, prompts, words)]), naive, rtol=1e-4, atol=1e-5)
+    states, _ = text_states(base, prompts, words)
+    torch.testing.assert_close(second_moment([(1.0, states)]), naive, rtol=1e-4, atol=1e-5)
 
 
 def test_reference_sizes_are_measured_on_the_current_model(base: Base):

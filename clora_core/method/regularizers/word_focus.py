@@ -63,11 +63,7 @@ class WordFocus(Regularizer):
 
 def after_words(conditioning: Conditioning, earlier: Collection[str]) -> Tensor:
     """Where the text after the first new word is, without the new words, (b, tokens) bool. earlier: the other words."""
-    at_word = torch.zeros(conditioning.states.shape[:2], dtype=torch.bool, device=conditioning.states.device)
-    for word, mask in conditioning.places.items():
-        if word not in earlier:
-            mask = mask[:, : at_word.shape[1]]
-            at_word[:, : mask.shape[1]] |= mask.to(at_word.device)
+    at_word = conditioning.at_words(without=earlier)
     return (at_word.cumsum(1) > 0) & ~at_word
 
 
