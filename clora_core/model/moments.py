@@ -33,8 +33,8 @@ Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Moments:
     """projection → C of what it reads for everyday prompts and earlier exhibits', and → E‖W x‖² with what is attached.
 
-    Both groups of prompts have the same weight, and in an earlier prompt, its word has the same as each kind of other
-    rows: a new concept could not move everyday words that they share, but has nothing else to spare the earlier word.
+    Everyday and earlier prompts have the same weight. So have, in earlier prompts, the words and all other text: the
+    other text is much like everyday prompts, so these protect it too, but nothing else protects the words.
     """
     if base.family.reads == "states":
         return _of_states(base, preserved_states(base, old_prompts, old_tokens))

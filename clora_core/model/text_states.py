@@ -39,9 +39,9 @@ def _all_of(conditioning: Conditioning, width: int) -> tuple[Tensor, Tensor]:
 
 
 def preserved_states(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Groups:
-    """The states of everyday prompts and, if there are any, of earlier exhibits' prompts, which weigh the same.
+    """The states of everyday prompts and, if there are any, of the words and of the rest of earlier exhibits' prompts.
 
-    In the latter, the words weigh the same as all the rest, of which everyday prompts have much alike.
+    `moments.preserved_moments` explains the shares.
     """
     everyday, _ = text_states(base, base.family.captions, ())
     if not old_prompts:

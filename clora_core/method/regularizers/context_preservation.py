@@ -3,10 +3,10 @@
     L = w · mean over projections of  tr(Δ C Δᵀ) / tr(W C Wᵀ)        Δ = up·down,  C = E[s sᵀ]
 
 s: what a projection reads, at all places, for everyday captions and the prompts of earlier exhibits; C its second
-moment. In a UNet these are the text states, with one C for all projections. Keys and values are linear in them, so
-tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them. The divisor E‖W s‖², W with the earlier deltas, makes this
-relative, so that it means the same in every model. With Δ = up·down it is tr((upᵀup)(down C downᵀ)): rank × rank
-matrices, and a cost that does not grow with the museum.
+moment, weighted as in `model/moments.py`. In a UNet these are the text states, with one C for all projections. Keys and
+values are linear in them, so tr(Δ C Δᵀ) = E‖Δ s‖² is how far the new delta moves them. The divisor E‖W s‖², W with the
+earlier deltas, makes this relative, so that it means the same in every model. With Δ = up·down it is
+tr((upᵀup)(down C downᵀ)): rank × rank matrices, and a cost that does not grow with the museum.
 
 This regularizer is ours. Related methods edit or bound weights by the same moment: UCE (arXiv:2308.14761), Custom
 Diffusion's constrained merge (arXiv:2212.04488), AlphaEdit (arXiv:2410.02355), gradient projection memory
