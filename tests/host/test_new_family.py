@@ -51,6 +51,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     return small_models("trial")
 
 
+@pytest.mark.usefixtures("clones_stay_apart")
 def test_new_family_is_trained_saved_loaded_and_shown(nodes, models, own_results, tmp_path: Path, monkeypatch):
     added(monkeypatch, "clora_pack.clora_core")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "museums", ([str(tmp_path / "museums")], {".safetensors"}))

@@ -11,6 +11,7 @@ from .models import denoised, learned, small_models
 from .packed import packed_and_plain
 
 
+@pytest.mark.usefixtures("clones_stay_apart")
 def test_packed_weights_are_trained_and_shown_as_what_they_stand_for():
     _, clip, vae = small_models("sd15")
     states, shown, found = clip.encode("a photo").cpu(), [], []
