@@ -1,4 +1,4 @@
-"""A hundred concepts in a row: are the first ones still there, and what does each one more cost?
+"""Many concepts in a row: are the first ones still there, and what does each one more cost?
 
     python -m benchmarks.long_sequence
 
@@ -36,7 +36,7 @@ LENGTHS, SAMPLES, MOVED = (1, 2, 5, 10, 20, 35, 50, 75, 100), 8, 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100, help="number of characters (100)")
+    parser.add_argument("--count", type=int, default=50, help="number of characters (50)")
     parser.add_argument("--method", default="preservation", help="recipe (preservation)")
     parser.add_argument("--steps", type=int, default=200, help="steps of each character (200)")
     parser.add_argument("--seed", type=int, default=0, help="seed (0)")
