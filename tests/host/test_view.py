@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .models import Models, denoised, fill, learned, noisiest, ordinary, random_museum, small_models
+from .small_transformers import small_transformer
 
 STORED = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, "scaled"]
 STRENGTHS = {"<one>": 0.5, "<two>": -1.5}
@@ -205,9 +206,11 @@ def test_weights_paged_in_as_float8_are_not_merged():
     assert not shown.patches and shown.wrappers
 
 
-def test_museum_changes_a_fine_tune_as_it_changes_its_base():
+@pytest.mark.parametrize("family", ["sd15", "cosmos-predict2", "flux"])
+def test_museum_changes_a_fine_tune_as_it_changes_its_base(family: str):
     """Every projection of the fine-tune gets the same change, and the node reports the other checkpoint."""
-    base_models, tuned_models = small_models("sd15"), small_models("sd15")
+    made = small_models if family == "sd15" else small_transformer
+    base_models, tuned_models = made(family), made(family)
     fill(tuned_models[0].model.diffusion_model, seed=7)
     museum = random_museum(HostBase(*base_models), "<one>")
     assert "another checkpoint" in note_about(tuned_models[0], museum) and note_about(base_models[0], museum) == ""
@@ -215,8 +218,9 @@ def test_museum_changes_a_fine_tune_as_it_changes_its_base():
     assert known_words(view(*tuned_models[:2], museum)[1]).keys() == {"<one>"}
     expected, _ = view(base_models[0], base_models[1], museum)
     assert shown.patches.keys() == expected.patches.keys() != set()
-    for key, ((_, patch, *_),) in expected.patches.items():
-        assert all(map(torch.equal, shown.patches[key][0][1].weights[:2], patch.weights[:2]))
+    for key, patches in expected.patches.items():
+        for (_, here, *_), (_, there, *_) in zip(shown.patches[key], patches, strict=True):
+            assert all(map(torch.equal, here.weights[:2], there.weights[:2]))
 
 
 def test_museum_that_does_not_fit_is_refused():
