@@ -2,9 +2,9 @@
 
     python -m benchmarks.transformer_weights
 
-Ten random characters, none of them a built-in one, are learned in a row on the small networks with text-side keys and
-values, with the weights of its regularizers multiplied by each factor. For other characters than these, the
-numbers are in the tables of `bench forgetting --network …`.
+Ten random characters, none of them a built-in one, are learned in a row on the small networks whose text has keys and
+values of its own, with the recipe's weights multiplied by each factor. The built-in characters are measured by
+`bench forgetting --network …`.
 Writes `benchmarks/results/small_transformers/weights.json`.
 """
 

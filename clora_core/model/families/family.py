@@ -14,6 +14,11 @@ Prediction = Literal["epsilon", "v_prediction", "flow"]
 Reads = Literal["states", "function", "stream", "shared"]
 
 
+def ordinary_keys(stem: str) -> tuple[str, str, str]:
+    """The names of up, down and alpha in an ordinary LoRA file."""
+    return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
+
+
 class Structure(Protocol):
     """Where networks of one architecture have their projections, and what other programs call them."""
 

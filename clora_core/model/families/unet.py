@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..projections import Place, Projection, Role
+from .family import ordinary_keys
 
 DIFFUSERS_PATH = re.compile(
     r"(?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_(?P<role>[kv])"
@@ -57,8 +58,7 @@ class UNet:
 
     def diffusers_keys(self, path: str) -> tuple[str, ...]:
         """The ordinary ones: diffusers translates them."""
-        stem = self.lora_key(path)
-        return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
+        return ordinary_keys(self.lora_key(path))
 
     def spelled(self, name: str) -> tuple[str, str] | None:
         match = SPELLED.match(name)

@@ -3,7 +3,7 @@
 A change of them would change everything in every prompt, so exhibits act at their word only (gates). Structure, encoder
 and latents: ComfyUI's comfy/ldm/lumina/model.py and text_encoders/z_image.py; queries, keys and values are one weight
 there. Lumina 2 has the same modules, but fewer keys and values than queries, and another modulation. LoRA names: those
-that ComfyUI and diffusers read.
+that ComfyUI reads.
 Memory: counted by benchmarks/transformer_memory.py; no model of real size was run.
 """
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MuseumError
-from ...model.families.family import Family
+from ...model.families.family import Family, ordinary_keys
 from ...model.low_rank import LowRank
 from ...model.projections import Projection
 from ..museum import Exhibit
@@ -30,8 +30,7 @@ Pieces = Mapping[Projection, Sequence[tuple[Rows, Rows]]]  # up (out, rank) and 
 
 def factor_keys(projection: Projection, family: Family) -> tuple[str, str, str]:
     """The names of up, down and alpha."""
-    stem = family.lora_key(projection)
-    return f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha"
+    return ordinary_keys(family.lora_key(projection))
 
 
 def own_keys(word: str, projection: Projection, family: Family) -> tuple[str, str]:
