@@ -14,7 +14,7 @@ from clora_core.errors import MuseumError
 from clora_core.model.families import family_named
 from clora_core.model.families.blocks import Blocks
 from clora_core.model.projections import Projection
-from clora_core.museum.file import export_lora
+from clora_core.museum.file import export, export_lora
 from clora_core.museum.museum import Museum
 from tests.museums import exhibit, museum
 
@@ -135,4 +135,7 @@ def test_a_family_without_a_lora_loader_is_refused(family: str, tmp_path: Path):
     whole = Museum(museum(family).base, (exhibit("<cat>", on, seed=1, architecture=family),))
     with pytest.raises(MuseumError, match=r"diffusers loads no LoRA of .*Export an ordinary one"):
         export_lora(whole, tmp_path / "museum.safetensors", for_diffusers=True)
+    with pytest.raises(MuseumError, match="diffusers loads no LoRA of"):
+        export(whole, tmp_path / "plain", for_diffusers=True)
+    assert not (tmp_path / "plain").exists()
     export_lora(whole, tmp_path / "museum.safetensors")

@@ -63,6 +63,8 @@ def export_lora(
     with errors_about(path):
         header = header_of(museum)
         _check_supported([exhibit for exhibit in museum.exhibits if exhibit.gate or not for_diffusers])
+        if for_diffusers:
+            _check_loader(museum)
         deltas, lost = museum.deltas(), None
         if not deltas:
             raise MuseumError("There is nothing to export: no exhibit of this museum has a delta.")
@@ -72,8 +74,6 @@ def export_lora(
         if for_diffusers:
             deltas = {projection: _padded(delta, highest) for projection, delta in deltas.items()}
         tensors = factors(deltas, header.family, for_diffusers=for_diffusers)
-        if not tensors:
-            raise MuseumError(f"diffusers loads no LoRA of {header.family.title}. Export an ordinary one instead.")
         for exhibit in () if for_diffusers else museum.exhibits:
             tensors |= vectors(exhibit, header.family)
         check_finite(tensors)
@@ -133,6 +133,8 @@ def export(
         raise MuseumError(f"'{existing[0]}' already exists. Choose another folder, or allow overwriting.")
     with errors_about(folder):
         _check_supported(museum.exhibits)
+        if for_diffusers:
+            _check_loader(museum)
         for subfolder in (folder, loras, embeddings):
             subfolder.mkdir(exist_ok=True)
     lost = {
@@ -141,6 +143,14 @@ def export(
     }
     written = (*files, *export_embeddings(museum, embeddings, overwrite=overwrite))
     return Exported(written, {path: error for path, error in lost.items() if error}, left_out)
+
+
+def _check_loader(museum: Museum) -> None:
+    """Raise MuseumError if diffusers loads no LoRA of this family."""
+    family = header_of(museum).family
+    paths = [projection.path for exhibit in museum.exhibits for projection in exhibit.deltas]
+    if paths and not family.structure.diffusers_keys(paths[0]):
+        raise MuseumError(f"diffusers loads no LoRA of {family.title}. Export an ordinary one instead.")
 
 
 def approximated(deltas: Mapping[Projection, LowRank], rank: int) -> tuple[dict[Projection, LowRank], Approximation]:
