@@ -4,7 +4,8 @@
 
 with ComfyUI's own Python, and for `opening` playwright in it and Chromium. Real servers run with and without the pack
 and are measured in turns. Memory is that of the server's process: every Run samples with another seed, and every second
-one changes the strength of the museum, or of the stock LoRA beside it, so that its patches are made anew.
+one changes the strength of the museum, or of the stock LoRA beside it, so that its patches are made anew. ComfyUI keeps
+every prompt and its results in a history of up to 10,000 Runs, so each side is also measured with that cleared.
 Writes its parts into `benchmarks/results/host_use.json`.
 """
 
@@ -140,20 +141,27 @@ def memory(host: Path, folder: Path, runs: int) -> Row:
     }
     found = {}
     for name, (prompt, count) in sides.items():
-        with server(host, folder, "with") as running:
-            found[name] = growth(running, prompt, count)
-        print(name, found[name], flush=True)
+        for cleared in (False, True):
+            side = f"{name}, history cleared" if cleared else name
+            with server(host, folder, "with") as running:
+                found[side] = growth(running, prompt, count, cleared)
+            print(side, found[side], flush=True)
     return found
 
 
-def growth(running: Server, prompt: Callable[[int], Prompt], runs: int) -> Row:
-    """MiB of the server's process over that many Runs, after a tenth as many that do not count."""
+def growth(running: Server, prompt: Callable[[int], Prompt], runs: int, cleared: bool) -> Row:
+    """MiB of the server's process over that many Runs, after a tenth as many that do not count.
+
+    cleared: whether ComfyUI's history is cleared after each of them.
+    """
     at, sizes = [], []
     for run in range(-(runs // 10), runs + 1):
         extra = {"extra_pnginfo": {"workflow": {"id": "use"}}}  # as a page does
         queued = running.post("/prompt", {"prompt": prompt(run), "client_id": "use", "extra_data": extra})
         ended = running.finished(queued["prompt_id"])
         assert ended.succeeded, ended.error
+        if cleared:
+            running.post("/history", {"clear": True})
         if run >= 0 and run % max(1, runs // 100) == 0:
             at.append(run)
             sizes.append(process(running).memory_info().rss / 2**20)
