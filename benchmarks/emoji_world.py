@@ -251,7 +251,7 @@ def course_of(
     """Take one course, draw its contact sheet, and return what was measured. before: the base's plain prompts."""
     names = [*map(slug, examiner.world.new[:THINGS])] if track == "things" else LEARNED_STYLES
     subjects = in_order(names, seed % ORDERS)
-    recipe, wording = method_recipe(method, track=track, seed=seed)
+    recipe, wording = method_recipe(method, seed=seed)
     course = take_course(
         examiner,
         subjects,

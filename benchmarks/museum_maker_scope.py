@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="steps of each style (600)")
     parser.add_argument("--wordings", nargs="+", choices=("usual", "first"), default=["usual", "first"])
     arguments = parser.parse_args()
-    names, recipe = in_order(TRACKS["styles"], arguments.seed % 2), starter_recipe("museum-maker", kind="style")
+    names, recipe = in_order(TRACKS["styles"], arguments.seed % 2), starter_recipe("museum-maker")
     recipe = dataclasses.replace(recipe, layer_wise=False, seed=arguments.seed, steps=arguments.steps)
     examiner = Examiner(starter(), load_judge())
     before = examiner.plain_prompts(Museum(examiner.base.fingerprint), count=PLAIN)

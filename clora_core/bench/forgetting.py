@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     # every method once before any runs again, so a stopped benchmark is fair
     for seed, method in itertools.product(arguments.seeds, arguments.methods):
         order = seed % arguments.orders
-        recipe, wording = method_recipe(method, track=arguments.subjects, seed=seed, steps=arguments.steps)
+        recipe, wording = method_recipe(method, seed=seed, steps=arguments.steps)
         name = method.replace("*", "-times-").replace("@", "-rate-")  # valid in file names on every system
         opening = "" if arguments.network == NAME else f"{arguments.network}-"
         path = runs / f"{opening}{arguments.subjects}-{len(names)}x{recipe.steps}-{name}-order{order}-seed{seed}.json"
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
 def _as_long(result: Run, arguments: argparse.Namespace) -> bool:
     """Whether a run has the requested network, length and steps. Others belong to another benchmark."""
     whole = len(TRACKS[result["track"]][: arguments.concepts])
-    recipe, _ = method_recipe(result["method"], track=result["track"], seed=0, steps=arguments.steps)
+    recipe, _ = method_recipe(result["method"], seed=0, steps=arguments.steps)
     asked = (arguments.network, whole, recipe.steps)
     return (result.get("network", NAME), len(result["subjects"]), result["recipe"]["steps"]) == asked
 

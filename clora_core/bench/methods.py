@@ -12,7 +12,7 @@ from ..starter.exam import PHRASES, Wording
 
 COMPARED = RECIPES | BASELINES
 JOINT = "joint"  # all subjects at once; not a recipe, since a recipe learns one concept
-LAYER_WISE = "layer_wise"  # can be left out like a regularizer
+LAYER_WISE, WORD_FIT = "layer_wise", "word_fit"  # can be left out like a regularizer
 WORDED: Mapping[Wording, str] = {"first": "styles", **dict.fromkeys(("noun", *PHRASES), "identities")}
 METHOD = re.compile(
     r"(?P<name>[a-z-]+?)(?:\*(?P<factor>[\d.]+))?(?:@(?P<rate>[\d.]+))?(?:\+(?P<wording>noun|first|unrelated|described))?"
@@ -20,16 +20,13 @@ METHOD = re.compile(
 )
 
 
-def method_recipe(
-    method: str, *, track: str = "identities", seed: int, steps: int | None = None
-) -> tuple[Recipe, Wording]:
-    """A method's recipe for the starter model and the subjects of a track, and the wording of its prompts."""
+def method_recipe(method: str, *, seed: int, steps: int | None = None) -> tuple[Recipe, Wording]:
+    """A method's recipe for the starter model, and the wording of its prompts."""
     match = METHOD.fullmatch(method)
     name = "sequential" if is_joint(method) else match["name"] if match else method
     if match is None or name not in COMPARED:
         raise RecipeError(f"There is no method '{method}'. Choose a recipe: {', '.join(COMPARED)}; see --help.")
-    kind = "style" if track.endswith("styles") else "object"
-    recipe = starter_recipe(name, kind=kind, seed=seed, **({"steps": steps} if steps else {}))
+    recipe = starter_recipe(name, seed=seed, **({"steps": steps} if steps else {}))
     if match["factor"]:
         recipe = guarding(recipe, float(match["factor"]))
     if match["rate"]:
@@ -48,16 +45,17 @@ def is_joint(method: str) -> bool:
 
 
 def _without(recipe: Recipe, term: str) -> Recipe:
-    terms = [r.name for r in recipe.regularizers] + [LAYER_WISE] * recipe.layer_wise
+    parts = {LAYER_WISE: recipe.layer_wise, WORD_FIT: recipe.word_fit}
+    terms = [r.name for r in recipe.regularizers] + [name for name, value in parts.items() if value]
     if term not in terms:
         raise RecipeError(f"The recipe '{recipe.method}' has no term '{term}'. It has: {', '.join(terms) or 'none'}.")
-    if term == LAYER_WISE:
-        return dataclasses.replace(recipe, layer_wise=False)
+    if term in parts:
+        return dataclasses.replace(recipe, **{term: type(parts[term])()})
     return dataclasses.replace(recipe, regularizers=tuple(r for r in recipe.regularizers if r.name != term))
 
 
 def check_method(method: str, track: str) -> None:
     """Raise RecipeError for an unknown method, or for a wording that does not apply to these subjects."""
-    _, wording = method_recipe(method, track=track, seed=0)
+    _, wording = method_recipe(method, seed=0)
     if wording != "usual" and not track.endswith(WORDED[wording]):
         raise RecipeError(f"'{method}': +{wording} is for {WORDED[wording]}, but the subjects are {track}.")

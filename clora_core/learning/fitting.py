@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..method.draft import AUTOMATIC, Draft
-from ..method.recipe import GATED, RECIPES, Recipe, shared_by, suited
+from ..method.recipe import GATED, RECIPES, Recipe, shared_by
 from ..model.concept import Concept
 from ..model.families.family import Family
 from ..model.low_rank import compact_values
@@ -48,13 +48,12 @@ def fitted(
     needed_bytes: the memory of a recipe's step, with the models. If nothing fits, the result is what needs the least.
     """
     numbers = family.numbers
-    own = suited(draft.recipe, [concept.kind for concept in concepts])
-    method = RECIPES[GATED] if draft.open and gated_by_default(family, len(concepts)) else own
+    method = RECIPES[GATED] if draft.open and gated_by_default(family, len(concepts)) else draft.recipe
     usual = {
         "rank": numbers.rank if draft.recipe.rank else 0,  # a recipe that trains only the word has no rank
-        "steps": numbers.steps,
+        "steps": numbers.steps_of(word_fit=method.word_fit > 0),
         "learning_rate": numbers.learning_rate,
-        "token_learning_rate": numbers.token_learning_rate / method.slower_word,
+        "token_learning_rate": numbers.token_learning_rate,
         # other schedules fit the family's own number of steps; constant, a longer learning can resume a shorter one
         "schedule": "constant" if "steps" in draft.chosen or draft.recipe.stop_when_learned else numbers.schedule,
         "precision": numbers.precision or device.precision,
@@ -62,7 +61,7 @@ def fitted(
     }
     recipe = dataclasses.replace(
         draft.recipe,
-        **{name: getattr(method, name) for name in ("method", "regularizers", "applied", "word_alone")},
+        **{name: getattr(method, name) for name in ("method", "regularizers", "applied", "word_fit")},
         **{name: value for name, value in usual.items() if name not in draft.chosen},
     )
     for choice in _choices(draft, recipe, numbers.batch_size):

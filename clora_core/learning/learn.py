@@ -5,7 +5,7 @@ resumed learning gives what an uninterrupted one would have given.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,11 +17,11 @@ from ..method.objective import diffusion_loss
 from ..method.recipe import Recipe
 from ..method.step import Past, Setting
 from ..model.attach import attached
-from ..model.attachment import Attachment
+from ..model.attachment import Attachment, Gate
 from ..model.base import Base
 from ..model.concept import Concept, mentions, skip_note
-from ..model.low_rank import Matrix, without
-from ..model.moments import preserved_moments
+from ..model.low_rank import LowRank, Matrix, without
+from ..model.moments import Moments, preserved_moments
 from ..model.projections import Projection
 from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
@@ -33,6 +33,7 @@ from .processes import ALONE, Processes
 from .start import Trained, is_known, start
 from .state import LearningState
 from .stopping import Stopping
+from .word_fit import word_fitted
 
 
 def learn(
@@ -155,6 +156,16 @@ class Learning:
         return learning_key(self.base, self.museum, self.concepts, self.recipe)
 
     @cached_property
+    def earlier(self) -> Museum:
+        """What the new deltas are learned on top of."""
+        return Museum(self.museum.base) if self.recipe.over == "base" else self.museum
+
+    @cached_property
+    def moments(self) -> Moments:
+        """What the new deltas should not change: measured while they are left out."""
+        return preserved_moments(self.base, self.earlier.prompts, self.earlier.tokens)
+
+    @cached_property
     def lessons(self) -> tuple[Lesson, ...]:
         """One for each concept, its pictures encoded."""
         with torch.inference_mode(False):
@@ -178,14 +189,13 @@ class Learning:
         """
         base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
-        earlier = Museum(museum.base) if recipe.over == "base" else museum
         with torch.inference_mode(False), torch.enable_grad(), threads_of(base.family):
             lessons = self.lessons
             trained = start(base, self.concepts, recipe, museum)
             if self.frozen:
                 tokens = {word: trained.token(word) for word in self.words}
                 lessons = tuple(lesson.with_frozen(tokens) for lesson in lessons)
-            past = earlier.compact()
+            past = self.earlier.compact()
             if any(regularizer.reads_past and regularizer.weight for regularizer in recipe.regularizers):
                 past = {projection: matrix.to(base.device) for projection, matrix in past.items()}
             beneath = past | {place: without(past[place], delta) for place, delta in trained.continued.items()}
@@ -194,10 +204,16 @@ class Learning:
                     precision=recipe.precision, checkpointing=recipe.checkpointing, words=not self.frozen
                 ) as computed_in,
                 attached(base, beneath),
-                attached(base, trained.deltas, gate_of(concept.word, recipe.applied)) as new,
+                ExitStack() as attachments,
             ):
-                setting = self._setting(lessons, trained, past, earlier, new)
+                gates = (
+                    [Gate(word) for word in self.words] if recipe.word_fit else [gate_of(concept.word, recipe.applied)]
+                )
+                new = [attachments.enter_context(attached(base, trained.deltas, gate)) for gate in gates]
+                setting = self._setting(lessons, trained, past, new)
                 with setting.as_before():
+                    if recipe.word_fit:
+                        _ = self.moments  # before the training: what cannot be measured fails early
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
 
                 def losses_of(number: int) -> dict[str, Tensor]:
@@ -221,24 +237,26 @@ class Learning:
                     stopping=stopping,
                     processes=processes,
                 )
-            more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
-            return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)
+                more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
+                return self._exhibits(trained, loss, recipe, more)
 
     def _setting(
         self,
         lessons: Sequence[Lesson],
         trained: Trained,
         past: Mapping[Projection, Matrix],
-        earlier: Museum,
-        new: Attachment,
+        new: Sequence[Attachment],
     ) -> Setting:
         """What the regularizers get. past: the sum of the earlier deltas. new: the trained ones, as attached."""
-        base = self.base
+        base, earlier = self.base, self.earlier
         tokens = [trained.token(word) for word in self.words]
 
         @contextmanager
         def as_before() -> Iterator[None]:
-            with new.left_out(), attached(base, trained.continued):
+            with ExitStack() as views:
+                for attachment in new:
+                    views.enter_context(attachment.left_out())
+                views.enter_context(attached(base, trained.continued))
                 yield
 
         return Setting(
@@ -254,7 +272,7 @@ class Learning:
             latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
             as_before=as_before,
             measure_reference_loss=lambda: lessons[-1].reference_loss(*tokens),
-            measure_moments=lambda: preserved_moments(base, earlier.prompts, earlier.tokens),
+            measure_moments=lambda: self.moments,
             batch_size=self.recipe.batch_size,
         )
 
@@ -274,11 +292,28 @@ class Learning:
         recipe, more = self.recipe, {"step": progress.step}
         if recipe.open_ended:
             recipe, more = replace(recipe, steps=progress.step), {}
-        trained, loss = progress.trained, progress.loss
-        return tuple(self._exhibit(concept, trained, loss, recipe, more) for concept in self.concepts)
+        return self._exhibits(progress.trained, progress.loss, recipe, more)
+
+    def _exhibits(
+        self, trained: Trained, loss: float, recipe: Recipe, more: Mapping[str, object]
+    ) -> tuple[Exhibit, ...]:
+        """While the trained deltas are attached."""
+        deltas = trained.increments()
+        if recipe.word_fit:
+            tokens, (moments, _) = [trained.token(word) for word in self.words], self.moments
+            deltas = word_fitted(self.base, deltas, self.concepts, tokens, moments, recipe.word_fit)
+        *others, last = self.concepts
+        described = [self._exhibit(concept, {}, trained, loss, recipe, more) for concept in others]
+        return (*described, self._exhibit(last, deltas, trained, loss, recipe, more))
 
     def _exhibit(
-        self, concept: Concept, trained: Trained, loss: float, recipe: Recipe, more: Mapping[str, object]
+        self,
+        concept: Concept,
+        deltas: Mapping[Projection, LowRank],
+        trained: Trained,
+        loss: float,
+        recipe: Recipe,
+        more: Mapping[str, object],
     ) -> Exhibit:
         checkpoint = " · ".join(filter(None, (self.checkpoint, self.base.fingerprint.digest[:8])))
         skip = self.base.clip_skip
@@ -289,6 +324,5 @@ class Learning:
         if self.frozen:
             facts[PHRASE] = concept.start
         facts |= more
-        deltas = trained.increments() if concept is self.concepts[-1] else {}
         token = replace(trained.kept_token(concept.word), clip_skip=skip)
         return Exhibit(token, deltas, recipe, concept.kind, concept.prompt, facts)

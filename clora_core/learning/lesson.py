@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor
 from ..errors import BaseModelError
 from ..method.recipe import Recipe
 from ..method.step import Deltas, Step
-from ..model.attach import recording_inputs
 from ..model.base import Base, Conditioning
-from ..model.chunks import groups_of
 from ..model.concept import Concept, ConceptToken, words_in
 from ..pictures import Picture, Size
 from ..seeds import seeded
@@ -207,12 +204,9 @@ class Lesson:
     ) -> Step:
         base, device = self.base, self.base.device
         latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
-        with recording_inputs(base) if self.recipe.reads_inputs and deltas else nullcontext() as passes:
-            prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
-        groups = [group for _, group in groups_of(conditioning)] if passes else []
-        inputs = list(zip(groups, passes or [], strict=True))
+        prediction = base.predict(base.schedule.noised(latents, noise, timesteps), timesteps, conditioning)
         target = base.schedule.target(latents, noise, timesteps)
-        return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas, inputs)
+        return Step(number, latents, noise, timesteps, conditioning, prediction, target, deltas)
 
     def _bucket_at(self, number: int) -> tuple[int, int]:
         """The bucket of a batch, and the number of its earlier batches. Buckets have batches in proportion to their

@@ -1,5 +1,4 @@
-"""Captions that vary between draws: lines, shuffled tags and dropout, as in trainers for tagged pictures, and prompts
-with nothing but the word.
+"""Captions that vary between draws: lines, shuffled tags and dropout, as in trainers for tagged pictures.
 
 A draw depends on the recipe's seed, the number of the batch and the place in it, so a resumed learning draws the same.
 """
@@ -13,16 +12,10 @@ from ..method.recipe import Recipe
 from ..model.concept import Concept, mentions
 from ..seeds import seeded
 
-ALONE = ("{word}", "a photo of a {word}")  # for `Recipe.word_alone`, each as often as the other
-
 
 def varies(recipe: Recipe) -> bool:
     """Whether captions can vary between draws."""
-    return (
-        recipe.shuffle_tags
-        or recipe.caption_lines
-        or bool(recipe.tag_dropout or recipe.caption_dropout or recipe.word_alone)
-    )
+    return recipe.shuffle_tags or recipe.caption_lines or bool(recipe.tag_dropout or recipe.caption_dropout)
 
 
 def check_lines(concept: Concept, recipe: Recipe) -> None:
@@ -39,8 +32,7 @@ def check_lines(concept: Concept, recipe: Recipe) -> None:
 def possible_prompts(concept: Concept, recipe: Recipe) -> list[str]:
     """All prompts that a draw can give, unless tags are shuffled or dropped; the same one may come several times."""
     lines = [line for caption in concept.captions for line in concept.lines(caption)] if recipe.caption_lines else []
-    alone = [_alone(concept, place) for place in range(len(ALONE))] if recipe.word_alone else []
-    return [*concept.prompts(), *lines, *([concept.prompt] if recipe.caption_dropout else []), *alone]
+    return [*concept.prompts(), *lines, *([concept.prompt] if recipe.caption_dropout else [])]
 
 
 def varied_prompts(
@@ -59,8 +51,6 @@ def _varied(
 ) -> str:
     if _chance(recipe.caption_dropout, rng):
         return concept.prompt
-    if not (concept.captions and concept.captions[picture].strip()) and _chance(recipe.word_alone, rng):
-        return _alone(concept, int(torch.randint(len(ALONE), (), generator=rng)))
     if recipe.caption_lines and concept.captions and (lines := concept.lines(concept.captions[picture])):
         plain = lines[int(torch.randint(len(lines), (), generator=rng))]
     if not recipe.shuffle_tags and not recipe.tag_dropout:
@@ -71,10 +61,6 @@ def _varied(
     if recipe.shuffle_tags:
         others = [others[place] for place in torch.randperm(len(others), generator=rng).tolist()]
     return ", ".join([*first, *others])
-
-
-def _alone(concept: Concept, place: int) -> str:
-    return ALONE[place].replace("{word}", concept.word)
 
 
 def _chance(share: float, rng: torch.Generator) -> bool:

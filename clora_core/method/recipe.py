@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,6 @@ from .regularizers import (
     SelfRegularization,
     StyleDistillation,
     WeightDirection,
-    WordFocus,
 )
 
 Applied = Literal["everywhere", "word", "onwards"]
@@ -29,6 +28,9 @@ CHOICES = {
     **{"applied": Applied, "over": Over, "down": Down, "token": Token},
     **{"schedule": LearningRateSchedule, "precision": Precision},
 }
+
+
+RETIRED = ("word_alone", "word_focus")  # settings and regularizers that only recipes in older museums have
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ class Recipe:
     Of captions (`learning/variation.py`): caption_lines: every line is a caption, drawn at random; otherwise the lines
     are one caption. shuffle_tags: the parts between commas, but for the first keep_tokens, come in random order.
     tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
-    share of draws that use the concept's template instead. word_alone: the share of draws of a picture without a
-    caption whose prompt is the word alone or after an article ("a photo of a <word>"), so that the word means the same
-    at every place of a prompt.
+    share of draws that use the concept's template instead.
 
     stop_when_learned: `steps` is the most, and training ends when the concept is learned (`learning/stopping.py`).
     """
@@ -79,7 +79,7 @@ class Recipe:
     keep_tokens: int = 0
     tag_dropout: float = 0.0
     caption_dropout: float = 0.0
-    word_alone: float = 0.0
+    word_fit: float = 0.0
     min_snr_gamma: float = 0.0
     precision: Precision = "fp32"
     checkpointing: bool = False
@@ -93,11 +93,11 @@ class Recipe:
             _require(_is_whole(value := getattr(self, name)) and value >= 1, name, value, "a whole number from 1")
         for name in ("learning_rate", "token_learning_rate", "clip_norm"):
             _require(_is_number(value := getattr(self, name)) and 0 < value <= 1e30, name, value, "above 0, up to 1e30")
-        for name in ("weight_decay", "min_snr_gamma"):
+        for name in ("weight_decay", "min_snr_gamma", "word_fit"):
             _require(_is_number(value := getattr(self, name)) and 0 <= value < math.inf, name, value, "0 or more")
         for name in ("layer_wise", "flip", "caption_lines", "shuffle_tags", "checkpointing", "stop_when_learned"):
             _require(isinstance(value := getattr(self, name), bool), name, value, "true or false")
-        shares = {"warmup": "steps", "tag_dropout": "tags", "caption_dropout": "captions", "word_alone": "prompts"}
+        shares = {"warmup": "steps", "tag_dropout": "tags", "caption_dropout": "captions"}
         for name, whole in shares.items():
             share = _is_number(value := getattr(self, name)) and 0 <= value <= 1
             _require(share, name, value, f"a share of the {whole}, between 0 and 1")
@@ -114,6 +114,8 @@ class Recipe:
         _require(fits, "applied", self.applied, f"everywhere with {ungated}: gated deltas change no earlier prompt")
         fits = self.over != "shared" or (self.applied, self.down) == ("everywhere", "learned")
         _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
+        fits = not self.word_fit or (self.applied == "everywhere" and self.over != "shared")
+        _require(fits, "word_fit", self.word_fit, "0, unless the deltas are new ones and applied everywhere")
         _require(self.rank > 0 or self.token == "learned", "token", self.token, "learned with rank 0: nothing else is")
         fits = self.token == "learned" or not (self.shuffle_tags or self.tag_dropout)
         _require(fits, "token", self.token, "learned with shuffle_tags or tag_dropout: frozen encodes captions once")
@@ -130,26 +132,16 @@ class Recipe:
         """Whether what is learned does not depend on what was learned with this recipe before: it builds on no earlier
         delta, takes no direction from earlier concepts, and protects none of them."""
         apart = self.rank == 0 or self.applied != "everywhere" or self.over == "base"
-        guarded = any(regularizer.weight for regularizer in self.regularizers)
+        guarded = self.word_fit > 0 or any(regularizer.weight for regularizer in self.regularizers)
         return apart and self.over != "shared" and self.down in ("learned", "identity") and not guarded
-
-    @property
-    def reads_inputs(self) -> bool:
-        """Whether a regularizer needs to know what the projections read in every step."""
-        return any(regularizer.reads_inputs and regularizer.weight for regularizer in self.regularizers)
-
-    @property
-    def slower_word(self) -> float:
-        """What the automatic learning rate of the word is divided by."""
-        return math.prod(regularizer.slower_word for regularizer in self.regularizers)
 
     def to_json(self) -> dict[str, object]:
         """The recipe as plain numbers, strings and lists. What earlier versions did not have is left out if unused."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.token == "learned":
             del fields["token"]
-        if not self.word_alone:
-            del fields["word_alone"]
+        if not self.word_fit:
+            del fields["word_fit"]
         fields["regularizers"] = [{"name": r.name, **dataclasses.asdict(r)} for r in self.regularizers]
         return fields
 
@@ -157,21 +149,26 @@ class Recipe:
     def from_json(cls, fields: Mapping[str, object]) -> "Recipe":
         """The inverse of `to_json`. Raises RecipeError for anything that is not a recipe."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(fields) - names:
+        values = {name: value for name, value in fields.items() if name not in RETIRED}
+        if unknown := set(values) - names:
             raise RecipeError(f"A recipe has no '{min(unknown)}'. It has: {', '.join(sorted(names))}.")
-        values = dict(fields)
         try:
-            regularizers = values.pop("regularizers", [])
-            values["regularizers"] = tuple(_regularizer(entry) for entry in regularizers)  # type: ignore[attr-defined]
+            entries: Any = values.pop("regularizers", [])
+            regularizers = (_regularizer(entry) for entry in entries if _name_of(entry) not in RETIRED)
+            values["regularizers"] = tuple(regularizers)
             return cls(**values)  # type: ignore[arg-type]
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise RecipeError(f"This recipe cannot be read: {error}.") from error
 
 
-def _regularizer(entry: object) -> Regularizer:
+def _name_of(entry: object) -> object:
     named = isinstance(entry, dict) and "name" in entry
     _require(named, "a regularizer", entry, "an object with a name and settings")
-    values: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
+    return entry["name"]  # type: ignore[index]
+
+
+def _regularizer(entry: Mapping[str, Any]) -> Regularizer:
+    values = dict(entry)
     name = values.pop("name")
     for kind in REGULARIZERS:
         if kind.name == name:
@@ -200,12 +197,7 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 # The weights are the ones in the tables of docs/measurements.md.
 RECIPES: dict[str, Recipe] = {
-    "preservation": Recipe(
-        "preservation",
-        (ContextPreservation(), WordFocus()),
-        token_learning_rate=Numbers.token_learning_rate / WordFocus.slower_word,
-        word_alone=0.25,
-    ),
+    "preservation": Recipe("preservation", (ContextPreservation(0.5),), word_fit=10.0),
     "word-gated-onwards": Recipe("word-gated-onwards", applied="onwards"),
     "word-gated": Recipe("word-gated", applied="word"),
     "c-lora": Recipe("c-lora", (SelfRegularization(3.0),)),
@@ -240,17 +232,9 @@ GATED = "word-gated-onwards"  # the default where text and picture mix: see `fit
 
 
 def guarding(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with the weights of its regularizers multiplied by the factor."""
+    """The recipe with the weights of its regularizers and of its word fit multiplied by the factor."""
     regularizers = tuple(dataclasses.replace(r, weight=r.weight * factor) for r in recipe.regularizers)
-    return dataclasses.replace(recipe, regularizers=regularizers)
-
-
-def suited(recipe: Recipe, kinds: Collection[str]) -> Recipe:
-    """The recipe for concepts of these kinds: for styles alone, without what is for objects only."""
-    if set(kinds) != {"style"}:
-        return recipe
-    kept = tuple(regularizer for regularizer in recipe.regularizers if not regularizer.objects_only)
-    return dataclasses.replace(recipe, regularizers=kept, word_alone=0.0)
+    return dataclasses.replace(recipe, regularizers=regularizers, word_fit=recipe.word_fit * factor)
 
 
 def shared_by(recipe: Recipe, count: int) -> Recipe:

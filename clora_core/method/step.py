@@ -94,9 +94,8 @@ class Step:
     """One training step.
 
     number: of the batch, from 0. latents, noise, prediction, target: (b, c, h, w) or (b, c, 1, h, w) float32.
-    timesteps: (b,). deltas: the trained deltas of the new exhibit. inputs: what each projection read, (n, rows, width)
-    without gradient, for the n prompts of each length, if a regularizer `reads_inputs`. mask: how much each latent
-    pixel counts, as one channel of the latents, in [0, 1]; None: all equally.
+    timesteps: (b,). deltas: the trained deltas of the new exhibit. mask: how much each latent pixel counts, as one
+    channel of the latents, in [0, 1]; None: all equally.
     """
 
     number: int
@@ -107,7 +106,6 @@ class Step:
     prediction: Tensor
     target: Tensor
     deltas: Deltas
-    inputs: Sequence[tuple[Conditioning, Mapping[Projection, Tensor]]] = ()
     mask: Tensor | None = None
 
     def zero(self) -> Tensor:

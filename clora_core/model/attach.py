@@ -46,25 +46,6 @@ def attached(base: Frozen, deltas: Mapping[Projection, Matrix], gate: Gate | Non
         base.attachments.remove(attachment)
 
 
-@contextmanager
-def recording_inputs(base: Frozen) -> Iterator[list[dict[Projection, Tensor]]]:
-    """While entered, every pass of the model adds what each projection reads, (b, rows, width) without gradient."""
-    passes: list[dict[Projection, Tensor]] = []
-
-    def recording(projection: Projection):
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not passes or projection in passes[-1]:
-                passes.append({})
-            passes[-1][projection] = args[0].detach()
-
-        return hook
-
-    with ExitStack() as handles:
-        for projection, slot in base.slots.items():
-            handles.callback(slot.module.register_forward_hook(recording(projection)).remove)
-        yield passes
-
-
 @dataclass(frozen=True, eq=False)
 class Reading:
     """While entered, the projections read one batch of text states with the attached deltas. It can be entered again.

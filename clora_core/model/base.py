@@ -5,7 +5,7 @@ Everything else works with either.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -129,13 +129,12 @@ class Conditioning:
     real: Tensor | None = None
     extras: Sequence[Mapping[str, object]] = ()
 
-    def at_words(self, without: Collection[str] = ()) -> Tensor:
-        """Where the learned words are, but for those in `without`: (b, tokens) bool."""
+    def at_words(self) -> Tensor:
+        """Where the learned words are, (b, tokens) bool."""
         found = torch.zeros(self.states.shape[:2], dtype=torch.bool, device=self.states.device)
-        for word, mask in self.places.items():
-            if word not in without:
-                mask = mask[:, : found.shape[1]]
-                found[:, : mask.shape[1]] |= mask.to(found.device)
+        for mask in self.places.values():
+            mask = mask[:, : found.shape[1]]
+            found[:, : mask.shape[1]] |= mask.to(found.device)
         return found
 
     def to(self, device: torch.device) -> "Conditioning":

@@ -7,6 +7,7 @@ of the prompt alone (separate cross-attention), or a stream in which earlier blo
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from .base import Base, Conditioning
 from .concept import ConceptToken
 from .low_rank import Moment, Sketch
 from .projections import Projection, Slot
-from .text_states import Groups, preserved_states, second_moment
+from .text_states import Groups, preserved_states, second_moment, text_states
 
 HALVES = (torch.float16, torch.bfloat16)
 COLUMNS = 256  # of a sketch; at width 3072 a second moment takes 36 MiB, its sketch 3
@@ -38,12 +39,37 @@ def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequen
     """
     if base.family.reads == "states":
         return _of_states(base, preserved_states(base, old_prompts, old_tokens))
-    groups = [_of_inputs(base, base.family.captions, (), "everyday")]
+    groups = [_read(base, base.family.captions, (), "everyday")]
     if old_prompts:
-        groups.append(_of_inputs(base, old_prompts, old_tokens, "earlier"))
-    moments = {projection: _mean([moment[projection] for moment, _ in groups]) for projection in base.slots}
-    sizes = {projection: sum(size[projection] for _, size in groups) / len(groups) for projection in base.slots}
+        groups.append(_read(base, old_prompts, old_tokens, "earlier"))
+    moments = _of_readers(base, lambda reader: _mean([group.moment(reader) for group in groups]))
+    sizes = {place: sum(group.size(place) for group in groups) / len(groups) for place in base.slots}
     return moments, sizes
+
+
+@torch.no_grad()
+def word_moments(
+    base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]
+) -> tuple[Mapping[Projection, Moment], Mapping[Projection, Moment]]:
+    """projection → the second moment of what it reads at these words in prompts that contain them, and → elsewhere."""
+    if base.family.reads == "states":
+        states, at_words = text_states(base, prompts, tokens)
+        at, elsewhere = (second_moment([(1.0, rows)]) for rows in (states[at_words], states[~at_words]))
+        return dict.fromkeys(base.slots, at), dict.fromkeys(base.slots, elsewhere)
+    read = _read(base, prompts, tokens, "words")
+    at_words = _of_readers(base, lambda reader: read.inputs[reader][WORD].moment())
+    return at_words, _of_readers(base, lambda reader: read.moment(reader, without=WORD))
+
+
+def _of_readers(base: Base, moment: Callable[[str], Moment]) -> dict[Projection, Moment]:
+    """One and the same for all projections that read the same."""
+    found = {reader: moment(reader) for reader in {_reader(base, projection) for projection in base.slots}}
+    return {projection: found[_reader(base, projection)] for projection in base.slots}
+
+
+def _reader(base: Base, projection: Projection) -> str:
+    """What reads it: its attention, whose projections read the same rows; or "" if all projections do."""
+    return projection.path.rpartition(".")[0] if base.family.reads in ("stream", "shared") else ""
 
 
 def _of_states(base: Base, groups: Groups) -> Moments:
@@ -58,11 +84,32 @@ def _of_states(base: Base, groups: Groups) -> Moments:
     return dict.fromkeys(base.slots, second_moment(groups)), sizes
 
 
-def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> Moments:
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What projections read and gave, by the kind of row. All kinds have the same weight, or else those of padding
+    would outnumber the others.
+
+    inputs: reader → kind → their sum. outputs: projection → kind → the squares of each prompt. readers: see `_reader`.
+    """
+
+    inputs: Mapping[str, Mapping[int, "_Sum"]]
+    outputs: Mapping[Projection, Mapping[int, Sequence[float]]]
+    readers: Mapping[Projection, str]
+
+    def moment(self, reader: str, without: int | None = None) -> Moment:
+        """Of all kinds of rows but one."""
+        return _mean([total.moment() for kind, total in self.inputs[reader].items() if kind != without])
+
+    def size(self, projection: Projection) -> float:
+        rows = self.inputs[self.readers[projection]]
+        shares = [sum(parts) / rows[kind].rows for kind, parts in self.outputs[projection].items()]
+        return sum(shares) / len(shares)
+
+
+def _read(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> _Read:
     """Run the network on the prompts, without a picture, and record the projections' inputs and outputs.
 
-    A stream is read at three noise levels, one per prompt. All kinds of rows have the same weight, or else those of
-    padding would outnumber the others.
+    A stream is read at three noise levels, one per prompt.
     """
     stream, count = base.family.reads in ("stream", "shared"), len(base.schedule.levels)
     inputs: dict[str, dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
@@ -81,7 +128,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
 
         return hook
 
-    readers = {projection: projection.path.rpartition(".")[0] if stream else "" for projection in base.slots}
+    readers = {projection: _reader(base, projection) for projection in base.slots}
     first = {reader: projection for projection, reader in reversed(readers.items())}
     noise = torch.randn(1, *base.family.latent_shape(side, side), generator=seeded("moments"))
     with ExitStack() as handles:
@@ -95,13 +142,7 @@ def _of_inputs(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken
             times = torch.tensor([round(LEVELS[number % len(LEVELS)] * (count - 1))])
             noisy = base.schedule.noised(torch.zeros_like(noise), noise, times)
             base.predict(noisy.to(base.device), times.to(base.device), conditioning.to(base.device))
-    moments = {reader: _mean([total.moment() for total in sums.values()]) for reader, sums in inputs.items()}
-    rows = {reader: {kind: total.rows for kind, total in sums.items()} for reader, sums in inputs.items()}
-    sizes = {}
-    for projection, squares in outputs.items():
-        shares = [sum(parts) / rows[readers[projection]][kind] for kind, parts in squares.items()]
-        sizes[projection] = sum(shares) / len(shares)
-    return {projection: moments[reader] for projection, reader in readers.items()}, sizes
+    return _Read(inputs, outputs, readers)
 
 
 def _kinds(conditioning: Conditioning, *, stream: bool) -> Tensor:

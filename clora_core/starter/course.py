@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..learning.learn import learn
 from ..learning.loop import Progress
-from ..method.recipe import Recipe, recipe_named, shared_by, suited
+from ..method.recipe import Recipe, recipe_named, shared_by
 from ..model.base import Base
-from ..model.concept import Concept, Kind
+from ..model.concept import Concept
 from ..model.families.starter import STARTER
 from ..museum.museum import Museum
 from ..museum.overlap import size
@@ -90,14 +90,14 @@ class Course:
         return [size(exhibit) for exhibit in self.museum.exhibits]
 
 
-def starter_recipe(method: str, *, kind: Kind = "object", seed: int = 0, **numbers: object) -> Recipe:
-    """The recipe with the starter model's numbers, for concepts of this kind (docs/measurements.md)."""
-    recipe, own = suited(recipe_named(method), [kind]), STARTER.numbers
+def starter_recipe(method: str, *, seed: int = 0, **numbers: object) -> Recipe:
+    """The recipe with the starter model's numbers (docs/measurements.md)."""
+    recipe, own = recipe_named(method), STARTER.numbers
     usual = {
         "rank": min(recipe.rank, own.rank),
-        "steps": own.steps,
+        "steps": own.steps_of(word_fit=recipe.word_fit > 0),
         "learning_rate": RATES.get(method, own.learning_rate),
-        "token_learning_rate": own.token_learning_rate / recipe.slower_word,
+        "token_learning_rate": own.token_learning_rate,
     }
     usual |= {"batch_size": own.batch_size, "schedule": own.schedule, "seed": seed}
     return dataclasses.replace(recipe, **(usual | numbers))

@@ -59,7 +59,7 @@ def test_the_names_of_published_runs_still_mean_the_same_recipes():
     published = [json.loads(path.read_text()) for path in (RESULTS / "forgetting").glob("*.json")]
     assert {"c-lora", "c-lora*0.1", "ewc", "c-lora-rows"} <= {run["method"] for run in published}
     for run in published:
-        now, then = method_recipe(run["method"], track=run["track"], seed=run["seed"])[0].to_json(), run["recipe"]
+        now, then = method_recipe(run["method"], seed=run["seed"])[0].to_json(), run["recipe"]
         for name in ("regularizers", "rank", "learning_rate", "token_learning_rate"):
             if not (name == "rank" and is_joint(run["method"])):
                 same = now[name] == then[name] if name == "regularizers" else math.isclose(now[name], then[name])

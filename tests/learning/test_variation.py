@@ -9,7 +9,7 @@ import torch
 from clora_core.errors import ConceptError, RecipeError
 from clora_core.learning.key import learning_key
 from clora_core.learning.learn import learn
-from clora_core.learning.variation import possible_prompts, varied_prompts, varies
+from clora_core.learning.variation import varied_prompts, varies
 from clora_core.method.recipe import Recipe
 from clora_core.model.concept import Concept
 from clora_core.museum.museum import Museum
@@ -53,21 +53,6 @@ def test_caption_dropout_replaces_a_share_of_the_captions_by_the_template():
     found = Counter(draws(TAGS, caption_dropout=0.25))
     assert set(found) == {"a photo of <one>", TAGS.replace("{word}", "<one>")}
     assert 50 < found["a photo of <one>"] < 100
-
-
-def test_a_share_of_the_pictures_without_a_caption_get_the_word_alone_or_after_an_article():
-    recipe, plain, article = Recipe(word_alone=0.25), "a photo of <one>", "a photo of a <one>"
-    assert varies(recipe)
-    without = small_concept("<one>", count=1)
-    found = Counter(varied_prompts(without, recipe, number, [0], ["<one>"])[0] for number in range(300))
-    assert set(found) == {"<one>", plain, article} and 200 < found[plain] < 250
-    assert 20 < found["<one>"] < 55 and 20 < found[article] < 55
-    mixed = small_concept("<one>", count=2, captions=("", "{word} at sea"))
-    draws = [varied_prompts(mixed, recipe, number, [0, 1], ["<one>"]) for number in range(100)]
-    assert {first for first, _ in draws} == {"<one>", plain, article} and {second for _, second in draws} == {
-        "<one> at sea"
-    }
-    assert set(possible_prompts(mixed, recipe)) == {"<one>", plain, article, "<one> at sea"}
 
 
 def test_lines_are_joined_or_used_as_separate_captions():

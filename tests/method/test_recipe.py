@@ -46,7 +46,7 @@ BAD = {
     "keep_tokens": [-1, 1.0, True, "2"],
     "tag_dropout": [-0.1, 1.1, NAN, "half"],
     "caption_dropout": [-0.1, 1.1, NAN, True],
-    "word_alone": [-0.1, 1.1, NAN, True],
+    "word_fit": [-1.0, INF, NAN],
     "precision": ["float16", "", None],
     "checkpointing": ["yes", 0],
     "stop_when_learned": ["yes", 1, None],
@@ -256,3 +256,11 @@ def moved(trained: Trained) -> Trained:
         for projection, delta in trained.deltas.items()
     }
     return Trained(deltas, trained.vectors)
+
+
+def test_what_only_recipes_in_older_museums_have_is_passed_over():
+    recipe = recipe_named("preservation")
+    fields = recipe.to_json()
+    older = {"name": "word_focus", "weight": 5.0}
+    fields |= {"word_alone": 0.25, "regularizers": [*fields["regularizers"], older]}  # type: ignore[misc]
+    assert Recipe.from_json(fields) == recipe

@@ -8,7 +8,6 @@ from .row_overlap import RowOverlap
 from .self_regularization import SelfRegularization
 from .style_distillation import StyleDistillation
 from .weight_direction import WeightDirection
-from .word_focus import WordFocus
 
 REGULARIZERS: tuple[type[Regularizer], ...] = (
     SelfRegularization,
@@ -18,5 +17,4 @@ REGULARIZERS: tuple[type[Regularizer], ...] = (
     Distillation,
     StyleDistillation,
     WeightDirection,
-    WordFocus,
 )

@@ -22,8 +22,7 @@ class Regularizer:
     that are learned together. concepts_only: reads a `Setting` and a `Step`; without it, `AnySetting` and `AnyStep` are
     enough, so that it can protect classes of pictures too. passes: further forward passes that a step keeps for its
     backward pass. matrices: as large as a projection's weight, kept for each of them. reads_past: reads
-    `Past.total` in every step. reads_inputs: reads `Step.inputs`. slower_word: the automatic learning rate of the word
-    is divided by this. objects_only: not for styles.
+    `Past.total` in every step.
     """
 
     name: ClassVar[str]
@@ -33,9 +32,6 @@ class Regularizer:
     passes: ClassVar[int] = 0
     matrices: ClassVar[int] = 0
     reads_past: ClassVar[bool] = False
-    reads_inputs: ClassVar[bool] = False
-    slower_word: ClassVar[float] = 1.0
-    objects_only: ClassVar[bool] = False
 
     weight: float = 1.0
 

@@ -27,6 +27,7 @@ STARTER = Family(
     numbers=Numbers(
         rank=4,
         steps=600,
+        fitted_steps=300,
         learning_rate=6e-3,
         token_learning_rate=5e-2,
         batch_size=16,

@@ -1,0 +1,86 @@
+"""Word fit: deltas that were trained at their words only become ordinary ones, which act everywhere, in closed form.
+
+    Δ' = argmin E‖(Δ' - Δ) x‖² + w · (E‖Δ' y‖² + E‖Δ' z‖²) + ε‖Δ'‖² = Δ M (M + w · (C + N) + ε)⁻¹
+
+x: what a projection reads at the words, in everyday captions with a word put in at random places, and in the concepts'
+own captions; M is its second moment. y: the rest of these prompts, moment N. z: everyday captions and the prompts of
+earlier exhibits, moment C (`model/moments.py`). So the new deltas do at the words what the trained ones did, wherever
+the words are, and as little as possible elsewhere. With Δ = up·down only `down` changes, so the rank stays.
+
+While they are trained behind a gate, deltas cannot put a concept into the text after its word, where other prompts
+would lose it, and nothing has to hold them back. This is ours. Related: closed-form edits of weights with the second
+moments of what they should leave alone, as in UCE (arXiv:2308.14761) and MEMIT (arXiv:2210.07229).
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.base import Base
+from ..model.concept import Concept, ConceptToken
+from ..model.low_rank import LowRank, Moment
+from ..model.moments import word_moments
+from ..model.projections import Projection
+
+CONTEXTS = 160  # everyday captions with a word, for all concepts together
+RIDGE = 1e-4  # times the mean square of what is read: what no prompt shows stays as small as possible
+
+
+@torch.no_grad()
+def word_fitted(
+    base: Base,
+    deltas: Mapping[Projection, LowRank],
+    concepts: Sequence[Concept],
+    tokens: Sequence[ConceptToken],
+    preserved: Mapping[Projection, Moment],
+    weight: float,
+) -> dict[Projection, LowRank]:
+    """Δ' of the equation above, on the CPU, for deltas that were trained at these words. preserved: C."""
+    at_words, elsewhere = word_moments(base, prompts_with(concepts, base.family.captions), tokens)
+    fits: dict[int, Callable[[Tensor], Tensor]] = {}
+    fitted = {}
+    for place, delta in deltas.items():
+        moment = at_words[place]
+        if (fit := fits.get(id(moment))) is None:
+            fit = fits[id(moment)] = _fit(moment, (preserved[place], elsewhere[place]), weight)
+        fitted[place] = LowRank(delta.up.detach().cpu().clone(), fit(delta.down.detach().cpu().double()).float())
+    return fitted
+
+
+def prompts_with(concepts: Sequence[Concept], captions: Sequence[str]) -> list[str]:
+    """Prompts with the words of the concepts: the words alone, their own prompts, and everyday captions with one of
+    them put in at a random place, with or without an article."""
+    rng, count = random.Random("word fit"), CONTEXTS // len(concepts)
+    prompts: list[str] = []
+    for concept in concepts:
+        prompts += [concept.word, f"a {concept.word}", concept.prompt, *dict.fromkeys(concept.prompts())]
+        for number in range(count):
+            parts = captions[number * len(captions) // count].split()
+            place = rng.randrange(len(parts) + 1)
+            prompts.append(" ".join([*parts[:place], concept.word, *parts[place:]]))
+    return list(dict.fromkeys(prompts))
+
+
+def _fit(at_words: Moment, others: Sequence[Moment], weight: float) -> Callable[[Tensor], Tensor]:
+    """`down` → the fitted one, for all projections that read the same. Computed in float64, on the CPU."""
+    if isinstance(at_words, Tensor):
+        moments = [moment.cpu().double() for moment in (at_words, *others)]
+        change = _solved(moments[0] + weight * sum(moments[1:]), moments[0], len(moments[0]))
+        return lambda down: down @ change.T
+    parts = [moment.columns.cpu().double() for moment in (at_words, *others)]
+    columns = torch.cat([parts[0], *(weight**0.5 * part for part in parts[1:])], dim=1)
+
+    def fit(down: Tensor) -> Tensor:
+        wanted = F.pad(parts[0].T @ down.T, (0, 0, 0, columns.shape[1] - parts[0].shape[1]))
+        return (columns @ _solved(columns.T @ columns, wanted, len(columns))).T
+
+    return fit
+
+
+def _solved(matrix: Tensor, right: Tensor, width: int) -> Tensor:
+    """(matrix + ε)⁻¹ right. width: of what is read, also if the matrix is that of products between columns."""
+    ridge = RIDGE * matrix.trace() / width * torch.eye(len(matrix), dtype=matrix.dtype)
+    return torch.linalg.solve(matrix + ridge, right)
