@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ..model.base import Base
 from ..model.concept import Concept, ConceptToken
-from ..model.low_rank import LowRank, Moment
+from ..model.low_rank import LowRank, Moment, Sketch
 from ..model.moments import word_moments
 from ..model.projections import Projection
 
-CONTEXTS = 160  # everyday captions with a word, for all concepts together
+CONTEXTS = 160  # at most: everyday captions with a word, and own captions, for all concepts together
 RIDGE = 1e-4  # times the mean square of what is read: what no prompt shows stays as small as possible
 
 
@@ -51,26 +51,33 @@ def word_fitted(
 
 
 def prompts_with(concepts: Sequence[Concept], captions: Sequence[str]) -> list[str]:
-    """Prompts with the words of the concepts: the words alone, their own prompts, and everyday captions with one of
-    them put in at a random place, with or without an article."""
-    rng, count = random.Random("word fit"), CONTEXTS // len(concepts)
+    """Prompts with the words of the concepts, as many of each: the word alone and after an article, its own captions,
+    and everyday captions with the word put in at a random place."""
+    rng, count = random.Random("word fit"), max(1, CONTEXTS // len(concepts))
     prompts: list[str] = []
     for concept in concepts:
-        prompts += [concept.word, f"a {concept.word}", concept.prompt, *dict.fromkeys(concept.prompts())]
-        for number in range(count):
-            parts = captions[number * len(captions) // count].split()
+        word = concept.word
+        prompts += [word, f"a {word}", concept.prompt, *_spread(list(dict.fromkeys(concept.prompts())), count)]
+        for caption in _spread(captions, count):
+            parts = caption.split()
             place = rng.randrange(len(parts) + 1)
-            prompts.append(" ".join([*parts[:place], concept.word, *parts[place:]]))
+            prompts.append(" ".join([*parts[:place], word, *parts[place:]]))
     return list(dict.fromkeys(prompts))
+
+
+def _spread(texts: Sequence[str], most: int) -> list[str]:
+    """At most so many of them, evenly spread."""
+    count = min(most, len(texts))
+    return [texts[number * len(texts) // count] for number in range(count)]
 
 
 def _fit(at_words: Moment, others: Sequence[Moment], weight: float) -> Callable[[Tensor], Tensor]:
     """`down` → the fitted one, for all projections that read the same. Computed in float64, on the CPU."""
-    if isinstance(at_words, Tensor):
-        moments = [moment.cpu().double() for moment in (at_words, *others)]
+    moments = [moment.cpu().double() for moment in (at_words, *others) if isinstance(moment, Tensor)]
+    if moments:
         change = _solved(moments[0] + weight * sum(moments[1:]), moments[0], len(moments[0]))
         return lambda down: down @ change.T
-    parts = [moment.columns.cpu().double() for moment in (at_words, *others)]
+    parts = [moment.columns.cpu().double() for moment in (at_words, *others) if isinstance(moment, Sketch)]
     columns = torch.cat([parts[0], *(weight**0.5 * part for part in parts[1:])], dim=1)
 
     def fit(down: Tensor) -> Tensor:
