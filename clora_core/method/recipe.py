@@ -197,7 +197,7 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
 
 # The weights are the ones in the tables of docs/measurements.md.
 RECIPES: dict[str, Recipe] = {
-    "preservation": Recipe("preservation", (ContextPreservation(0.5),), word_fit=10.0),
+    "preservation": Recipe("preservation", (ContextPreservation(1.5),), word_fit=3.0),
     "word-gated-onwards": Recipe("word-gated-onwards", applied="onwards"),
     "word-gated": Recipe("word-gated", applied="word"),
     "c-lora": Recipe("c-lora", (SelfRegularization(3.0),)),

@@ -83,7 +83,9 @@ def test_every_prompt_has_its_word_and_each_concept_as_many():
     prompts = prompts_with(concepts, ("a cat", "a dog on the grass"))
     found = [[prompt for prompt in prompts if mentions(prompt, concept.word)] for concept in concepts]
     assert sorted([*found[0], *found[1]]) == sorted(prompts) and "<two> in a boat" in found[1]
-    assert {"<one>", "a <one>", "a photo of <one>", "a <one> cat", "a cat <one>"} <= set(found[0])
+    assert {"<one>", "a <one>", "a photo of <one>"} <= set(found[0])
+    put_in = {prompt.replace(" <one>", "").replace("<one> ", "") for prompt in found[0] if "a <one>" != prompt}
+    assert {"a cat", "a dog on the grass"} <= put_in
     assert prompts == prompts_with(concepts, ("a cat", "a dog on the grass"))
 
 
