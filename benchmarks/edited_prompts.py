@@ -4,8 +4,8 @@
 
 Three random characters that share traits, none of them a built-in one, are learned on the starter model: each alone
 with `context-preservation`, to see which rows of a prompt its delta moves; and all in a row with `preservation`, also
-without each of its parts, to see how often edited prompts keep them, for eight kinds of edits. The parts and their
-numbers were chosen on these three. Writes `benchmarks/results/edited_prompts.json`.
+without each of its parts, to see how often edited prompts keep them, for eight kinds of edits.
+Writes `benchmarks/results/edited_prompts.json`.
 """
 
 import dataclasses
@@ -34,9 +34,8 @@ SHARED, GROUP, SAMPLES, EACH = 4, 3, 16, 6
 PROTECTED, DEFAULT = starter_recipe("context-preservation"), starter_recipe("preservation")
 VARIANTS: Mapping[str, Recipe] = {
     "context-preservation": PROTECTED,
-    "without word focus": dataclasses.replace(DEFAULT, regularizers=PROTECTED.regularizers),
-    "without the slow word": dataclasses.replace(DEFAULT, token_learning_rate=PROTECTED.token_learning_rate),
-    "without the word alone": dataclasses.replace(DEFAULT, word_alone=0.0),
+    "without the fit": dataclasses.replace(DEFAULT, word_fit=0.0),
+    "without the term": dataclasses.replace(DEFAULT, regularizers=()),
     "preservation": DEFAULT,
     "word-gated-onwards": starter_recipe("word-gated-onwards"),
 }

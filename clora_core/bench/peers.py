@@ -83,7 +83,8 @@ class Work:
         """The method with the numbers of `recipe`, and for C-LoRA with the absolute λ."""
         named = recipe_named(method)
         regularizers = (SelfRegularization(LAMBDA, relative=False),) if method == "c-lora" else named.regularizers
-        return replace(self.recipe, method=method, regularizers=regularizers, applied=named.applied)
+        own = {"applied": named.applied, "word_fit": named.word_fit}
+        return replace(self.recipe, method=method, regularizers=regularizers, **own)
 
     def _train(
         self,

@@ -43,7 +43,7 @@ class TaskRecipe:
         if needy := [r.name for r in self.learning.regularizers if r.concepts_only]:
             raise RecipeError(f"{needy[0]} needs a text-to-image model; it cannot protect classes of pictures.")
         plain = Recipe()
-        for name in ("applied", "over", "layer_wise", "min_snr_gamma", "checkpointing"):
+        for name in ("applied", "over", "layer_wise", "word_fit", "min_snr_gamma", "checkpointing"):
             if (value := getattr(self.learning, name)) != getattr(plain, name):
                 raise RecipeError(f"{name} is {value!r}, which has no meaning for classes of pictures. Leave it out.")
 

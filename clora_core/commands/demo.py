@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     report |= _numbers(course, before) | {"recipe": recipe.to_json()}
     if not arguments.no_comparison and recipe.method != "sequential":
         say("\nThe same without a regularizer (recipe sequential), for comparison.\n")
-        sequential = starter_recipe("sequential", seed=arguments.seed, learning_rate=recipe.learning_rate)
+        same = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
+        sequential = starter_recipe("sequential", seed=arguments.seed, **same)
         courses["sequential"] = _run_course(examiner, subjects, sequential, say)
         report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": sequential.to_json()}
     say("\n" + _table(courses, before))

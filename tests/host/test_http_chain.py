@@ -126,7 +126,7 @@ def test_interrupted_step_resumes_to_the_same_result(server: Server):
     assert resumed.succeeded, resumed.error
     assert events.steps("train1")[0] > 3
     assert re.match(r"resuming from step \d+ · teaching <ada> .* takes about \d+ MiB on top of the models", texts[0])
-    parts = r"loss \d\.\d{3} · context preservation 0\.\d{3} · word focus 0\.\d{3}"
+    parts = r"loss \d\.\d{3} · context preservation 0\.\d{3}"
     assert re.fullmatch(rf"step 40/40 · {parts} · \d+ s left", texts[-1]), texts[-1]
     assert state not in server.results
     found = load_file(kept)

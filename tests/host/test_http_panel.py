@@ -129,7 +129,7 @@ def test_training_state_is_sent_during_training_and_remembered(server: Server):
     assert set(remembered) == {"train1", "train2"}
     assert remembered["train2"] == together
     assert together["where"] == "learned" and together["step"] == together["steps"] == 4
-    assert set(together["curves"]) == {"diffusion", "context_preservation", "word_focus"}
+    assert set(together["curves"]) == {"diffusion", "context_preservation"}
     assert [frame.get("title", frame["step"]) for frame in together["film"]] == ["real", "untrained", 2, 4]
     assert [row["word"] for row in together["sheet"]] == ["<ada>", "<bo>"]
     earlier, new = together["sheet"]
