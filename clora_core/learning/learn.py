@@ -212,7 +212,7 @@ class Learning:
                 new = [attachments.enter_context(attached(base, trained.deltas, gate)) for gate in gates]
                 setting = self._setting(lessons, trained, past, new)
                 with setting.as_before():
-                    if recipe.word_fit:
+                    if recipe.word_fit and recipe.rank:
                         _ = self.moments  # before the training: what cannot be measured fails early
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
 
@@ -299,7 +299,7 @@ class Learning:
     ) -> tuple[Exhibit, ...]:
         """While the trained deltas are attached."""
         deltas = trained.increments()
-        if recipe.word_fit:
+        if recipe.word_fit and deltas:
             tokens, (moments, _) = [trained.token(word) for word in self.words], self.moments
             deltas = word_fitted(self.base, deltas, self.concepts, tokens, moments, recipe.word_fit)
         *others, last = self.concepts

@@ -36,6 +36,7 @@ def learned_by(base: Base, method: str) -> tuple[Museum, list[float]]:
         over=named.over,
         down=named.down,
         layer_wise=named.layer_wise,
+        word_fit=named.word_fit,
         rank=rank,
     )
     museum, losses = Museum(base.fingerprint), []

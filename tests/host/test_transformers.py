@@ -73,8 +73,9 @@ def pictured(base: HostBase) -> Concept:
 
 def recipe(**numbers: object) -> Recipe:
     quick = {"rank": 2, "steps": 6, "batch_size": 2, "learning_rate": 2e-2, "token_learning_rate": 2e-2}
-    regularizers = (ContextPreservation(1.0),) if numbers.get("applied", "everywhere") == "everywhere" else ()
-    return Recipe("preservation", regularizers, **{**quick, **numbers})
+    ordinary = numbers.get("applied", "everywhere") == "everywhere"
+    own = {"regularizers": (ContextPreservation(1.0),), "word_fit": 1.0} if ordinary else {}
+    return Recipe("preservation", **{**own, **quick, **numbers})
 
 
 def weights(models: Models) -> dict[str, Tensor]:
