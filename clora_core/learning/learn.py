@@ -33,7 +33,7 @@ from .processes import ALONE, Processes
 from .start import Trained, is_known, start
 from .state import LearningState
 from .stopping import Stopping
-from .word_fit import word_fitted
+from .word_fit import prompts_with, word_fitted
 
 
 def learn(
@@ -301,7 +301,8 @@ class Learning:
         deltas = trained.increments()
         if recipe.word_fit and deltas:
             tokens, (moments, _) = [trained.token(word) for word in self.words], self.moments
-            deltas = word_fitted(self.base, deltas, self.concepts, tokens, moments, recipe.word_fit)
+            prompts = prompts_with(self.concepts, recipe, self.base.family.captions, self.museum.words)
+            deltas = word_fitted(self.base, deltas, prompts, tokens, moments, recipe.word_fit)
         *others, last = self.concepts
         described = [self._exhibit(concept, {}, trained, loss, recipe, more) for concept in others]
         return (*described, self._exhibit(last, deltas, trained, loss, recipe, more))

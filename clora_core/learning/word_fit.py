@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..method.recipe import Recipe
 from ..model.base import Base
-from ..model.concept import Concept, ConceptToken
+from ..model.concept import Concept, ConceptToken, words_in
 from ..model.low_rank import LowRank, Moment, Sketch
 from ..model.moments import word_moments
 from ..model.projections import Projection
+from .variation import possible_prompts
 
-CONTEXTS = 160  # at most: everyday captions with a word, and own captions, for all concepts together
+CONTEXTS = 160  # everyday captions with a word, and as many own captions at most, for all concepts together
 RIDGE = 1e-4  # times the mean square of what is read: what no prompt shows stays as small as possible
 
 
@@ -33,31 +35,37 @@ RIDGE = 1e-4  # times the mean square of what is read: what no prompt shows stay
 def word_fitted(
     base: Base,
     deltas: Mapping[Projection, LowRank],
-    concepts: Sequence[Concept],
+    prompts: Sequence[str],
     tokens: Sequence[ConceptToken],
     preserved: Mapping[Projection, Moment],
     weight: float,
 ) -> dict[Projection, LowRank]:
-    """Δ' of the equation above, on the CPU, for deltas that were trained at these words. preserved: C."""
-    at_words, elsewhere = word_moments(base, prompts_with(concepts, base.family.captions), tokens)
+    """Δ' of the equation above for deltas that were trained at these words, all on the CPU.
+
+    prompts: with the words (`prompts_with`). preserved: C.
+    """
+    at_words, elsewhere = word_moments(base, prompts, tokens)
     fits: dict[int, Callable[[Tensor], Tensor]] = {}
     fitted = {}
     for place, delta in deltas.items():
         moment = at_words[place]
         if (fit := fits.get(id(moment))) is None:
             fit = fits[id(moment)] = _fit(moment, (preserved[place], elsewhere[place]), weight)
-        fitted[place] = LowRank(delta.up.detach().cpu().clone(), fit(delta.down.detach().cpu().double()).float())
+        fitted[place] = LowRank(delta.up, fit(delta.down.double()).float())
     return fitted
 
 
-def prompts_with(concepts: Sequence[Concept], captions: Sequence[str]) -> list[str]:
+def prompts_with(
+    concepts: Sequence[Concept], recipe: Recipe, captions: Sequence[str], known: Sequence[str] = ()
+) -> list[str]:
     """Prompts with the words of the concepts, as many of each: the word alone and after an article, its own captions,
-    and everyday captions with the word put in at a random place."""
+    and everyday captions with the word put in at a random place. known: earlier words, which no prompt may contain."""
     rng, count = random.Random("word fit"), max(1, CONTEXTS // len(concepts))
     prompts: list[str] = []
     for concept in concepts:
         word = concept.word
-        prompts += [word, f"a {word}", concept.prompt, *_spread(list(dict.fromkeys(concept.prompts())), count)]
+        own = dict.fromkeys(text for text in possible_prompts(concept, recipe) if not (known and words_in(text, known)))
+        prompts += [word, f"a {word}", *_spread(list(own), count)]
         for caption in _spread(captions, count):
             parts = caption.split()
             place = rng.randrange(len(parts) + 1)

@@ -41,5 +41,5 @@ class Draft:
         return Draft(recipe, self.chosen | given.keys() & frozenset(AUTOMATIC), self.open)
 
     def guarding(self, factor: float) -> "Draft":
-        """With the weights of the regularizers multiplied by the factor."""
+        """With the weights of all protection multiplied by the factor: see `recipe.guarding`."""
         return Draft(guarding(self.recipe, factor), self.chosen, self.open)

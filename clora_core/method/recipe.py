@@ -53,6 +53,9 @@ class Recipe:
     tag_dropout: the share of these parts that is left out, never one with a word that is learned. caption_dropout: the
     share of draws that use the concept's template instead.
 
+    word_fit: above 0, the deltas are trained at the new words only, and then fitted to act everywhere; the weight of
+    what they should not change (`learning/word_fit.py`).
+
     stop_when_learned: `steps` is the most, and training ends when the concept is learned (`learning/stopping.py`).
     """
 
@@ -114,8 +117,9 @@ class Recipe:
         _require(fits, "applied", self.applied, f"everywhere with {ungated}: gated deltas change no earlier prompt")
         fits = self.over != "shared" or (self.applied, self.down) == ("everywhere", "learned")
         _require(fits, "over", self.over, "museum or base, unless `down` is learned and applied everywhere")
-        fits = not self.word_fit or (self.applied == "everywhere" and self.over != "shared")
-        _require(fits, "word_fit", self.word_fit, "0, unless the deltas are new ones and applied everywhere")
+        fits = not self.word_fit or (self.applied == "everywhere" and self.over != "shared" and not self.layer_wise)
+        rule = "0, unless the deltas are new ones, applied everywhere, of a word with one set of vectors"
+        _require(fits, "word_fit", self.word_fit, rule)
         _require(self.rank > 0 or self.token == "learned", "token", self.token, "learned with rank 0: nothing else is")
         fits = self.token == "learned" or not (self.shuffle_tags or self.tag_dropout)
         _require(fits, "token", self.token, "learned with shuffle_tags or tag_dropout: frozen encodes captions once")

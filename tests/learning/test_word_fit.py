@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_it_is_the_least_squares_answer_to_what_was_trained_at_the_word(base: Ba
     assert gated.gate and fitted.gate is None
     assert all(torch.equal(fitted.token.vectors[name], gated.token.vectors[name]) for name in gated.token.vectors)
 
-    at_word, rest = rows_of(base, prompts_with([concept], base.family.captions), [fitted.token])
+    at_word, rest = rows_of(base, prompts_with([concept], FITTED, base.family.captions), [fitted.token])
     _, everyday = rows_of(base, base.family.captions, ())
     earlier = rows_of(base, museum.prompts, museum.tokens)
     shares = [(0.5, everyday), (0.25, earlier[0]), (0.25, earlier[1]), (1.0, rest)]
@@ -80,13 +81,19 @@ def test_exact_sketches_give_what_whole_moments_give():
 
 def test_every_prompt_has_its_word_and_each_concept_as_many():
     concepts = [small_concept("<one>"), small_concept("<two>", captions=("<two> in a boat",) * 4)]
-    prompts = prompts_with(concepts, ("a cat", "a dog on the grass"))
+    prompts = prompts_with(concepts, FITTED, ("a cat", "a dog on the grass"))
     found = [[prompt for prompt in prompts if mentions(prompt, concept.word)] for concept in concepts]
     assert sorted([*found[0], *found[1]]) == sorted(prompts) and "<two> in a boat" in found[1]
     assert {"<one>", "a <one>", "a photo of <one>"} <= set(found[0])
     put_in = {prompt.replace(" <one>", "").replace("<one> ", "") for prompt in found[0] if "a <one>" != prompt}
     assert {"a cat", "a dog on the grass"} <= put_in
-    assert prompts == prompts_with(concepts, ("a cat", "a dog on the grass"))
+    assert prompts == prompts_with(concepts, FITTED, ("a cat", "a dog on the grass"))
+
+
+def test_captions_with_an_earlier_word_are_left_out_and_lines_are_apart():
+    concept = small_concept("<new>", captions=("<new> in a boat\na red <new>", "<new> beside <old>", "<new>", ""))
+    prompts = prompts_with([concept], replace(FITTED, caption_lines=True), ("a cat",), ["<old>"])
+    assert {"<new> in a boat", "a red <new>"} <= set(prompts) and not any("<old>" in prompt for prompt in prompts)
 
 
 def test_concepts_that_are_learned_together_act_at_each_word(base: Base, museum: Museum):
@@ -117,8 +124,10 @@ def test_weight_0_trains_ordinary_deltas(base: Base, museum: Museum):
     assert same_bits(taught(base, museum, concept, guarding(FITTED, 0)), taught(base, museum, concept, short()))
 
 
-@pytest.mark.parametrize("change", [{"applied": "word"}, {"applied": "onwards"}, {"over": "shared"}])
-def test_it_is_for_new_deltas_that_act_everywhere(change: dict[str, str]):
+@pytest.mark.parametrize(
+    "change", [{"applied": "word"}, {"applied": "onwards"}, {"over": "shared"}, {"layer_wise": True}]
+)
+def test_it_is_for_new_deltas_that_act_everywhere(change: dict[str, Any]):
     with pytest.raises(RecipeError, match="word_fit"):
         Recipe(word_fit=1.0, **change)
 
