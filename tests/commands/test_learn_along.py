@@ -33,7 +33,7 @@ def test_more_steps_continue_and_replace_the_last_word(tmp_path, images, capsys)
 def test_automatic_numbers_fit_the_model_and_are_reported(tmp_path, images, capsys):
     assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
     assert re.search(
-        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.005\.",
+        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
         capsys.readouterr().out,
     )
     (exhibit,) = load_museum(tmp_path / "m.safetensors").exhibits

@@ -266,7 +266,7 @@ def test_shared_keys_and_values_accept_gated_recipes_only():
 def test_layer_wise_words_are_refused():
     base = HostBase(*small_transformer("flux"))
     with ordinary(), pytest.raises(RecipeError, match=r"needs a UNet, not FLUX\.1"):
-        learn(base, Museum(base.fingerprint), [pictured(base)], recipe(layer_wise=True))
+        learn(base, Museum(base.fingerprint), [pictured(base)], recipe(layer_wise=True, word_fit=0.0))
 
 
 def test_picture_conditioned_model_is_refused(monkeypatch: pytest.MonkeyPatch):
