@@ -24,8 +24,8 @@ from clora_core.starter.tokenizer import build_tokenizer
 
 VARIANTS = 3  # of each picture: itself, and others that are smaller and shifted
 DECODER_STEPS, DECODER_BATCH, DECODER_RATE = 300, 16, 1e-3
-STEPS, BATCH, RATE = 2400, 32, 1e-3
-WIDE_STEPS = 900  # on all known things; after that, only on the familiar ones
+STEPS, BATCH, RATE = 7000, 32, 1e-3
+WIDE_STEPS = 3500  # on all known things; after that, only on the familiar ones
 
 
 def open_emoji_base(world: World, work: Path) -> DiffusersBase:

@@ -4,16 +4,16 @@
     python -m benchmarks.emoji_world --work DIR
 
 Downloads and draws the pictures (`emoji_data.py`), trains a base of the starter's kind (`emoji_base.py`) and judges
-(`emoji_judges.py`), and then learns four things that the base has never seen, or the styles of three designers whom it
+(`emoji_judges.py`), and then learns ten things that the base has never seen, or the styles of five designers whom it
 has never seen, with several recipes. All of them have the starter's numbers; nothing is tuned on this world. Takes some
 hours on one CPU core. After a stop, the same command resumes, and finished runs are not repeated. Writes the runs to
 `benchmarks/results/emoji/`, `base.json` and the table `emoji.md` too; contact sheets stay in the folder DIR.
 """
 
 import argparse
+import itertools
 import random
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from benchmarks.emoji_judges import ASKED, EmojiJudge, fit_designer_judge, open_
 from clora_core.bench.forgetting import in_order
 from clora_core.bench.forgetting_table import table_of
 from clora_core.bench.methods import method_recipe
-from clora_core.bench.runs import read_json, write_json
+from clora_core.bench.runs import Run, read_json, write_json
 from clora_core.commands.progress import watched_bar
 from clora_core.measure import final_alignment, forgetting, initial_alignment
 from clora_core.model.concept import Concept
@@ -54,25 +54,16 @@ from clora_core.starter.exam import STYLE_GUIDANCE, Evaluation, Wording, sampled
 from clora_core.starter.style_judge import StyleJudge
 
 RESULTS = Path(__file__).parent / "results/emoji"
-THINGS, CANDIDATES, ORDERS = 4, 10, 2  # learned things, told apart among so many
-SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 16, 1, 48, 6, 144
-LEARNED_STYLES = ("openmoji", "noto-v1", "fluent-emoji-high-contrast")  # that the judge is right about, 0.79 and more
-COURSES = (  # (track, method, seed), in this order
-    ("things", "context-preservation", 0),
-    ("things", "c-lora", 0),
-    ("things", "word-gated-onwards", 0),
-    ("styles", "preservation", 0),
-    ("styles", "preservation+first", 0),
-    ("things", "sequential", 0),
-    ("things", "preservation", 0),
-    ("styles", "word-gated-onwards", 0),
-    ("styles", "c-lora", 0),
-    ("styles", "museum-maker", 0),
-    ("things", "museum-maker", 0),
-    ("things", "preservation", 1),
-    ("things", "c-lora", 1),
-    ("styles", "preservation", 1),
-)
+CANDIDATES, ORDERS = 10, 2  # the learned things, which are told apart among each other
+SAMPLES, SAMPLES_BETWEEN, PLAIN, EDITS, BASE_SAMPLES = 16, 1, 96, 6, 144
+METHODS = {
+    "things": ("preservation", "word-gated-onwards", "c-lora", "sequential", "separate", "museum-maker"),
+    "styles": tuple(
+        f"{name}{order}"
+        for name in ("preservation", "word-gated-onwards", "c-lora", "sequential", "museum-maker")
+        for order in ("", "+first")
+    ),
+}
 TITLES = {
     "learned": "recognised when learned",
     "kept": "recognised at the end",
@@ -92,7 +83,9 @@ TITLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads, weights and contact sheets")
-    parser.add_argument("--courses", type=int, default=len(COURSES), help=f"how many of the {len(COURSES)} to run")
+    parser.add_argument("--tracks", nargs="+", choices=METHODS, default=list(METHODS), help="what is learned (both)")
+    parser.add_argument("--methods", nargs="+", help="recipes (those of METHODS)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
     arguments = parser.parse_args()
     for folder in (RESULTS, arguments.work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +96,12 @@ def main() -> None:
     if not (RESULTS / "base.json").exists():
         write_json(RESULTS / "base.json", base_quality(examiner, arguments.work))
     before = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
-    for track, method, seed in COURSES[: arguments.courses]:
-        path = RESULTS / f"{track}-{method}-seed{seed}.json"
-        if not path.exists():
-            write_json(path, course_of(examiner, track, method, seed, before, arguments.work / f"{path.stem}.png"))
-        (RESULTS / "emoji.md").write_text(tables(), encoding="utf-8")
+    for seed, track in itertools.product(arguments.seeds, arguments.tracks):
+        for method in arguments.methods or METHODS[track]:
+            path = RESULTS / f"{track}-{method}-seed{seed}.json"
+            if not path.exists():
+                write_json(path, course_of(examiner, track, method, seed, before, arguments.work / f"{path.stem}.png"))
+            (RESULTS / "emoji.md").write_text(tables(), encoding="utf-8")
     print(tables())
 
 
@@ -249,7 +243,7 @@ def course_of(
     examiner: EmojiExaminer, track: str, method: str, seed: int, before: tuple[float, Tensor], sheet: Path
 ) -> dict[str, Any]:
     """Take one course, draw its contact sheet, and return what was measured. before: the base's plain prompts."""
-    names = [*map(slug, examiner.world.new[:THINGS])] if track == "things" else LEARNED_STYLES
+    names = [*map(slug, examiner.candidates)] if track == "things" else STYLES
     subjects = in_order(names, seed % ORDERS)
     recipe, wording = method_recipe(method, seed=seed)
     course = take_course(
@@ -298,11 +292,9 @@ def course_of(
 
 def tables() -> str:
     """Markdown: a table for each track, of the runs that are finished."""
-    runs = defaultdict(list)
-    for track, method, seed in COURSES:
-        path = RESULTS / f"{track}-{method}-seed{seed}.json"
-        if path.exists():
-            runs[track].append(read_json(path))
+    runs: dict[str, list[Run]] = {}
+    for path in sorted(RESULTS.glob("*-seed*.json")):
+        runs.setdefault((run := read_json(path))["track"], []).append(run)
     shown = {"things": "recognised at the end among all 60", "styles": "things shown"}
     parts = [
         f"## {track.capitalize()}\n\n{table_of(own, TITLES | {'shown': shown[track]})}\n" for track, own in runs.items()

@@ -2,12 +2,16 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import MuseumError, RecipeError
+from ..learning.loop import Progress
 from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.file import check_names, read_header, save_museum
@@ -60,17 +64,27 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     before, _ = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
-    course = _run_course(examiner, subjects, recipe, say)
-    courses = {recipe.method: course}
-    museum = save_museum(course.museum, target, overwrite=True)
-    report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
-    report |= _numbers(course, before) | {"recipe": recipe.to_json()}
+    compared = None
     if not arguments.no_comparison and recipe.method != "sequential":
-        say("\nThe same without a regularizer (recipe sequential), for comparison.\n")
         same = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
-        sequential = starter_recipe("sequential", seed=arguments.seed, **same)
-        courses["sequential"] = _run_course(examiner, subjects, sequential, say)
-        report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": sequential.to_json()}
+        compared = starter_recipe("sequential", seed=arguments.seed, **same)
+        say("At the same time, the same without a regularizer (recipe sequential), for comparison.\n")
+    with _beside(compared, subjects) as comparison:
+        course = take_course(
+            examiner,
+            subjects,
+            recipe,
+            watched=watched_bar,
+            evaluated=lambda evaluations: say(f"  recognised: {_shares(subjects, evaluations)}"),
+        )
+        museum = save_museum(course.museum, target, overwrite=True)
+        report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
+        report |= _numbers(course, before) | {"recipe": recipe.to_json()}
+        courses = {recipe.method: course}
+        if compared and comparison:
+            courses["sequential"] = comparison.result()
+            report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": compared.to_json()}
+            say(f"\nWithout a regularizer, at the end: {_shares(subjects, courses['sequential'].evaluations[-1])}")
     say("\n" + _table(courses, before))
     files = [museum, out / "demo.png"]
     _sheet(courses, subjects).save(files[-1])
@@ -89,14 +103,36 @@ def _check_own(museum: Path) -> None:
         raise MuseumError(f"{museum} holds {min(others)}, which is not the demo's. Choose another --out, or --replace.")
 
 
-def _run_course(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, say: Say) -> Course:
-    def evaluated(evaluations: Sequence[Evaluation]) -> None:
-        shares = [
-            f"<{name}> {evaluation.alignment:.0%}" for name, evaluation in zip(subjects, evaluations, strict=False)
-        ]
-        say("  recognised: " + "  ".join(shares))
+@contextmanager
+def _beside(recipe: Recipe | None, subjects: Sequence[str]) -> Iterator[Future[Course] | None]:
+    """The recipe's course, taken silently in another thread, on a model of its own. An error here stops it."""
+    from ..over_diffusers.base import open_base
 
-    return take_course(examiner, subjects, recipe, watched=watched_bar, evaluated=evaluated)
+    if recipe is None:
+        yield None
+        return
+    stopped = threading.Event()
+
+    @contextmanager
+    def watched(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
+        def report(progress: Progress) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+
+        yield report
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        examiner = Examiner(open_base(NAME), load_judge())
+        try:
+            yield pool.submit(take_course, examiner, subjects, recipe, watched=watched)
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def _shares(subjects: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
+    pairs = zip(subjects, evaluations, strict=False)
+    return "  ".join(f"<{name}> {evaluation.alignment:.0%}" for name, evaluation in pairs)
 
 
 def _sheet(courses: Mapping[str, Course], subjects: Sequence[str]) -> Image.Image:
