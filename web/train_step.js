@@ -8,7 +8,7 @@ import { loadWords, say } from "./words.js"
 
 const KIND = "CLoRA_TrainStep"
 const EMPTY_PX = 30
-const RUNNING = ["learning", "measuring", "drawing", "comparing"]
+const RUNNING = ["learning", "reading", "measuring", "drawing", "comparing"]
 
 /** @typedef {{loss_before?: number, loss_after?: number, moved?: Record<string, number>,
  *   overlap?: Record<string, number>}} Effect */
@@ -152,6 +152,7 @@ function title({ word, step, steps, resumed, where, part: [done, of] = [0, 0], s
   const begins = resumed ? say("training.resumes", { step: resumed }) : step ? "" : say("training.begins")
   const right = {
     learning: (seconds_left ?? null) === null ? begins : left(seconds_left),
+    reading: say("training.reading", { done, of }),
     measuring: say("training.measuring", { done, of }),
     drawing: say("training.drawing", { done, of }),
     comparing: say("training.comparing", { done, of }),

@@ -6,7 +6,7 @@ resumed learning gives what an uninterrupted one would have given.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -23,6 +23,7 @@ from ..model.concept import Concept, mentions, skip_note
 from ..model.low_rank import LowRank, Matrix, without
 from ..model.moments import Moments, preserved_moments
 from ..model.projections import Projection
+from ..model.text_states import Report
 from ..model.threads import threads_of
 from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
 from .fitting import memory_advice
@@ -66,6 +67,7 @@ class Learning:
     recipe: Recipe
     checkpoint: str = ""
     other_checkpoint: bool = False
+    _measured: list[Moments] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.frozen:
@@ -160,10 +162,11 @@ class Learning:
         """What the new deltas are learned on top of."""
         return Museum(self.museum.base) if self.recipe.over == "base" else self.museum
 
-    @cached_property
-    def moments(self) -> Moments:
-        """What the new deltas should not change: measured while they are left out."""
-        return preserved_moments(self.base, self.earlier.prompts, self.earlier.tokens)
+    def moments(self, reading: Report | None = None) -> Moments:
+        """What the new deltas should not change: measured once, while they are left out."""
+        if not self._measured:
+            self._measured.append(preserved_moments(self.base, self.earlier.prompts, self.earlier.tokens, reading))
+        return self._measured[0]
 
     @cached_property
     def lessons(self) -> tuple[Lesson, ...]:
@@ -178,14 +181,16 @@ class Learning:
         self,
         *,
         report: Callable[[Progress[Trained]], None] | None = None,
+        reading: Report | None = None,
         resume: LearningState | None = None,
         processes: Processes = ALONE,
     ) -> tuple[Exhibit, ...]:
         """Learn, and return one exhibit per concept, in order; the last one holds the shared deltas.
 
-        The base and the museum do not change. `report` is called after every update and may raise to stop. processes:
-        those that share the batches; all of them call this with the same arguments and get the same exhibits. Raises
-        what `loop.train` raises.
+        The base and the museum do not change. `report` is called after every update and may raise to stop; so is
+        `reading`, while prompts are read before the first update and after the last. processes: those that share the
+        batches; all of them call this with the same arguments and get the same exhibits. Raises what `loop.train`
+        raises.
         """
         base, museum, recipe, key = self.base, self.museum, self.recipe, self.key
         concept = self.concepts[-1]
@@ -213,7 +218,7 @@ class Learning:
                 setting = self._setting(lessons, trained, past, new)
                 with setting.as_before():
                     if recipe.word_fit and recipe.rank:
-                        _ = self.moments  # before the training: what cannot be measured fails early
+                        self.moments(reading)  # before the training: what cannot be measured fails early
                     terms = {regularizer.name: regularizer.begin(setting) for regularizer in recipe.regularizers}
 
                 def losses_of(number: int) -> dict[str, Tensor]:
@@ -238,7 +243,7 @@ class Learning:
                     processes=processes,
                 )
                 more = {} if stopping is None else {STOPPED: stopping.verdict(recipe.steps)}
-                return self._exhibits(trained, loss, recipe, more)
+                return self._exhibits(trained, loss, recipe, more, reading)
 
     def _setting(
         self,
@@ -272,7 +277,7 @@ class Learning:
             latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
             as_before=as_before,
             measure_reference_loss=lambda: lessons[-1].reference_loss(*tokens),
-            measure_moments=lambda: self.moments,
+            measure_moments=self.moments,
             batch_size=self.recipe.batch_size,
         )
 
@@ -295,14 +300,19 @@ class Learning:
         return self._exhibits(progress.trained, progress.loss, recipe, more)
 
     def _exhibits(
-        self, trained: Trained, loss: float, recipe: Recipe, more: Mapping[str, object]
+        self,
+        trained: Trained,
+        loss: float,
+        recipe: Recipe,
+        more: Mapping[str, object],
+        reading: Report | None = None,
     ) -> tuple[Exhibit, ...]:
         """While the trained deltas are attached."""
         deltas = trained.increments()
         if recipe.word_fit and deltas:
-            tokens, (moments, _) = [trained.token(word) for word in self.words], self.moments
+            tokens, (moments, _) = [trained.token(word) for word in self.words], self.moments()
             prompts = prompts_with(self.concepts, recipe, self.base.family.captions, self.museum.words)
-            deltas = word_fitted(self.base, deltas, prompts, tokens, moments, recipe.word_fit)
+            deltas = word_fitted(self.base, deltas, prompts, tokens, moments, recipe.word_fit, reading)
         *others, last = self.concepts
         described = [self._exhibit(concept, {}, trained, loss, recipe, more) for concept in others]
         return (*described, self._exhibit(last, deltas, trained, loss, recipe, more))

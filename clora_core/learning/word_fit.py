@@ -25,6 +25,7 @@ from ..model.concept import Concept, ConceptToken, words_in
 from ..model.low_rank import LowRank, Moment, Sketch
 from ..model.moments import word_moments
 from ..model.projections import Projection
+from ..model.text_states import Report
 from .variation import possible_prompts
 
 CONTEXTS = 160  # everyday captions with a word, and as many own captions at most, for all concepts together
@@ -39,12 +40,13 @@ def word_fitted(
     tokens: Sequence[ConceptToken],
     preserved: Mapping[Projection, Moment],
     weight: float,
+    report: Report | None = None,
 ) -> dict[Projection, LowRank]:
     """Δ' of the equation above for deltas that were trained at these words, all on the CPU.
 
     prompts: with the words (`prompts_with`). preserved: C.
     """
-    at_words, elsewhere = word_moments(base, prompts, tokens)
+    at_words, elsewhere = word_moments(base, prompts, tokens, report)
     fits: dict[int, Callable[[Tensor], Tensor]] = {}
     fitted = {}
     for place, delta in deltas.items():

@@ -19,7 +19,7 @@ from .base import Base, Conditioning
 from .concept import ConceptToken
 from .low_rank import Moment, Sketch
 from .projections import Projection, Slot
-from .text_states import Groups, preserved_states, second_moment, text_states
+from .text_states import Groups, Report, preserved_states, reported, second_moment, text_states
 
 HALVES = (torch.float16, torch.bfloat16)
 COLUMNS = 256  # of a sketch; at width 3072 a second moment takes 36 MiB, its sketch 3
@@ -31,17 +31,19 @@ Moments = tuple[Mapping[Projection, Moment], Mapping[Projection, float]]
 
 
 @torch.no_grad()
-def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken]) -> Moments:
+def preserved_moments(
+    base: Base, old_prompts: Sequence[str], old_tokens: Sequence[ConceptToken], report: Report | None = None
+) -> Moments:
     """projection → C of what it reads for everyday prompts and earlier exhibits', and → E‖W x‖² with what is attached.
 
     Everyday and earlier prompts have the same weight. So have, in earlier prompts, the words and all other text: the
     other text is much like everyday prompts, so these protect it too, but nothing else protects the words.
     """
     if base.family.reads == "states":
-        return _of_states(base, preserved_states(base, old_prompts, old_tokens))
-    groups = [_read(base, base.family.captions, (), "everyday")]
+        return _of_states(base, preserved_states(base, old_prompts, old_tokens, report))
+    groups = [_read(base, base.family.captions, (), "everyday", report)]
     if old_prompts:
-        groups.append(_read(base, old_prompts, old_tokens, "earlier"))
+        groups.append(_read(base, old_prompts, old_tokens, "earlier", report))
     moments = _of_readers(base, lambda reader: _mean([group.moment(reader) for group in groups]))
     sizes = {place: sum(group.size(place) for group in groups) / len(groups) for place in base.slots}
     return moments, sizes
@@ -49,14 +51,14 @@ def preserved_moments(base: Base, old_prompts: Sequence[str], old_tokens: Sequen
 
 @torch.no_grad()
 def word_moments(
-    base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken]
+    base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], report: Report | None = None
 ) -> tuple[Mapping[Projection, Moment], Mapping[Projection, Moment]]:
     """projection → the second moment of what it reads at these words in prompts that contain them, and → elsewhere."""
     if base.family.reads == "states":
-        states, at_words = text_states(base, prompts, tokens)
+        states, at_words = text_states(base, prompts, tokens, report)
         at, elsewhere = (second_moment([(1.0, rows)]) for rows in (states[at_words], states[~at_words]))
         return dict.fromkeys(base.slots, at), dict.fromkeys(base.slots, elsewhere)
-    read = _read(base, prompts, tokens, "words")
+    read = _read(base, prompts, tokens, "words", report)
     at_words = _of_readers(base, lambda reader: read.inputs[reader][WORD].moment())
     return at_words, _of_readers(base, lambda reader: read.moment(reader, without=WORD))
 
@@ -106,7 +108,9 @@ class _Read:
         return sum(shares) / len(shares)
 
 
-def _read(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str) -> _Read:
+def _read(
+    base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], group: str, report: Report | None
+) -> _Read:
     """Run the network on the prompts, without a picture, and record the projections' inputs and outputs.
 
     A stream is read at three noise levels, one per prompt.
@@ -136,8 +140,10 @@ def _read(base: Base, prompts: Sequence[str], tokens: Sequence[ConceptToken], gr
             reader = readers[projection] if first[readers[projection]] is projection else None
             handles.callback(slot.module.register_forward_hook(listening(projection, slot, reader)).remove)
         # all before the first prediction: text encoder and network may not fit into memory together
-        encoded = [base.encode_prompts([prompt], tokens).to(torch.device("cpu")) for prompt in prompts]
-        for number, conditioning in enumerate(encoded):
+        encoded = [
+            base.encode_prompts([prompt], tokens).to(torch.device("cpu")) for prompt in reported(prompts, report)
+        ]
+        for number, conditioning in enumerate(reported(encoded, report)):
             kinds = _kinds(conditioning, stream=stream)
             times = torch.tensor([round(LEVELS[number % len(LEVELS)] * (count - 1))])
             noisy = base.schedule.noised(torch.zeros_like(noise), noise, times)

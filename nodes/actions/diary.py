@@ -18,7 +18,9 @@ SENT_EVERY_S = 0.25
 POINTS = 100  # per curve; each is the mean of several steps if there are more
 FRAMES = 24  # of the film strip, approximately
 
-Status = Literal["learning", "measuring", "drawing", "comparing", "learned", "kept", "stopped"]  # kept: from disk
+Status = Literal[  # reading: prompts; kept: from disk
+    "learning", "reading", "measuring", "drawing", "comparing", "learned", "kept", "stopped"
+]
 
 
 class Diary:
@@ -56,7 +58,7 @@ class Diary:
         self._seconds_before = 0.0
         self._first_step = 0
         self._preview_every, self._pictures = preview_every, pictures
-        self._part = (0, 0)  # done, of: of measuring or drawing
+        self._part = (0, 0)  # done, of: of the work before or after the steps
 
     def begin(self, step: int, note: str = "", earlier: Mapping[str, Any] | None = None) -> None:
         """Start or resume the run after this many steps. earlier: the state of the run that is resumed."""
@@ -68,7 +70,7 @@ class Diary:
 
     def write(self, progress: Progress) -> None:
         """Record one step. The panel gets it a few times a second."""
-        self.step = progress.step
+        self.status, self.step = "learning", progress.step
         self.clock.lap("step")
         point = (progress.step - 1) // self._width
         for name, value in progress.losses.items():
@@ -103,7 +105,7 @@ class Diary:
         ]
 
     def advance(self, status: Status, done: int, of: int) -> None:
-        """Record how far the work after the last step is."""
+        """Record how far the work before the first or after the last step is."""
         begins = status != self.status
         self.status, self._part = status, (done, of)
         self.send() if begins else self._send_sometimes()

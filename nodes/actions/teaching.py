@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -176,7 +177,7 @@ class Teaching:
             node.update(progress.step, progress.steps, picture)
 
         try:
-            return learning.run(report=report, resume=resume), tuple(losses)
+            return learning.run(report=report, reading=partial(diary.advance, "reading"), resume=resume), tuple(losses)
         except StateError as error:
             if resume is None:
                 raise
@@ -234,7 +235,7 @@ def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool)
 
 
 def _advance(diary: Diary, status: Status) -> Callable[[int, int], None]:
-    """The callback of the work after the last step. Raises ComfyUI's interrupt after Cancel."""
+    """The callback of the work after training. Raises ComfyUI's interrupt after Cancel."""
     node = NodeProgress()
 
     def report(done: int, of: int) -> None:

@@ -23,7 +23,7 @@ from ..log import log
 
 CHANGED = "clora.learning"  # the event that web/panels.js listens to
 MOST = 256  # states to remember; the oldest are forgotten
-RUNNING = ("learning", "measuring", "drawing", "comparing")  # what a state says of a run that has not ended
+RUNNING = ("learning", "reading", "measuring", "drawing", "comparing")  # what a state says of a run that has not ended
 
 State = Mapping[str, Any]
 Owner = tuple[str, str]  # workflow, node

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from clora_core.errors import RecipeError
+from clora_core.errors import Cancelled, RecipeError
 from clora_core.learning import word_fit
 from clora_core.learning.learn import Learning
+from clora_core.learning.state import LearningState
 from clora_core.learning.word_fit import prompts_with
 from clora_core.method.recipe import Recipe, guarding
 from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken, mentions
 from clora_core.model.low_rank import LowRank, Sketch
+from clora_core.model.text_states import AT_ONCE
 from clora_core.museum.museum import Exhibit, Museum
 from tests.small import museum_of, same_bits, short, small_concept, taught
 
@@ -117,6 +119,26 @@ def test_what_is_kept_on_the_way_is_fitted_too(base: Base, museum: Museum):
     learning.run(report=lambda progress: kept.append(learning.exhibits_at(progress)))
     shorter = taught(base, museum, small_concept("<new>", seed=1), replace(FITTED, steps=2))
     assert same_bits(Museum(museum.base, kept[1]), Museum(museum.base, shorter.exhibits[1:]))
+
+
+def test_it_can_be_stopped_while_it_reads_and_then_resumes_exactly(base: Base, museum: Museum):
+    concept = small_concept("<new>", seed=1)
+    learning = Learning(base, museum, (concept,), FITTED)
+    states: list[LearningState] = []
+    parts: list[tuple[int, int]] = []
+
+    def reading(done: int, of: int) -> None:
+        parts.append((done, of))
+        if states and states[-1].step == FITTED.steps:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        learning.run(report=lambda progress: states.append(progress.snapshot()), reading=reading)
+    everyday = -(-len(base.family.captions) // AT_ONCE)
+    assert parts[:everyday] == [(done, everyday) for done in range(1, everyday + 1)], "before the first step"
+    assert parts[-1][0] == 1, "after the last"
+    resumed = taught(base, museum, concept, FITTED, resume=states[-1])
+    assert same_bits(resumed, taught(base, museum, concept, FITTED))
 
 
 def test_weight_0_trains_ordinary_deltas(base: Base, museum: Museum):
