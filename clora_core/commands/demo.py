@@ -32,7 +32,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "demo",
         help="try it on the built-in model: learn, save, measure forgetting",
         description="Learn made-up, easily confused characters one after another on the built-in model, and measure "
-        "all of them after every step. Then repeat without a regularizer for comparison. Downloads nothing.",
+        "all of them after every step. The same is learned without a regularizer at the same time, for comparison. "
+        "Downloads nothing.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
     parser.add_argument("--concepts", type=int, default=3, help=f"number of concepts, 1 to {len(CONCEPTS)} (3)")

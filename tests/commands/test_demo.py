@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it, with its own defaults; the comparison takes as long again and is marked slow."""
+"""The demo, as a newcomer runs it, with its own defaults; the comparison doubles the work and is marked slow."""
 
 import json
 from pathlib import Path
