@@ -25,9 +25,9 @@ class LearningRecipe(io.ComfyNode):
                     "method",
                     options=[AUTO, *RECIPES],
                     default=AUTO,
-                    tooltip="How earlier concepts are protected. auto: preservation; word-gated-onwards for models "
-                    "with two streams or one, like FLUX. preservation: trains at the trigger word only, then makes an "
-                    "ordinary LoRA of it that hardly changes other prompts. word-gated: acts only at the trigger "
+                    tooltip="How earlier concepts are protected. auto: preservation; word-gated-onwards for FLUX, "
+                    "Chroma, SD 3, Qwen-Image and Z-Image. preservation: trains at the trigger word only, then makes "
+                    "an ordinary LoRA of it that hardly changes other prompts. word-gated: acts only at the trigger "
                     "word, or from it onwards; nothing else changes, and several styles are kept. c-lora: avoids the "
                     "weights that earlier concepts changed, as in its paper. museum-maker: for styles, partly "
                     "reconstructed from its paper. textual-inversion: trains only the word. The help page explains "

@@ -28,7 +28,7 @@ class TrainStep(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input(
                     "images",
-                    tooltip="Pictures of the concept, about 4 to 30, of any shape. Each keeps its shape and is scaled "
+                    tooltip="Pictures of the concept, 4 to 30, of any shape. Each keeps its shape and is scaled "
                     "to about the area of the largest, at most the model's resolution.",
                 ),
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),

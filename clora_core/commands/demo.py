@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "demo",
         help="try it on the built-in model: learn, save, measure forgetting",
         description="Learn made-up, easily confused characters one after another on the built-in model, and measure "
-        "all of them after every step. The same is learned without a regularizer at the same time, for comparison. "
+        "all of them after every step. At the same time, learn them without protection, for comparison. "
         "Downloads nothing.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for museum, pictures and report")
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="replace a museum of other exhibits in --out; it is kept as ….backup"
     )
-    parser.add_argument("--no-comparison", action="store_true", help="skip the run without a regularizer")
+    parser.add_argument("--no-comparison", action="store_true", help="skip the run without protection")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     parser.set_defaults(run=run)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.no_comparison and recipe.method != "sequential":
         same = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
         compared = starter_recipe("sequential", seed=arguments.seed, **same)
-        say("At the same time, the same without a regularizer (recipe sequential), for comparison.\n")
+        say("At the same time, the same without protection (recipe sequential), for comparison.\n")
     with _beside(compared, subjects) as comparison:
         course = take_course(
             examiner,
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         if compared and comparison:
             courses["sequential"] = comparison.result()
             report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": compared.to_json()}
-            say(f"\nWithout a regularizer, at the end: {_shares(subjects, courses['sequential'].evaluations[-1])}")
+            say(f"\nWithout protection, at the end: {_shares(subjects, courses['sequential'].evaluations[-1])}")
     say("\n" + _table(courses, before))
     files = [museum, out / "demo.png"]
     _sheet(courses, subjects).save(files[-1])

@@ -149,7 +149,7 @@ def computed(recipe: Recipe) -> str:
 
 
 def described(recipe: Recipe, family: Family, device: Device) -> str:
-    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.0005" """
+    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.005" """
     schedule = "" if recipe.schedule == "constant" else f" ({recipe.schedule})"
     rank = f"rank {recipe.rank}, " if recipe.rank else ""
     rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"

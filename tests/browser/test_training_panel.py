@@ -107,7 +107,7 @@ def test_panels_show_the_training_of_three_concepts(frontend: Frontend, request:
 
     frontend.set(frontend.nodes(KIND)[0], "preview_every", 5)
     frontend.run()  # another prompt, the same learning
-    kept = wait_until_drawn(frontend, "<ada>", "learned before")
+    kept = wait_until_drawn(frontend, "<ada>", "already learned")
     assert kept["points"] == [12] * 2 and kept["film"] == first["film"]
 
     asks_for_an_unknown_word(frontend)
