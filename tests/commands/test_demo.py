@@ -1,16 +1,24 @@
 """The demo, as a newcomer runs it, with its own defaults; the comparison doubles the work and is marked slow."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from clora_core.cli import main
+from clora_core.commands import demo as demo_command
+from clora_core.errors import MuseumError
 from clora_core.measure import forgetting, initial_alignment
+from clora_core.method.recipe import Recipe
 from clora_core.model.base import Fingerprint
 from clora_core.museum.file import load_museum, save_museum
 from clora_core.museum.museum import Museum
+from clora_core.starter.course import Course, take_course
+from clora_core.starter.exam import Examiner
 from tests.museums import exhibit, projections
 
 
@@ -44,6 +52,22 @@ def test_much_more_is_forgotten_without_the_regularizer(demo, tmp_path):
     assert again["alignment"] == report["alignment"], "the same inputs give the same museum"
     assert report["forgetting"] <= again["comparison"]["forgetting"] / 3, "else there is little to prevent"
     assert again["comparison"]["recipe"]["regularizers"] == []
+
+
+def test_an_error_stops_the_comparison_too(tmp_path, monkeypatch, capsys):
+    def short(examiner: Examiner, subjects: Sequence[str], recipe: Recipe, **more: Any) -> Course:
+        endless = recipe.method == "sequential"
+        recipe = replace(recipe, steps=1_000_000 if endless else 2)
+        return take_course(examiner, subjects, recipe, samples=1, plain=1, **more)
+
+    def failing(*arguments: object, **more: object) -> Path:
+        raise MuseumError("The disk is full.")
+
+    monkeypatch.setattr(demo_command, "PLAIN", 1)
+    monkeypatch.setattr(demo_command, "take_course", short)
+    monkeypatch.setattr(demo_command, "save_museum", failing)
+    assert main(["demo", "--concepts", "1", "--out", str(tmp_path)]) == 1
+    assert "The disk is full." in capsys.readouterr().err
 
 
 def test_report_has_the_documented_keys(demo):
