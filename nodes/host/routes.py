@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from ...clora_core.errors import MuseumError
 from ...clora_core.texts import printable_values, shortened
@@ -58,7 +59,15 @@ async def report(request: web.Request) -> web.StreamResponse:
     path = report_path(name)
     if path is None:
         return _error(404, f"There is no report '{name[:NAME_LIMIT]}' in the output folder.")
-    return web.FileResponse(path, headers={"Content-Security-Policy": ONLY_ITSELF, "Content-Type": "text/html"})
+    return _Page(path, headers={"Content-Type": "text/html"})
+
+
+class _Page(web.FileResponse):
+    """A file with our policy, which it gets last: some hosts set their own on every answer."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self.headers["Content-Security-Policy"] = ONLY_ITSELF
+        return await super().prepare(request)
 
 
 def _content(name: str) -> dict[str, Any]:
