@@ -120,7 +120,7 @@ class EmojiExaminer:
 
     @property
     def candidates(self) -> Sequence[str]:
-        """The new things that those that are learned are told apart from."""
+        """The new things that are learned, and told apart."""
         return self.world.new[:CANDIDATES]
 
     @property
@@ -294,7 +294,8 @@ def tables() -> str:
     """Markdown: a table for each track, of the runs that are finished."""
     runs: dict[str, list[Run]] = {}
     for path in sorted(RESULTS.glob("*-seed*.json")):
-        runs.setdefault((run := read_json(path))["track"], []).append(run)
+        run = read_json(path)
+        runs.setdefault(run["track"], []).append(run)
     shown = {"things": "recognised at the end among all 60", "styles": "things shown"}
     parts = [
         f"## {track.capitalize()}\n\n{table_of(own, TITLES | {'shown': shown[track]})}\n" for track, own in runs.items()

@@ -80,12 +80,12 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         )
         museum = save_museum(course.museum, target, overwrite=True)
         report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
-        report |= _numbers(course, before) | {"recipe": recipe.to_json()}
+        report |= _numbers(course, before)
         courses = {recipe.method: course}
-        if compared and comparison:
-            courses["sequential"] = comparison.result()
-            report["comparison"] = _numbers(courses["sequential"], before) | {"recipe": compared.to_json()}
-            say(f"\nWithout protection, at the end: {_shares(subjects, courses['sequential'].evaluations[-1])}")
+        if comparison:
+            courses["sequential"] = unprotected = comparison.result()
+            report["comparison"] = _numbers(unprotected, before)
+            say(f"\nWithout protection, at the end: {_shares(subjects, unprotected.evaluations[-1])}")
     say("\n" + _table(courses, before))
     files = [museum, out / "demo.png"]
     _sheet(courses, subjects).save(files[-1])
@@ -149,6 +149,7 @@ def _numbers(course: Course, before: float) -> dict[str, object]:
         "forgetting": forgetting(course.alignment),
         "attributes": course.attributes,
         "plain_prompts": {"before": before, "after": course.plain},
+        "recipe": course.museum.exhibits[0].recipe.to_json(),
     }
 
 
