@@ -3,15 +3,14 @@
 import argparse
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from PIL import Image
 
-from ..errors import MuseumError, RecipeError
-from ..learning.loop import Progress
+from ..errors import Cancelled, MuseumError, RecipeError
 from ..measure import final_alignment, forgetting, initial_alignment
 from ..method.recipe import Recipe
 from ..museum.file import check_names, read_header, save_museum
@@ -83,6 +82,8 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         report |= _numbers(course, before)
         courses = {recipe.method: course}
         if comparison:
+            while wait([comparison], timeout=0.5).not_done:
+                pass  # Windows hears Ctrl-C only between waits
             courses["sequential"] = unprotected = comparison.result()
             report["comparison"] = _numbers(unprotected, before)
             say(f"\nWithout protection, at the end: {_shares(subjects, unprotected.evaluations[-1])}")
@@ -112,20 +113,22 @@ def _beside(recipe: Recipe | None, subjects: Sequence[str]) -> Iterator[Future[C
     if recipe is None:
         yield None
         return
-    stopped = threading.Event()
+    stopped, base = threading.Event(), open_base(NAME)
 
-    @contextmanager
-    def watched(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
-        def report(progress: Progress) -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt
+    def stop(*inputs: object) -> None:
+        if stopped.is_set():
+            raise Cancelled("The comparison was stopped.")
 
-        yield report
-
+    base.unet.register_forward_pre_hook(stop)  # whether it learns or samples
     with ThreadPoolExecutor(max_workers=1) as pool:
-        examiner = Examiner(open_base(NAME), load_judge())
         try:
-            yield pool.submit(take_course, examiner, subjects, recipe, watched=watched)
+            yield pool.submit(
+                take_course,
+                Examiner(base, load_judge()),
+                subjects,
+                recipe,
+                watched=lambda title, steps: nullcontext(lambda progress: None),
+            )
         except BaseException:
             stopped.set()
             raise

@@ -7,7 +7,7 @@ resumed learning gives what an uninterrupted one would have given.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -215,7 +215,7 @@ class Learning:
                     [Gate(word) for word in self.words] if recipe.word_fit else [gate_of(concept.word, recipe.applied)]
                 )
                 new = [attachments.enter_context(attached(base, trained.deltas, gate)) for gate in gates]
-                setting = self._setting(lessons, trained, past, new)
+                setting = self._setting(lessons, trained, past, new, reading)
                 with setting.as_before():
                     if recipe.word_fit and recipe.rank:
                         self.moments(reading)  # before the training: what cannot be measured fails early
@@ -251,8 +251,10 @@ class Learning:
         trained: Trained,
         past: Mapping[Projection, Matrix],
         new: Sequence[Attachment],
+        reading: Report | None,
     ) -> Setting:
-        """What the regularizers get. past: the sum of the earlier deltas. new: the trained ones, as attached."""
+        """What the regularizers get. past: the sum of the earlier deltas. new: the trained ones, as attached. reading:
+        see `run`."""
         base, earlier = self.base, self.earlier
         tokens = [trained.token(word) for word in self.words]
 
@@ -277,7 +279,7 @@ class Learning:
             latents=[bucket.latents[0] for bucket in lessons[-1].buckets],
             as_before=as_before,
             measure_reference_loss=lambda: lessons[-1].reference_loss(*tokens),
-            measure_moments=self.moments,
+            measure_moments=partial(self.moments, reading),
             batch_size=self.recipe.batch_size,
         )
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -176,8 +175,12 @@ class Teaching:
                 picture = to_picture(pixels)
             node.update(progress.step, progress.steps, picture)
 
+        def reading(done: int, of: int) -> None:
+            check_interrupted()
+            diary.advance("reading" if done < of else "learning", done, of)
+
         try:
-            return learning.run(report=report, reading=partial(diary.advance, "reading"), resume=resume), tuple(losses)
+            return learning.run(report=report, reading=reading, resume=resume), tuple(losses)
         except StateError as error:
             if resume is None:
                 raise

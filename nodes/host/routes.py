@@ -63,7 +63,7 @@ async def report(request: web.Request) -> web.StreamResponse:
 
 
 class _Page(web.FileResponse):
-    """A file with our policy, which it gets last: some hosts set their own on every answer."""
+    """A file with our policy. It gets it last, since ComfyUI can set another on every answer."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         self.headers["Content-Security-Policy"] = ONLY_ITSELF

@@ -124,7 +124,7 @@ def test_training_state_is_sent_during_training_and_remembered(server: Server):
     assert all(entry["workflow"] == WORKFLOW for entry in learnings(events))
     assert told[0]["word"] == "<bo>" and "word" not in told[-1]  # only what is new
     together = {name: value for entry in told for name, value in entry.items()}
-    work = ["learning", "reading", "learning", "reading", "drawing", "comparing", "measuring", "learned"]
+    work = ["learning", "reading", "learning", "reading", "learning", "drawing", "comparing", "measuring", "learned"]
     assert [entry["where"] for entry in told if "where" in entry] == work
 
     remembered = server.get(f"/clora/learning?workflow={WORKFLOW}")
