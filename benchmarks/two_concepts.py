@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clora_core.bench.measuring import machine
 from clora_core.museum.file import export_lora, load_museum, read_header
 from clora_core.pictures import as_floats
+from clora_core.starter.course import starter_recipe
 from clora_core.starter.judge import agreement, load_judge, read, recognised
 from clora_core.starter.subjects import IDENTITIES
 from tests.host.finding import required_host
@@ -92,7 +93,10 @@ def main() -> None:
 
 
 def recipe_of(path: Path) -> str:
-    return read_header(path).exhibits[0].recipe.method
+    """The name of the recipe, with its steps if they are not the built-in model's default."""
+    recipe = read_header(path).exhibits[0].recipe
+    usual = recipe.steps == starter_recipe(recipe.method).steps
+    return recipe.method if usual else f"{recipe.method}-{recipe.steps}"
 
 
 def copy_museum(path: Path, loras: Path) -> tuple[str, ...]:
@@ -146,10 +150,12 @@ def saving(prompt: Prompt) -> dict[str, str]:
 
 
 def over_pairs(pairs: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
-    ways = next(iter(pairs.values()))
+    """Of the ways that every pair has."""
+    first, *others = pairs.values()
     return {
-        way: {name: statistics.fmean(scores[way][name] for scores in pairs.values()) for name in ways[way]}
-        for way in ways
+        way: {name: statistics.fmean(scores[way][name] for scores in pairs.values()) for name in first[way]}
+        for way in first
+        if all(way in scores for scores in others)
     }
 
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
 
@@ -39,6 +39,23 @@ def watched_bar(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
     """The `report` callback of a progress bar for `learn`."""
     with Bar(title, steps) as bar:
         yield bar.report
+
+
+@contextmanager
+def reading_bar(*, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """The `reading` callback for `Learning.run`: another bar, while prompts are read."""
+    with ExitStack() as bars:
+        bar: Bar | None = None
+
+        def read(done: int, of: int) -> None:
+            nonlocal bar
+            bar = bar or bars.enter_context(Bar("reading prompts", of, shown=shown))
+            bar.of(done, of)
+            if done == of:
+                bars.close()
+                bar = None
+
+        yield read
 
 
 @contextmanager

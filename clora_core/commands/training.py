@@ -27,7 +27,7 @@ from ..museum.museum import Exhibit, Museum
 from ..texts import counted
 from .along import Along
 from .model import probed, tell_of_baseline, training_bytes
-from .progress import Say
+from .progress import Say, reading_bar
 from .resuming import run_resumably, state_path
 
 if TYPE_CHECKING:  # diffusers is optional: commands that open no model do without it
@@ -85,17 +85,19 @@ class Training:
             _take_up(self.finished(), state, learning.key, recipe.steps)
             if not state.exists():
                 along.begin()
+        shown = shown and processes.first
         try:
-            exhibits = run_resumably(
-                partial(learning.run, processes=processes),
-                state,
-                say,
-                recipe.steps,
-                title=self.options.title or self.options.word,
-                along=along.step,
-                processes=processes,
-                shown=shown and processes.first,
-            )
+            with reading_bar(shown=shown) as reading:
+                exhibits = run_resumably(
+                    partial(learning.run, reading=reading, processes=processes),
+                    state,
+                    say,
+                    recipe.steps,
+                    title=self.options.title or self.options.word,
+                    along=along.step,
+                    processes=processes,
+                    shown=shown,
+                )
         except OutOfMemoryError as error:
             if processes.count > 1:
                 raise

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import groupby
 
 from PIL import Image
 
@@ -32,10 +33,11 @@ def test_more_steps_continue_and_replace_the_last_word(tmp_path, images, capsys)
 
 def test_automatic_numbers_fit_the_model_and_are_reported(tmp_path, images, capsys):
     assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
-    assert re.search(
-        r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\.",
-        capsys.readouterr().out,
-    )
+    shown = capsys.readouterr()
+    told = r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\."
+    assert re.search(told, shown.out)
+    bars = [title for title, _ in groupby(re.findall(r"reading prompts|<ada>(?=:)", shown.err))]
+    assert bars == ["<ada>", "reading prompts"] * 2, "prompts are read before the first update and after the last"
     (exhibit,) = load_museum(tmp_path / "m.safetensors").exhibits
     assert exhibit.token.words == 2 and exhibit.recipe.learning_rate == 6e-3
 
