@@ -1,6 +1,7 @@
 """The commands, headless: `python -m clora_core <command> --help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.run is not learn.run and launched_count() > 1:
             raise LearningError("Only `learn` runs in several processes. Start this command without a launcher.")
         parsed.run(parsed, _say)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
+        return 1
     except (CLoRAError, OSError) as error:
         _say(f"error: {error}", sys.stderr)
         return 1

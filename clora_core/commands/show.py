@@ -118,7 +118,7 @@ def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
     special += [] if entry.everywhere else [ACTS[recipe.applied]]
     special += [] if entry.layers == 1 else [f"its word has {entry.layers} layers"]
     special += [] if entry.ordinary else ["other programs cannot show it"]
-    facts = [f"{name} {value}" for name, value in entry.facts.items()]
+    facts = [f"{name} {value:{'.3g' if isinstance(value, float) else ''}}" for name, value in entry.facts.items()]
     return [", ".join(part) for part in (learned, special, facts) if part]
 
 

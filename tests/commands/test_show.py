@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from clora_core.pictures import from_thumbnail
 from clora_core.texts import normal
 from tests.museums import exhibit, museum, projections, put_together, taken_apart, unsealed, with_inner
 
+ROOT = Path(__file__).parents[2]
 ESCAPE = "<x>\x1b[2J\x9b1m\0"
 
 
@@ -38,7 +41,8 @@ def zoo() -> Museum:
     gated = exhibit("<shy>", projections("sd15"), seed=6, recipe=recipe_named("word-gated"))
     layered = exhibit("<deep>", projections("sd15"), seed=9, layers=16)
     first, *others = museum().exhibits
-    return Museum(museum().base, (replace(first, strength=0.5, thumbnail=jpeg()), *others, gated, layered))
+    first = replace(first, strength=0.5, thumbnail=jpeg(), facts={**first.facts, "loss": 0.25678})
+    return Museum(museum().base, (first, *others, gated, layered))
 
 
 @pytest.fixture
@@ -116,8 +120,17 @@ def test_text_lists_the_exhibits(path, capsys):
     for part in ("strength 0.5", "3 vectors", "acts at its word,", "its word has 16 layers"):
         assert part in output
     assert output.count("other programs cannot show it") == 2
-    assert "pictures 5, loss 0.25" in output and "overlap (0: different weights" in output
+    assert "pictures 5, loss 0.257" in output and "overlap (0: different weights" in output
     assert max(map(len, output.splitlines())) < 140
+
+
+def test_reader_that_has_enough_is_no_error(path):
+    """As with `show … | head -1`."""
+    command = [sys.executable, "-u", "-m", "clora_core", "show", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_json_has_everything_but_the_tensors(path, zoo, capsys):
