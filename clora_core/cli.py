@@ -21,7 +21,7 @@ with your own pictures and model:
   python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-cat>" --images cat/
   python -m clora_core learn --base sd15.safetensors --museum my.museum.safetensors --word "<my-dog>" --images dog/
   python -m clora_core view  --base sd15.safetensors --museum my.museum.safetensors \\
-                             --prompt "<my-cat> and <my-dog> on a sofa" --out both.png
+                             --prompt "<my-cat> on a sofa" --out cat.png
 """
 
 OUT_OF_MEMORY = (

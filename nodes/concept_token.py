@@ -23,8 +23,9 @@ class ConceptTokenNode(io.ComfyNode):
                 io.String.Input(
                     "word",
                     default="<my-cat>",
-                    tooltip="The trigger word. It cannot contain spaces, round, square or curly brackets, colons or "
-                    "commas, and cannot be a number. Angle brackets keep it apart from ordinary words.",
+                    tooltip="The trigger word. It cannot contain spaces, round, square or curly brackets, colons, "
+                    "commas, double quotes, \\ or |, and cannot be a number. Angle brackets keep it apart from "
+                    "ordinary words.",
                 ),
                 io.Combo.Input(
                     "kind",

@@ -40,7 +40,7 @@ def guard(node: type[io.ComfyNode]) -> None:
             elif len(values) == 1:
                 inputs[socket.id] = values[0]
             else:
-                lists = " and ".join(LISTS)
+                lists = f"{', '.join(LISTS[:-1])} and {LISTS[-1]}"
                 raise CLoRAError(f"'{socket.id}' is a list of {len(values)}; only {lists} can be lists. Connect one.")
         try:
             return execute(cls, **inputs)

@@ -28,8 +28,8 @@ class TrainStep(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input(
                     "images",
-                    tooltip="Pictures of the concept, 4 to 30, of any shape. Each keeps its shape and is scaled "
-                    "to about the area of the largest, at most the model's resolution.",
+                    tooltip="Pictures of the concept, usually 4 to 10, of any shape. Each keeps its shape and is "
+                    "scaled to about the area of the largest, at most the model's resolution.",
                 ),
                 CONCEPT.Input("concept", tooltip="The trigger word, from a Concept Token."),
                 *map(recipe_input, BASIC),

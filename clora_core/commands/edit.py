@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "edit",
         help="rename, remove, move or merge exhibits",
-        description="Edit a museum file. Edits run in the order of the command line and do not change any tensors. "
+        description="Edit a museum file. Edits run in the order of the command line and do not change learned weights. "
         "Without --to the file itself is replaced, and the old one is kept as ….backup.",
     )
     parser.add_argument("museum", type=Path, help="museum file")

@@ -19,7 +19,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--exhibits", nargs="+", metavar="WORD", help="only these (all that other programs can show)")
     parser.add_argument("--separate", action="store_true", help="one LoRA per exhibit instead of one for all")
     parser.add_argument("--rank", type=int, help="reduce each projection to at most this rank by SVD (full rank)")
-    parser.add_argument("--for-diffusers", action="store_true", help="for diffusers: its names, without the words")
+    parser.add_argument("--for-diffusers", action="store_true", help="in diffusers' names, without the bundled words")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files, and keep them as ….backup")
     parser.set_defaults(run=run)
 

@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="JSON",
         help='a file of concepts to learn one after another: [{"word": "<my-cat>", "images": "cat"}, …], each with its '
-        "own options if you like (token_seed for --token-seed); those of the command apply to all others",
+        "own options if you like (token_seed for --token-seed); the command's options apply where an entry sets none",
     )
     parser.add_argument("--images", type=Path, help="folder of pictures of the word")
     parser.add_argument(
@@ -67,7 +67,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="pictures keep their shape, at about the area of a square of this side in pixels (the base's resolution)",
     )
     parser.add_argument("--alpha-mask", action="store_true", help="only what is not transparent counts in the loss")
-    parser.add_argument("--forgetting-weight", type=float, help="factor on how strongly the recipe protects (1)")
+    parser.add_argument("--forgetting-weight", type=float, help="factor for the recipe's protection (1)")
     parser.add_argument("--forgetting-lambda", type=float, help="c-lora only: the paper's λ (1e8 there) instead of κ")
     parser.add_argument(
         "--other-checkpoint",

@@ -60,7 +60,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         default=DEFAULT_METHOD,
         metavar="NAME",
-        help=f"how to learn: {', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines in docs/measurements.md",
+        help=f"how to learn: {', '.join(RECIPES)} ({DEFAULT_METHOD}); or one of the baselines in docs/recipes.md",
     )
 
 

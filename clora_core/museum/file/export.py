@@ -193,7 +193,7 @@ def _why_unsupported(exhibit: Exhibit) -> str:
             f"'{exhibit.word}' has {exhibit.token.layers} embeddings, one per layer, which other programs cannot read."
         )
     if exhibit.gate:
-        return f"'{exhibit.word}' acts at its word only, which other programs cannot do."
+        return f"'{exhibit.word}' is word-gated, which other programs cannot show."
     return ""
 
 
