@@ -1,6 +1,6 @@
 """Emoji by eleven designers as a world for the starter's kind of model: pictures, names, words and captions.
 
-The pictures are those of `emoji_pictures.py`, the names those of the npm package emojibase-data (MIT). Licences of the
+The pictures are those of `emoji_pictures.py`, the names those of the npm package emojibase-data (MIT). Licenses of the
 sets: noto, noto-v1 and fxemoji Apache 2.0; twemoji, emojione and emojione-monotone CC BY 4.0; openmoji and emojione-v1
 CC BY-SA 4.0; the three of fluent-emoji MIT. Nothing of them is in this repository.
 

@@ -65,12 +65,12 @@ METHODS = {
     ),
 }
 TITLES = {
-    "learned": "recognised when learned",
-    "kept": "recognised at the end",
+    "learned": "recognized when learned",
+    "kept": "recognized at the end",
     "forgetting": "forgotten",
     "confusion": "confused with another",
     "shown": "",  # differs
-    "edited": "recognised when edited",
+    "edited": "recognized when edited",
     "followed": "style followed when edited",
     "plain": "plain prompts",
     "plain_lost": "plain prompts lost",
@@ -170,7 +170,7 @@ class EmojiExaminer:
         return Evaluation(taken_for.count(subject) / count, strictly, taken_for, sampled)
 
     def edits(self, museum: Museum, subject: str, *, count: int) -> tuple[float, float, Tensor]:
-        """A new thing asked for in the styles of known designers: how often it is still recognised, how often the style
+        """A new thing asked for in the styles of known designers: how often it is still recognized, how often the style
         is followed, and the pictures."""
         designers = [TRAINED[number % len(TRAINED)] for number in range(count)]
         prompts = [in_style(museum.exhibit(f"<{subject}>").prompt, style_word(designer)) for designer in designers]
@@ -179,7 +179,7 @@ class EmojiExaminer:
         return share(found, [self.name(subject)] * count), share(self.trained.styles_of(sampled), designers), sampled
 
     def plain_prompts(self, museum: Museum, *, count: int) -> tuple[float, Tensor]:
-        """The share of `plain_requests` whose thing is recognised among the asked ones; and the pictures."""
+        """The share of `plain_requests` whose thing is recognized among the asked ones; and the pictures."""
         requests = plain_requests(self.asked, count)
         sampled = sampled_with(self.base, museum, [prompt for prompt, _, _ in requests], self._sampling)
         return share(self.things.named(sampled, self.asked), [name for _, name, _ in requests]), sampled
@@ -219,7 +219,7 @@ def base_quality(examiner: EmojiExaminer, work: Path) -> dict[str, Any]:
     grid(torch.cat([real[:48], decoded[:48]]), columns=12).save(work / "decoded.png")
     names, designers = zip(*pairs, strict=True)
     museum = Museum(base.fingerprint)
-    recognised, pictures = examiner.plain_prompts(museum, count=BASE_SAMPLES)
+    recognized, pictures = examiner.plain_prompts(museum, count=BASE_SAMPLES)
     grid(pictures[:120], columns=15).save(work / "plain.png")
     expected = [name for _, name, _ in plain_requests(examiner.asked, BASE_SAMPLES)]
     return {
@@ -231,7 +231,7 @@ def base_quality(examiner: EmojiExaminer, work: Path) -> dict[str, Any]:
         },
         "plain prompts": {
             "samples": BASE_SAMPLES,
-            "asked things": recognised,
+            "asked things": recognized,
             "among all things": share(examiner.things.named(pictures, examiner.things.names), expected),
             "styles followed": examiner.styles_followed(pictures),
             "named as": dict(zip(expected, examiner.things.named(pictures, examiner.asked), strict=False)),
@@ -296,7 +296,7 @@ def tables() -> str:
     for path in sorted(RESULTS.glob("*-seed*.json")):
         run = read_json(path)
         runs.setdefault(run["track"], []).append(run)
-    shown = {"things": "recognised at the end among all 60", "styles": "things shown"}
+    shown = {"things": "recognized at the end among all 60", "styles": "things shown"}
     parts = [
         f"## {track.capitalize()}\n\n{table_of(own, TITLES | {'shown': shown[track]})}\n" for track, own in runs.items()
     ]

@@ -4,7 +4,7 @@
     PYTHONPATH=. python benchmarks/gpu.py --small --out FOLDER        the same checks in small, on any device
 
 It checks on the device: C-LoRA's penalty and its gradient against float64 autograd, a closed gate, one learning against
-the CPU's; a character on the built-in model in fp32, bf16 and fp16, and whether the judge recognises it; the same
+the CPU's; a character on the built-in model in fp32, bf16 and fp16, and whether the judge recognizes it; the same
 learning twice, and interrupted and resumed, bit for bit; `bench step --peers` at the real shapes of SD 1.5 (512 px) and
 SDXL (1024 px) in bf16, against the targets in docs/measurements.md; and memory peaks against the estimate that people
 are shown. Exits with 1 if a result is wrong; a missed target for time or memory is only reported.
@@ -115,7 +115,7 @@ def losses(device: torch.device, **numbers: Any) -> list[float]:
 
 
 def learnings(device: torch.device, amount: Amount) -> list[Line]:
-    """A character in each precision: seconds, and the share of pictures in which the judge recognises it."""
+    """A character in each precision: seconds, and the share of pictures in which the judge recognizes it."""
     lines = []
     examiner = Examiner(open_base("starter", device=device), load_judge())
     for precision in ("fp32", "bf16", "fp16"):
@@ -123,9 +123,9 @@ def learnings(device: torch.device, amount: Amount) -> list[Line]:
         recipe = replace(recipe, steps=amount.steps or recipe.steps)
         quiet = {"watched": lambda title, steps: nullcontext(lambda progress: None), "plain": 4}
         course = take_course(examiner, [SUBJECT], recipe, samples=amount.samples, **quiet)
-        recognised = course.evaluations[0][0].alignment
-        learned = recognised >= 0.8 if amount.steps is None else None
-        lines.append(Line(f"{precision}: recognised after {recipe.steps} steps", recognised, "≥ 0.8", learned, True))
+        recognized = course.evaluations[0][0].alignment
+        learned = recognized >= 0.8 if amount.steps is None else None
+        lines.append(Line(f"{precision}: recognized after {recipe.steps} steps", recognized, "≥ 0.8", learned, True))
         lines.append(Line(f"{precision}: seconds per step", course.seconds / recipe.steps))
     return lines
 

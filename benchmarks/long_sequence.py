@@ -25,7 +25,7 @@ from clora_core.museum.overlap import size
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter import exam, subjects
 from clora_core.starter.course import PICTURES, PLAIN, VECTORS, starter_recipe
-from clora_core.starter.judge import load_judge, read, recognised
+from clora_core.starter.judge import identified, load_judge, read
 
 from .edited_prompts import characters
 from .style_words import PROMPTS, share
@@ -53,8 +53,8 @@ def main() -> None:
         museum, report = load_museum(arguments.museum), dict(read_json(RESULT))
     with mock.patch.dict(subjects.ALL_IDENTITIES, among), mock.patch.object(exam, "candidates", lambda name: among):
         real = {name: read(examiner.judge, exam.drawn(name, SAMPLES, seed=1)) for name in among}
-        found = sum(recognised(verdict, among).count(name) for name, verdict in real.items())
-        report["real pictures recognised"] = found / SAMPLES / len(among)
+        found = sum(identified(verdict, among).count(name) for name, verdict in real.items())
+        report["real pictures recognized"] = found / SAMPLES / len(among)
         report["plain prompts before"], _ = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
         learned = report["learned"]  # of each
         for name in list(among)[len(museum.exhibits) :]:

@@ -32,7 +32,7 @@ from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import open_base
 from clora_core.starter.course import PICTURES, VECTORS, starter_recipe
 from clora_core.starter.exam import SIDE_PX, Examiner, captioned, concept_of, plain_requests
-from clora_core.starter.judge import agreement, load_judge, read, recognised
+from clora_core.starter.judge import agreement, identified, load_judge, read
 from clora_core.starter.subjects import IDENTITIES
 
 RESULT = Path(__file__).parent / "results/prompt_weighting.json"
@@ -58,9 +58,9 @@ def main() -> None:
     }
     scores = {}
     for method, weighting in methods.items():
-        shares = [recognised_share(examiner, museum, word, weighting, arguments.samples) for word in museum.words]
+        shares = [recognized_share(examiner, museum, word, weighting, arguments.samples) for word in museum.words]
         scores[method] = {
-            "recognised": statistics.fmean(shares),
+            "recognized": statistics.fmean(shares),
             "plain prompts": plain_share(examiner, museum, weighting, arguments.plain),
         }
         print(f"{method:30}" + "".join(f"{name} {share:5.2f}   " for name, share in scores[method].items()))
@@ -96,10 +96,10 @@ def elastic(base: Base, museum: Museum, prompt: str, *, power: int, norm: int) -
     return dict(zip(museum.words, (raised / raised.norm(norm)).tolist(), strict=True))
 
 
-def recognised_share(examiner: Examiner, museum: Museum, word: str, weighting: Weighting, count: int) -> float:
-    """The share of a word's pictures in which the judge recognises its character, among all ten."""
+def recognized_share(examiner: Examiner, museum: Museum, word: str, weighting: Weighting, count: int) -> float:
+    """The share of a word's pictures in which the judge recognizes its character, among all ten."""
     pictures = weighted_samples(examiner.base, museum, [museum.exhibit(word).prompt] * count, weighting, seed=0)
-    return recognised(read(examiner.judge, pictures), IDENTITIES).count(word.strip("<>")) / count
+    return identified(read(examiner.judge, pictures), IDENTITIES).count(word.strip("<>")) / count
 
 
 def plain_share(examiner: Examiner, museum: Museum, weighting: Weighting, count: int) -> float:

@@ -17,7 +17,7 @@ from clora_core.museum.museum import Museum
 from clora_core.over_diffusers.base import open_base
 from clora_core.sheets import grid
 from clora_core.starter.exam import SIDE_PX, Examiner, drawn
-from clora_core.starter.judge import load_judge, read, recognised
+from clora_core.starter.judge import identified, load_judge, read
 from clora_core.starter.subjects import IDENTITIES
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,15 +31,15 @@ def main() -> None:
     begun = time.perf_counter()
     sample(base, ["a photo of a cat"], (), Sampling(steps=20), latent_shape=base.latent_shape(SIDE_PX, SIDE_PX))
     seconds = time.perf_counter() - begun
-    recognised_shares = {
-        name: recognised(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES
+    recognized_shares = {
+        name: identified(read(judge, drawn(name, 64, seed=77))).count(name) / 64 for name in IDENTITIES
     }
     report = {
         "prompted attributes found, relative to drawn pictures": share,
         "samples": SAMPLES,
         "seed": SEED,
         "seconds for one picture, 20 steps": seconds,
-        "drawn identities that the judge tells apart": recognised_shares,
+        "drawn identities that the judge tells apart": recognized_shares,
         "machine": machine(torch.device("cpu")),
     }
     text = json.dumps(report, indent=2)

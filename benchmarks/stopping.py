@@ -3,7 +3,7 @@
     python -m benchmarks.stopping [--subjects ada bo cleo dex eve]
 
 Its numbers were chosen on the spare characters kim, lou and max, so these are not among the subjects. Prints what was
-decided, the share of pictures recognised as the subject, and the share of its traits.
+decided, the share of pictures recognized as the subject, and the share of its traits.
 Writes `benchmarks/results/stopping.json`.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
         for name, recipe in recipes.items():
             course = take_course(examiner, [subject], recipe, watched=watched_bar, samples=SAMPLES, plain=SAMPLES)
             evaluation, facts = course.evaluations[0][0], course.museum.exhibits[0].facts
-            row = {"subject": subject, "recipe": name, "recognised": evaluation.alignment}
+            row = {"subject": subject, "recipe": name, "recognized": evaluation.alignment}
             row |= {"traits": evaluation.attributes, "plain prompts": course.plain}
             row |= {"processor seconds": course.processor_seconds, "decided": facts.get(STOPPED)}
             rows.append(row)

@@ -1,4 +1,4 @@
-"""Learned characters in one picture: how often does the judge recognise all of them, each in its part?
+"""Learned characters in one picture: how often does the judge recognize all of them, each in its part?
 
     python -m benchmarks.two_concepts --museums out/demo/museum.safetensors ...   museums of the demo, of any recipe
 
@@ -28,7 +28,7 @@ from clora_core.bench.measuring import machine
 from clora_core.museum.file import export_lora, load_museum, read_header
 from clora_core.pictures import as_floats
 from clora_core.starter.course import starter_recipe
-from clora_core.starter.judge import agreement, load_judge, read, recognised
+from clora_core.starter.judge import agreement, identified, load_judge, read
 from clora_core.starter.subjects import IDENTITIES
 from tests.host.finding import required_host
 from tests.host.prompts import node
@@ -208,12 +208,12 @@ def with_hooks(prompt: Prompt, files: Sequence[str]) -> Prompt:
 def scored(pictures: np.ndarray, words: Sequence[str]) -> dict[str, float]:
     """Shares of the pictures with all characters, each in its part; with all in any order; and of all traits.
 
-    The recognised character is the one of ten whose traits are the most likely.
+    The recognized character is the one of ten whose traits are the most likely.
     """
     judge, names = load_judge(), [word.strip("<>") for word in words]
     pixels = as_floats(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     verdicts = [read(judge, part.contiguous()) for part in pixels.chunk(len(words), dim=3)]
-    groups = list(zip(*map(recognised, verdicts), strict=True))
+    groups = list(zip(*map(identified, verdicts), strict=True))
     score = {
         "both": sum(list(group) == names for group in groups) / len(groups),
         "in either order": sum(sorted(group) == sorted(names) for group in groups) / len(groups),

@@ -28,7 +28,7 @@ from clora_core.museum.file import load_museum
 from clora_core.museum.museum import Museum, viewing
 from clora_core.over_diffusers.base import DiffusersBase, open_base
 from clora_core.seeds import seeded
-from clora_core.starter.judge import Judge, load_judge, read, recognised
+from clora_core.starter.judge import Judge, identified, load_judge, read
 
 RESULT = Path(__file__).parent / "results/words_apart.json"
 SIDE, STEPS, GUIDANCE, AT_ONCE = 8, 20, 5.0, 16  # SIDE: of a picture's latents, for each word
@@ -129,7 +129,7 @@ def main() -> None:
 def scored(judge: Judge, pictures: Tensor, words: Sequence[str]) -> tuple[float, float]:
     """Shares of the pictures with all words, each in its part, and in any order."""
     names = [word.strip("<>") for word in words]
-    verdicts = [recognised(read(judge, part.contiguous())) for part in pictures.chunk(len(words), dim=3)]
+    verdicts = [identified(read(judge, part.contiguous())) for part in pictures.chunk(len(words), dim=3)]
     groups = [list(group) for group in zip(*verdicts, strict=True)]
     return (
         statistics.fmean(group == names for group in groups),

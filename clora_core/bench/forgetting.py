@@ -42,7 +42,7 @@ def add(kinds: argparse._SubParsersAction) -> None:
         "forgetting",
         help="what every recipe learns and forgets over a sequence of subjects",
         description="Learn the built-in characters or styles one after another with every recipe, in several orders "
-        "and with several seeds, and measure what is recognised, forgotten and damaged. Takes hours on a CPU. After a "
+        "and with several seeds, and measure what is recognized, forgotten and damaged. Takes hours on a CPU. After a "
         "stop, the same command resumes; finished runs are not repeated.",
         epilog="A method is the name of a recipe, optionally modified: c-lora*10 (ten times the protection; *0: none), "
         "sequential@0.006 (learning rate; of the word if nothing else is learned), c-lora+noun "

@@ -74,7 +74,7 @@ def metrics(
 
 
 def _confused(evaluation: Evaluation, subject: str, subjects: Sequence[str]) -> float:
-    """The share of a subject's pictures in which another learned subject is recognised."""
+    """The share of a subject's pictures in which another learned subject is recognized."""
     others = set(subjects) - {subject}
     return sum(name in others for name in evaluation.taken_for) / len(evaluation.taken_for)
 

@@ -11,14 +11,14 @@ Run = Mapping[str, Any]
 
 # Name in a run's file → title of its column in the table.
 COLUMNS = {
-    "learned": "recognised when learned",
-    "kept": "recognised at the end",
+    "learned": "recognized when learned",
+    "kept": "recognized at the end",
     "forgetting": "forgotten",
     "confusion": "confused with another",
     "traits": "traits at the end",
     "text_alignment": "edits followed",
-    "edited": "recognised when edited",
-    "edited_all": "recognised in eight kinds of edits",
+    "edited": "recognized when edited",
+    "edited_all": "recognized in eight kinds of edits",
     "distance": "A_mmd",
     "plasticity": "A_mmd when learned",
     "distance_forgotten": "F_qual",

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             subjects,
             recipe,
             watched=watched_bar,
-            evaluated=lambda evaluations: say(f"  recognised: {_shares(subjects, evaluations)}"),
+            evaluated=lambda evaluations: say(f"  recognized: {_shares(subjects, evaluations)}"),
         )
         museum = save_museum(course.museum, target, overwrite=True)
         report: dict[str, object] = {"concepts": [f"<{name}>" for name in subjects], "museum": str(museum)}
@@ -159,8 +159,8 @@ def _numbers(course: Course, before: float) -> dict[str, object]:
 def _table(courses: Mapping[str, Course], before: float) -> str:
     lines = [f"{'':24}" + "".join(f"{method:>14}" for method in courses)]
     for title, value in (
-        ("recognised when learned", lambda course: f"{initial_alignment(course.alignment):.2f}"),
-        ("recognised at the end", lambda course: f"{final_alignment(course.alignment):.2f}"),
+        ("recognized when learned", lambda course: f"{initial_alignment(course.alignment):.2f}"),
+        ("recognized at the end", lambda course: f"{final_alignment(course.alignment):.2f}"),
         ("forgotten", lambda course: f"{forgetting(course.alignment):.2f}"),
         ("traits found (of real)", lambda course: f"{initial_alignment(course.attributes):.2f}"),
         ("plain prompts before", lambda course: f"{before:.2f}"),

@@ -1,4 +1,4 @@
-"""A fingerprint of everything that the result of a learning depends on, to recognise the same learning again."""
+"""A fingerprint of everything that the result of a learning depends on, to recognize the same learning again."""
 
 import dataclasses
 import hashlib

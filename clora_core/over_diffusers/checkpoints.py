@@ -138,7 +138,7 @@ def _open_folder(folder: Path, dtype: torch.dtype, tokenizer: Path | None, predi
 
 def _open_file(path: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: Prediction | None) -> Parts:
     file = _read(path)
-    family, layout = _recognised(file)
+    family, layout = _recognized(file)
     words = open_tokenizer(tokenizer)
     predicts = prediction or _prediction(file, family, layout)
     size = family.resolution_px(predicts) // FACTOR
@@ -184,7 +184,7 @@ def _read(path: Path) -> _File:
         return _File(path, file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})
 
 
-def _recognised(file: _File) -> tuple[Family, Checkpoint]:
+def _recognized(file: _File) -> tuple[Family, Checkpoint]:
     """The file's family and its layout. Raises BaseModelError for an unsupported file."""
     path, tensors, unet, vae = file.path, file.tensors, file.unet, file.vae
     weights = {name.removesuffix(".weight"): tensor for name, tensor in unet.items() if name.endswith(".weight")}

@@ -1,4 +1,4 @@
-"""Evaluate a museum of the starter model: is every subject recognised, and does the base still follow prompts?"""
+"""Evaluate a museum of the starter model: is every subject recognized, and does the base still follow prompts?"""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from ..model.sampling import Sampling, sample
 from ..museum.museum import Museum, viewing
 from ..pictures import in_memory
 from .draw import drawings
-from .judge import Judge, agreement, read, recognised
+from .judge import Judge, agreement, identified, read
 from .style_judge import NAMES, StyleJudge, style_features
 from .subjects import ALL_IDENTITIES, SPARE_STYLES, candidates, description, scenes, unrelated
 from .world import IDENTITY, SAYABLE, Scene, caption, describe, imagine_portrait, imagine_thing, place_phrase
@@ -29,11 +29,11 @@ HATS = tuple(hat for hat in SAYABLE["hat"] if hat != "none")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the judges recognise in sampled pictures of one subject.
+    """What the judges recognize in sampled pictures of one subject.
 
-    alignment: the share recognised as the subject, among its `candidates`, or among all ten styles (for a spare style,
+    alignment: the share recognized as the subject, among its `candidates`, or among all ten styles (for a spare style,
     thirteen). attributes: the share of its traits that are visible, for a style of what the prompts ask for, relative
-    to real pictures. taken_for: the subject recognised in each picture. pictures: (n, 3, 64, 64).
+    to real pictures. taken_for: the subject recognized in each picture. pictures: (n, 3, 64, 64).
     """
 
     alignment: float
@@ -78,7 +78,7 @@ def drawn(subject: str, count: int, *, seed: int) -> Tensor:
 class Examiner:
     """Samples subjects with a museum of the starter model, and lets the judges classify the pictures.
 
-    ceilings: identity → the share of its traits that the judge recognises in real pictures; measured on first use.
+    ceilings: identity → the share of its traits that the judge recognizes in real pictures; measured on first use.
     """
 
     base: Base
@@ -101,7 +101,7 @@ class Examiner:
 
     def edits(self, museum: Museum, identity: str, *, count: int) -> tuple[float, float]:
         """Sample an identity with a hat at some place. Returns how often both are visible, relative to real pictures,
-        and how often the identity is still recognised."""
+        and how often the identity is still recognized."""
         rng = random.Random("dressed 0")
         edits = [{"hat": rng.choice(HATS), "background": rng.choice(SAYABLE["background"])} for _ in range(count)]
         prompts = [f"a photo of <{identity}> wearing a {a['hat']}{place_phrase(a['background'])}" for a in edits]
@@ -111,17 +111,17 @@ class Examiner:
             for number, edit in enumerate(edits)
         )
         share = _agreement(verdict, edits) / _agreement(read(self.judge, real), edits)
-        return share, recognised(verdict, candidates(identity)).count(identity) / count
+        return share, identified(verdict, candidates(identity)).count(identity) / count
 
     def edited(self, museum: Museum, identity: str, *, each: int) -> dict[str, float]:
-        """The share of pictures in which the identity is recognised, for each kind of edit (`edited_prompts`).
+        """The share of pictures in which the identity is recognized, for each kind of edit (`edited_prompts`).
 
         each: pictures of each kind.
         """
         rng = random.Random(f"edits {identity}")
         asked = [edit for _ in range(each) for edit in edited_prompts(f"<{identity}>", rng)]
         sampled = self._sampled(museum, [prompt for _, prompt in asked], self._sampling)
-        found = recognised(read(self.judge, sampled), candidates(identity))
+        found = identified(read(self.judge, sampled), candidates(identity))
         return {
             kind: sum(who == identity for who, (own, _) in zip(found, asked, strict=True) if own == kind) / each
             for kind in dict.fromkeys(kind for kind, _ in asked)
@@ -148,7 +148,7 @@ class Examiner:
             real = read(self.judge, drawn(subject, 64, seed=10_000))
             self.ceilings[subject] = _agreement(real, [traits] * 64)
         share = _agreement(verdict, [traits] * count) / self.ceilings[subject]
-        taken_for = recognised(verdict, candidates(subject))
+        taken_for = identified(verdict, candidates(subject))
         return Evaluation(taken_for.count(subject) / count, share, taken_for, sampled)
 
     def _style(self, museum: Museum, subject: str, count: int) -> Evaluation:

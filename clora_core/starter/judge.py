@@ -1,6 +1,6 @@
 """A small classifier of all attributes of a picture of the starter world, to measure what was learned.
 
-It is trained on drawn pictures only and ships with the starter model. It also recognises attributes that captions never
+It is trained on drawn pictures only and ships with the starter model. It also recognizes attributes that captions never
 mention, so it can tell the ten built-in identities apart.
 """
 
@@ -63,7 +63,7 @@ def agreement(verdict: Mapping[str, Tensor], attributes: Sequence[Mapping[str, s
     return torch.tensor(shares)
 
 
-def recognised(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, str]] = IDENTITIES) -> list[str]:
+def identified(verdict: Mapping[str, Tensor], among: Mapping[str, Mapping[str, str]] = IDENTITIES) -> list[str]:
     """For each picture, the identity whose traits have the highest joint probability."""
     scores = []
     for traits in among.values():

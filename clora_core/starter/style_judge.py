@@ -1,4 +1,4 @@
-"""Recognise the style of a picture: a linear classifier over channel statistics, fitted to drawn pictures on creation.
+"""Recognize the style of a picture: a linear classifier over channel statistics, fitted to drawn pictures on creation.
 
 A style does not depend on the layout. The features are the mean and deviation of every channel of the picture and of
 the judge's first two layers (style as statistics of features: Huang and Belongie 2017, arXiv:1703.06868), with linear
@@ -36,7 +36,7 @@ def style_features(judge: Judge, pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StyleJudge:
-    """Recognises the styles of these names. weights (features, styles), offset (styles,)."""
+    """Recognizes the styles of these names. weights (features, styles), offset (styles,)."""
 
     judge: Judge
     names: tuple[str, ...]

@@ -129,8 +129,8 @@ class Teaching:
             diary.replay(result.diary)
             return result
         try:
-            unlabelled, losses = self._learned()
-            exhibits = tuple(dated(*pair) for pair in zip(unlabelled, learning.concepts, strict=True))
+            unlabeled, losses = self._learned()
+            exhibits = tuple(dated(*pair) for pair in zip(unlabeled, learning.concepts, strict=True))
             pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
             diary.paste(pictures[0])
             if self.preview_every:

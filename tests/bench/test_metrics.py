@@ -27,8 +27,8 @@ def sampled(subject: str, after: int) -> Tensor:
     return drawn(subject, SAMPLES, seed=100 * after + 7)
 
 
-def recognised_as(subject: str, after: int) -> list[str]:
-    """At the end, two of six pictures are recognised as other learned subjects, and one as a subject not learned."""
+def recognized_as(subject: str, after: int) -> list[str]:
+    """At the end, two of six pictures are recognized as other learned subjects, and one as a subject not learned."""
     others = [name for name in SUBJECTS if name != subject]
     return [subject] * 3 + others + ["gus"] if after == 2 else [subject] * SAMPLES
 
@@ -38,9 +38,9 @@ def course(examiner: Examiner) -> Course:
     evaluations = [
         [
             Evaluation(
-                recognised_as(name, after).count(name) / SAMPLES,
+                recognized_as(name, after).count(name) / SAMPLES,
                 0.1 * after + 0.2 * place,
-                recognised_as(name, after),
+                recognized_as(name, after),
                 sampled(name, after),
             )
             for place, name in enumerate(SUBJECTS[: after + 1])

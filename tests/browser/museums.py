@@ -34,8 +34,8 @@ def _museum(words: list[str]) -> Museum:
 
 def _exhibit(word: str, rng: random.Random) -> Exhibit:
     token = ConceptToken(word, {"clip_l": torch.zeros(1, 1, 128)})
-    colour = torch.tensor([rng.uniform(-1, 1) for _ in range(3)])
-    picture = colour[:, None, None].expand(3, 64, 64)
+    color = torch.tensor([rng.uniform(-1, 1) for _ in range(3)])
+    picture = color[:, None, None].expand(3, 64, 64)
     facts = {"pictures": 12, "date": "2026-01-02T03:04:05+00:00"}
     deltas = {PROJECTION: LowRank(torch.zeros(64, 1), torch.zeros(1, 128))}
     return Exhibit(token, deltas, RECIPES["c-lora"], "object", f"a photo of {word}", facts, thumbnail(picture))

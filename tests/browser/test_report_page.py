@@ -64,8 +64,8 @@ def test_report_is_readable(page: Page):
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Of "rgb(r, g, b)", as WCAG defines it."""
-    shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    shares = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -22,7 +22,7 @@ from tests.classification.tasks import NAMES, merged, one_task, pictures, plain_
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_two_tasks_and_recognises_all_classes(vision: Vision, method: str):
+def test_every_method_learns_two_tasks_and_recognizes_all_classes(vision: Vision, method: str):
     museum = two_tasks(vision, method, head="lda")
     test = pictures(*NAMES, seed=1)
     with reading(vision, museum):

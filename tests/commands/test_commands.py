@@ -95,7 +95,7 @@ def test_wrong_input_is_refused_before_training(tmp_path, images, capsys, change
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_baseline_is_accepted_and_labelled(tmp_path, images, capsys):
+def test_baseline_is_accepted_and_labeled(tmp_path, images, capsys):
     for recipe, said in (("c-lora", False), ("ewc", True)):
         assert teach(tmp_path / f"{recipe}.safetensors", images, "<ada>", "--recipe", recipe) == 0
         assert (f"{recipe} is a baseline, kept for comparison." in capsys.readouterr().out) == said

@@ -1,6 +1,6 @@
 """Checkpoint files of SD1.5's, SD2's and SDXL's layout: their own blocks, names, text encoders and autoencoder.
 
-ComfyUI recognises a model by the shapes of its tensors: 320 channels at the highest resolution, the width of the text
+ComfyUI recognizes a model by the shapes of its tensors: 320 channels at the highest resolution, the width of the text
 states, and SDXL's numbers of transformer blocks. All of that is as published; only the deeper resolutions, with 320
 channels instead of up to 1280, and the text encoders, of few layers, are not, unless asked for.
 """

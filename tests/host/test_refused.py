@@ -11,7 +11,7 @@ from clora_pack.nodes.host.model import slots_of
 from clora_pack.nodes.host.refused import BY_CLASS, REASONS, why_refused
 from packaging.version import Version
 
-# UNets, which are recognised by their projections, and the families of transformers.
+# UNets, which are recognized by their projections, and the families of transformers.
 SUPPORTED = {
     *("BaseModel", "SDXL", "SD21UNCLIP", "SD_X4Upscaler", "SD15_instructpix2pix", "SDXL_instructpix2pix"),
     *("CosmosPredict2", "Anima", "PixArt", "HunyuanDiT", "WAN21", "Flux", "Chroma", "SD3", "QwenImage"),

@@ -21,7 +21,7 @@ PAGED = (
     "test_nodes.py::test_train_step_works_in_every_family",
     "test_nodes.py::test_identical_step_is_read_from_disk",
     "test_view.py::test_view_of_the_starter_matches_diffusers",
-    "test_view.py::test_view_is_recognised_extended_and_removed",
+    "test_view.py::test_view_is_recognized_extended_and_removed",
     *(f"test_view.py::test_view_predicts_as_the_engine[torch.{dtype}-small]" for dtype in SHOWN),
     "test_words.py",
 )

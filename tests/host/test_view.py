@@ -124,7 +124,7 @@ def test_partially_loaded_model_shows_the_whole_museum(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
-def test_view_is_recognised_extended_and_removed(dtype: torch.dtype):
+def test_view_is_recognized_extended_and_removed(dtype: torch.dtype):
     model, clip, vae = stored(dtype)
     base = HostBase(model, clip, vae)
     states, two = states_of(base), random_museum(base, "<one>", "<two>", size=0.3)

@@ -39,7 +39,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_family_is_recognised_by_its_projections(family: Family) -> None:
+def test_a_family_is_recognized_by_its_projections(family: Family) -> None:
     path = PATHS.get(family.name, "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k")
     role = "key_value" if family.name == "hunyuan-dit" else "key"
     assert family_with([Projection(path, role, (64, family.text_width))], set(family.needs)) is family

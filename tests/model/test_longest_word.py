@@ -46,7 +46,7 @@ def test_preserved_prompts_keep_longer_words():
     assert "sks-dog beside sks-dog" in beside
 
 
-def test_words_are_normalised_when_stored_and_when_searched():
+def test_words_are_normalized_when_stored_and_when_searched():
     concept = small_concept(NFD, count=2, captions=(f"a photo of {NFC}", "{word} \u200bat\ufeff sea"))
     assert concept.word == NFC and concept.prompts() == [f"a photo of {NFC}", f"{NFC} at sea"]
     assert small_concept("<my\u200bcat>").word == "<mycat>"
@@ -72,7 +72,7 @@ def test_words_are_encoded_in_every_unicode_form():
 
 
 @torch.no_grad()
-def test_text_beside_words_is_not_normalised():
+def test_text_beside_words_is_not_normalized():
     base = small_base()
     token = ConceptToken(NFC, {name: value[None] for name, value in base.word_vectors("red").items()})
     pattern = word_pattern([NFC])

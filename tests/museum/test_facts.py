@@ -84,7 +84,7 @@ def test_the_hash_depends_on_the_tensors_only(tmp_path):
     ("architecture", "in_forge", "in_lora_manager"),
     [("sd15", "SD1", "SD 1.5"), ("sd2", "SD2", "sd_v2"), ("sdxl", "SDXL", "SDXL 1.0")],
 )
-def test_managers_recognise_the_base(architecture, in_forge, in_lora_manager, tmp_path):
+def test_managers_recognize_the_base(architecture, in_forge, in_lora_manager, tmp_path):
     save_museum(museum(architecture), tmp_path / "a.safetensors")
     facts = as_a_webui_reads(metadata_of(tmp_path / "a.safetensors"))
     assert version_in_forge(facts) == in_forge

@@ -266,7 +266,7 @@ def test_a_loaded_museum_does_not_depend_on_its_file(tmp_path):
 
 
 def test_older_files_with_invisible_characters_in_words_can_be_loaded(tmp_path):
-    """In memory the words are normalised; the names of their tensors stay unchanged."""
+    """In memory the words are normalized; the names of their tensors stay unchanged."""
     on, path = projections("sd15"), tmp_path / "a.safetensors"
     strong = exhibit("<my-dog>", on, seed=5, strength=0.5)
     gated = exhibit("<shy>", on, seed=7, recipe=recipe_named("word-gated", rank=4), prompt="a <shy> thing")

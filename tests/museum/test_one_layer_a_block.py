@@ -37,7 +37,7 @@ def blocks_in(path: Path) -> set[str]:
         return {name.split("_transformer")[0] for name in file.keys() if name.startswith("lora_unet_")}
 
 
-def test_layers_per_block_are_recognised_by_the_projections():
+def test_layers_per_block_are_recognized_by_the_projections():
     paths = [projection.path for projection in PROJECTIONS]
     assert layers_per_block(paths) == 1
     assert layers_per_block([*paths, "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k"]) == 2

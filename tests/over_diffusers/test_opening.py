@@ -45,7 +45,7 @@ def base(saved: Saved) -> DiffusersBase:
     return opened(saved.family)
 
 
-def test_a_folder_is_recognised(saved: Saved, base: DiffusersBase) -> None:
+def test_a_folder_is_recognized(saved: Saved, base: DiffusersBase) -> None:
     assert base.family.name == base.fingerprint.family == saved.family
     assert base.resolution_px == RESOLUTIONS[saved.family]
     assert base.latent_shape(64, 128) == (4, 8, 16)
@@ -155,7 +155,7 @@ def test_prediction_of_the_caller_takes_precedence() -> None:
     assert saved_model("sd15").open_file(prediction="v_prediction").schedule.prediction == "v_prediction"
 
 
-def test_sd2_is_recognised_as_v_prediction_as_in_comfyui(tmp_path: Path) -> None:
+def test_sd2_is_recognized_as_v_prediction_as_in_comfyui(tmp_path: Path) -> None:
     saved = saved_model("sd2")
     tensors = saved.tensors()
     bias = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"

@@ -34,20 +34,20 @@ def examiner(base: DiffusersBase) -> Examiner:
     return Examiner(base, load_judge())
 
 
-def test_the_style_judge_recognises_every_style_on_unseen_pictures(examiner: Examiner):
+def test_the_style_judge_recognizes_every_style_on_unseen_pictures(examiner: Examiner):
     for style in NAMES:
         found = examiner.style_judge.styles_of(drawn_in(style, 48, seed=5))
         assert found.count(style) >= 44, style
 
 
-def test_the_spare_style_judge_recognises_every_style(examiner: Examiner):
+def test_the_spare_style_judge_recognizes_every_style(examiner: Examiner):
     judge = examiner.spare_style_judge
     for style in (*NAMES, *SPARE_STYLES):
         assert judge.styles_of(drawn_in(style, 48, seed=5)).count(style) >= 44, style
     assert set(judge.names) - set(examiner.style_judge.names) == set(SPARE_STYLES)
 
 
-def test_the_style_judge_recognises_styles_through_the_vae(examiner: Examiner, base: DiffusersBase):
+def test_the_style_judge_recognizes_styles_through_the_vae(examiner: Examiner, base: DiffusersBase):
     for style in (*STYLES, *SPARE_STYLES):
         again = base.decode_latents(base.encode_pictures(drawn_in(style, 32, seed=6)))
         assert examiner.spare_style_judge.styles_of(again).count(style) >= 26, style

@@ -8,7 +8,7 @@ import torch
 from clora_core.model.families.starter import STARTER
 from clora_core.pictures import as_floats, to_bytes
 from clora_core.starter.draw import draw
-from clora_core.starter.judge import agreement, load_judge, read, recognised
+from clora_core.starter.judge import agreement, identified, load_judge, read
 from clora_core.starter.layout import END, TOKENS, UNKNOWN, WEIGHTS
 from clora_core.starter.model import build_tokenizer, load_starter_parts
 from clora_core.starter.styles import BASE, HELD_BACK, SPARE
@@ -154,8 +154,8 @@ def test_the_vae_keeps_the_attributes_that_the_judge_reads():
     assert agreement(read(judge, again), portraits).mean() >= 0.9 * agreement(read(judge, real), portraits).mean()
 
 
-def test_the_judge_recognises_every_identity_on_real_pictures():
+def test_the_judge_recognizes_every_identity_on_real_pictures():
     judge = load_judge()
     for name in ALL_IDENTITIES:
-        found = recognised(read(judge, stacked(pictures(name, 24, seed=77))), candidates(name))
+        found = identified(read(judge, stacked(pictures(name, 24, seed=77))), candidates(name))
         assert found.count(name) >= 22, name
