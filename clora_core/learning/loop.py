@@ -65,6 +65,8 @@ def train(
     training = _Training(key, trained, optimizer, stopping)
     if resume:
         training.resume(resume, recipe.steps)
+        if stopping:
+            stopping.after(resume.step)
     for index in range(len(training.losses), recipe.steps):
         if stopping and stopping.ended:
             break
@@ -131,7 +133,8 @@ class _Training:
         trained = {f"trained.{name}": value.shape for name, value in self.trained.parameters().items()}
         shapes = trained | {f"optimizer.{name}": shape for name, shape in self.optimizer.shapes().items()}
         if self.stopping:
-            watched = {f"stopping.{name}": shape for name, shape in self.stopping.shapes(state.step).items()}
+            memory = _under("stopping.", state.tensors)
+            watched = {f"stopping.{name}": shape for name, shape in self.stopping.shapes(state.step, memory).items()}
             trained, shapes = trained | watched, shapes | watched
         if state.step != len(state.losses):
             raise StateError(f"This saved state is of step {state.step}, but it has {len(state.losses)} losses.")

@@ -41,8 +41,8 @@ class Stopping:
         self._best: dict[str, Tensor] = {}
 
     def after(self, step: int) -> None:
-        """Measure, if it is time to."""
-        if step % EVERY:
+        """Measure, if it is time to and not done yet."""
+        if not step or step % EVERY or len(self.measurements) == step // EVERY:
             return
         own, left_out = torch.tensor(self._measure()).tolist()  # as a saved state holds them
         self.measurements.append(Measured(step, own, left_out))
@@ -98,9 +98,11 @@ class Stopping:
         rows = [[one.step, one.own, one.left_out] for one in self.measurements]
         return {MEMORY: torch.tensor(rows), **{f"{BEST}{name}": value for name, value in self._best.items()}}
 
-    def shapes(self, step: int) -> dict[str, torch.Size]:
-        """What `memory` holds after this many steps."""
+    def shapes(self, step: int, memory: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """What `memory` holds after this many steps. It lacks the last measurement if that was interrupted."""
         count = step // EVERY
+        rows = memory[MEMORY].shape[:1] if MEMORY in memory else (0,)
+        count -= rows == (count - 1,)
         own = {f"{BEST}{name}": value.shape for name, value in self._trained.parameters().items()}
         return {MEMORY: torch.Size([count, 3]), **own} if count else {}
 

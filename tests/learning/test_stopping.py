@@ -122,6 +122,32 @@ def test_resuming_at_any_step_stops_at_the_same_point(base: Base, quick: None):
         learning(base).run(resume=replace(states[-1], tensors=tensors))
 
 
+@pytest.mark.parametrize("interrupted", [2, 3])
+def test_training_that_is_cancelled_while_it_measures_can_be_resumed(
+    base: Base, quick: None, monkeypatch: pytest.MonkeyPatch, interrupted: int
+):
+    """The state of that moment has the step, but not its measurement."""
+    (whole,) = learning(base).run()
+    measured, seen, stops = Lesson.reference_loss, [], [2 * interrupted]  # of the pictures, and of the one left out
+
+    def measure(lesson: Lesson, *tokens: object, **more: object) -> float:
+        stops[0] -= 1
+        if stops[0] == 0:
+            raise Cancelled("stopped")
+        return measured(lesson, *tokens, **more)  # type: ignore[arg-type]
+
+    def report(progress: Progress) -> None:
+        seen.append(progress)
+
+    monkeypatch.setattr(Lesson, "reference_loss", measure)
+    with pytest.raises(Cancelled):
+        learning(base).run(report=report)
+    state = seen[-1].snapshot()
+    assert state.step == interrupted
+    (resumed,) = learning(base).run(resume=state)
+    assert resumed.same_as(whole) and resumed.facts == whole.facts
+
+
 def test_without_stopping_no_fact_is_added_and_the_key_differs(base: Base):
     plain = replace(WATCHED, stop_when_learned=False)
     (one,), (other,) = learning(base, plain).run(), learning(base, replace(plain)).run()
