@@ -58,9 +58,10 @@ class LoadPictures(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, files: str = "") -> str:
-        """Changes with the files of the folder, or of the input folder if single ones are chosen."""
-        return folders.pictures_version("" if files.strip() else folder)
+    def fingerprint_inputs(cls, folder: str | None, files: str | None = "") -> str:
+        """Changes with the files of the folder; or of the input folder if single ones are chosen, or an input is linked
+        and so None."""
+        return folders.pictures_version("" if folder is None or files is None or files.strip() else folder)
 
     @classmethod
     def execute(cls, folder: str, files: str = "") -> io.NodeOutput:

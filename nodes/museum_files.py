@@ -64,8 +64,8 @@ class LoadMuseum(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, museum_name: str, **others: object) -> str:
-        """Changes whenever the file does."""
+    def fingerprint_inputs(cls, museum_name: str | None, **others: object) -> str:
+        """Changes whenever the file does. A linked input is None."""
         return folders.museum_version(museum_name)
 
     @classmethod

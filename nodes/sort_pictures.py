@@ -1,5 +1,7 @@
 """C-LoRA Sort Pictures: which class of a museum each picture belongs to."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
 from .host import folders
@@ -54,9 +56,9 @@ class SortPictures(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, museum_name: str, network: str, **others: object) -> str:
-        """Changes whenever the museum's file does."""
-        return folders.museum_version(museum_name)
+    def fingerprint_inputs(cls, museum_name: Sequence[str | None], **others: object) -> str:
+        """Changes whenever the museum's file does. With is_input_list, inputs are lists; a linked one holds None."""
+        return folders.museum_version(museum_name[0])
 
     @classmethod
     def execute(cls, images, museum_name: str, network: str) -> io.NodeOutput:

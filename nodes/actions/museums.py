@@ -12,7 +12,7 @@ from ...clora_core.museum.museum import Museum, parse_strengths
 from ...clora_core.pictures import thumbnail
 from ..host.folders import museum_path, new_museum_path, short
 from ..host.model import ModelPatcher
-from ..host.progress import say, waiting
+from ..host.progress import say, waiting, warn
 from ..host.view import note_about, same_museum, view
 from ..host.words import CLIP
 from .pictures import check_images, pictures_of
@@ -40,7 +40,7 @@ def load_and_view(
     elif chosen:
         museum = museum.only(list(chosen))
     if note := note_about(model, museum):
-        say(note)
+        warn(note)
     strengths = {word: chosen.get(word, 1.0) * strength for word in museum.words}
     return *view(model, clip, museum, strengths, keep_apart=keep_apart), museum
 

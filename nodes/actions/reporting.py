@@ -41,8 +41,11 @@ def write_report(
         settings = ReportSettings(pictures, everyday, Sampling(sampling_steps, base.family.guidance, report_seed))
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
         review = make_report(base, museum, settings, latent_shape=shape, report=NodeProgress().update)
-    path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")
     figures = [from_files([figure]) for figure in figures_of(review).values()]
+    try:
+        path.write_text(as_page(review, title=Path(name).name), encoding="utf-8")
+    except OSError as error:
+        return figures, say(f"The page could not be written to '{path}': {error.strerror}. The figures are complete.")
     summary = f"{len(museum.exhibits)} exhibits · everyday prompts moved {review.damage:.2f} from the base model"
     page = path.relative_to(output_folder()).as_posix()
     return figures, say(f"{path}: {summary}", short=f"{short(path)}: {summary}", page=page)

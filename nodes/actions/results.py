@@ -119,8 +119,9 @@ class Store:
 
     def refuse_state(self, key: str, state: LearningState, error: StateError) -> None:
         """Set aside a state that the run under this key cannot resume from."""
-        paths = self._state_path(key), self.kept._state_path(_at(key, state.step))
-        set_aside(next((path for path in paths if path.exists()), paths[0]), error, _warn)
+        own = self.state(key)
+        kept = self.kept._state_path(_at(key, state.step))
+        set_aside(self._state_path(key) if own and own.step == state.step else kept, error, _warn)
 
     @property
     def kept(self) -> "Store":

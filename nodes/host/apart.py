@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...clora_core.model.chunks import chunks
 from .conditioning import CLIPS, Pairs, word_at
-from .progress import say
+from .progress import warn
 
 UNEVEN = (
     "keep_apart has no effect in some layers, where another node changed the picture's size or left out parts of it. "
@@ -115,7 +115,7 @@ def listening(attentions: Collection[nn.Module], clauses: Tensor, latents: Tenso
             handles.callback(attention.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
     if any(mask is None for mask in masks.values()):
-        say(UNEVEN)
+        warn(UNEVEN)
 
 
 def heard(clauses: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...clora_core.model.concept import ConceptToken, skip_note
-from .progress import say
+from .progress import warn
 from .remembered import remember
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
@@ -206,7 +206,7 @@ class _MarkedEncoding:
             if isinstance(encoder, comfy.sd1_clip.SDClipModel):
                 skip = -encoder.layer_idx if encoder.layer == "hidden" else 1
                 if note := skip_note(filter(None, tokens), skip):
-                    say(note)
+                    warn(note)
                 return
 
     def _all_layers(self, pairs: Pairs, first: Tensor) -> Tensor | None:

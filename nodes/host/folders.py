@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -41,15 +42,15 @@ def museum_path(name: str) -> Path:
     raise MuseumError(f"There is no museum '{name}' in '{_folder()}'. It contains: {names}.")
 
 
-def museum_version(name: str) -> str:
-    """A text that changes with the content of the file; empty if there is no readable file."""
+def museum_version(name: str | None) -> str:
+    """A text that changes with the content of the museum's file, or of any museum for None; empty without a file."""
     from ...clora_core.museum.file.files import version  # the engine is not imported while ComfyUI starts
 
-    path = folder_paths.get_full_path(KIND, name or ".")
-    try:
-        return f"{path} {version(Path(path))}" if path else ""
-    except OSError:
-        return ""
+    versions = []
+    for path in (folder_paths.get_full_path(KIND, own or ".") for own in (museum_names() if name is None else [name])):
+        with suppress(OSError):
+            versions += [f"{path} {version(Path(path))}"] if path else []
+    return " ".join(versions)
 
 
 def picture_folders() -> list[str]:

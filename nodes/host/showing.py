@@ -21,7 +21,7 @@ from ...clora_core.model.projections import Place, Projection, Slot
 from .apart import listening
 from .conditioning import CLAUSES, LAYERS, PLACES, restore_method
 from .model import ModelPatcher, family_of
-from .progress import say
+from .progress import warn
 from .remembered import recalled
 
 KEY = "clora.showing"
@@ -154,5 +154,5 @@ def _places(states: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Ten
             whole[0, part] |= mask
             result[word] = whole
         if chunk is None and known is not None and states[0, part].any():
-            say(CHANGED)
+            warn(CHANGED)
     return result

@@ -35,7 +35,7 @@ def with_words(clip: CLIP, tokens: Sequence[ConceptToken], *, apart: Collection[
 
 
 def speaking_copy(clip: CLIP, tokens: Sequence[ConceptToken]) -> CLIP:
-    """`with_words` for one encoding: the copy shares the clip's patcher."""
+    """`with_words` for one encoding: the copy shares the clip's patcher, and reports nothing."""
     return _copied(clip, _vocabulary(clip, tokens))
 
 
@@ -179,20 +179,20 @@ def _vocabulary(clip: CLIP, tokens: Sequence[ConceptToken]) -> dict[str, Concept
     return {**known_words(clip), **{token.word: token for token in tokens}}
 
 
-def _copied(clip: CLIP, tokens: Mapping[str, ConceptToken]) -> CLIP:
+def _copied(clip: CLIP, tokens: Mapping[str, ConceptToken], note: Callable[[str], object] | None = None) -> CLIP:
     """A copy of the clip with exactly these learned words. Some hosts' own clone reads files, or fails with Anima's."""
     copied = copy.copy(clip)
     copied.tokenizer = copy.copy(clip.tokenizer)
     for attribute, tokenizer in _tokenizers(clip).items():
         part = copy.copy(tokenizer)
         own = word_tokenizer(_encoder_name(clip, attribute), tokenizer, tokens)
-        part.tokenizer = part.tokenizer_class = replace(own, note=warn)
+        part.tokenizer = part.tokenizer_class = replace(own, note=note)
         setattr(copied.tokenizer, attribute, part)
     return copied
 
 
 def _with_vocabulary(clip: CLIP, tokens: Mapping[str, ConceptToken], apart: Collection[str] = ()) -> CLIP:
-    clone = _copied(clip, tokens)
+    clone = _copied(clip, tokens, note=warn)
     clone.patcher = clip.patcher.clone()
     if tokens:
         mark_words(clone, Clauses(apart, tokenizers(clone)).of if apart else None)

@@ -117,7 +117,7 @@ def test_strips_are_equal_and_lie_along_the_longer_side(height: int, width: int)
 def test_a_layer_that_strips_do_not_fit_is_reported(monkeypatch: pytest.MonkeyPatch):
     """As after a node that merges places of the picture."""
     said: list[str] = []
-    monkeypatch.setattr("clora_pack.nodes.host.apart.say", said.append)
+    monkeypatch.setattr("clora_pack.nodes.host.apart.warn", said.append)
     attention, latents, clauses = torch.nn.Identity(), torch.zeros(1, 4, 8, 8), torch.tensor([[1, 2]])
     attention.forward = lambda x, mask=None: mask
     with listening([attention], clauses, latents):

@@ -29,7 +29,7 @@ def models(request: pytest.FixtureRequest) -> Models:
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     for module in (conditioning, showing):
-        monkeypatch.setattr(module, "say", texts.append)
+        monkeypatch.setattr(module, "warn", texts.append)
     return texts
 
 

@@ -96,9 +96,11 @@ def test_only_files_of_the_input_folder_are_read(nodes: dict[str, Any], folder: 
 def test_folders_are_listed_and_new_files_are_noticed(nodes: dict[str, Any], folder: Path):
     kind = nodes["CLoRA_LoadPictures"]
     assert kind.define_schema().inputs[0].options == ["my-cat", "my-cat/sub"]
-    before = kind.fingerprint_inputs("my-cat")
+    asked = [("my-cat", ""), ("my-cat", None), (None, "")]  # None: of a linked input
+    before = [kind.fingerprint_inputs(*inputs) for inputs in asked]
+    assert before == [kind.fingerprint_inputs(*inputs) for inputs in asked]
     Image.new("RGB", (8, 8)).save(folder / "4.png")
-    assert kind.fingerprint_inputs("my-cat") != before
+    assert all(kind.fingerprint_inputs(*inputs) != old for inputs, old in zip(asked, before, strict=True))
 
 
 def test_folder_is_learned_in_a_graph(server: Server):

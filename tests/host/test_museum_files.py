@@ -150,8 +150,10 @@ def test_changed_file_is_loaded_again(nodes: dict[str, Any], starter: Models):
     save(museum, "mine", False)
     before = load.fingerprint_inputs("mine.museum.safetensors")
     assert before == load.fingerprint_inputs("mine.museum.safetensors")
+    of_any = load.fingerprint_inputs(None)  # of a linked input
+    assert of_any == load.fingerprint_inputs(None)
     save(museum.only(["<two>"]), "mine", True, True)
-    assert before != load.fingerprint_inputs("mine.museum.safetensors")
+    assert before != load.fingerprint_inputs("mine.museum.safetensors") and of_any != load.fingerprint_inputs(None)
 
 
 def test_other_museum_with_the_same_name_and_time_is_loaded_again(nodes: dict[str, Any], starter: Models):

@@ -82,6 +82,21 @@ def test_cancel_stops_the_report_and_nothing_is_written(
     assert not list(output.rglob("*.html"))
 
 
+def test_page_that_cannot_be_written_does_not_cost_the_figures(
+    report: Callable[..., Any], output: Path, monkeypatch: pytest.MonkeyPatch
+):
+    models = load_starter()
+    with ordinary():
+        museum = random_museum(HostBase(*models), "<one>")
+
+    def full(path: Path, *arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    answer = report(models, museum)
+    assert len(answer.args) == 3 and "No space left on device. The figures are complete." in answer.ui["text"][0]
+
+
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "", "a\0b", "report 12:30", "x" * 300])
 def test_reports_stay_in_the_output_folder(output: Path, name: str):
     with pytest.raises(CLoRAError, match="not a valid file name"):

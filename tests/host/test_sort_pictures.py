@@ -119,3 +119,4 @@ def test_node_runs_in_a_graph(server: Server, museum: TaskMuseum):
     assert run.history["outputs"]["sort"]["text"] == run.history["outputs"]["text"]["text"]
     assert run.history["outputs"]["text"]["text"][0].count("red ") == 2
     assert run.history["outputs"]["class"]["text"] == ["red", "red"]
+    assert "sort" in server.run(prompt).cached

@@ -1,7 +1,9 @@
 """Museums are written atomically, and existing files are not lost."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from clora_core.errors import MuseumError
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
-from clora_core.museum.file import append_exhibits, backups, load_museum, save_museum
+from clora_core.museum.file import append_exhibits, backups, check_names, load_museum, save_museum
 from clora_core.museum.file.backups import backups_of
 from clora_core.museum.museum import Museum
 from tests.museums import assert_same, exhibit, museum, projections
@@ -29,6 +31,21 @@ def test_an_existing_file_is_overwritten_only_on_request(tmp_path):
     assert first.read_bytes() == b"precious"
     assert_same(museum(), load_museum(second))
     assert set(tmp_path.iterdir()) == {path, first, second}
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (PureWindowsPath(r"\museums\a.safetensors"), True),
+        (PureWindowsPath("C:a.safetensors"), True),
+        (PureWindowsPath(r"C:\con\a.safetensors"), True),
+        (PureWindowsPath(r"\con\a.safetensors"), False),
+        (PurePosixPath("con/a.safetensors"), False),
+    ],
+)
+def test_paths_with_a_root_or_a_drive_are_allowed(path: PurePath, allowed: bool):
+    with nullcontext() if allowed else pytest.raises(MuseumError, match="Windows reserves"):
+        check_names(path)
 
 
 def test_a_backup_linked_to_the_current_file_is_kept_once(tmp_path):

@@ -218,6 +218,18 @@ def test_state_that_does_not_fit_is_set_aside(store: Store, caplog: pytest.LogCa
     assert store.state(A) is None and "This saved state is damaged. It is set aside as" in caplog.text
 
 
+@pytest.mark.parametrize("own", [1, 3])
+def test_the_state_that_was_read_is_set_aside_and_no_other(store: Store, own: int):
+    """There is one of an interrupted run, and another that was kept at a step."""
+    store.keep_state(A, state(own))
+    store.keep_state_along(A, state(2))
+    found = store.furthest_state(A, 3)
+    assert found is not None and found.step == max(own, 2)
+    store.refuse_state(A, found, StateError("This saved state is damaged."))
+    left = store.furthest_state(A, 3)
+    assert left is not None and left.step == min(own, 2)
+
+
 def test_kept_state_with_the_name_of_another_step_is_not_resumed(store: Store):
     store.keep_state_along(A, state(2))
     found = store.furthest_state(A, 3)

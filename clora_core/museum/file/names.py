@@ -1,7 +1,7 @@
 """File and folder names that work on every system, so that files can be copied anywhere."""
 
 import re
-from pathlib import Path
+from pathlib import PurePath
 
 from ...errors import MuseumError
 from ...texts import misleading, unprintable
@@ -29,11 +29,12 @@ def why_unusable(name: str) -> str:
     return ""
 
 
-def check_names(path: Path) -> None:
+def check_names(path: PurePath) -> None:
     """Raise MuseumError for a name in this path that some system does not allow.
 
-    In an absolute path only the last name is checked, since its folders already exist on this system.
+    In an absolute path only the last name is checked, since its folders already exist on this system. Windows has
+    relative paths with a root or a drive, such as \\museums and C:museums, which are no names.
     """
-    for name in path.parts[-1:] if path.is_absolute() else path.parts:
+    for name in path.parts[-1:] if path.is_absolute() else path.parts[bool(path.anchor) :]:
         if name not in (".", "..") and (why := why_unusable(name)):
             raise MuseumError(f"{why} Choose another name.")
