@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..museum.file import check_names, export, load_museum
+from ..museum.file import check_names, export, load_museum, read_header
+from ..museum.museum import missing_partners
 from .progress import Say
 
 
@@ -47,5 +48,9 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     for token in museum.tokens:
         if token.phrase and token.word not in exported.left_out:
             say(f"{token.word} stands for “{token.phrase}”: in other programs, write that in prompts.")
+    whole = read_header(arguments.museum).exhibits
+    for words in [[word] for word in museum.words] if arguments.separate else [museum.words]:
+        if note := missing_partners(whole, words):
+            say(f"Note: {note}")
     for why in exported.left_out.values():
         say(f"Left out: {why}")

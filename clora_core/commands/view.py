@@ -11,7 +11,7 @@ from ..errors import CLoRAError
 from ..model.concept import check_text, mentions, skip_note, unknown_words
 from ..model.sampling import sample
 from ..museum.file import check_names, load_view, read_header
-from ..museum.museum import STRENGTH_LIMIT, Museum, parse_strengths, viewing
+from ..museum.museum import STRENGTH_LIMIT, Museum, missing_partners, parse_strengths, viewing
 from ..sheets import grid, write_picture
 from ..texts import counted
 from .model import add_base, add_sampling, open_chosen, sampling_of
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         say("Note: " + " ".join(unknown))
     elif not any(mentions(arguments.prompt, word) for word in words):
         say(f"Note: the prompt contains none of the museum's words ({', '.join(words)}).")
-    if note := skip_note(museum.tokens, base.clip_skip):
+    for note in filter(None, (skip_note(museum.tokens, base.clip_skip), missing_partners(header.exhibits, words))):
         say(f"Note: {note}")
     if weights := WEIGHTED.findall(arguments.prompt):
         say(f"Note: weights like {weights[0]} work in ComfyUI; here they are read as plain text.")

@@ -14,7 +14,7 @@ from ..errors import MuseumError
 from ..model.concept import Concept, mentions, with_word
 from ..pictures import thumbnail
 from ..texts import normal
-from .museum import Exhibit, Museum
+from .museum import Exhibit, Museum, learned_with
 from .overlap import overlap_matrix
 
 SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, thumbnail <a> 1, remove <a>"
@@ -109,7 +109,8 @@ def removal_message(museum: Museum, word: str) -> str:
     about 2/π, the mean of |x·y| over that of x² for independent normal x and y.
     """
     message, place = f"'{word}' is removed.", museum.words.index(museum.exhibit(word).word)
-    if partners := [museum.words[earlier] for earlier in range(place) if museum.learned_with(earlier) == place]:
+    partners = [museum.words[own] for own in range(place) if learned_with(museum.exhibits, own) == place]
+    if partners:
         message += f" It held the deltas that {', '.join(partners)} learned together with it; they lose these deltas."
     later = museum.words[place + 1 :]
     overlaps = {other: float(overlap_matrix(museum.only([word, other]))[0, 1]) for other in later}

@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -83,6 +84,39 @@ class Exhibit:
         for projection, delta in self.deltas.items():
             pairs += [(delta.up, other.deltas[projection].up), (delta.down, other.deltas[projection].down)]
         return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
+
+
+class Described(Protocol):
+    """What both an exhibit and its entry in a file's header tell. rank: 0 without deltas."""
+
+    @property
+    def word(self) -> str: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+
+def learned_with(exhibits: Sequence[Described], place: int) -> int:
+    """The place of the exhibit that holds the deltas of the exhibit at this place: usually its own. Concepts that were
+    learned together share deltas, which the last of them holds."""
+    while place + 1 < len(exhibits) and not (own := exhibits[place]).rank:
+        if own.recipe.rank == 0 or own.recipe != exhibits[place + 1].recipe:
+            break
+        place += 1
+    return place
+
+
+def missing_partners(exhibits: Sequence[Described], words: Collection[str]) -> str:
+    """A sentence about those of the words whose deltas belong to an exhibit that is not among them; "" without any."""
+    holders = {own.word: exhibits[learned_with(exhibits, place)].word for place, own in enumerate(exhibits)}
+    alone = {word: holder for word, holder in holders.items() if word in words and holder not in words}
+    return " ".join(
+        f"{word} was learned together with {holder}, which holds the weights of both, so {word} needs {holder} as well."
+        for word, holder in alone.items()
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,15 +205,6 @@ class Museum:
             if exhibit.word == own:
                 return exhibit
         raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
-
-    def learned_with(self, place: int) -> int:
-        """The place of the exhibit that holds the deltas of the exhibit at this place: usually its own. Concepts that
-        were learned together share deltas, which the last of them holds."""
-        while place + 1 < len(self.exhibits) and not (own := self.exhibits[place]).deltas:
-            if own.recipe.rank == 0 or own.recipe != self.exhibits[place + 1].recipe:
-                break
-            place += 1
-        return place
 
     def with_exhibits(self, *exhibits: Exhibit) -> "Museum":
         """This museum with these exhibits appended."""

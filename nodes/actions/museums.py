@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...clora_core.errors import MuseumError
 from ...clora_core.museum.editing import edited, merged, with_thumbnail
-from ...clora_core.museum.file import load_museum, save_museum
+from ...clora_core.museum.file import load_museum, read_header, save_museum
 from ...clora_core.museum.file.files import identity
-from ...clora_core.museum.museum import Museum, parse_strengths
+from ...clora_core.museum.museum import Museum, missing_partners, parse_strengths
 from ...clora_core.pictures import thumbnail
 from ..host.folders import museum_path, new_museum_path, short
 from ..host.model import ModelPatcher
@@ -36,10 +36,13 @@ def load_and_view(
     """
     chosen = parse_strengths([line for line in exhibits.splitlines() if line.strip()])
     if museum is None:
-        museum = load_museum(museum_path(name), words=list(chosen) or None)
-    elif chosen:
-        museum = museum.only(list(chosen))
-    if note := note_about(model, museum):
+        path = museum_path(name)
+        whole = read_header(path).exhibits
+        museum = load_museum(path, words=list(chosen) or None)
+    else:
+        whole = museum.exhibits
+        museum = museum.only(list(chosen)) if chosen else museum
+    if note := " ".join(filter(None, (note_about(model, museum), missing_partners(whole, museum.words)))):
         warn(note)
     strengths = {word: chosen.get(word, 1.0) * strength for word in museum.words}
     return *view(model, clip, museum, strengths, keep_apart=keep_apart), museum

@@ -13,6 +13,7 @@ import torch
 from clora_pack.clora_core.errors import MuseumError
 from clora_pack.clora_core.museum.file import load_museum, replacing
 from clora_pack.clora_core.museum.file.backups import backups_of
+from clora_pack.nodes.actions import museums
 from clora_pack.nodes.host import folders, progress
 from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
@@ -51,6 +52,25 @@ def test_museum_is_saved_and_loaded_in_part(nodes: dict[str, Any], starter: Mode
         )
     connected = load(model, clip, "", "<two>", 1.0, museum).args
     assert connected[2].words == ("<two>",)
+
+
+def test_companion_shown_without_its_partner_is_reported(
+    nodes: dict[str, Any], starter: Models, monkeypatch: pytest.MonkeyPatch
+):
+    """The exhibit that was learned with it holds its deltas; from a file, and from a connected museum."""
+    warned: list[str] = []
+    monkeypatch.setattr(museums, "warn", warned.append)
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    one, two = museum.exhibits
+    museum = replace(museum, exhibits=(replace(one, deltas={}), two))
+    nodes["CLoRA_SaveMuseum"].execute(museum, "mine", False)
+    load = nodes["CLoRA_LoadMuseum"].execute
+    for source in (None, museum):
+        for chosen in ("", "<two>", "<one>\n<two>: 0.5"):
+            load(*starter[:2], "mine.museum.safetensors", chosen, 1.0, source)
+        assert not warned
+        load(*starter[:2], "mine.museum.safetensors", "<one>", 1.0, source)
+        assert "<one> needs <two> as well" in warned.pop()
 
 
 def test_saving_again_works_but_another_museum_of_that_name_is_refused(nodes: dict[str, Any], starter: Models):

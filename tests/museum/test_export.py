@@ -1,6 +1,7 @@
 """Exported files in other programs' own loaders."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -285,12 +286,12 @@ def test_gated_exhibits_are_left_out_and_named(tmp_path):
     gated = exhibit("<shy>", projections("sd15"), seed=9, recipe=recipe_named("word-gated"))
     exported = export(museum().with_exhibits(gated), tmp_path / "all")
     plain = export(museum(), tmp_path / "plain")
-    assert set(exported.left_out) == {"<shy>"} and "acts at its word only" in exported.left_out["<shy>"]
+    assert set(exported.left_out) == {"<shy>"} and "is word-gated" in exported.left_out["<shy>"]
     for one, other in zip(exported.files, plain.files, strict=True):
         ours, theirs = load_file(one), load_file(other)
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     for for_diffusers in (False, True):
-        with pytest.raises(MuseumError, match="'<shy>' acts at its word only"):
+        with pytest.raises(MuseumError, match="'<shy>' is word-gated"):
             export_lora(museum().with_exhibits(gated), tmp_path / "a.safetensors", for_diffusers=for_diffusers)
 
 
@@ -305,6 +306,19 @@ def test_the_command_reports_the_error_of_a_rank_and_omitted_exhibits(tmp_path, 
     assert "Left out: '<deep>'" in output and "my-cat.safetensors" in output
     assert main(command) == 1
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_the_command_reports_exhibits_without_the_one_that_holds_their_deltas(tmp_path, capsys):
+    """As concepts that were learned together share them."""
+    first, second, *_ = museum().exhibits
+    pair = (replace(first, deltas={}), replace(second, recipe=first.recipe))
+    path = save_museum(replace(museum(), exhibits=pair), tmp_path / "pair.safetensors")
+    needed = f"Note: {first.word} was learned together with {second.word}"
+    for number, (options, said) in enumerate(
+        [([], False), (["--separate"], True), (["--exhibits", first.word], True), (["--exhibits", second.word], False)]
+    ):
+        assert main(["export", str(path), "--to", str(tmp_path / str(number)), *options]) == 0
+        assert (needed in capsys.readouterr().out) == said, options
 
 
 def test_impossible_exports_are_refused(tmp_path):

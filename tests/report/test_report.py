@@ -18,7 +18,7 @@ from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.sampling import Sampling, sample
 from clora_core.museum.file import save_museum
-from clora_core.museum.museum import Exhibit, Museum, viewing
+from clora_core.museum.museum import Exhibit, Museum, learned_with, missing_partners, viewing
 from clora_core.pictures import thumbnail
 from clora_core.report.comparing import LEVELS, State, displacements, levels
 from clora_core.report.figures import exhibits_figure, moved_figure, overlap_figure
@@ -65,12 +65,14 @@ def test_joint_concepts_have_not_moved(base: Base):
     one = dataclasses.replace(exhibit(base, "<one>", seed=1), deltas={}, recipe=together)
     two = dataclasses.replace(exhibit(base, "<two>", seed=2), recipe=together)
     seen = museum(base, alone, one, two)
-    assert [seen.learned_with(place) for place in range(3)] == [0, 2, 2]
+    assert [learned_with(seen.exhibits, place) for place in range(3)] == [0, 2, 2]
+    assert missing_partners(seen.exhibits, ["<alone>", "<one>"]).startswith("<one> was learned together with <two>,")
+    assert missing_partners(seen.exhibits, ["<one>", "<two>"]) == missing_partners(seen.exhibits, ["<two>"]) == ""
     moved_alone, *moved_together = look(base, seen).moved
     assert moved_alone > 0 and moved_together == [0, 0]
     another = dataclasses.replace(exhibit(base, "<another>", seed=3), deltas={}, recipe=alone.recipe)
-    assert museum(base, alone, another).learned_with(0) == 0
-    assert museum(base, one, exhibit(base, "<stranger>")).learned_with(0) == 0, "what it was learned with was removed"
+    assert learned_with((alone, another), 0) == 0
+    assert learned_with((one, exhibit(base, "<stranger>")), 0) == 0, "what it was learned with was removed"
     assert look(base, museum(base, one, two, exhibit(base, "<next>"))).moved[0] > 0
 
 
