@@ -37,7 +37,7 @@ def load_and_view(
     chosen = parse_strengths([line for line in exhibits.splitlines() if line.strip()])
     if museum is None:
         path = museum_path(name)
-        whole = read_header(path).exhibits
+        whole = read_header(path).exhibits if chosen else ()
         museum = load_museum(path, words=list(chosen) or None)
     else:
         whole = museum.exhibits
