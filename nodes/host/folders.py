@@ -47,9 +47,10 @@ def museum_version(name: str | None) -> str:
     from ...clora_core.museum.file.files import version  # the engine is not imported while ComfyUI starts
 
     versions = []
-    for path in (folder_paths.get_full_path(KIND, own or ".") for own in (museum_names() if name is None else [name])):
+    for own in museum_names() if name is None else [name or "."]:
         with suppress(OSError):
-            versions += [f"{path} {version(Path(path))}"] if path else []
+            if path := folder_paths.get_full_path(KIND, own):
+                versions.append(f"{path} {version(Path(path))}")
     return " ".join(versions)
 
 

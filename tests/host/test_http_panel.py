@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from tests.museums import museum as random_texts
 from tests.museums import put_together, taken_apart, with_inner
 
 from .events import Events
-from .prompts import chain, node, saved_chain
+from .prompts import chain, loaded, node, saved_chain
 from .server import Server
 
 WORKFLOW = "5f0c6d5e-0000-4000-8000-000000000001"
@@ -213,3 +214,22 @@ def test_page_gets_the_texts_of_its_own_workflow_only(server: Server):
         assert answer.headers["Content-Security-Policy"].startswith("sandbox;")
     for name in ("../user/x.html", "none.html", "%00.html", "/etc/passwd", "..%2Fcustom_nodes%2FC-LoRA%2FREADME.md"):
         assert asked(server, f"/clora/report?name={name}")[0] == 404, name
+
+
+def test_note_stays_until_the_node_runs_again_and_is_not_remembered(server: Server, saved: str):
+    """Of a word without the exhibit that holds its weights, as of words that were learned together."""
+    folder = server.folder / "models/loras/museums"
+    whole = load_museum(folder / saved)
+    first, second = whole.exhibits
+    pair = replace(whole, exhibits=(replace(first, deltas={}), replace(second, recipe=first.recipe)))
+    save_museum(pair, folder / "pair.museum.safetensors", overwrite=True)
+    prompt = loaded("pair", "a photo of <ada>")
+    prompt["load"]["inputs"]["exhibits"] = "<ada>"
+    extra = {"extra_pnginfo": {"workflow": {"id": "note"}}}
+    with Events(server.address) as events:
+        queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
+        assert server.finished(queued["prompt_id"]).succeeded
+        events.wait_for(lambda events: any(entry["node"] == "load" for entry in learnings(events)))
+    (note,) = [entry["state"] for entry in learnings(events) if entry["node"] == "load"]
+    assert note["until_it_runs"] and "<ada> needs <bo> as well" in note["text"]
+    assert server.get("/clora/learning?workflow=note") == {}
