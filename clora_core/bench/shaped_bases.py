@@ -57,12 +57,12 @@ def shaped_base(shape: str, device: torch.device, dtype: torch.dtype = torch.flo
 
 
 def _encoder(name: str, width: int, penultimate: bool) -> TextEncoder:
-    """A CLIP text encoder of one layer."""
+    """A CLIP text encoder of one layer; of two for a family that reads the last but one."""
     config = CLIPTextConfig(
         vocab_size=len(vocabulary()),
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=1,
+        num_hidden_layers=1 + penultimate,
         num_attention_heads=width // 64,
         projection_dim=width,
         bos_token_id=0,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from clora_core.bench import peers
+from clora_core.bench import peers, shaped_bases
 from clora_core.bench.measuring import random_museum
 from clora_core.bench.peers import Work, twin, with_peft
 from clora_core.bench.shaped_bases import shaped_base
@@ -96,3 +96,12 @@ def test_peers_add_the_other_sides(tmp_path):
     names = [row["side"] for row in json.loads(report.read_text())["sides"]]
     methods = ["c-lora", "preservation", "word-gated-onwards"]
     assert names == ["floor", *(f"{method}, 0 earlier" for method in methods), "peft LoRA", "plain C-LoRA, 0 earlier"]
+
+
+def test_the_shape_of_sdxl_with_fewer_channels(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    fewer = {"block_out_channels": (32, 64, 64), "transformer_layers_per_block": 1, "attention_head_dim": 8}
+    monkeypatch.setattr(shaped_bases, "UNETS", {"sdxl": {**shaped_bases.UNETS["sdxl"], **fewer}})
+    report = tmp_path / "step.json"
+    small = ["--shape", "sdxl", "--size", "64", "--rounds", "1", "--rank", "2", "--past", "1"]
+    assert main(["bench", "step", *small, "--json", str(report)]) == 0
+    assert len(json.loads(report.read_text())["sides"]) == 2
