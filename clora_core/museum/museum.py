@@ -220,7 +220,11 @@ class Museum:
 
         Each is scaled by its own strength times that of its word in `strengths` (default 1).
         """
-        return summed(exhibit.scaled(strengths) for exhibit in self.exhibits if not exhibit.gate)
+        return summed(self._everywhere(strengths))
+
+    def summands(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, list[LowRank]]:
+        """projection → what `deltas` sums. With a strength of 1, these are the exhibits' own tensors, not copies."""
+        return gathered(self._everywhere(strengths))
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
@@ -233,14 +237,22 @@ class Museum:
         """The same sums: whole up to `WHOLE` values, larger ones as factors while these take less memory."""
         return {place: compact(delta, whole=WHOLE) for place, delta in self.deltas(strengths).items()}
 
+    def _everywhere(self, strengths: Mapping[str, float] | None) -> Iterator[Mapping[Projection, LowRank]]:
+        return (exhibit.scaled(strengths) for exhibit in self.exhibits if not exhibit.gate)
+
 
 def summed(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, LowRank]:
     """projection → Σ of its deltas, exactly, as one low-rank matrix."""
+    return {projection: concatenated(parts) for projection, parts in gathered(deltas).items()}
+
+
+def gathered(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, list[LowRank]]:
+    """projection → all of its deltas, in order."""
     parts: dict[Projection, list[LowRank]] = {}
     for own in deltas:
         for projection, delta in own.items():
             parts.setdefault(projection, []).append(delta)
-    return {projection: concatenated(own) for projection, own in sorted(parts.items())}
+    return dict(sorted(parts.items()))
 
 
 def gate_of(word: str, applied: Applied) -> Gate | None:

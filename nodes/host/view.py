@@ -6,21 +6,27 @@ If the weights are float32 or float16 at run time, all exhibits become one low-r
 merges when it loads the model; sampling is as fast as before. In coarser dtypes (bfloat16, float8, quantized), rounding
 the sum would lose small deltas, so they are added to the outputs while the UNet runs (`showing.py`). The same goes for
 word-gated exhibits, which are never merged.
+
+A clone holds the museum's own tensors. Sums are computed when the model is loaded, and freed when it is unloaded, so
+that a chain of nodes does not hold the earlier exhibits once per node.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor
 
 from ...clora_core.errors import BaseModelError, MuseumError
 from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.families import FAMILIES
 from ...clora_core.model.families.unet import UNet
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.low_rank import LowRank, Matrix, compact
+from ...clora_core.model.low_rank import LowRank, Matrix, compact, concatenated
 from ...clora_core.model.projections import Place, Projection
 from ...clora_core.museum.museum import Museum
 from .model import (
@@ -72,25 +78,25 @@ def view(
     model, clip = base_beneath(model, clip, museum)
     places = places_of(model)
     museum.shown_over(fingerprint_of(model))  # raises for another family
-    deltas = _checked(museum.deltas(strengths), places)
+    summands = _checked(museum.summands(strengths), places)
     model = model.clone()
-    merged = {key: delta for key, delta in deltas.items() if _run_dtype(model, places[key].module) in MERGED}
+    merged = {key: parts for key, parts in summands.items() if _run_dtype(model, places[key].module) in MERGED}
     patches = {
-        _patch_key(model, projection, places[projection]): LoRAAdapter(
-            set(), (delta.up, delta.down, None, None, None, None)
-        )
-        for projection, delta in merged.items()
+        _patch_key(model, projection, places[projection]): _SummedLoRA(parts) for projection, parts in merged.items()
     }
     if missing := set(patches) - set(model.add_patches(patches)):
         raise BaseModelError(f"ComfyUI rejected the patch of {min(missing, key=str)}; the museum would be incomplete.")
-    unmerged = {projection: delta for projection, delta in deltas.items() if projection not in merged}
-    attachments = [Attachment(_compact(unmerged))] if unmerged else []
+    unmerged = {projection: parts for projection, parts in summands.items() if projection not in merged}
+    attachments = [Attachment(_Sums(unmerged))] if unmerged else []
     for exhibit in museum.gated:
-        attachments.append(Attachment(_compact(_checked(exhibit.scaled(strengths), places)), exhibit.gate))
+        own = {projection: [delta] for projection, delta in exhibit.scaled(strengths).items()}
+        attachments.append(Attachment(_Sums(_checked(own, places)), exhibit.gate))
     layers = _layers(museum, places)
     if attachments or layers > 1 or keep_apart:
         put_on(model, places, attachments, layers, apart=keep_apart)
-    model.set_attachments(KEY, _View(museum, strengths, keep_apart, tuple(patches.values())))
+    shown = _View(museum, strengths, keep_apart, tuple(patches.values()))
+    model.set_attachments(KEY, shown)
+    model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, shown.forget)
     return model, with_words(clip, museum.tokens, apart=apart)
 
 
@@ -121,6 +127,7 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
     base.patches = {key: entries for key, entries in others.items() if entries}
     base.add_patches({})  # makes ComfyUI notice that the patches changed
     take_off(base)
+    base.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
     base.remove_attachments(KEY)
     return base, without_words(clip, current.museum.words)
 
@@ -130,6 +137,39 @@ def same_museum(a: Museum, b: Museum) -> bool:
     return len(a.exhibits) == len(b.exhibits) and a.begins_with(b)
 
 
+class _SummedLoRA(LoRAAdapter):
+    """The sum of low-rank matrices as one patch of ComfyUI, which computes it when it reads `weights`."""
+
+    def __init__(self, parts: Sequence[LowRank]) -> None:
+        self.loaded_keys: set[str] = set()
+        self.parts = parts
+
+    @cached_property
+    def weights(self) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        delta = concatenated(self.parts)
+        return delta.up, delta.down, None, None, None, None
+
+
+class _Sums(Mapping[Projection, Matrix]):
+    """projection → the sum of its low-rank matrices, computed anew every time: `Attachment` keeps what it reads."""
+
+    def __init__(self, parts: Mapping[Projection, Sequence[LowRank]]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, projection: Projection) -> Matrix:
+        with torch.inference_mode(False), torch.no_grad():  # so that training nodes can use it, too
+            return compact(concatenated(self.parts[projection]))
+
+    def __contains__(self, projection: object) -> bool:
+        return projection in self.parts
+
+    def __iter__(self) -> Iterator[Projection]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
 @dataclass(frozen=True, eq=False)
 class _View:
     """What `view` applied to a model. patches: those that ComfyUI merges."""
@@ -137,7 +177,12 @@ class _View:
     museum: Museum
     strengths: Mapping[str, float]
     keep_apart: bool
-    patches: Sequence[LoRAAdapter]
+    patches: Sequence[_SummedLoRA]
+
+    def forget(self, *ignored: Any) -> None:
+        """Free the sums. ComfyUI calls this when it unloads the model."""
+        for patch in self.patches:
+            vars(patch).pop("weights", None)
 
 
 def _view_of(model: ModelPatcher) -> _View | None:
@@ -161,10 +206,6 @@ def _run_dtype(model: ModelPatcher, path: str) -> torch.dtype | None:
     return run_dtype(unet_of(model).get_submodule(path), "weight", own_weight(model, path))
 
 
-def _compact(deltas: Mapping[Projection, LowRank]) -> dict[Projection, Matrix]:
-    return {projection: compact(delta) for projection, delta in deltas.items()}
-
-
 def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:
     """The number of cross-attentions if any word of the museum is layer-wise; else 1."""
     count = layer_count(places)
@@ -174,20 +215,23 @@ def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:
     return count if deep else 1
 
 
-def _checked(deltas: Mapping[Projection, LowRank], places: Mapping[Projection, Place]) -> dict[Projection, LowRank]:
-    """The deltas. Raises an error if the model has no projection of the same shape for one of them."""
-    for projection, delta in deltas.items():
+def _checked(
+    summands: Mapping[Projection, Sequence[LowRank]], places: Mapping[Projection, Place]
+) -> Mapping[Projection, Sequence[LowRank]]:
+    """The summands. Raises an error if the model has no projection of the same shape for one of them."""
+    for projection, parts in summands.items():
         if projection not in places:
             raise BaseModelError(
                 f"The museum changes the projection '{projection.path}' of shape {projection.shape}, which the loaded "
                 "model does not have. Load the museum's own base."
             )
-        if delta.shape != projection.shape:
-            raise MuseumError(
-                f"The museum's delta of '{projection.path}' has shape {delta.shape}, not {projection.shape}. "
-                "The museum is damaged; load it again from its file."
-            )
-    return dict(deltas)
+        for delta in parts:
+            if delta.shape != projection.shape:
+                raise MuseumError(
+                    f"The museum's delta of '{projection.path}' has shape {delta.shape}, not {projection.shape}. "
+                    "The museum is damaged; load it again from its file."
+                )
+    return summands
 
 
 def _word_list(museum: Museum) -> str:

@@ -18,7 +18,7 @@ from clora_pack.nodes.host.base import HostBase
 from clora_pack.nodes.host.starter import load_starter
 from clora_pack.nodes.host.view import base_beneath, note_about, same_museum, view, viewed
 from clora_pack.nodes.host.words import known_words
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -272,3 +272,31 @@ def test_view_is_freed_after_use(dtype: torch.dtype):
         gc.enable()
     hooks = [hook for module in model.model.modules() for hook in module._forward_hooks]
     assert not hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
+def test_chain_of_views_holds_every_exhibit_once(dtype: torch.dtype):
+    """Their sums are held only while a model is loaded, whether ComfyUI merges them or they are added."""
+    model, clip, vae = stored(dtype)
+    museum = random_museum(HostBase(model, clip, vae), "<one>", "<two>", "<three>", "<four>")
+    own = sum(factor.nbytes for delta in museum.exhibits[0].deltas.values() for factor in (delta.up, delta.down))
+    states = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(3))
+    denoised(model, states)
+    before = bytes_held()
+    shown = [view(model, clip, museum.only(museum.words[:count]))[0] for count in range(1, 5)]
+    assert bytes_held() < before + own
+    denoised(shown[-1], states)
+    assert bytes_held() > before + 3 * own
+    comfy.model_management.unload_all_models()
+    assert bytes_held() < before + own
+    assert not base_beneath(shown[-1], clip)[0].get_all_callbacks(CallbacksMP.ON_DETACH)
+
+
+def bytes_held() -> int:
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), Tensor) and tensor.device.type == "cpu"
+    }
+    return sum(storages.values())
