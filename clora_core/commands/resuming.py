@@ -10,6 +10,7 @@ from ..errors import Cancelled, LearningError, MuseumError
 from ..learning.loop import Progress
 from ..learning.processes import ALONE, Processes, launched_count
 from ..learning.state import SAVE_EVERY, LearningState, StateError, StoppedError, load_state, save_state
+from ..model.text_states import Report
 from ..museum.file.replacing import read_if_intact, set_aside
 from .progress import Bar, Say, listening_for_ctrl_c
 
@@ -24,13 +25,14 @@ def run_resumably(
     *,
     title: str,
     along: Callable[[Progress], None] = lambda progress: None,
+    reading: Report | None = None,
     processes: Processes = ALONE,
     shown: bool = True,
 ) -> Learned:
     """Learn with a progress bar, autosave to `path`, and resume from it. A damaged state is set aside.
 
-    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update. Of several
-    processes, only the first one writes. shown: whether there is a bar.
+    run: `Learning.run`, or another with its `report` and `resume`. along: called after every update. reading: if given,
+    `run` takes it too. Of several processes, only the first one writes. shown: whether there is a bar.
     """
     first = processes.first
     resume = _resumable(path, say) if first else None
@@ -60,8 +62,14 @@ def run_resumably(
             if stop:
                 raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
 
+        def read(done: int, of: int) -> None:
+            if pressed.is_set() and processes.count == 1:  # several stop together, after a step
+                raise Cancelled("Stopped while prompts were read. The same command goes on.")
+            reading(done, of)  # type: ignore[misc]
+
+        more = {"reading": read} if reading else {}
         try:
-            return run(report=report, resume=resume)
+            return run(report=report, resume=resume, **more)
         except StateError as error:
             if first:
                 set_aside(path, error, say)
@@ -69,7 +77,8 @@ def run_resumably(
             if first and error.state.step:
                 save_state(error.state, path)
             raise
-    return run_resumably(run, path, say, steps, title=title, along=along, processes=processes, shown=shown)
+    options = {"along": along, "reading": reading, "processes": processes, "shown": shown}
+    return run_resumably(run, path, say, steps, title=title, **options)  # type: ignore[arg-type]
 
 
 def state_path(museum: Path, name: str, key: str) -> Path:

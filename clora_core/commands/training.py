@@ -89,12 +89,13 @@ class Training:
         try:
             with reading_bar(shown=shown) as reading:
                 exhibits = run_resumably(
-                    partial(learning.run, reading=reading, processes=processes),
+                    partial(learning.run, processes=processes),
                     state,
                     say,
                     recipe.steps,
                     title=self.options.title or self.options.word,
                     along=along.step,
+                    reading=reading,
                     processes=processes,
                     shown=shown,
                 )
