@@ -3,10 +3,10 @@
     COMFYUI_PATH=… PYTHONPATH=. python benchmarks/memory_table.py --json FILE        (with ComfyUI's own Python)
 
 Networks and text encoders are ComfyUI's own classes, built on torch's meta device, which has shapes but no memory;
-their weights count in 16 bits. The past is that of a museum of 10 and 100 exhibits of rank 16, as the projections read
-it in 16 bits. The step is what Train Step expects (`fitting.learning_bytes`): the default recipe of the family, one
-picture of 512 or 1024 pixels, with gradient checkpointing, without models and past. FILE is added to, since no host
-has all families.
+their weights count in 16 bits. The past is that of a museum of 10 and 100 exhibits of rank 16, as the projections
+read it in 16 bits. The step is what Train Step expects (`fitting.learning_bytes`): the default recipe of the family,
+without models and past: one picture of 512 or 1024 pixels in bf16 with gradient checkpointing, and the larger one
+without checkpointing, in fp32, or in a batch of 4. FILE is added to, since no host has all families.
 
 `--measure` compares the expected activations with reality: networks of the real width with fewer blocks take a real
 step on the CPU, and the highest resident memory of the process above its weights is printed beside the sum of what
@@ -119,23 +119,27 @@ def row(title: str, family: str, kind: Any) -> dict[str, Any]:
 
     draft = Draft(RECIPES[GATED if known.reads == "shared" else DEFAULT_METHOD])
     recipe = fitted(draft, known, Device(2**50, "bf16"), lambda choice: 0)
-    recipe = dataclasses.replace(recipe, batch_size=1, checkpointing=True, precision="bf16")
+    base = dataclasses.replace(recipe, batch_size=1, checkpointing=True, precision="bf16")
     values = {count: sum(past_values(place, museum(count)) for place in places) for count in (10, 100)}
     gated = recipe.applied != "everywhere"
-    steps = {}
-    for side in (512, 1024):
+
+    def step(side: int, **changed: Any) -> int:
         pixels = (side // (16 if known.latent_channels == 128 else 8)) ** 2  # Klein's latents are of 16 pixels
-        steps[side] = learning_bytes(
-            known, places, recipe, Museum(fingerprint), latent_pixels=pixels, copied_bytes=0, read_bytes=BYTES
-        ) - BYTES * sum(past_values(place, Museum(fingerprint)) for place in places)
+        chosen, empty = dataclasses.replace(base, **changed), Museum(fingerprint)
+        needed = learning_bytes(known, places, chosen, empty, latent_pixels=pixels, copied_bytes=0, read_bytes=BYTES)
+        return needed - BYTES * sum(past_values(place, empty) for place in places)
+
     gigabytes = {
         "weights": BYTES * sum(weight.numel() for weight in network.parameters()),
         "encoders": BYTES * sum(encoders_of(kind, known.encoders).values()),
         "past 10": 0 if gated else BYTES * values[10],
         "past 100": 0 if gated else BYTES * values[100],
         "whole past": 0 if gated else 4 * sum(place.shape[0] * place.shape[1] for place in places),
-        "step 512": steps[512],
-        "step 1024": steps[1024],
+        "step 512": step(512),
+        "step 1024": step(1024),
+        "step 1024, batch of 4": step(1024, batch_size=4),
+        "step 1024, fp32": step(1024, precision="fp32"),
+        "step 1024, not checkpointed": step(1024, checkpointing=False),
     }
     return {
         "model": title,
@@ -195,14 +199,15 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure()))
         return
-    rows = {}
+    known = {"unit": "GiB", "rows": []}
     if arguments.json and arguments.json.exists():
-        rows = {each["model"]: each for each in json.loads(arguments.json.read_text())["rows"]}
+        known = json.loads(arguments.json.read_text())
+    rows = {each["model"]: each for each in known["rows"]}
     for title, (family, kind) in kinds().items():
         rows[title] = row(title, family, kind)
         print(json.dumps(rows[title]), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"unit": "GiB", "rows": list(rows.values())}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**known, "rows": list(rows.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
