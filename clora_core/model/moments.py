@@ -79,10 +79,10 @@ def _of_states(base: Base, groups: Groups) -> Moments:
     sizes = {}
     with Reading.of(base):
         for projection, slot in base.slots.items():
-            stored = slot.weight.dtype
-            dtype = stored if stored in HALVES else torch.float32  # float8 weights are cast to the input's dtype
-            outputs = [(share, slot.output(slot.module(states[None].to(dtype)))[0].float()) for share, states in groups]
-            sizes[projection] = sum(float(share * output.square().sum(1).mean()) for share, output in outputs)
+            weight = slot.weight  # the network may not be on its device; float8 weights are cast to the input's dtype
+            place = weight.device, weight.dtype if weight.dtype in HALVES else torch.float32
+            outputs = [(share, slot.output(slot.module(states[None].to(*place)))[0]) for share, states in groups]
+            sizes[projection] = sum(float(share * output.float().square().sum(1).mean()) for share, output in outputs)
     return dict.fromkeys(base.slots, second_moment(groups)), sizes
 
 

@@ -35,10 +35,18 @@ TESTS = (
     "test_view.py::test_partially_loaded_model_shows_the_whole_museum",
     "test_words.py",
 )
+UNLOADED = (
+    "test_frozen_token.py::test_the_text_encoder_rests_while_the_word_is_learned_and_the_phrase_shows_it[sd15]",
+    "test_nodes.py::test_identical_step_is_read_from_disk",
+)
 
 
 def test_tests_pass_on_a_second_device():
     passes_with(["on_second_device"], TESTS)
+
+
+def test_tests_pass_on_a_second_device_without_smart_memory():
+    passes_with(["on_second_device", "without_smart_memory"], UNLOADED)
 
 
 def test_tests_pass_on_a_second_device_with_paged_weights():
