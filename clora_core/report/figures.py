@@ -1,18 +1,19 @@
 """The figures of a report. Each is readable on its own: it names the exhibits, the measure and its scale."""
 
 from collections.abc import Sequence
+from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from ..pictures import to_picture
+from ..sheets import font_for
 from .review import Report
 
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1c2530", "#6b7683", "#2f6fdb"
 EDGE, GAP, LINE, TILE_PX, CELL_PX, BAR_PX = 24, 12, 22, 128, 64, 420
 LABEL_PX = 240  # the maximum width of a word or a prompt beside a figure
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_font = ImageFont.load_default
+_font = cache(font_for)
 
 
 def figures_of(report: Report) -> dict[str, Image.Image]:
@@ -23,7 +24,7 @@ def figures_of(report: Report) -> dict[str, Image.Image]:
 def exhibits_figure(report: Report) -> Image.Image:
     """A row for each exhibit: its first picture, samples from when it was learned, samples from now."""
     count = len(report.exhibits[0].then)
-    label = max(_width(word, _font(16)) for word in report.museum.words)
+    label = max(_width(word, 16) for word in report.museum.words)
     lefts = [EDGE + min(label, LABEL_PX) + GAP]
     lefts += [lefts[0] + TILE_PX + 3 * GAP]
     lefts += [lefts[1] + count * (TILE_PX + GAP) + 2 * GAP]
@@ -32,15 +33,15 @@ def exhibits_figure(report: Report) -> Image.Image:
     sheet, pen = _sheet(width, top + len(report.exhibits) * (TILE_PX + GAP) - GAP + EDGE)
     _heading(pen, "Exhibits", "Each with the same prompt and the same noise, when it was learned and now.")
     for left, title in zip(lefts, ("first picture", "when it was learned", "now"), strict=True):
-        pen.text((left, top - LINE), title, FAINT, _font(14))
+        _write(pen, (left, top - LINE), title, FAINT, 14)
     firsts = report.first_pictures
     for row, (word, compared) in enumerate(zip(report.museum.words, report.exhibits, strict=True)):
         y = top + row * (TILE_PX + GAP)
-        pen.text((EDGE, y + TILE_PX // 2), _fitted(word, LABEL_PX, _font(16)), INK, _font(16), anchor="lm")
+        _write(pen, (EDGE, y + TILE_PX // 2), _fitted(word, LABEL_PX, 16), INK, 16, anchor="lm")
         if first := firsts[row]:
             sheet.paste(tile(first), (lefts[0], y))
         else:
-            pen.text((lefts[0], y + TILE_PX // 2), "not stored", FAINT, _font(14), anchor="lm")
+            _write(pen, (lefts[0], y + TILE_PX // 2), "not stored", FAINT, 14, anchor="lm")
         for left, pictures in ((lefts[1], compared.then), (lefts[2], compared.now)):
             for column, picture in enumerate(pictures):
                 sheet.paste(tile(to_picture(picture)), (left + column * (TILE_PX + GAP), y))
@@ -53,16 +54,16 @@ def overlap_figure(report: Report) -> Image.Image:
         sheet, pen = _sheet(640, EDGE * 2 + 3 * LINE)
         _heading(pen, "Overlap", f"Not measured: {len(report.exhibits)} exhibits are too many to compare every pair.")
         return sheet
-    words = [_fitted(word, LABEL_PX, _font(15)) for word in report.museum.words]
-    label = max(_width(word, _font(15)) for word in words)
+    words = [_fitted(word, LABEL_PX, 15) for word in report.museum.words]
+    label = max(_width(word, 15) for word in words)
     left, top = EDGE + label + GAP, EDGE + 3 * LINE + label + GAP
     note = "0: no weight is changed by both. 1: the same weights, equally."
-    width = max(left + len(words) * CELL_PX, EDGE + _width(note, _font(14))) + EDGE
+    width = max(left + len(words) * CELL_PX, EDGE + _width(note, 14)) + EDGE
     sheet, pen = _sheet(width, top + len(words) * CELL_PX + EDGE)
     _heading(pen, "Overlap", note)
     for place, word in enumerate(words):
         middle = place * CELL_PX + CELL_PX // 2
-        pen.text((left - GAP, top + middle), word, INK, _font(15), anchor="rm")
+        _write(pen, (left - GAP, top + middle), word, INK, 15, anchor="rm")
         upright = _upright(word)
         sheet.paste(upright, (left + middle - upright.width // 2, top - GAP - upright.height))
     for row, values in enumerate(report.overlap.tolist()):
@@ -71,7 +72,7 @@ def overlap_figure(report: Report) -> Image.Image:
             diagonal = row == column
             pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), "#e8ebef" if diagonal else _mixed(value))
             color = FAINT if diagonal else PAPER if value > 0.5 else INK
-            pen.text((x + CELL_PX // 2, y + CELL_PX // 2), f"{value:.2f}", color, _font(16), anchor="mm")
+            _write(pen, (x + CELL_PX // 2, y + CELL_PX // 2), f"{value:.2f}", color, 16, anchor="mm")
     return sheet
 
 
@@ -85,7 +86,7 @@ def moved_figure(report: Report) -> Image.Image:
     _heading(pen, "How far predictions moved", "0: unchanged. 1: as far off as with an empty prompt (vertical mark).")
     y = EDGE + 3 * LINE
     for title, bars in (("exhibits, since each was learned", exhibits), ("everyday prompts, from the base", everyday)):
-        pen.text((EDGE, y), title, FAINT, _font(14))
+        _write(pen, (EDGE, y), title, FAINT, 14)
         y = _bars(pen, bars, longest, y + LINE) + LINE // 2
     return sheet
 
@@ -99,10 +100,10 @@ def tile(picture: Image.Image) -> Image.Image:
 def _bars(pen: ImageDraw.ImageDraw, bars: Sequence[tuple[str, float]], longest: float, y: int) -> int:
     left = EDGE + LABEL_PX + GAP
     for name, value in bars:
-        pen.text((left - GAP, y + LINE // 2), _fitted(name, LABEL_PX, _font(14)), INK, _font(14), anchor="rm")
+        _write(pen, (left - GAP, y + LINE // 2), _fitted(name, LABEL_PX, 14), INK, 14, anchor="rm")
         end = left + round(BAR_PX * value / longest)
         pen.rectangle((left, y + 4, max(end, left + 1), y + LINE - 4), ACCENT)
-        pen.text((end + 8, y + LINE // 2), f"{value:.2f}", INK, _font(14), anchor="lm")
+        _write(pen, (end + 8, y + LINE // 2), f"{value:.2f}", INK, 14, anchor="lm")
         mark = left + round(BAR_PX / longest)
         pen.line((mark, y, mark, y + LINE), FAINT)
         y += LINE
@@ -115,14 +116,14 @@ def _sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _heading(pen: ImageDraw.ImageDraw, title: str, note: str) -> None:
-    pen.text((EDGE, EDGE), title, INK, _font(20))
-    pen.text((EDGE, EDGE + LINE + 6), note, FAINT, _font(14))
+    _write(pen, (EDGE, EDGE), title, INK, 20)
+    _write(pen, (EDGE, EDGE + LINE + 6), note, FAINT, 14)
 
 
 def _upright(word: str) -> Image.Image:
     """A word that reads from bottom to top."""
-    sheet = Image.new("RGB", (_width(word, _font(15)) + 2, LINE), PAPER)
-    ImageDraw.Draw(sheet).text((0, LINE // 2), word, INK, _font(15), anchor="lm")
+    sheet = Image.new("RGB", (_width(word, 15) + 2, LINE), PAPER)
+    _write(ImageDraw.Draw(sheet), (0, LINE // 2), word, INK, 15, anchor="lm")
     return sheet.rotate(90, expand=True)
 
 
@@ -134,14 +135,20 @@ def _mixed(value: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _fitted(text: str, width: int, font: Font) -> str:
-    """The text, shortened to that width in pixels."""
-    if _width(text, font) <= width:
+def _write(
+    pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, ink: str, size: int, anchor: str | None = None
+) -> None:
+    pen.text(place, text, ink, _font(text, size), anchor=anchor)
+
+
+def _fitted(text: str, width: int, size: int) -> str:
+    """The text in that size, shortened to that width in pixels."""
+    if _width(text, size) <= width:
         return text
-    while text and _width(f"{text}…", font) > width:
+    while text and _width(f"{text}…", size) > width:
         text = text[:-1]
     return f"{text}…"
 
 
-def _width(text: str, font: Font) -> int:
-    return round(font.getlength(text))
+def _width(text: str, size: int) -> int:
+    return round(_font(text, size).getlength(text))

@@ -24,6 +24,7 @@ from clora_core.report.comparing import LEVELS, State, displacements, levels
 from clora_core.report.figures import exhibits_figure, moved_figure, overlap_figure
 from clora_core.report.page import as_page
 from clora_core.report.review import Report, ReportSettings, everyday_prompts, make_report, prompt_of
+from clora_core.sheets import font_for
 from tests.small import LATENT_SHAPE, random_deltas
 
 QUICK = ReportSettings(1, 2, Sampling(1, 3.0))
@@ -206,6 +207,21 @@ def test_overlap_figure_is_darker_for_larger_overlaps(report: Report):
 
     least, more, most = (sum(shade * count for shade, count in enumerate(inked(value))) for value in (0.0, 0.2, 0.4))
     assert least > more > most
+
+
+@pytest.mark.parametrize("letters", ["кт", "苹果"])
+def test_figures_write_words_in_other_letters(report: Report, letters: str):
+    if font_for(letters, 15).getname() == font_for("a", 15).getname():
+        pytest.skip("no font of this machine has them")
+    first, *others = report.museum.exhibits
+
+    def of_word(word: str) -> Report:
+        renamed = dataclasses.replace(first, token=dataclasses.replace(first.token, word=word))
+        return dataclasses.replace(report, museum=dataclasses.replace(report.museum, exhibits=(renamed, *others)))
+
+    for figure in (exhibits_figure, moved_figure, overlap_figure):
+        one, other = (figure(of_word(f"<{letter * 3}>")).crop((0, 80, 10_000, 10_000)) for letter in letters)
+        assert one.tobytes() != other.tobytes(), "both words are drawn as boxes"
 
 
 def test_figures_have_a_row_for_every_exhibit_and_prompt(report: Report):
