@@ -43,13 +43,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
     if base.clip_skip != base.family.clip_skip:
         add(["clip skip", base.clip_skip])
     for exhibit in museum.exhibits:
-        add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json()])
-        for vectors in exhibit.token.vectors.values():
-            add(vectors)
-        for projection, delta in exhibit.deltas.items():
-            add(projection.path)
-            add(delta.scaled(exhibit.strength).up)
-            add(delta.down)
+        add([exhibit.word, exhibit.kind, exhibit.prompt, exhibit.recipe.to_json(), exhibit.strength, exhibit.digest])
     for concept in concepts:
         add([concept.word, concept.kind, concept.prompts(), concept.vectors, concept.start, concept.token_seed])
         if concept.captions:

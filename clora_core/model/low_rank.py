@@ -123,6 +123,14 @@ def concatenated(parts: Sequence[LowRank]) -> LowRank:
     return LowRank(torch.cat([part.up for part in parts], dim=1), torch.cat([part.down for part in parts], dim=0))
 
 
+Weighted = tuple[LowRank, float]  # a delta and its strength
+
+
+def weighted_sum(parts: Sequence[Weighted]) -> LowRank:
+    """Σ strength · delta, exactly, as one low-rank matrix."""
+    return concatenated([delta.scaled(strength) for delta, strength in parts])
+
+
 def truncated(whole: LowRank, rank: int) -> tuple[LowRank, float]:
     """The nearest matrix of at most that rank, and ‖whole - nearest‖_F (Eckart and Young 1936).
 

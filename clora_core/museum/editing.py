@@ -17,6 +17,7 @@ from ..texts import normal
 from .museum import Exhibit, Museum, learned_with
 from .overlap import overlap_matrix
 
+COMPARED = 8  # exhibits; on SDXL, each takes a second
 SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, thumbnail <a> 1, remove <a>"
 
 Number = TypeVar("Number", int, float)
@@ -105,18 +106,20 @@ def merged(museum: Museum, other: Museum) -> Museum:
 def removal_message(museum: Museum, word: str) -> str:
     """What removing this exhibit changes for the others.
 
-    For each later exhibit it gives the cosine of |Δ| (`overlap.overlap_matrix`). For deltas of random numbers that is
-    about 2/π, the mean of |x·y| over that of x² for independent normal x and y.
+    For the next `COMPARED` exhibits it gives the cosine of |Δ| (`overlap.overlap_matrix`). For deltas of random numbers
+    that is about 2/π, the mean of |x·y| over that of x² for independent normal x and y.
     """
     message, place = f"'{word}' is removed.", museum.words.index(museum.exhibit(word).word)
     partners = [museum.words[own] for own in range(place) if learned_with(museum.exhibits, own) == place]
     if partners:
         message += f" It held the deltas that {', '.join(partners)} learned together with it; they lose these deltas."
     later = museum.words[place + 1 :]
-    overlaps = {other: float(overlap_matrix(museum.only([word, other]))[0, 1]) for other in later}
-    if not any(overlaps.values()):
+    changed = set(museum.exhibit(word).deltas)
+    if not any(changed & set(museum.exhibit(other).deltas) for other in later):
         return f"{message} No later exhibit changes the same weights."
+    overlaps = {other: float(overlap_matrix(museum.only([word, other]))[0, 1]) for other in later[:COMPARED]}
     numbers = ", ".join(f"{other} {overlap:.2f}" for other, overlap in overlaps.items())
+    numbers += f", and {len(later) - COMPARED} more" * (len(later) > COMPARED)
     return (
         f"{message} Later exhibits may build on it and look different without it. Their overlap with it (0: different "
         f"weights, 0.6: chance, 1: the same weights): {numbers}. Their own deltas do not change."

@@ -1,11 +1,13 @@
 """A museum: the learned exhibits, in order, for one base."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +18,11 @@ from ..model.attach import attached
 from ..model.attachment import Gate
 from ..model.base import Base, Fingerprint
 from ..model.concept import Concept, ConceptToken, Kind, with_word
-from ..model.low_rank import LowRank, Matrix, compact, concatenated
+from ..model.low_rank import LowRank, Matrix, Weighted, compact, concatenated, weighted_sum
 from ..model.projections import Projection
 from ..texts import normal
+
+Part = TypeVar("Part")
 
 STRENGTH_LIMIT = 100
 STOPPED = "stopped"  # the fact that holds why a training ended
@@ -64,13 +68,31 @@ class Exhibit:
 
     def scaled(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, LowRank]:
         """Its deltas times its strength, and times that of its word in `strengths` (default 1)."""
+        return {
+            projection: delta.scaled(strength) for projection, (delta, strength) in self.weighted(strengths).items()
+        }
+
+    def weighted(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Weighted]:
+        """What `scaled` multiplies."""
         strength = self.strength * (strengths or {}).get(self.word, 1.0)
-        return {projection: delta.scaled(strength) for projection, delta in self.deltas.items()}
+        return {projection: (delta, strength) for projection, delta in self.deltas.items()}
 
     @property
     def rank(self) -> int:
         """The highest rank of its deltas; 0 for a word without deltas."""
         return max((delta.rank for delta in self.deltas.values()), default=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its vectors and its deltas as they were learned, in hexadecimal."""
+        digest = hashlib.sha256()
+        named = dict(self.token.vectors)
+        for projection, delta in self.deltas.items():
+            named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
+        for name, tensor in sorted(named.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def same_as(self, other: "Exhibit") -> bool:
         """Whether both have the same word and strength, and bit-equal vectors and deltas."""
@@ -145,11 +167,13 @@ class Museum:
         return tuple(exhibit.prompt or exhibit.word for exhibit in self.exhibits)
 
     def prompts_beside(self, concept: Concept) -> tuple[str, ...]:
-        """`prompts`, and about 32 of the concept's captions with its word replaced by that of an exhibit of the same
-        kind ("a cat in <old> style")."""
-        words = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
+        """`prompts`, and at most 32 of the concept's captions with its word replaced by that of an exhibit of the same
+        kind ("a cat in <old> style"); of more exhibits, evenly spread ones."""
+        same = [exhibit.word for exhibit in self.exhibits if exhibit.kind == concept.kind]
+        count = min(len(same), EXTRA_PROMPTS)
+        words = [same[number * len(same) // count] for number in range(count)]
         captions = list(dict.fromkeys(concept.prompts()))
-        share = min(len(captions), max(1, EXTRA_PROMPTS // max(1, len(words))))
+        share = min(len(captions), EXTRA_PROMPTS // max(1, count))
         extra = [
             with_word(captions[(place * share + number) % len(captions)], concept.word, word, self.words)
             for number in range(share)
@@ -220,25 +244,22 @@ class Museum:
 
         Each is scaled by its own strength times that of its word in `strengths` (default 1).
         """
-        return summed(self._everywhere(strengths))
+        return {projection: weighted_sum(parts) for projection, parts in self.summands(strengths).items()}
 
-    def summands(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, list[LowRank]]:
-        """projection → what `deltas` sums. With a strength of 1, these are the exhibits' own tensors, not copies."""
-        return gathered(self._everywhere(strengths))
+    def summands(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, list[Weighted]]:
+        """projection → what `deltas` sums: the exhibits' own tensors, not copies, each with its strength."""
+        return gathered(exhibit.weighted(strengths) for exhibit in self.exhibits if not exhibit.gate)
 
     @torch.no_grad()
     def dense(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Tensor]:
         """projection → the same sum as one dense matrix (out, in), float32."""
-        deltas = self.deltas(strengths)
-        return {place: delta.in_float32().dense() for place, delta in deltas.items()}
+        return {place: weighted_sum(parts).in_float32().dense() for place, parts in self.summands(strengths).items()}
 
     @torch.no_grad()
     def compact(self, strengths: Mapping[str, float] | None = None) -> dict[Projection, Matrix]:
         """The same sums: whole up to `WHOLE` values, larger ones as factors while these take less memory."""
-        return {place: compact(delta, whole=WHOLE) for place, delta in self.deltas(strengths).items()}
-
-    def _everywhere(self, strengths: Mapping[str, float] | None) -> Iterator[Mapping[Projection, LowRank]]:
-        return (exhibit.scaled(strengths) for exhibit in self.exhibits if not exhibit.gate)
+        summands = self.summands(strengths)
+        return {place: compact(weighted_sum(parts), whole=WHOLE) for place, parts in summands.items()}
 
 
 def summed(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, LowRank]:
@@ -246,13 +267,13 @@ def summed(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, L
     return {projection: concatenated(parts) for projection, parts in gathered(deltas).items()}
 
 
-def gathered(deltas: Iterable[Mapping[Projection, LowRank]]) -> dict[Projection, list[LowRank]]:
-    """projection → all of its deltas, in order."""
-    parts: dict[Projection, list[LowRank]] = {}
-    for own in deltas:
-        for projection, delta in own.items():
-            parts.setdefault(projection, []).append(delta)
-    return dict(sorted(parts.items()))
+def gathered(parts: Iterable[Mapping[Projection, Part]]) -> dict[Projection, list[Part]]:
+    """projection → all that it has in these, in order."""
+    found: dict[Projection, list[Part]] = {}
+    for own in parts:
+        for projection, part in own.items():
+            found.setdefault(projection, []).append(part)
+    return dict(sorted(found.items()))
 
 
 def gate_of(word: str, applied: Applied) -> Gate | None:

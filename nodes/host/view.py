@@ -7,8 +7,8 @@ merges when it loads the model; sampling is as fast as before. In coarser dtypes
 the sum would lose small deltas, so they are added to the outputs while the UNet runs (`showing.py`). The same goes for
 word-gated exhibits, which are never merged.
 
-A clone holds the museum's own tensors. Sums are computed when the model is loaded, and freed when it is unloaded, so
-that a chain of nodes does not hold the earlier exhibits once per node.
+A clone holds the museum's own tensors. Sums are computed when ComfyUI loads the model or runs it, and freed when it
+unloads the model, so that a chain of nodes does not hold the earlier exhibits once per node.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from ...clora_core.model.attachment import Attachment
 from ...clora_core.model.families import FAMILIES
 from ...clora_core.model.families.unet import UNet
 from ...clora_core.model.layers import check_layers, layer_count
-from ...clora_core.model.low_rank import LowRank, Matrix, compact, concatenated
+from ...clora_core.model.low_rank import Matrix, Weighted, compact, weighted_sum
 from ...clora_core.model.projections import Place, Projection
 from ...clora_core.museum.museum import Museum
 from .model import (
@@ -44,6 +44,7 @@ from .showing import put_on, take_off
 from .words import CLIP, with_words, without_words
 
 KEY = "clora.museum"
+EVENTS = (CallbacksMP.ON_LOAD, CallbacksMP.ON_DETACH)  # after which the sums are not needed, or can be made again
 MERGED = (torch.float32, torch.float16)
 EXACT = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes in which base models are published
 
@@ -89,14 +90,15 @@ def view(
     unmerged = {projection: parts for projection, parts in summands.items() if projection not in merged}
     attachments = [Attachment(_Sums(unmerged))] if unmerged else []
     for exhibit in museum.gated:
-        own = {projection: [delta] for projection, delta in exhibit.scaled(strengths).items()}
+        own = {projection: [part] for projection, part in exhibit.weighted(strengths).items()}
         attachments.append(Attachment(_Sums(_checked(own, places)), exhibit.gate))
     layers = _layers(museum, places)
     if attachments or layers > 1 or keep_apart:
         put_on(model, places, attachments, layers, apart=keep_apart)
     shown = _View(museum, strengths, keep_apart, tuple(patches.values()))
     model.set_attachments(KEY, shown)
-    model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, shown.forget)
+    for event in EVENTS:
+        model.add_callback_with_key(event, KEY, shown.forget)
     return model, with_words(clip, museum.tokens, apart=apart)
 
 
@@ -127,7 +129,8 @@ def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) 
     base.patches = {key: entries for key, entries in others.items() if entries}
     base.add_patches({})  # makes ComfyUI notice that the patches changed
     take_off(base)
-    base.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+    for event in EVENTS:
+        base.remove_callbacks_with_key(event, KEY)
     base.remove_attachments(KEY)
     return base, without_words(clip, current.museum.words)
 
@@ -140,25 +143,25 @@ def same_museum(a: Museum, b: Museum) -> bool:
 class _SummedLoRA(LoRAAdapter):
     """The sum of low-rank matrices as one patch of ComfyUI, which computes it when it reads `weights`."""
 
-    def __init__(self, parts: Sequence[LowRank]) -> None:
+    def __init__(self, parts: Sequence[Weighted]) -> None:
         self.loaded_keys: set[str] = set()
         self.parts = parts
 
     @cached_property
     def weights(self) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        delta = concatenated(self.parts)
+        delta = weighted_sum(self.parts)
         return delta.up, delta.down, None, None, None, None
 
 
 class _Sums(Mapping[Projection, Matrix]):
     """projection → the sum of its low-rank matrices, computed anew every time: `Attachment` keeps what it reads."""
 
-    def __init__(self, parts: Mapping[Projection, Sequence[LowRank]]) -> None:
+    def __init__(self, parts: Mapping[Projection, Sequence[Weighted]]) -> None:
         self.parts = parts
 
     def __getitem__(self, projection: Projection) -> Matrix:
         with torch.inference_mode(False), torch.no_grad():  # so that training nodes can use it, too
-            return compact(concatenated(self.parts[projection]))
+            return compact(weighted_sum(self.parts[projection]))
 
     def __contains__(self, projection: object) -> bool:
         return projection in self.parts
@@ -180,7 +183,7 @@ class _View:
     patches: Sequence[_SummedLoRA]
 
     def forget(self, *ignored: Any) -> None:
-        """Free the sums. ComfyUI calls this when it unloads the model."""
+        """Free the sums. ComfyUI calls this after it has merged the patches, and when it unloads the model."""
         for patch in self.patches:
             vars(patch).pop("weights", None)
 
@@ -216,8 +219,8 @@ def _layers(museum: Museum, places: Mapping[Projection, Place]) -> int:
 
 
 def _checked(
-    summands: Mapping[Projection, Sequence[LowRank]], places: Mapping[Projection, Place]
-) -> Mapping[Projection, Sequence[LowRank]]:
+    summands: Mapping[Projection, Sequence[Weighted]], places: Mapping[Projection, Place]
+) -> Mapping[Projection, Sequence[Weighted]]:
     """The summands. Raises an error if the model has no projection of the same shape for one of them."""
     for projection, parts in summands.items():
         if projection not in places:
@@ -225,7 +228,7 @@ def _checked(
                 f"The museum changes the projection '{projection.path}' of shape {projection.shape}, which the loaded "
                 "model does not have. Load the museum's own base."
             )
-        for delta in parts:
+        for delta, _ in parts:
             if delta.shape != projection.shape:
                 raise MuseumError(
                     f"The museum's delta of '{projection.path}' has shape {delta.shape}, not {projection.shape}. "

@@ -283,13 +283,18 @@ def test_chain_of_views_holds_every_exhibit_once(dtype: torch.dtype):
     states = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(3))
     denoised(model, states)
     before = bytes_held()
+    half = dict.fromkeys(museum.words, 0.5)
     shown = [view(model, clip, museum.only(museum.words[:count]))[0] for count in range(1, 5)]
+    shown.append(view(model, clip, museum, half)[0])
     assert bytes_held() < before + own
     denoised(shown[-1], states)
     assert bytes_held() > before + 3 * own
+    patches = [entry[1] for entries in shown[-1].patches.values() for entry in entries]
+    assert not any("weights" in vars(patch) for patch in patches), "they are merged"
     comfy.model_management.unload_all_models()
     assert bytes_held() < before + own
-    assert not base_beneath(shown[-1], clip)[0].get_all_callbacks(CallbacksMP.ON_DETACH)
+    for event in (CallbacksMP.ON_LOAD, CallbacksMP.ON_DETACH):
+        assert not base_beneath(shown[-1], clip)[0].get_all_callbacks(event)
 
 
 def bytes_held() -> int:

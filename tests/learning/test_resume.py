@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from clora_core.errors import BaseModelError, Cancelled, LearningError
 from clora_core.learning.key import learning_key
@@ -156,6 +157,29 @@ def test_the_key_includes_how_earlier_exhibits_were_learned(base: Base, first: M
     others = [replace(only, kind="style"), replace(only, recipe=replace(only.recipe, over="shared"))]
     museums = [first, *(Museum(first.base, (other,)) for other in others)]
     assert len({learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums}) == 3
+
+
+def test_the_key_includes_every_number_of_earlier_exhibits(base: Base, first: Museum):
+    """One changed bit of a vector or a factor, and the strength."""
+    (only,) = first.exhibits
+    tokens = [_nudged(vectors) for vectors in only.token.vectors.values()]
+    others = [
+        replace(only, token=replace(only.token, vectors={**only.token.vectors, n: t}))
+        for n, t in zip(only.token.vectors, tokens, strict=True)
+    ]
+    for projection, delta in only.deltas.items():
+        for changed in (replace(delta, up=_nudged(delta.up)), replace(delta, down=_nudged(delta.down))):
+            others.append(replace(only, deltas={**only.deltas, projection: changed}))
+    others.append(replace(only, strength=0.5))
+    museums = [first, replace(first, exhibits=(replace(only),)), *(Museum(first.base, (other,)) for other in others)]
+    keys = [learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums]
+    assert keys[0] == keys[1] and len(set(keys)) == len(museums) - 1
+
+
+def _nudged(values: Tensor) -> Tensor:
+    values = values.clone()
+    values.view(-1)[-1] = torch.nextafter(values.view(-1)[-1], torch.tensor(torch.inf))
+    return values
 
 
 def test_the_key_includes_the_noise_schedule(base: Base):

@@ -92,6 +92,13 @@ def test_the_removal_message_gives_the_overlap_with_later_exhibits():
         assert "No later exhibit" in removal_message(whole, word)
 
 
+def test_the_removal_message_compares_a_limited_number_of_exhibits():
+    cat, *_ = museum().exhibits
+    copies = [replace(cat, token=replace(cat.token, word=f"<{number}>")) for number in range(12)]
+    message = removal_message(replace(museum(), exhibits=tuple(copies)), "<0>")
+    assert message.count(" 1.00") == 8 and "<8> 1.00, and 3 more." in message
+
+
 def test_the_removal_message_names_jointly_learned_exhibits():
     recipe = recipe_named("c-lora", rank=8)
     before, cat, *_ = museum().exhibits

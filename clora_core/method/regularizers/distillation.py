@@ -35,14 +35,15 @@ class Distillation(Regularizer):
     def begin(self, setting: Setting) -> Term:
         base, past = setting.base, setting.past
         with torch.no_grad():
-            old = base.encode_prompts(past.beside, past.tokens) if past.beside else None
+            # on the CPU, since layer-wise words make them large
+            old = base.encode_prompts(past.beside, past.tokens).to(torch.device("cpu")) if past.beside else None
 
         def term(step: Step) -> Tensor:
             if old is None:
                 return step.zero()
             rng = seeded("distillation", step.number)
             chosen = torch.randint(len(past.beside), (len(step.latents),), generator=rng)
-            conditioning = old[chosen.to(old.states.device)]
+            conditioning = old[chosen].to(base.device)
             noisy = base.schedule.noised(step.latents, step.noise, step.timesteps)
             with torch.no_grad(), setting.as_before():
                 teacher = base.predict(noisy, step.timesteps, conditioning)

@@ -196,12 +196,13 @@ def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptTo
 
 
 def _dense(file: safe_open, header: Header, projection: Projection, scale: Tensor) -> Tensor:
-    """Σ over the rank rows of scale · up · down, some rows at a time."""
+    """Σ over the rank rows of scale · up · down, some rows at a time, of those whose scale is not 0."""
     up, down, _ = factor_keys(projection, header.family)
     total = torch.zeros(projection.shape)
     for start in range(0, len(scale), RANKS_AT_ONCE):
-        rows = slice(start, min(start + RANKS_AT_ONCE, len(scale)))
-        if scale[rows].any():
+        used = scale[start : start + RANKS_AT_ONCE].nonzero().flatten().tolist()
+        if used:
+            rows = slice(start + used[0], start + used[-1] + 1)
             total.addmm_(_read(file, up, (slice(None), rows)) * scale[rows], _read(file, down, rows))
     return total
 
