@@ -129,6 +129,18 @@ def warm_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def described() -> Iterator[None]:
+    """Words start from two known words that a user would name: the color and the kind, as in "purple person"."""
+
+    def started(subject: str, count: int, **more: Any) -> Concept:
+        traits = subjects.ALL_IDENTITIES[subject]
+        return dataclasses.replace(exam.concept_of(subject, count, **more), start=f"{traits['skin']} {traits['kind']}")
+
+    with mock.patch.object(course, "concept_of", started):
+        yield
+
+
+@contextlib.contextmanager
 def word_alone() -> Iterator[None]:
     """A quarter of the captions are the word alone."""
 
@@ -151,6 +163,8 @@ def ways() -> Mapping[str, Way]:
         "150 steps, min-SNR with γ = 5": (dataclasses.replace(half, min_snr_gamma=5.0), same),
         "150 steps, debiased loss": (half, lambda: mock.patch.object(learn, diffusion_loss.__name__, debiased)),
         "300 steps, batches of 8 pictures": (dataclasses.replace(full, batch_size=8), same),
+        "600 steps, batches of 8 pictures": (starter_recipe("preservation", steps=600, batch_size=8), same),
+        "600 steps, batches of 4 pictures": (starter_recipe("preservation", steps=600, batch_size=4), same),
         "300 steps, a quarter of the captions the word alone": (
             dataclasses.replace(full, caption_lines=True),
             word_alone,
@@ -158,6 +172,8 @@ def ways() -> Mapping[str, Way]:
         "150 steps, larger batches early": (half, larger_batches_early),
         "150 steps, Prodigy": (half, lambda: mock.patch("torch.optim.AdamW", Prodigies)),
         "150 steps, the word from known ones": (half, warm_start),
+        "150 steps, the word from two words that describe it": (half, described),
+        "300 steps, the word from two words that describe it": (full, described),
         "150 steps, middle timesteps": (half, middle_timesteps),
         "150 steps, twice the learning rates": (dataclasses.replace(half, **twice), same),
     }
