@@ -156,13 +156,13 @@ def ways() -> Mapping[str, Way]:
     """Name → its recipe, and what else is different."""
     full, half = starter_recipe("preservation"), starter_recipe("preservation", steps=HALF)
     twice = {"learning_rate": 2 * half.learning_rate, "token_learning_rate": 2 * half.token_learning_rate}
-    same = contextlib.nullcontext
+    same, small = contextlib.nullcontext, dataclasses.replace(full, batch_size=8)
     return {
         "300 steps (the default)": (full, same),
         "150 steps": (half, same),
         "150 steps, min-SNR with γ = 5": (dataclasses.replace(half, min_snr_gamma=5.0), same),
         "150 steps, debiased loss": (half, lambda: mock.patch.object(learn, diffusion_loss.__name__, debiased)),
-        "300 steps, batches of 8 pictures": (dataclasses.replace(full, batch_size=8), same),
+        "300 steps, batches of 8 pictures": (small, same),
         "600 steps, batches of 8 pictures": (starter_recipe("preservation", steps=600, batch_size=8), same),
         "600 steps, batches of 4 pictures": (starter_recipe("preservation", steps=600, batch_size=4), same),
         "300 steps, a quarter of the captions the word alone": (
@@ -174,6 +174,7 @@ def ways() -> Mapping[str, Way]:
         "150 steps, the word from known ones": (half, warm_start),
         "150 steps, the word from two words that describe it": (half, described),
         "300 steps, the word from two words that describe it": (full, described),
+        "300 steps, batches of 8 pictures, the word from two words that describe it": (small, described),
         "150 steps, middle timesteps": (half, middle_timesteps),
         "150 steps, twice the learning rates": (dataclasses.replace(half, **twice), same),
     }

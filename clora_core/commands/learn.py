@@ -58,7 +58,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     add_kind(parser)
     parser.add_argument("--vectors", type=_number(int), default=0, help="number of vectors of the word (auto)")
-    parser.add_argument("--start", default="", help="existing word to start from (random, as in the paper)")
+    parser.add_argument(
+        "--start", default="", help="one or two known words that describe it, to start from (random, as in the paper)"
+    )
     parser.add_argument("--token-seed", type=int, default=0, help="seed of the word's random vectors (%(default)s)")
     add_recipe(parser)
     parser.add_argument(
