@@ -80,7 +80,7 @@ class Task:
         rank = 0 if method == "textual-inversion" else RANK
         recipe = replace(recipe_named(method), rank=rank, steps=STEPS, **numbers, **settings)
         exhibits = tuple(replace(exhibit, recipe=recipe) for exhibit in random_museum(base, past, RANK).exhibits)
-        concepts = [Concept("<bench>", in_memory(pictures), start="photo")]
+        concepts = [Concept("<bench>", in_memory(pictures), vectors=0, start="a")]  # small vocabularies have it, too
         learn(base, Museum(base.fingerprint, exhibits), concepts, recipe, report=lambda progress: report(progress.loss))
 
     def train_lora(self, report: Report, only: frozenset[str] | None = None) -> int:
