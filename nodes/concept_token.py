@@ -52,7 +52,7 @@ class ConceptTokenNode(io.ComfyNode):
                     "start",
                     default="",
                     tooltip="One or two words that the model knows and that describe the concept, such as black cat, "
-                    "to start from: on the built-in model, half of the steps were enough then. If empty, training "
+                    "to start from: on the built-in model, half of the steps were almost enough. If empty, training "
                     "starts from random vectors, as in the C-LoRA paper. For models with a large text encoder, the "
                     "trigger word stands for these words, or for its own name.",
                 ),

@@ -1,19 +1,17 @@
 """The figures of a report. Each is readable on its own: it names the exhibits, the measure and its scale."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageOps
 
 from ..pictures import to_picture
-from ..sheets import font_for
+from ..sheets import Font, font_for
 from .review import Report
 
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1c2530", "#6b7683", "#2f6fdb"
 EDGE, GAP, LINE, TILE_PX, CELL_PX, BAR_PX = 24, 12, 22, 128, 64, 420
 LABEL_PX = 240  # the maximum width of a word or a prompt beside a figure
-
-_font = cache(font_for)
 
 
 def figures_of(report: Report) -> dict[str, Image.Image]:
@@ -143,12 +141,18 @@ def _write(
 
 def _fitted(text: str, width: int, size: int) -> str:
     """The text in that size, shortened to that width in pixels."""
-    if _width(text, size) <= width:
-        return text
-    while text and _width(f"{text}…", size) > width:
+    font, whole = _font(f"{text}…", size), text
+    while text and font.getlength(text if text == whole else f"{text}…") > width:
         text = text[:-1]
-    return f"{text}…"
+    return text if text == whole else f"{text}…"
 
 
 def _width(text: str, size: int) -> int:
     return round(_font(text, size).getlength(text))
+
+
+def _font(text: str, size: int) -> Font:
+    return _font_with("".join(sorted(set(text))), size)
+
+
+_font_with = lru_cache(64)(font_for)
