@@ -55,11 +55,10 @@ def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> s
     """
     path = new_museum_path(name)
     read = identity(path) if path.exists() else None
-    stored = _stored(path) if read else None
-    if stored and _same_file(stored, museum):
+    held, same, begun = _compared(path, museum) if read else ("", False, True)
+    if same:
         return _said("{} already contains this museum: {}", path, museum)
-    if read and overwrite and not replace and not (stored and museum.begins_with(stored)):
-        held = _words(stored) if stored else "something that cannot be read"
+    if overwrite and not replace and not begun:
         raise MuseumError(
             f"{path.name} holds {held}; the new museum ({_words(museum)}) does not begin with that. Choose another "
             "name, or turn on replace to replace it anyway; the old file is then kept as ….backup."
@@ -108,12 +107,13 @@ def _edit(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str
     return edited(museum, line)
 
 
-def _stored(path: Path) -> Museum | None:
-    """The museum in the file; None if there is no readable one."""
+def _compared(path: Path, museum: Museum) -> tuple[str, bool, bool]:
+    """What the file holds; whether that is this museum, with the same labels; whether this museum begins with it."""
     try:
-        return load_museum(path)
+        stored = load_museum(path)
     except MuseumError:
-        return None
+        return "something that cannot be read", False, False
+    return _words(stored), _same_file(stored, museum), museum.begins_with(stored)
 
 
 def _same_file(stored: Museum, museum: Museum) -> bool:
