@@ -174,6 +174,7 @@ def test_the_key_includes_every_number_of_earlier_exhibits(base: Base, first: Mu
     museums = [first, replace(first, exhibits=(replace(only),)), *(Museum(first.base, (other,)) for other in others)]
     keys = [learning_key(base, museum, [small_concept("<two>")], PLAIN) for museum in museums]
     assert keys[0] == keys[1] and len(set(keys)) == len(museums) - 1
+    assert "digest" in vars(only), "it would be hashed again for every later exhibit"
 
 
 def _nudged(values: Tensor) -> Tensor:
