@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ConceptError, MuseumError
+from .seeds import bytes_of
 
 THUMBNAIL_PX = 128
 THUMBNAIL_LIMIT_PX = 1024  # of a thumbnail's longer side, when it is read
@@ -63,7 +64,7 @@ class Picture:
             if values is not None:
                 if not values.isfinite().all():
                     raise ConceptError("A picture contains values that are not finite.")
-                digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(bytes_of(values))
         return cls(read, _size(pixels), original, crop, digest.hexdigest(), read_mask)
 
 

@@ -26,7 +26,7 @@ from ..model.attach import attached
 from ..model.low_rank import LowRank
 from ..model.moments import Moments
 from ..pictures import as_floats
-from ..seeds import seeded
+from ..seeds import bytes_of, seeded
 from .heads import drift_between, logits, mean_rows, random_rows, statistics
 from .museum import Task, TaskMuseum, check_new
 from .recipe import TaskRecipe
@@ -119,7 +119,7 @@ class TaskLearning:
         for delta in self.museum.deltas().values():
             tensors += [delta.up, delta.down]
         for value in tensors:
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(bytes_of(value))
         return digest.hexdigest()
 
     def run(

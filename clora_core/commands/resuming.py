@@ -62,12 +62,15 @@ def run_resumably(
             if stop:
                 raise Cancelled(f"Stopped at step {progress.step}. The same command resumes from {path}.")
 
-        def read(done: int, of: int) -> None:
-            if pressed.is_set() and processes.count == 1:  # several stop together, after a step
-                raise Cancelled("Stopped while prompts were read. The same command goes on.")
-            reading(done, of)  # type: ignore[misc]
+        def heard(reading: Report) -> Report:
+            def read(done: int, of: int) -> None:
+                if pressed.is_set() and processes.count == 1:  # several stop together, after a step
+                    raise Cancelled("Stopped while prompts were read. The same command goes on.")
+                reading(done, of)
 
-        more = {"reading": read} if reading else {}
+            return read
+
+        more = {"reading": heard(reading)} if reading else {}
         try:
             return run(report=report, resume=resume, **more)
         except StateError as error:
@@ -77,8 +80,9 @@ def run_resumably(
             if first and error.state.step:
                 save_state(error.state, path)
             raise
-    options = {"along": along, "reading": reading, "processes": processes, "shown": shown}
-    return run_resumably(run, path, say, steps, title=title, **options)  # type: ignore[arg-type]
+    return run_resumably(
+        run, path, say, steps, title=title, along=along, reading=reading, processes=processes, shown=shown
+    )
 
 
 def state_path(museum: Path, name: str, key: str) -> Path:

@@ -5,13 +5,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..method.recipe import Recipe
 from ..model.base import Base
 from ..model.concept import Concept
 from ..museum.museum import Museum
+from ..seeds import bytes_of
 
 VERSION = 2  # of what learns: raise it whenever the same inputs give another result
 
@@ -28,7 +28,7 @@ def learning_key(base: Base, museum: Museum, concepts: Sequence[Concept], recipe
     def add(value: object) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(bytes_of(value))
         else:
             digest.update(json.dumps(value, sort_keys=True).encode())
 

@@ -20,6 +20,7 @@ from ..model.base import Base, Fingerprint
 from ..model.concept import Concept, ConceptToken, Kind, with_word
 from ..model.low_rank import LowRank, Matrix, Weighted, compact, concatenated, weighted_sum
 from ..model.projections import Projection
+from ..seeds import bytes_of
 from ..texts import normal
 
 Part = TypeVar("Part")
@@ -91,7 +92,7 @@ class Exhibit:
             named |= {f"{projection.path}.up": delta.up, f"{projection.path}.down": delta.down}
         for name, tensor in sorted(named.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(bytes_of(tensor))
         return digest.hexdigest()
 
     def same_as(self, other: "Exhibit") -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from ...clora_core.model.concept import ConceptToken
+from ...clora_core.seeds import bytes_of
 from ..log import log
 from .model import ModelPatcher, original
 from .words import known_words
@@ -65,7 +66,7 @@ class _Digest:
                 self._hash(repr(value))
             case Tensor() if type(value) in (Tensor, Parameter):
                 self._hash(value.dtype, tuple(value.shape))
-                self.hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                self.hash.update(bytes_of(value))
             case Mapping():
                 self._all([part for item in value.items() for part in item], depth)
             case list() | tuple():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import CLoRAError, MuseumError
+from ...seeds import bytes_of
 from .joined import Joined
 
 HEADER_LIMIT = 64 * 1024 * 1024  # bytes
@@ -220,5 +221,4 @@ def _order(tensors: Mapping[str, Tensor | Joined]) -> list[str]:
 def _bytes(tensor: Tensor) -> memoryview:
     if sys.byteorder != "little":
         raise MuseumError("Files can only be written on little-endian machines.")
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return bytes_of(tensor)
