@@ -106,18 +106,20 @@ def merged(museum: Museum, other: Museum) -> Museum:
 def removal_message(museum: Museum, word: str) -> str:
     """What removing this exhibit changes for the others.
 
-    For the next `COMPARED` exhibits it gives the cosine of |Δ| (`overlap.overlap_matrix`). For deltas of random numbers
-    that is about 2/π, the mean of |x·y| over that of x² for independent normal x and y.
+    For the next `COMPARED` exhibits, first those that change the same projections, it gives the cosine of |Δ|
+    (`overlap.overlap_matrix`). For deltas of random numbers that is about 2/π, the mean of |x·y| over that of x² for
+    independent normal x and y.
     """
     message, place = f"'{word}' is removed.", museum.words.index(museum.exhibit(word).word)
     partners = [museum.words[own] for own in range(place) if learned_with(museum.exhibits, own) == place]
     if partners:
         message += f" It held the deltas that {', '.join(partners)} learned together with it; they lose these deltas."
-    later = museum.words[place + 1 :]
-    changed = set(museum.exhibit(word).deltas)
-    if not any(changed & set(museum.exhibit(other).deltas) for other in later):
+    changed = set(museum.exhibits[place].deltas)
+    later = sorted(museum.exhibits[place + 1 :], key=lambda other: changed.isdisjoint(other.deltas))
+    compared = [other.word for other in later[:COMPARED]]
+    overlaps = {other: float(overlap_matrix(museum.only([word, other]))[0, 1]) for other in compared}
+    if not any(overlaps.values()):
         return f"{message} No later exhibit changes the same weights."
-    overlaps = {other: float(overlap_matrix(museum.only([word, other]))[0, 1]) for other in later[:COMPARED]}
     numbers = ", ".join(f"{other} {overlap:.2f}" for other, overlap in overlaps.items())
     numbers += f", and {len(later) - COMPARED} more" * (len(later) > COMPARED)
     return (

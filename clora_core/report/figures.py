@@ -141,10 +141,11 @@ def _write(
 
 def _fitted(text: str, width: int, size: int) -> str:
     """The text in that size, shortened to that width in pixels."""
-    font, whole = _font(f"{text}…", size), text
-    while text and font.getlength(text if text == whole else f"{text}…") > width:
+    if _width(text, size) <= width:
+        return text
+    while text and _width(f"{text}…", size) > width:
         text = text[:-1]
-    return text if text == whole else f"{text}…"
+    return f"{text}…"
 
 
 def _width(text: str, size: int) -> int:

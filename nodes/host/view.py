@@ -149,7 +149,8 @@ class _SummedLoRA(LoRAAdapter):
 
     @cached_property
     def weights(self) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        delta = weighted_sum(self.parts)
+        with torch.inference_mode(False), torch.no_grad():  # so that training nodes can use it, too
+            delta = weighted_sum(self.parts)
         return delta.up, delta.down, None, None, None, None
 
 
@@ -160,7 +161,7 @@ class _Sums(Mapping[Projection, Matrix]):
         self.parts = parts
 
     def __getitem__(self, projection: Projection) -> Matrix:
-        with torch.inference_mode(False), torch.no_grad():  # so that training nodes can use it, too
+        with torch.inference_mode(False), torch.no_grad():
             return compact(weighted_sum(self.parts[projection]))
 
     def __contains__(self, projection: object) -> bool:

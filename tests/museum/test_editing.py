@@ -97,6 +97,8 @@ def test_the_removal_message_compares_a_limited_number_of_exhibits():
     copies = [replace(cat, token=replace(cat.token, word=f"<{number}>")) for number in range(12)]
     message = removal_message(replace(museum(), exhibits=tuple(copies)), "<0>")
     assert message.count(" 1.00") == 8 and "<8> 1.00, and 3 more." in message
+    apart = [copies[0], *(replace(copy, deltas={}) for copy in copies[1:9]), copies[9]]
+    assert ": <9> 1.00, <1> 0.00" in removal_message(replace(museum(), exhibits=tuple(apart)), "<0>")
 
 
 def test_the_removal_message_names_jointly_learned_exhibits():

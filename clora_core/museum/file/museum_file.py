@@ -196,7 +196,7 @@ def _token(file: safe_open, header: Header, exhibit: ExhibitHeader) -> ConceptTo
 
 
 def _dense(file: safe_open, header: Header, projection: Projection, scale: Tensor) -> Tensor:
-    """Σ over the rank rows of scale · up · down, some rows at a time, of those whose scale is not 0."""
+    """Σ over the rank rows of scale · up · down, some rows at a time, without those at the ends whose scale is 0."""
     up, down, _ = factor_keys(projection, header.family)
     total = torch.zeros(projection.shape)
     for start in range(0, len(scale), RANKS_AT_ONCE):
