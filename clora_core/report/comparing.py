@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..measure import displacement
@@ -18,6 +19,7 @@ from ..model.low_rank import Matrix
 from ..model.projections import Projection
 from ..model.sampling import Sampling, sample
 from ..museum.museum import Museum, viewing
+from ..pictures import to_picture
 from ..seeds import seeded
 
 LEVELS = 4  # timesteps at which predictions are compared: the middles of equal parts of the schedule
@@ -40,11 +42,11 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Prompts in two states. then, now: pictures (n, 3, h, w) in [-1, 1]; moved: displacements (n,), no unit."""
+    """Prompts in two states. then, now: a picture of each; moved: displacements (n,), no unit."""
 
     prompts: tuple[str, ...]
-    then: Tensor
-    now: Tensor
+    then: tuple[Image.Image, ...]
+    now: tuple[Image.Image, ...]
     moved: Tensor
 
 
@@ -63,7 +65,7 @@ class Comparing:
         """
         before = self._sampled(then, prompts)
         if now is then:
-            return Compared(tuple(prompts), before, before, torch.zeros(len(prompts)))
+            return Compared(tuple(prompts), pictures := _pictures(before), pictures, torch.zeros(len(prompts)))
         after = self._sampled(now, prompts)
         latents, parts = then.base.encode_pictures(before), []
         for start in range(0, len(prompts), self.sampling.batch_size):
@@ -72,7 +74,7 @@ class Comparing:
             noise = [torch.randn(self.latent_shape, generator=seeded("moved", self.sampling.seed, n)) for n in seeds]
             parts.append(displacements(then, now, prompts[rows], latents[rows], torch.stack(noise)))
             self.tick()
-        return Compared(tuple(prompts), before, after, torch.cat(parts))
+        return Compared(tuple(prompts), _pictures(before), _pictures(after), torch.cat(parts))
 
     def ticks(self, prompts: int, *, same: bool) -> int:
         """The number of ticks of a comparison of that many prompts. same: both states are the same."""
@@ -86,6 +88,10 @@ class Comparing:
         shape, tokens = self.latent_shape, state.museum.tokens
         with state.viewing():
             return sample(state.base, prompts, tokens, self.sampling, latent_shape=shape, report=report)
+
+
+def _pictures(samples: Tensor) -> tuple[Image.Image, ...]:
+    return tuple(to_picture(sample) for sample in samples)
 
 
 def displacements(then: State, now: State, prompts: Sequence[str], latents: Tensor, noise: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageOps
 
-from ..pictures import to_picture
 from ..sheets import Font, font_for
 from .review import Report
 
@@ -42,7 +41,7 @@ def exhibits_figure(report: Report) -> Image.Image:
             _write(pen, (lefts[0], y + TILE_PX // 2), "not stored", FAINT, 14, anchor="lm")
         for left, pictures in ((lefts[1], compared.then), (lefts[2], compared.now)):
             for column, picture in enumerate(pictures):
-                sheet.paste(tile(to_picture(picture)), (left + column * (TILE_PX + GAP), y))
+                sheet.paste(tile(picture), (left + column * (TILE_PX + GAP), y))
     return sheet
 
 

@@ -2,13 +2,13 @@
 
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from ..museum.museum import Exhibit
-from ..pictures import as_uri, to_picture
+from ..pictures import as_uri
 from ..texts import printable
 from .comparing import Compared
 from .review import Report
@@ -57,8 +57,8 @@ def _exhibit(exhibit: Exhibit, compared: Compared, moved: float, first: Image.Im
     facts += [f"strength {exhibit.strength:g}"] if exhibit.strength != 1 else []
     facts += [f"{name} {_short(value)}" for name, value in exhibit.facts.items()]
     columns = [_figure([first], "first picture") if first else ""]
-    columns += [_figure(_pictures(compared.then), "when it was learned")]
-    columns += [_figure(_pictures(compared.now), "now")]
+    columns += [_figure(compared.then, "when it was learned")]
+    columns += [_figure(compared.now, "now")]
     return (
         f'<article class="exhibit"><h3>{escape(exhibit.word)}</h3>'
         f'<div class="faint">{escape(" · ".join(facts))}</div>'
@@ -90,7 +90,7 @@ def _everyday(report: Report) -> str:
     prompts = [
         f"<div>{_figure([then, now], f'“{prompt}”')}{_bar(moved, 'moved')}</div>"
         for prompt, then, now, moved in zip(
-            everyday.prompts, _pictures(everyday.then), _pictures(everyday.now), everyday.moved.tolist(), strict=True
+            everyday.prompts, everyday.then, everyday.now, everyday.moved.tolist(), strict=True
         )
     ]
     return (
@@ -110,7 +110,7 @@ def _explained() -> str:
     )
 
 
-def _figure(pictures: list[Image.Image], caption: str) -> str:
+def _figure(pictures: Sequence[Image.Image], caption: str) -> str:
     images = "".join(_image(picture) for picture in pictures)
     return f'<figure><div class="row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
@@ -134,7 +134,3 @@ def escape(text: str) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _pictures(pictures: Tensor) -> list[Image.Image]:
-    return [to_picture(picture) for picture in pictures]
