@@ -1,6 +1,6 @@
-"""What the pack costs ComfyUI in daily use: its start, /object_info, opening workflows, and memory over 500 Runs.
+"""What the pack costs ComfyUI in daily use: its start, /object_info, opening workflows, a first picture, and memory.
 
-    python benchmarks/host_use.py [start] [object_info] [opening] [memory]
+    python benchmarks/host_use.py [start] [object_info] [opening] [first_picture] [memory]
 
 with ComfyUI's own Python, and for `opening` playwright in it and Chromium. Real servers run with and without the pack
 and are measured in turns. Memory is that of the server's process: every Run samples with another seed, and every second
@@ -36,6 +36,7 @@ TEMPLATES = ("1-three-concepts", "2-load-a-museum", "7-own-pictures-sd15")
 EXHIBITS, RANK = 6, 8
 MUSEUM = "use"
 TEXT = "a photo of <past-0> and <past-5>"
+AUTOMATIC = {"steps": 0, "learning_rate": 0.0, "rank": 0, "batch_size": 0, "forgetting_weight": 1.0}
 OPEN = """async (workflow) => {
     const drawn = () => new Promise(requestAnimationFrame), began = performance.now()
     await app.loadGraphData(workflow)
@@ -129,6 +130,27 @@ def opening(host: Path, folder: Path, runs: int) -> Row:
             name: {"nodes": len(workflows[name][1]["nodes"]), **spread(seconds[1:])} for name, seconds in took.items()
         },
     }
+
+
+def first_picture(host: Path, folder: Path, runs: int) -> Row:
+    """From Run to the saved picture of one's own museum, on a server that has just started: one character, learned
+    from 16 pictures with the automatic settings; and two more after it, as in the first template."""
+    took = {}
+    for count in (1, 3):
+        prompt = chain(count, preview_every=50, **AUTOMATIC)
+        for number in range(1, count + 1):
+            prompt[f"pictures{number}"]["inputs"]["count"] = 16
+            prompt[f"concept{number}"]["inputs"]["vectors"] = 0
+        last = f"train{count}"
+        prompt["save"] = node("CLoRA_SaveMuseum", museum=[last, 2], name="first", overwrite=False)
+        prompt |= shown("a photo of <ada>", [last, 0], [last, 1])
+        prompt["show.sampler"]["inputs"]["steps"] = 20
+        with server(host, folder / str(count), "with") as running:
+            began = time.perf_counter()
+            ended = running.run(prompt, 3600)
+            took[f"{count} learned, seconds"] = time.perf_counter() - began
+            assert ended.succeeded, ended.error
+    return took
 
 
 def memory(host: Path, folder: Path, runs: int) -> Row:
@@ -277,7 +299,13 @@ def versions() -> Row:
     return {**machine(torch.device("cpu")), **facts}
 
 
-PARTS = {"start": start, "object_info": object_info, "opening": opening, "memory": memory}
+PARTS = {
+    "start": start,
+    "object_info": object_info,
+    "opening": opening,
+    "first_picture": first_picture,
+    "memory": memory,
+}
 
 if __name__ == "__main__":
     main()
