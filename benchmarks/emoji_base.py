@@ -86,9 +86,7 @@ def train_decoder(world: World, work: Path) -> None:
         rng = seeded("emoji decoder", index)
         chosen = torch.randint(len(z), (DECODER_BATCH,), generator=rng)
         noisy = z[chosen].float() + 0.05 * torch.randn(DECODER_BATCH, *z.shape[1:], generator=rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = decoder(noisy)
-        return reconstruction_loss(decoded.float(), pixels[chosen])
+        return reconstruction_loss(decoder(noisy), pixels[chosen])
 
     numbers = {"steps": DECODER_STEPS, "lr": DECODER_RATE, "decay_from": 0.5, "ema": 0.98}
     train_network(decoder, loss, work / "decoder-training.safetensors", **numbers, on_checkpoint=ignored)

@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import io
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from ...clora_core.picture_files import PIXELS_LIMIT
 from ...clora_core.pictures import as_floats, to_bytes, to_picture
 from ..log import log
 
-LIMIT_BYTES = 4 * 2**30
+LIMIT_BYTES = 4 * 2**30  # or a tenth of the free disk space, where that is more
 STORED = ("*.safetensors", "*.safetensors.damaged", "*.backup")  # what counts towards the limit
 LOSSES, PICTURES, DIARY = "store.losses", "store.pictures", "store.diary"
 
@@ -54,11 +55,12 @@ class Result:
 class Store:
     """A folder of results and states. When it exceeds its limit, the least recently used files are deleted.
 
-    not_kept: why the folder is temporary; "" if it is not.
+    limit_bytes: 0 stands for LIMIT_BYTES, which grows with the free disk space. not_kept: why the folder is temporary;
+    "" if it is not.
     """
 
     folder: Path
-    limit_bytes: int = LIMIT_BYTES
+    limit_bytes: int = 0
     not_kept: str = ""
 
     @property
@@ -161,8 +163,9 @@ class Store:
         files = [path for pattern in STORED for path in self.folder.glob(pattern) if path != newest]
         sizes = {path: path.stat() for path in files}
         total = newest.stat().st_size + sum(stat.st_size for stat in sizes.values())
+        limit = self.limit_bytes or max(LIMIT_BYTES, shutil.disk_usage(self.folder).free // 10)
         for path in sorted(files, key=lambda path: sizes[path].st_mtime_ns):
-            if total <= self.limit_bytes:
+            if total <= limit:
                 return
             path.unlink(missing_ok=True)
             total -= sizes[path].st_size

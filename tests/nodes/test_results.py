@@ -22,6 +22,7 @@ from clora_bare.clora_core.model.concept import ConceptToken
 from clora_bare.clora_core.model.low_rank import LowRank
 from clora_bare.clora_core.model.projections import Projection
 from clora_bare.clora_core.museum.museum import Exhibit
+from clora_bare.nodes.actions import results
 from clora_bare.nodes.actions.pictures import in_8_bits
 from clora_bare.nodes.actions.results import DIARY, LOSSES, PICTURES, Result, Store
 from PIL import Image
@@ -90,6 +91,17 @@ def test_over_the_limit_the_least_recently_used_are_deleted(store: Store):
     small.keep("d" * 64, BASE, made(4))
     assert small.result(B) is None
     assert all(small.result(key) is not None for key in (A, C, "d" * 64))
+
+
+def test_limit_grows_with_the_free_disk_space(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(results, "LIMIT_BYTES", 1)
+    store.keep(A, BASE, made())
+    store.keep(B, BASE, made())
+    assert store.result(A) is not None, "this disk has more than a few kilobytes free"
+    full = shutil.disk_usage(store.folder)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    store.keep(C, BASE, made())
+    assert store.result(A) is None and store.result(B) is None and store.result(C) is not None
 
 
 def test_newest_file_stays_even_over_the_limit(store: Store):
