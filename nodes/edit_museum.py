@@ -1,5 +1,7 @@
 """C-LoRA Edit Museum: rename, remove, move and merge exhibits."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
 from .host.progress import say
@@ -34,10 +36,11 @@ class EditMuseum(io.ComfyNode):
                 io.Image.Input("images", optional=True, tooltip="Pictures for the thumbnail lines, numbered from 1."),
             ],
             outputs=[MUSEUM.Output("edited_museum", display_name="museum", tooltip="The museum after all edits.")],
+            is_input_list=True,
         )
 
     @classmethod
-    def execute(cls, museum, edits: str, other=None, images=None) -> io.NodeOutput:
+    def execute(cls, museum, edits: str, other=None, images: Sequence[object] = ()) -> io.NodeOutput:
         from .actions.museums import edit
 
         museum, summary = edit(museum, edits, other, images)

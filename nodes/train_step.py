@@ -85,7 +85,8 @@ class TrainStep(io.ComfyNode):
                     min=0,
                     max=100_000,
                     tooltip="Keep an intermediate result every so many steps. To get one, set steps to its number; it "
-                    "is not trained again. Needs a constant learning rate. 0 keeps only the final result.",
+                    "is not trained again. Needs a constant learning rate and stop_when_learned off. 0 keeps only the "
+                    "final result.",
                 ),
                 io.Boolean.Input(
                     "other_checkpoint",

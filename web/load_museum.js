@@ -15,8 +15,10 @@ const KIND = "CLoRA_LoadMuseum"
 const ROW_PX = 44, HEAD_PX = 40, ROWS_LEAST = 2, ROWS_MOST = 5 // of the minimum height
 const SLIDER_MOST = 2
 
-/** @typedef {{word: string, kind: string, prompt: string, recipe: string, rank: number, steps: number, applied: string,
- *   strength: number, pictures: unknown, date: unknown, checkpoint: unknown, thumbnail: string}} Exhibit */
+/** weights: the word of the exhibit that holds its weights, if it is another one
+ * @typedef {{word: string, kind: string, prompt: string, recipe: string, rank: number, weights: string, steps: number,
+ *   applied: string, strength: number, pictures: unknown, date: unknown, checkpoint: unknown,
+ *   thumbnail: string}} Exhibit */
 
 /** @typedef {{row: HTMLElement, on: HTMLInputElement, slider: HTMLInputElement, number: HTMLInputElement}} Row */
 
@@ -66,19 +68,20 @@ class MuseumPanel {
     else if (this.textWidget.value !== this.text) this.draw()
   }
 
+  /** Why the rows cannot be edited; undefined if they can. */
+  get obstacle() {
+    if (this.linked("exhibits")) return say("museum.linked_exhibits")
+    if (this.linked("museum") || this.linked("museum_name")) return say("museum.linked")
+    return this.error
+  }
+
   /** Load the header of the selected file, from the cache if it is unchanged. */
   async load() {
     const name = this.name = this.nameWidget.value
-    let museum = { base: "", exhibits: [], error: name ? undefined : say("museum.none") }
-    let version = "none"
-    if (name) {
-      const response = await api.fetchApi(`/clora/museum?name=${encodeURIComponent(name)}`, { cache: "no-cache" })
-      version = response.headers.get("ETag") ?? ""
-      museum = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }))
-    }
+    const { museum, version } = await header(name)
     if (name !== this.name) return // another file was selected in the meantime
-    if (!museum.error && version === this.version) return this.draw()
-    this.version = museum.error ? "" : version
+    if (version && version === this.version) return this.draw()
+    this.version = version
     this.error = museum.error
     this.base = museum.base ?? ""
     this.exhibits = museum.exhibits ?? []
@@ -114,7 +117,7 @@ class MuseumPanel {
   draw() {
     const text = this.text = this.textWidget.value
     const { chosen, missing } = parseExhibits(text, this.words)
-    const editable = !this.error && !this.linked("museum") && !this.linked("exhibits")
+    const obstacle = this.obstacle
     for (const [word, { row, on, slider, number }] of this.rows) {
       const strength = chosen.get(word)
       const last = strength !== undefined && chosen.size === 1 && !missing.size
@@ -126,12 +129,12 @@ class MuseumPanel {
       if (document.activeElement !== number || strength !== number.valueAsNumber) number.value = String(strength ?? 1)
       slider.value = String(strength ?? 1)
     }
-    const rows = editable ? [...this.rows.values()].map(({ row }) => row) : []
-    place(this.list, editable
-      ? [...[...missing].map(([word, line]) => this.missingRow(word, line)), ...rows]
-      : [element("div", { class: "clora-message" }, this.error ?? say("museum.linked"))])
+    const rows = !obstacle ? [...this.rows.values()].map(({ row }) => row) : []
+    place(this.list, obstacle
+      ? [element("div", { class: "clora-message" }, obstacle)]
+      : [...[...missing].map(([word, line]) => this.missingRow(word, line)), ...rows])
     this.list.style.minHeight = `${ROW_PX * this.visibleRows()}px`
-    this.count.textContent = editable ? say("museum.count", { shown: chosen.size, all: this.rows.size }) : ""
+    this.count.textContent = obstacle ? "" : say("museum.count", { shown: chosen.size, all: this.rows.size })
     this.search.disabled = !rows.length
     this.all.disabled = !text.trim() || this.linked("exhibits")
   }
@@ -155,6 +158,7 @@ class MuseumPanel {
   /** Show an exhibit at this strength; undefined hides it. @param {string} word @param {number | undefined} strength */
   choose(word, strength, { done = true } = {}) {
     const { chosen, missing } = parseExhibits(this.textWidget.value, this.words)
+    missing.delete(word)
     if (strength === undefined) chosen.delete(word)
     else if (Number.isFinite(strength)) chosen.set(word, strength)
     this.write(formatExhibits(this.words, chosen, missing.values()), { done })
@@ -174,6 +178,23 @@ class MuseumPanel {
   }
 }
 
+/**
+ * The header of a museum as the server sends it, or an error; and its version, "" if there is none to compare.
+ * @param {string} name
+ */
+async function header(name) {
+  if (!name) return { museum: { error: say("museum.none") }, version: "" }
+  let museum, version = ""
+  try {
+    const response = await api.fetchApi(`/clora/museum?name=${encodeURIComponent(name)}`, { cache: "no-cache" })
+    museum = await response.json().catch(() => ({ error: `${response.status} ${response.statusText}` }))
+    version = museum.error ? "" : response.headers.get("ETag") ?? ""
+  } catch {
+    museum = { error: say("training.disconnected") }
+  }
+  return { museum, version }
+}
+
 /** The card of an exhibit. @param {Exhibit} exhibit @param {string} base */
 function facts(exhibit, base) {
   const applied = exhibit.applied === "everywhere" ? "" : say(`applied.${exhibit.applied}`, {}, exhibit.applied)
@@ -181,6 +202,7 @@ function facts(exhibit, base) {
     [say("fact.prompt"), exhibit.prompt],
     [say("fact.recipe"), exhibit.recipe],
     [say("fact.rank"), exhibit.rank || say("fact.word_alone")],
+    [say("fact.weights"), exhibit.weights],
     [say("fact.steps"), exhibit.steps],
     [say("fact.pictures"), typeof exhibit.pictures === "number" ? exhibit.pictures : ""],
     [say("fact.applied"), applied],
@@ -227,6 +249,7 @@ app.registerExtension({
   async init() {
     await loadWords()
     api.addEventListener("execution_success", reloadAll) // the run may have saved a museum
+    api.addEventListener("reconnected", reloadAll)
   },
   nodeCreated(node) {
     if (node.comfyClass === KIND) new MuseumPanel(node)

@@ -62,8 +62,8 @@ class TaskMuseum:
         """Raise BaseModelError unless this museum was made for that network, and fits it."""
         if self.base != base.fingerprint:
             raise BaseModelError(
-                f"This museum was made for '{self.base}', but the loaded network is '{base.fingerprint}'. Load the "
-                "museum's network (--base), or start a new museum."
+                f"This museum was made for '{self.base}', but the loaded network is '{base.fingerprint}'. Choose "
+                "the museum's network (network of Sort Pictures, --base of classify), or start a new museum."
             )
         for task in self.tasks:
             if foreign := [projection.path for projection in task.deltas if projection not in base.slots]:

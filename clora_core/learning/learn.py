@@ -104,15 +104,21 @@ class Learning:
                 )
         if not self.concepts:
             raise ConceptError("There is nothing to learn: no concept was given.")
+        several = len(self.concepts) > 1
+        if several and self.base.family.reads == "shared" and self.recipe.rank:
+            raise LearningError(
+                f"In {self.base.family.title}, deltas act at their own word only, so several concepts cannot share "
+                "them. Remove the companions, and learn one concept after another."
+            )
         if self.base.family.reads == "shared" and self.recipe.rank and self.recipe.applied == "everywhere":
             raise LearningError(
                 f"In {self.base.family.title}, text and picture share keys and values, so this recipe would change "
                 "every prompt. Choose word-gated-onwards or word-gated, which act at the word only."
             )
-        several = len(self.concepts) > 1
         if several and self.recipe.applied != "everywhere":
             raise LearningError(
-                "Deltas that several concepts share cannot act at the word of one. Choose another recipe."
+                f"Deltas that several concepts share cannot act at the word of one, as {self.recipe.method} does. "
+                "Choose another recipe, or learn one concept after another."
             )
         if several and (alone := [r.name for r in self.recipe.regularizers if r.one_concept_only]):
             raise LearningError(f"{alone[0]} supports one concept, not several at once. Choose another recipe.")

@@ -81,7 +81,10 @@ class Stopping:
         """What was decided, as a sentence. steps: the most that were allowed."""
         where = "on the picture left out of training" if self._leaves_out else "on its pictures, with new noise"
         if not self.ended:
-            return f"Not stopped before step {steps}: the error {where} may still fall. More steps may help."
+            return (
+                f"Not stopped before step {steps}: the error {where} may still fall. More steps may help, and train it "
+                "from the beginning."
+            )
         best, last = self.best, self.averages[-1]
         rose, fell = last.left_out / best.left_out - 1, 1 - last.own / best.own
         if self._leaves_out and rose > GAIN and fell > 0:

@@ -20,8 +20,8 @@ class Option:
 SETTINGS = {
     "rank": Option("capacity of the change. Higher holds more detail and makes the museum file larger", 256),
     "steps": Option(
-        "number of updates. More learn the concept better; too many copy the pictures. With a constant learning rate, "
-        "raising it continues the earlier training",
+        "number of updates. More learn the concept better; too many copy the pictures. With a constant learning rate "
+        "and stop_when_learned off, raising it continues the earlier training",
         100_000,
     ),
     "learning_rate": Option("size of each update. Higher is faster but less stable", step=1e-5, finest=1e-7),

@@ -184,6 +184,7 @@ class Museum:
 
     def check_over(self, base: Fingerprint) -> None:
         """Raise BaseModelError unless this museum was made for that base."""
+        self.check_family(base)
         if self.base != base:
             raise BaseModelError(
                 f"This museum was made for '{self.base}', but the loaded model is '{base}'. It can be extended "
@@ -195,7 +196,10 @@ class Museum:
     def check_family(self, base: Fingerprint) -> None:
         """Raise BaseModelError unless that base is of the family that this museum was made for."""
         if self.base.family != base.family:
-            self.check_over(base)
+            raise BaseModelError(
+                f"This museum was made for a model of the family '{self.base.family}', but the loaded model is of the "
+                f"family '{base.family}'. Load a model of the museum's family, or start a new museum."
+            )
 
     def shown_over(self, base: Fingerprint) -> str:
         """A note if this museum is shown with another checkpoint of its family; "" with its own.

@@ -1,5 +1,6 @@
 """What Load Museum, Edit Museum and Save Museum do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -78,31 +79,33 @@ def _words(museum: Museum) -> str:
     return ", ".join(museum.words) or "no exhibits"
 
 
-def edit(museum: Museum, edits: str, other: Museum | None, images: Tensor | None) -> tuple[Museum, str]:
+def edit(museum: Museum, edits: str, other: Museum | None, images: Sequence[Tensor]) -> tuple[Museum, str]:
     """The museum after the edits, one per line, merged with the other one; and a summary.
 
-    images: ComfyUI's pictures; a line "thumbnail <my-cat> 2" uses the second.
+    images: ComfyUI's stacks of pictures; a line "thumbnail <my-cat> 2" uses the second of all pictures.
     """
-    messages = []
+    if images:
+        check_images(images)
+    pictures, messages = [stack[place : place + 1] for stack in images for place in range(len(stack))], []
     for line in edits.splitlines():
         if line.strip():
-            museum, message = _edit(museum, line.strip(), images)
+            museum, message = _edit(museum, line.strip(), pictures)
             messages.append(message)
     if other is not None:
         museum = merged(museum, other)
     return museum, "\n".join([*messages, f"The museum contains: {', '.join(museum.words) or 'nothing'}"])
 
 
-def _edit(museum: Museum, line: str, images: Tensor | None) -> tuple[Museum, str]:
+def _edit(museum: Museum, line: str, pictures: Sequence[Tensor]) -> tuple[Museum, str]:
     match line.split():
         case ["thumbnail", word]:
-            return _edit(museum, f"thumbnail {word} 1", images)
+            return _edit(museum, f"thumbnail {word} 1", pictures)
         case ["thumbnail", word, number]:
-            count = 0 if images is None else len(images)
-            if images is None or number not in map(str, range(1, count + 1)):
-                raise MuseumError(f"'{line}': {count} images are connected. Connect images; the first is number 1.")
-            check_images([images])
-            picture = pictures_of(images[int(number) - 1 : int(number)])[0]
+            if number not in map(str, range(1, len(pictures) + 1)):
+                raise MuseumError(
+                    f"'{line}': {len(pictures)} images are connected. Connect images; the first is number 1."
+                )
+            picture = pictures_of(pictures[int(number) - 1])[0]
             return with_thumbnail(museum, word, thumbnail(picture)), f"'{word}' has a new thumbnail."
     return edited(museum, line)
 

@@ -39,7 +39,10 @@ def museum_path(name: str) -> Path:
     if path := folder_paths.get_full_path(KIND, name or "."):
         return Path(path)
     names = ", ".join(museum_names()) or "no museums yet"
-    raise MuseumError(f"There is no museum '{name}' in '{_folder()}'. It contains: {names}.")
+    raise MuseumError(
+        f"There is no museum '{name}' in '{_folder()}'. It contains: {names}. Choose another, or save one with C-LoRA "
+        "Save Museum and press R."
+    )
 
 
 def museum_version(name: str | None) -> str:

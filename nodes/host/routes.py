@@ -37,7 +37,7 @@ async def museum(request: web.Request) -> web.Response:
     """The exhibits of a listed museum, or an error message."""
     name = request.query.get("name", "")
     if name not in museum_names():
-        return _error(404, f"There is no museum '{name[:NAME_LIMIT]}'. Press R to refresh the list.")
+        return _error(404, f"There is no museum '{name[:NAME_LIMIT]}'. Choose another, or save it with Save Museum.")
     version = hashlib.sha256((await asyncio.to_thread(museum_version, name)).encode()).hexdigest()
     if request.headers.get("If-None-Match") == f'"{version}"':
         return web.Response(status=304)
@@ -72,18 +72,21 @@ class _Page(web.FileResponse):
 
 def _content(name: str) -> dict[str, Any]:
     from ...clora_core.museum.file import read_header  # the engine is not imported while ComfyUI starts
+    from ...clora_core.museum.museum import learned_with
 
     header = read_header(museum_path(name))
     exhibits, room = [], THUMBNAILS_LIMIT
-    for exhibit in header.exhibits:
+    for place, exhibit in enumerate(header.exhibits):
         room -= len(exhibit.thumbnail)
+        holder = header.exhibits[learned_with(header.exhibits, place)]
         exhibits.append(
             {
                 "word": exhibit.word,
                 "kind": exhibit.kind,
                 "prompt": shortened(exhibit.prompt),
                 "recipe": shortened(exhibit.recipe.method),
-                "rank": exhibit.rank,
+                "rank": holder.rank,
+                "weights": "" if holder is exhibit else holder.word,
                 "steps": exhibit.recipe.steps,
                 "applied": exhibit.recipe.applied,
                 "strength": exhibit.strength,

@@ -126,6 +126,10 @@ def test_panel_works_in_a_subgraph(frontend: Frontend, museum: int):
 
 
 def test_connected_museum_is_shown_as_such(frontend: Frontend, museum: int):
+    """Also beside a file that is not there, which then does not matter."""
+    frontend.set(museum, "museum_name", "none.museum.safetensors")
+    message = frontend.page.locator(".clora-message")
+    message.filter(has_text="There is no museum 'none").wait_for()
     frontend.page.evaluate(
         """(id) => {
             const other = LiteGraph.createNode("CLoRA_LoadMuseum")
@@ -135,7 +139,24 @@ def test_connected_museum_is_shown_as_such(frontend: Frontend, museum: int):
         }""",
         museum,
     )
-    frontend.page.wait_for_selector(".clora-message")
+    message.filter(has_text="Another node provides this value").wait_for()
+
+
+def test_switch_replaces_an_invalid_strength(frontend: Frontend, museum: int):
+    frontend.set(museum, "exhibits", "<ada>\n<bo>: loud")
+    frontend.page.locator(".clora-missing", has_text="invalid strength").wait_for()
+    frontend.page.locator(".clora-row:not(.clora-missing)", has_text="<bo>").locator("[type=checkbox]").click()
+    assert text(frontend) == "<ada>\n<bo>"
+
+
+def test_lost_connection_is_shown_and_tried_again(frontend: Frontend, museum: int):
+    route = "**/clora/museum?**"
+    frontend.page.route(route, lambda request: request.abort())
+    frontend.set(museum, "museum_name", LARGE)
+    frontend.page.locator(".clora-message", has_text="no connection").wait_for()
+    frontend.page.unroute(route)
+    frontend.page.evaluate("() => app.api.dispatchCustomEvent('reconnected')")
+    frontend.page.wait_for_selector(".clora-row >> nth=999", state="attached")
 
 
 def test_panel_is_in_neither_workflow_nor_prompt(frontend: Frontend, museum: int):

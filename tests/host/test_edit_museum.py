@@ -50,7 +50,7 @@ def test_edits_run_in_order_and_leave_the_input_unchanged(nodes: dict[str, Any],
 
 
 def test_removal_reports_its_effect(museum: Museum):
-    _, summary = museums.edit(museum, "remove <one>", None, None)
+    _, summary = museums.edit(museum, "remove <one>", None, ())
     assert "<two> 0." in summary and "<three> 0." in summary and summary.endswith("The museum contains: <two>, <three>")
 
 
@@ -74,6 +74,8 @@ def test_thumbnail_comes_from_the_connected_images(nodes: dict[str, Any], museum
     black, red = (thumbnail(picture.permute(2, 0, 1) * 2 - 1) for picture in images)
     after = edit(nodes, museum, "thumbnail <one> 2\nthumbnail <two>", images=images)
     assert [exhibit.thumbnail for exhibit in after.exhibits[:2]] == [red, black]
+    stacks = [torch.zeros(2, 8, 16, 3), images[1:]]  # a list, as Load Pictures outputs
+    assert edit(nodes, museum, "thumbnail <one> 3", images=stacks).exhibits[0].thumbnail == red
 
 
 @pytest.mark.parametrize(

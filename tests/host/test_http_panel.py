@@ -12,10 +12,13 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from clora_core.method.recipe import recipe_named
+from clora_core.model.base import Fingerprint
 from clora_core.museum.editing import renamed
 from clora_core.museum.file import load_museum, save_museum
+from clora_core.museum.museum import Museum
+from tests.museums import exhibit, projections, put_together, taken_apart, with_inner
 from tests.museums import museum as random_texts
-from tests.museums import put_together, taken_apart, with_inner
 
 from .events import Events
 from .prompts import chain, loaded, node, saved_chain
@@ -81,6 +84,16 @@ def test_file_that_is_no_museum_returns_a_clear_error(server: Server):
     (folder / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
     status, _, told = museum(server, "broken.safetensors")
     assert status == 422 and told["error"].startswith("broken.safetensors")
+
+
+def test_museum_route_names_the_exhibit_that_holds_the_weights(server: Server):
+    """Of concepts that were learned together, the last one holds the weights of all."""
+    on, recipe = projections("starter"), recipe_named("preservation", rank=4)
+    exhibits = [exhibit(f"<{n}>", on if n == 2 else [], seed=n, architecture="starter", recipe=recipe) for n in (1, 2)]
+    path = server.folder / "models/loras/museums/together.museum.safetensors"
+    save_museum(Museum(Fingerprint("starter", "0" * 64), tuple(exhibits)), path, overwrite=True)
+    _, _, told = museum(server, path.name)
+    assert [(own["rank"], own["weights"]) for own in told["exhibits"]] == [(4, "<2>"), (4, "")]
 
 
 def test_museum_route_shortens_texts_and_escapes_characters(server: Server):

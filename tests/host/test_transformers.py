@@ -100,6 +100,16 @@ def sampled(model, clip, prompt: str) -> Tensor:
     return stock_nodes.KSampler().sample(model, 3, 2, 2.0, "euler", "simple", cond, empty, latent)[0]["samples"]
 
 
+def test_several_concepts_cannot_share_what_acts_at_one_word(models: Models):
+    base = base_of(models)
+    if base.family.reads != "shared":
+        pytest.skip("a recipe that acts everywhere can be chosen here")
+    pair = [pictured(base), dataclasses.replace(pictured(base), word="<other>")]
+    for applied in ("everywhere", "onwards"):
+        with ordinary(), pytest.raises(LearningError, match="learn one concept after another"):
+            learn(base, Museum(base.fingerprint), pair, recipe(applied=applied))
+
+
 def test_loss_falls_and_only_the_exhibit_changes(models: Models):
     before, base = weights(models), base_of(models)
     chosen = recipe(steps=12, applied="onwards" if base.family.reads == "shared" else "everywhere")

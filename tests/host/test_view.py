@@ -227,7 +227,7 @@ def test_museum_that_does_not_fit_is_refused():
     model, clip, vae = load_starter()
     base = HostBase(model, clip, vae)
     museum = random_museum(base, "<one>")
-    with pytest.raises(BaseModelError, match="This museum was made for 'sd15 · 4a1c"):
+    with pytest.raises(BaseModelError, match="of the family 'sd15', but the loaded model is of the family 'starter'"):
         view(model, clip, dataclasses.replace(museum, base=Fingerprint("sd15", "4a1c0000")))
     exhibit = museum.exhibits[0]
     projection, delta = next(iter(exhibit.deltas.items()))
