@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import Cancelled, MuseumError, RecipeError
 from ..measure import final_alignment, forgetting, initial_alignment
-from ..method.recipe import Recipe
+from ..method.recipe import DEFAULT_METHOD, Recipe
 from ..museum.file import check_names, read_header, save_museum
 from ..museum.museum import Museum
 from ..sheets import contact_sheet
@@ -24,6 +24,7 @@ from .model import add_recipe, tell_of_baseline
 from .progress import Say, watched_bar
 
 CONCEPTS = ("gus", "hana", "ivo", "juno", "ada", "bo", "cleo", "dex", "eve", "finn")
+QUICK = {DEFAULT_METHOD: {"batch_size": 8}}  # in half of the time; of c-lora, it kept less (docs/measurements.md)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -59,14 +60,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if not arguments.replace:
         _check_own(target)
     examiner = Examiner(base := open_base(NAME), load_judge())
-    recipe = starter_recipe(arguments.recipe, seed=arguments.seed)
+    recipe = starter_recipe(arguments.recipe, seed=arguments.seed, **QUICK.get(arguments.recipe, {}))
     tell_of_baseline(recipe.method, say)
     before, _ = examiner.plain_prompts(Museum(base.fingerprint), count=PLAIN)
     say(f"Teaching the starter model {len(subjects)} characters, one after another, from {PICTURES} pictures each.")
     say(f"Recipe {recipe.method}: rank {recipe.rank}, {recipe.steps} steps of {recipe.batch_size} pictures.\n")
     compared = None
     if not arguments.no_comparison and recipe.method != "sequential":
-        same = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
+        same = {name: getattr(recipe, name) for name in ("learning_rate", "steps", "batch_size")}
         compared = starter_recipe("sequential", seed=arguments.seed, **same)
         say("At the same time, the same without protection (recipe sequential), for comparison.\n")
     with _beside(compared, subjects) as comparison:
