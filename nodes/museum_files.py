@@ -121,6 +121,11 @@ class SaveMuseum(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None, **others: object) -> str:
+        """Changes whenever the file does, so that one that was deleted or replaced is written again."""
+        return folders.saved_version(name)
+
+    @classmethod
     def execute(cls, museum, name: str, overwrite: bool, replace: bool = False) -> io.NodeOutput:
         from .actions.museums import save
 

@@ -17,6 +17,7 @@ from ..texts import normal
 from .museum import Exhibit, Museum, learned_with
 from .overlap import overlap_matrix
 
+THUMBNAIL = "thumbnail"  # a fact: "replaced" if it is not of a picture that was learned from
 COMPARED = 8  # exhibits; on SDXL, each takes a second
 SYNTAX = "rename <a> <b>, move <a> 1, strength <a> 0.8, thumbnail <a> 1, remove <a>"
 
@@ -45,7 +46,13 @@ def renamed(museum: Museum, old: str, new: str) -> Museum:
     exhibits[exhibits.index(exhibit)] = replace(exhibit, token=replace(exhibit.token, word=new))
     for place, other in enumerate(exhibits):
         if mentions(other.prompt, old):
-            exhibits[place] = replace(other, prompt=with_word(other.prompt, old, new, museum.words))
+            prompt = with_word(other.prompt, old, new, museum.words)
+            if not mentions(prompt, new):
+                raise MuseumError(
+                    f"In '{prompt:.200}', '{new}' touches other letters, so it is not recognized there. Name it "
+                    f"<{new.strip('<>')}>."
+                )
+            exhibits[place] = replace(other, prompt=prompt)
     return replace(museum, exhibits=tuple(exhibits))
 
 
@@ -59,13 +66,31 @@ def reordered(museum: Museum, word: str, place: int) -> Museum:
 
 
 def with_strength(museum: Museum, word: str, strength: float) -> Museum:
-    """Set the exhibit's default strength; 1 is as it was learned."""
-    return _with(museum, replace(museum.exhibit(word), strength=strength))
+    """Set the exhibit's default strength; 1 is as it was learned. Raises MuseumError if another holds its deltas."""
+    exhibit = museum.exhibit(word)
+    holder = museum.exhibits[learned_with(museum.exhibits, museum.exhibits.index(exhibit))]
+    if holder is not exhibit:
+        raise MuseumError(
+            f"'{word}' was learned together with '{holder.word}', which holds the weights of both. Set the strength of "
+            f"'{holder.word}'."
+        )
+    return _with(museum, replace(exhibit, strength=strength))
 
 
 def with_thumbnail(museum: Museum, word: str, jpeg: bytes) -> Museum:
     """Give the exhibit another thumbnail, a small JPEG as made by `pictures.thumbnail`."""
-    return _with(museum, replace(museum.exhibit(word), thumbnail=jpeg))
+    exhibit = museum.exhibit(word)
+    return _with(museum, replace(exhibit, thumbnail=jpeg, facts={**exhibit.facts, THUMBNAIL: "replaced"}))
+
+
+def with_thumbnails_of(museum: Museum, earlier: Museum) -> Museum:
+    """The museum with the thumbnails that were replaced in `earlier`, with which it begins, and not again since."""
+    exhibits = list(museum.exhibits)
+    for place, old in enumerate(earlier.exhibits):
+        if THUMBNAIL in old.facts and THUMBNAIL not in exhibits[place].facts:
+            facts = {**exhibits[place].facts, THUMBNAIL: old.facts[THUMBNAIL]}
+            exhibits[place] = replace(exhibits[place], thumbnail=old.thumbnail, facts=facts)
+    return replace(museum, exhibits=tuple(exhibits))
 
 
 def dated(exhibit: Exhibit, concept: Concept) -> Exhibit:

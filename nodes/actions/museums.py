@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...clora_core.errors import MuseumError
-from ...clora_core.museum.editing import edited, merged, with_thumbnail
+from ...clora_core.museum.editing import edited, merged, with_thumbnail, with_thumbnails_of
 from ...clora_core.museum.file import load_museum, read_header, save_museum
 from ...clora_core.museum.file.files import identity
 from ...clora_core.museum.museum import Museum, missing_partners, parse_strengths
@@ -52,18 +52,26 @@ def load_and_view(
 def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> str:
     """Write the museum, and return a message with its path. A file with the same museum is left alone.
 
-    overwrite: replace a file if the museum begins with what it holds. replace: whatever it holds.
+    overwrite: replace a file if the museum begins with what it holds; thumbnails that were replaced in the file stay.
+    replace: whatever it holds.
     """
     path = new_museum_path(name)
     read = identity(path) if path.exists() else None
-    held, same, begun = _compared(path, museum) if read else ("", False, True)
-    if same:
+    stored = _stored(path) if read else None
+    begun = stored is not None and museum.begins_with(stored)
+    if stored and begun and not replace:
+        museum = with_thumbnails_of(museum, stored)
+    if stored and _same_file(stored, museum):
         return _said("{} already contains this museum: {}", path, museum)
-    if overwrite and not replace and not begun:
+    if read and overwrite and not replace and not begun:
+        if stored and stored.begins_with(museum):
+            return _said("{} already contains these and more (turn on replace to keep only these): {}", path, museum)
         raise MuseumError(
-            f"{path.name} holds {held}; the new museum ({_words(museum)}) does not begin with that. Choose another "
-            "name, or turn on replace to replace it anyway; the old file is then kept as ….backup."
+            f"{path.name} holds {_words(stored) if stored else 'something that cannot be read'}; the new museum "
+            f"({_words(museum)}) does not begin with these same exhibits. Choose another name, or turn on replace to "
+            "replace it anyway; the old file is then kept as ….backup."
         )
+    del stored  # a large museum is not held twice while it is written
     save_museum(museum, path, overwrite=overwrite or replace, read=read, waiting=waiting)
     return _said("Saved {}: {}", path, museum)
 
@@ -110,13 +118,12 @@ def _edit(museum: Museum, line: str, pictures: Sequence[Tensor]) -> tuple[Museum
     return edited(museum, line)
 
 
-def _compared(path: Path, museum: Museum) -> tuple[str, bool, bool]:
-    """What the file holds; whether that is this museum, with the same labels; whether this museum begins with it."""
+def _stored(path: Path) -> Museum | None:
+    """What the file holds; None if it cannot be read."""
     try:
-        stored = load_museum(path)
+        return load_museum(path)
     except MuseumError:
-        return "something that cannot be read", False, False
-    return _words(stored), _same_file(stored, museum), museum.begins_with(stored)
+        return None
 
 
 def _same_file(stored: Museum, museum: Museum) -> bool:

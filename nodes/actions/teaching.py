@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
+from ...clora_core.errors import CLoRAError
 from ...clora_core.learning.effect import effect, passes
 from ...clora_core.learning.fitting import computed, described, fitted, lighter_after
 from ...clora_core.learning.learn import Learning
@@ -131,18 +133,31 @@ class Teaching:
         try:
             unlabeled, losses = self._learned()
             exhibits = tuple(dated(*pair) for pair in zip(unlabeled, learning.concepts, strict=True))
-            pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
-            diary.paste(pictures[0])
-            if self.preview_every:
-                diary.compare(compared(learning, exhibits, _advance(diary, "comparing")))
-            measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
-            diary.close("learned", measured, str(exhibits[-1].facts.get(STOPPED, "")))
+            pictures = self._drawn(exhibits)
         except BaseException as error:
             diary.close("stopped", note=str(error))
             raise
         result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
         self.store.keep(result_key, learning.museum.base, result, state_key=self.key)
         return result
+
+    def _drawn(self, exhibits: Sequence[Exhibit]) -> Tensor:
+        """The final pictures, after which the diary is closed. If drawing or measuring fails, for example for lack of
+        memory, the exhibits are kept all the same; pictures that are missing are gray."""
+        learning, diary = self.learning, self.diary
+        notes = [str(exhibits[-1].facts.get(STOPPED, ""))]
+        pictures, measured = torch.zeros(1, 3, *learning.concepts[-1].size), None
+        try:
+            pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
+            diary.paste(pictures[0])
+            if self.preview_every:
+                diary.compare(compared(learning, exhibits, _advance(diary, "comparing")))
+            measured = effect(learning, exhibits[-1], _advance(diary, "measuring"))
+        except (RuntimeError, OSError, CLoRAError) as error:
+            log.warning("C-LoRA: what was learned could not be drawn or measured.", exc_info=error)
+            notes.append(f"learned, but it could not be drawn or measured: {error}")
+        diary.close("learned", measured, " · ".join(filter(None, notes)))
+        return pictures
 
     def _learned(self) -> tuple[tuple[Exhibit, ...], tuple[float, ...]]:
         """The exhibits, and the loss of every step. The state is stored however training stops."""

@@ -20,6 +20,7 @@ from .progress import warn
 from .remembered import remember
 
 PLACES = "clora_places"  # in a conditioning: word → (1, tokens) bool
+MARKED = "clora_tokens"  # the number of its tokens, for which these are all places
 LAYERS = "clora_layers"  # in a conditioning: (1, tokens, layers · width)
 CLAUSES = "clora_clauses"  # in a conditioning: which clause a token belongs to, (1, tokens); 0 is read everywhere
 CLIPS = ("l", "g", "h")  # what tokenizers call CLIP text encoders
@@ -190,10 +191,12 @@ class _MarkedEncoding:
         layers = self._all_layers(pairs, states)
         clips_only = set(pairs) <= set(CLIPS)
         chunk = max(length for _, length in sizes.values()) if clips_only else states.shape[1]
-        remember(states, chunk, word_places if read is pairs and length == states.shape[1] else {}, layers)
+        pieces = [token_at(pair[0]) for rows in pairs.values() for row in rows for pair in row]
+        frozen = frozenset(token.word for token in pieces if token and token.phrase)
+        remember(states, chunk, word_places if read is pairs and length == states.shape[1] else {}, frozen, layers)
         if clips_only:
             self._compare_skip(pairs)
-        extras = {**extra, PLACES: word_places}
+        extras = {**extra, PLACES: word_places, MARKED: states.shape[1]}
         if layers is not None:
             extras[LAYERS] = layers
         return states, pooled, extras

@@ -57,6 +57,15 @@ def museum_version(name: str | None) -> str:
     return " ".join(versions)
 
 
+def saved_version(name: str | None) -> str:
+    """`museum_version` of the file that a museum of this name is saved to."""
+    from ...clora_core.museum.file.files import version
+
+    with suppress(OSError, MuseumError):
+        return museum_version(None) if name is None else version(_new_museum_path(name))
+    return ""
+
+
 def picture_folders() -> list[str]:
     """The folders in ComfyUI's input folder, with / between the parts of a name, without hidden ones."""
     root = Path(folder_paths.get_input_directory())

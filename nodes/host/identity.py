@@ -36,6 +36,8 @@ def models_digest(model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE) -
             digest.add(patcher)
         digest.add(clip.layer_idx)
         digest.add(known_words(clip))
+        if options := getattr(clip, "tokenizer_options", None):
+            digest.add(options)
         digest.add(model.get_model_object("model_sampling").sigmas.cpu())
     except _UnreadableError as error:
         log.warning("C-LoRA: the result is not stored, because another node's patch cannot be read (%s).", error)

@@ -21,12 +21,15 @@ CHUNKS_MOST = 4096
 class Chunk:
     """A chunk of an encoded prompt.
 
-    tokens: its place in the prompt. places: word → where it is, (length,) bool. all_layers: gives the prompt's states
-    of all layers, (1, tokens, layers · width), as long as another node keeps them; None without a layer-wise word.
+    tokens: its place in the prompt. places: word → where it is, (length,) bool. frozen: those of these words that have
+    the states of the known words they stand for, so that another prompt may have the same chunk. all_layers: gives the
+    prompt's states of all layers, (1, tokens, layers · width), as long as another node keeps them; None without a
+    layer-wise word.
     """
 
     tokens: slice
     places: Mapping[str, Tensor]
+    frozen: frozenset[str]
     all_layers: "weakref.ref[Tensor] | None"
 
     @property
@@ -39,15 +42,17 @@ class Chunk:
 _chunks: OrderedDict[tuple[tuple[int, ...], bytes], Chunk] = OrderedDict()  # shape and hash of the states → chunk
 
 
-def remember(states: Tensor, length: int, places: Mapping[str, Tensor], layers: Tensor | None) -> None:
+def remember(
+    states: Tensor, length: int, places: Mapping[str, Tensor], frozen: frozenset[str], layers: Tensor | None
+) -> None:
     """Remember an encoded prompt, (1, tokens, width), in chunks of `length` tokens.
 
-    places: word → (1, tokens) bool. layers: (1, tokens, layers · width), if a word is layer-wise.
+    places: word → (1, tokens) bool. frozen: see `Chunk`. layers: (1, tokens, layers · width), if a word is layer-wise.
     """
     kept = None if layers is None else weakref.ref(layers)
     for part in _parts(states, length):
         own = {word: mask[0, part] for word, mask in places.items() if mask[0, part].any()}
-        _chunks[_key(states, part)] = Chunk(part, own, kept)
+        _chunks[_key(states, part)] = Chunk(part, own, frozen & own.keys(), kept)
     while len(_chunks) > CHUNKS_MOST:
         _chunks.popitem(last=False)
 

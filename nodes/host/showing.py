@@ -19,7 +19,7 @@ from ...clora_core.model.attach import Reading
 from ...clora_core.model.attachment import Attachment, Gate
 from ...clora_core.model.projections import Place, Projection, Slot
 from .apart import listening
-from .conditioning import CLAUSES, LAYERS, PLACES, restore_method
+from .conditioning import CLAUSES, LAYERS, MARKED, PLACES, restore_method
 from .model import ModelPatcher, family_of
 from .progress import warn
 from .remembered import recalled
@@ -28,6 +28,10 @@ KEY = "clora.showing"
 CHANGED = (
     "Another node, such as Conditioning (Average), computed a new conditioning. Word-gated exhibits act at the words "
     "of conditioning_to only: put a word there."
+)
+LOST = (
+    "A layer-wise word of a combined prompt is no longer in memory, so its first vector acts in all layers. Encode "
+    "that prompt again, or start ComfyUI without --cache-none."
 )
 
 
@@ -82,7 +86,7 @@ class _ExtraConds:
         if self.layers > 1:
             conds[LAYERS] = CONDCrossAttn(_widened(states, options.get(LAYERS), self.layers))
         if self.gates:
-            places = _places(states, options.get(PLACES))
+            places = _places(states, options.get(PLACES), options.get(MARKED))
             tokens = max(states.shape[1], *(mask.shape[1] for mask in places.values()), 0)
             closed = torch.zeros(1, tokens, dtype=torch.bool)
             masks = [gate.opened(places, tokens) for gate in self.gates]
@@ -137,17 +141,23 @@ def _widened(states: Tensor, layers: Tensor | None, count: int) -> Tensor:
     for part, chunk in recalled(states):
         if chunk and chunk.layers is not None and chunk.layers.shape[-1] == wide.shape[-1]:
             wide[0, part] = chunk.layers.to(wide)
+        elif chunk and chunk.all_layers and (layers is None or part.start >= layers.shape[1]):
+            warn(LOST)
     return wide
 
 
-def _places(states: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _places(states: Tensor, known: Mapping[str, Tensor] | None, marked: int | None) -> dict[str, Tensor]:
     """word → its places in states (b, tokens, width): the known ones, and those that other nodes lost.
 
-    Reports a conditioning of ours that was changed so that they cannot be found.
+    marked: in so many tokens, `known` are all places. Frozen words are only looked for behind these, since the states
+    of another prompt without them can be the same. Reports a conditioning of ours that was changed so that they cannot
+    be found.
     """
     result = dict(known or {})
     for part, chunk in recalled(states):
         for word, mask in chunk.places.items() if chunk else ():
+            if word in chunk.frozen and (marked is None or part.start < marked):
+                continue
             whole = torch.zeros(1, states.shape[1], dtype=torch.bool)
             if word in result:
                 whole[:, : result[word].shape[1]] = result[word][:, : states.shape[1]]

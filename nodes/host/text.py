@@ -16,7 +16,7 @@ from ...clora_core.model.base import Conditioning
 from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
 from ...clora_core.model.concept import START_ADVICE, ConceptToken
 from ...clora_core.model.layers import ROWS_AT_ONCE
-from .conditioning import PLACES, Piece, layer_of, layers_in, marked, over_states, places, rows_read
+from .conditioning import MARKED, PLACES, Piece, layer_of, layers_in, marked, over_states, places, rows_read
 from .words import CLIP, encoders, known_words, speaking_copy, table, tokenizers, widths, word_tokenizer
 
 
@@ -78,6 +78,7 @@ def encode_as_the_model(
         read, length = rows_read(pairs, more, states.shape[1])
         states = adapted(states, more)
         encoded.append((states[0].float(), pooled, more.pop(PLACES)))
+        del more[MARKED]
         real = over_states({name: _real(clip, name, rows) for name, rows in read.items()}, length)
         reals.append(F.pad(real, (0, states.shape[1] - length)))
         extras.append(more)

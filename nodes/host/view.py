@@ -111,11 +111,12 @@ def viewed(model: ModelPatcher) -> Museum | None:
 def base_beneath(model: ModelPatcher, clip: CLIP, museum: Museum | None = None) -> tuple[ModelPatcher, CLIP]:
     """The model and the CLIP without the museum that the model shows, but with other nodes' patches.
 
-    museum: raises BaseModelError if the model shows a museum other than this one or an earlier state of it.
+    museum: the CLIP does not know its words either, even if only the CLIP comes from a node that showed it. Raises
+    BaseModelError if the model shows a museum other than this one or an earlier state of it.
     """
     current = _view_of(model)
     if current is None:
-        return model, clip
+        return model, without_words(clip, museum.words) if museum else clip
     if museum is not None and not museum.begins_with(current.museum):
         raise BaseModelError(
             f"This model already shows a museum ({_word_list(current.museum)}) other than the connected one "

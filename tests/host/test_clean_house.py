@@ -286,6 +286,20 @@ def test_train_step_that_fails_outside_training_restores_the_models_and_resumes(
     assert resumed[0] == whole[0] and same_museum(resumed[1], whole[1])
 
 
+def test_a_result_that_cannot_be_drawn_is_kept(own_results: Path, caplog: pytest.LogCaptureFixture):
+    models = load_starter()
+    whole = quick_step(models)
+    shutil.rmtree(own_results.parent)
+    handle = networks(models)[0].get_submodule(UNET).register_forward_pre_hook(AtCall(70, run_out))
+    undrawn = quick_step(models)
+    handle.remove()
+    assert "could not be drawn" in caplog.text
+    again = quick_step(models)
+    for losses, museum in (undrawn, again):
+        assert losses == whole[0] and same_museum(museum, whole[1])
+    assert len(list(own_results.glob("*.result.safetensors"))) == 1
+
+
 @pytest.mark.parametrize("open_numbers", [True, False])
 def test_train_step_that_runs_out_of_memory_goes_on_with_checkpointing(
     own_results: Path, caplog: pytest.LogCaptureFixture, open_numbers: bool

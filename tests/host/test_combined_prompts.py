@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from clora_pack.clora_core.learning.start import first_token
+from clora_pack.clora_core.method.recipe import Recipe
+from clora_pack.clora_core.model.concept import Concept
 from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.host import conditioning, remembered, showing
 from clora_pack.nodes.host.base import HostBase
@@ -12,7 +15,7 @@ from clora_pack.nodes.host.view import view
 
 import nodes as stock_nodes
 
-from .models import Models, extra, random_museum, small_models, stock
+from .models import Models, extra, pictures, random_museum, small_models, stock
 from .test_gates import encoded, gated, sampled
 from .test_layers import deepened
 
@@ -63,6 +66,22 @@ def test_word_is_found_after_conditioning_concat(models: Models, messages: list[
     negative = encoded(speaking, "")
     joined = stock(stock_nodes.ConditioningConcat, conditioning_to=plain, conditioning_from=word)
     assert not torch.equal(sampled(showing_model, joined, negative), sampled(model, joined, negative))
+
+
+def test_frozen_word_does_not_act_in_a_prompt_of_the_words_it_stands_for(models: Models, messages: list[str]):
+    """The states of both prompts are the same; in whatever order they are encoded."""
+    model, clip, _ = models
+    own = HostBase(*models)
+    museum = gated(random_museum(own, "<one>"))
+    token = first_token(own, Concept("<one>", pictures(1), vectors=0, start="a cat"), Recipe(token="frozen"))
+    frozen = dataclasses.replace(museum.exhibits[0], token=token)
+    showing_model, speaking = view(model, clip, dataclasses.replace(museum, exhibits=(frozen,)))
+    plain, word = encoded(speaking, "a photo of a cat"), encoded(speaking, "a photo of <one>")
+    assert torch.equal(plain[0][0], word[0][0])
+    assert places_in(showing_model, word)[0] and not places_in(showing_model, plain)[0]
+    assert not places_in(showing_model, encoded(clip, "a photo of a cat"))[0]
+    joined = stock(stock_nodes.ConditioningConcat, conditioning_to=plain, conditioning_from=word)
+    assert min(places_in(showing_model, joined)[0]) >= LENGTH
 
 
 def test_word_is_found_after_conditioning_combine(models: Models, messages: list[str]):
@@ -130,7 +149,7 @@ def test_remembered_chunks_are_limited(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remembered, "CHUNKS_MOST", 3)
     monkeypatch.setattr(remembered, "_chunks", type(remembered._chunks)())
     for number in range(5):
-        remembered.remember(torch.full((1, 4, 2), float(number)), 4, {}, None)
+        remembered.remember(torch.full((1, 4, 2), float(number)), 4, {}, frozenset(), None)
     assert len(remembered._chunks) == 3
     assert remembered.recalled(torch.full((1, 4, 2), 4.0))[0][1] is not None
     assert remembered.recalled(torch.full((1, 4, 2), 1.0))[0][1] is None

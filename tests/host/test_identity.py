@@ -51,10 +51,20 @@ def test_models_with_equal_fingerprints_differ(starter: Models):
     lora.add_patches({key: LoRAAdapter(set(), (torch.ones(rows, 1), torch.ones(1, columns), None, None, None, None))})
     weaker = model.clone()
     weaker.add_patches({key: lora.patches[key][0][1]}, 0.5)
-    skipped = clip.clone()
+    skipped, padded = clip.clone(), clip.clone()
     skipped.clip_layer(-2)
-    found = [models_digest(lora, clip, vae), models_digest(weaker, clip, vae), models_digest(model, skipped, vae)]
-    assert len({mine, *found}) == 4
+    padded.set_tokenizer_option("clip_l_min_padding", 1)
+    found = [models_digest(lora, clip, vae), models_digest(weaker, clip, vae)]
+    found += [models_digest(model, skipped, vae), models_digest(model, padded, vae)]
+    assert len({mine, *found}) == 5
+
+
+def test_base_model_with_the_clip_of_an_earlier_step_counts_as_the_base(starter: Models):
+    model, clip, vae = starter
+    museum = random_museum(HostBase(*starter), "<one>")
+    _, speaking = view(model, clip, museum)
+    bare = base_beneath(model, speaking, museum)
+    assert models_digest(*bare, vae) == models_digest(model, clip, vae) is not None
 
 
 def test_loading_a_model_keeps_its_digest():

@@ -11,6 +11,7 @@ import folder_paths
 import pytest
 import torch
 from clora_pack.clora_core.errors import MuseumError
+from clora_pack.clora_core.museum.editing import with_thumbnail
 from clora_pack.clora_core.museum.file import load_museum, replacing
 from clora_pack.clora_core.museum.file.backups import backups_of
 from clora_pack.nodes.actions import museums
@@ -80,8 +81,11 @@ def test_saving_again_works_but_another_museum_of_that_name_is_refused(nodes: di
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
     with pytest.raises(MuseumError, match="already exists"):
         save(museum.only(["<one>"]), "mine", False)
-    with pytest.raises(MuseumError, match="holds <one>, <two>; the new museum \\(<one>\\) does not begin with that"):
-        save(museum.only(["<one>"]), "mine", True)
+    whole = folders.museum_path("mine.museum.safetensors").read_bytes()
+    assert "these and more" in save(museum.only(["<one>"]), "mine", True).ui.as_dict()["text"][0]
+    with pytest.raises(MuseumError, match="holds <one>, <two>; the new museum \\(<two>\\) does not begin with"):
+        save(museum.only(["<two>"]), "mine", True)
+    assert folders.museum_path("mine.museum.safetensors").read_bytes() == whole
     shown = save(museum.only(["<one>"]), "mine", True, True).ui.as_dict()["text"][0]
     assert "safetensors: <one>" in shown.replace("\u2060", "")  # the joiner keeps old frontends from reading HTML
     assert folders.museum_names() == ["mine.museum.safetensors"]
@@ -99,6 +103,30 @@ def test_changed_thumbnail_or_prompt_is_saved(nodes: dict[str, Any], starter: Mo
         assert "Saved" in save(other, "mine", True).ui.as_dict()["text"][0]
         assert same_museum(load_museum(folders.museum_path("mine.museum.safetensors")), museum)
     assert load_museum(folders.museum_path("mine.museum.safetensors")).exhibits[0].prompt == "a drawing of <one>"
+
+
+def test_a_replaced_thumbnail_stays_when_the_museum_grows(nodes: dict[str, Any], starter: Models):
+    """A graph that trains further still has the first picture, which is not to come back into a shared file."""
+    museum = random_museum(HostBase(*starter), "<one>", "<two>")
+    save, path = nodes["CLoRA_SaveMuseum"].execute, "mine.museum.safetensors"
+    save(museum.only(["<one>"]), "mine", False)
+    save(with_thumbnail(museum.only(["<one>"]), "<one>", b"\xff\xd8mine"), "mine", True)
+    save(museum, "mine", True)
+    assert load_museum(folders.museum_path(path)).exhibits[0].thumbnail == b"\xff\xd8mine"
+    save(with_thumbnail(museum, "<one>", b"\xff\xd8newer"), "mine", True)
+    assert load_museum(folders.museum_path(path)).exhibits[0].thumbnail == b"\xff\xd8newer"
+
+
+def test_a_file_that_was_deleted_or_replaced_is_written_again(nodes: dict[str, Any], starter: Models):
+    museum, node = random_museum(HostBase(*starter), "<one>", "<two>"), nodes["CLoRA_SaveMuseum"]
+    before = node.fingerprint_inputs("mine", museum=None)
+    node.execute(museum, "mine", False)
+    saved = node.fingerprint_inputs("mine", museum=None)
+    assert saved == node.fingerprint_inputs("mine", museum=None) != before
+    node.execute(museum.only(["<two>"]), "mine", True, True)
+    assert node.fingerprint_inputs("mine", museum=None) not in (before, saved)
+    folders.museum_path("mine.museum.safetensors").unlink()
+    assert node.fingerprint_inputs("mine", museum=None) == before == node.fingerprint_inputs("../out", museum=None)
 
 
 def test_saving_an_identical_museum_keeps_the_earlier_backup(nodes: dict[str, Any], starter: Models):

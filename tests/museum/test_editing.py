@@ -48,6 +48,22 @@ def test_only_whole_words_of_a_prompt_are_renamed():
     assert renamed(Museum(museum().base, (one,)), "cat", "g<0>").exhibits[0].prompt == "a g<0>, no cats, a tomcat, g<0>"
 
 
+def test_a_new_word_that_would_touch_other_letters_is_refused():
+    one = exhibit("<my-cat>", [], seed=1, prompt="two <my-cat>s on a sofa")
+    with pytest.raises(MuseumError, match="Name it <tom>"):
+        renamed(Museum(museum().base, (one,)), "<my-cat>", "tom")
+    assert renamed(Museum(museum().base, (one,)), "<my-cat>", "<tom>").exhibits[0].prompt == "two <tom>s on a sofa"
+
+
+def test_strength_is_set_where_the_weights_are():
+    on, recipe = projections("sd15"), recipe_named("preservation", rank=4)
+    pair = [exhibit(word, on if word == "<b>" else [], seed=1, recipe=recipe) for word in ("<a>", "<b>")]
+    together = Museum(museum().base, tuple(pair))
+    with pytest.raises(MuseumError, match="Set the strength of '<b>'"):
+        with_strength(together, "<a>", 0.5)
+    assert with_strength(together, "<b>", 0.5).exhibits[1].strength == 0.5
+
+
 def test_a_word_is_also_renamed_in_the_prompts_of_other_exhibits():
     """Later concepts preserve these prompts; a prompt with an unknown word would be useless."""
     beside = exhibit("<dog>", [], seed=2, prompt="<dog> and two <my-cat>s, no my-cat")
