@@ -201,7 +201,9 @@ def read_pictures(arguments: argparse.Namespace, base: Vision, say: Say) -> tupl
     if arguments.lists:
         train, test = (read_list(path, arguments.pictures, base) for path in arguments.lists)
     else:
-        train, test = (read_classes(class_folders(arguments.pictures / part), base, say) for part in ("train", "test"))
+        train, test = (
+            read_classes(class_folders(arguments.pictures / part, say), base, say) for part in ("train", "test")
+        )
     if train.classes != test.classes:
         raise ConceptError("The classes to train on and to test on are not the same.")
     if arguments.classes:

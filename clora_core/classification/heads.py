@@ -72,19 +72,18 @@ def head_rows(museum: TaskMuseum, head: Head, *, corrected: bool = True) -> Tens
     """
     if head in ("linear", "imprint"):
         return torch.cat([task.rows for task in museum.tasks])
-    means, scatter = [], torch.zeros(())
-    for place, task in enumerate(museum.tasks):
-        own_means, own_scatter = task.means.double(), task.scatter.double()
-        for later in museum.tasks[place + 1 :] if corrected else ():
-            if later.drift is not None:
-                drift = later.drift.double()
-                own_means, own_scatter = own_means @ drift, drift.T @ own_scatter @ drift
-        means.append(own_means)
-        scatter = scatter + own_scatter
+    width = museum.tasks[0].means.shape[1]
+    means, scatter = torch.zeros(0, width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    for task in museum.tasks:
+        if corrected and task.drift is not None:  # of all that was learned before this task
+            drift = task.drift.double()
+            means, scatter = means @ drift, drift.T @ scatter @ drift
+        means = torch.cat([means, task.means.double()])
+        scatter += task.scatter.double()
     counted = sum(int(task.counts.sum()) for task in museum.tasks)
     if head == "means":
-        return mean_rows(torch.cat(means), float(scatter.trace()) / max(1, counted))
-    return discriminant_rows(torch.cat(means), scatter, counted)
+        return mean_rows(means, float(scatter.trace()) / max(1, counted))
+    return discriminant_rows(means, scatter, counted)
 
 
 def drift_between(before: Tensor, after: Tensor, *, ridge: float = 0.1) -> Tensor:

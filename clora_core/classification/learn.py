@@ -93,6 +93,11 @@ class TaskLearning:
     def __post_init__(self) -> None:
         self.museum.check_over(self.base)
         check_new(self.museum, self.task.classes)
+        if self.recipe.head == "linear" and self.recipe.epochs and len(self.task.classes) < 2:
+            raise RecipeError(
+                "The linear head learns to tell the classes of one task apart, but this task has only "
+                f"{', '.join(self.task.classes)}. Add another class, or use the head lda, means or imprint."
+            )
         if (rank := self.recipe.learning.rank) > (widest := max(min(slot.shape) for slot in self.base.slots)):
             raise RecipeError(f"rank is {rank}; the projections of this network have at most rank {widest}. Lower it.")
 

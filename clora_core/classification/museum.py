@@ -12,7 +12,7 @@ from ..model.base import Fingerprint
 from ..model.low_rank import LowRank
 from ..model.projections import Projection
 from ..museum.museum import summed
-from ..texts import unprintable
+from ..texts import normal, unprintable
 from .recipe import TaskRecipe
 from .vision import Vision, layer_path
 
@@ -107,9 +107,9 @@ class TaskMuseum:
 
 def renamed_class(museum: TaskMuseum, old: str, new: str) -> TaskMuseum:
     """The museum with another name for a class."""
+    old, new = known_class(museum, old), class_name(new)
     check_class(new)
-    _task_of(museum, old)
-    if new != old and new in museum.classes:
+    if new != class_name(old) and new in map(class_name, museum.classes):
         raise MuseumError(f"The museum already has the class '{new}'. Choose another name, or remove that class first.")
     tasks = [replace(t, classes=tuple(new if name == old else name for name in t.classes)) for t in museum.tasks]
     return replace(museum, tasks=tuple(tasks))
@@ -120,7 +120,8 @@ def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
 
     The scatter of the task is of all its classes together; it shrinks by the share of the pictures that go.
     """
-    task = _task_of(museum, name)
+    name = known_class(museum, name)
+    task = next(task for task in museum.tasks if name in task.classes)
     kept = [place for place, other in enumerate(task.classes) if other != name]
     fewer = replace(
         task,
@@ -133,6 +134,19 @@ def without_class(museum: TaskMuseum, name: str) -> TaskMuseum:
     return replace(museum, tasks=tuple(fewer if other is task else other for other in museum.tasks))
 
 
+def class_name(text: str) -> str:
+    """The name of a class as names are compared and kept: look-alikes, such as two spellings of é, are the same."""
+    return normal(text).strip()
+
+
+def known_class(museum: TaskMuseum, name: str) -> str:
+    """The class of this name, as the museum spells it. Raises MuseumError if there is none."""
+    for own in museum.classes:
+        if class_name(own) == class_name(name):
+            return own
+    raise MuseumError(f"There is no class '{name:.80}' in this museum. It has: {', '.join(museum.classes[:20])}.")
+
+
 def check_class(name: str) -> None:
     """Raise ConceptError for an invalid name of a class."""
     if not name.strip() or len(name) > NAME_LIMIT or unprintable(name):
@@ -141,16 +155,12 @@ def check_class(name: str) -> None:
 
 def check_new(museum: TaskMuseum, classes: Sequence[str]) -> None:
     """Raise ConceptError for classes that cannot be added."""
-    for name in classes:
+    names = list(map(class_name, classes))
+    for name in names:
         check_class(name)
-    if known := sorted(set(classes) & set(museum.classes)):
+    if repeated := sorted(name for name in names if names.count(name) > 1):
+        raise ConceptError(f"Two classes have the name '{repeated[0]}'. Rename one of the two.")
+    if known := sorted(set(names) & set(map(class_name, museum.classes))):
         raise ConceptError(f"The museum already has the class '{known[0]}'. Rename one of the two, or leave it out.")
     if len(museum.classes) + len(classes) < 2:
         raise ConceptError("Give at least two classes, so that there is something to tell apart.")
-
-
-def _task_of(museum: TaskMuseum, name: str) -> Task:
-    for task in museum.tasks:
-        if name in task.classes:
-            return task
-    raise MuseumError(f"There is no class '{name:.80}' in this museum. It has: {', '.join(museum.classes[:20])}.")

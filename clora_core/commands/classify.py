@@ -16,7 +16,7 @@ from torch import Tensor
 from ..classification.classify import Accuracies, accuracies, class_logits, classified, reading
 from ..classification.file import append_task, load_task_museum, save_task_museum
 from ..classification.learn import ClassPictures, TaskLearning
-from ..classification.museum import TaskMuseum, check_new, renamed_class, without_class
+from ..classification.museum import TaskMuseum, check_new, class_name, known_class, renamed_class, without_class
 from ..classification.recipe import DEFAULT, METHODS, Head, TaskRecipe, method_named
 from ..classification.vision import STARTER, Vision, open_vision
 from ..errors import ConceptError, MuseumError
@@ -24,7 +24,7 @@ from ..museum.editing import now
 from ..museum.file import check_names, check_target, identity
 from ..picture_files import each_picture, files_in, upright
 from ..sheets import confusion_sheet, write_picture
-from ..texts import counted, printable
+from ..texts import counted, encodable
 from .edit import add_edits
 from .model import check_device
 from .progress import Say
@@ -87,7 +87,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     check_target(arguments.museum)
-    folders = class_folders(arguments.classes)
+    folders = class_folders(arguments.classes, say)
     base = _open(arguments)
     museum = load_task_museum(arguments.museum) if arguments.museum.exists() else TaskMuseum(base.fingerprint)
     museum.check_over(base)
@@ -131,7 +131,7 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
     found = each_picture(files, _reader(base), say, root=Path())
     paths = [path for path, _ in found]
     verdicts = classified(base, museum, torch.stack([pixels for _, pixels in found]))
-    names = [printable(str(path)) for path in paths]
+    names = [encodable(str(path), "utf-8") for path in paths]
     if arguments.json:
         rows = [
             {"file": name, "classes": list(verdict.classes), "shares": list(verdict.shares)}
@@ -153,13 +153,12 @@ def run_view(arguments: argparse.Namespace, say: Say) -> None:
 def run_test(arguments: argparse.Namespace, say: Say) -> None:
     _check_output(arguments.out, ".png")
     museum, base = _opened(arguments)
-    folders = class_folders(arguments.folder)
-    if unknown := sorted({folder.name for folder in folders} - set(museum.classes)):
-        raise ConceptError(f"The museum has no class '{unknown[0]}', which is a folder of '{arguments.folder}'.")
+    folders = class_folders(arguments.folder, say)
+    names = [known_class(museum, folder.name) for folder in folders]
     task = read_classes(folders, base, say)
     with reading(base, museum):
         values = class_logits(base, museum, task.pictures)
-    result = accuracies(museum, values, [task.classes[label] for label in task.labels.tolist()])
+    result = accuracies(museum, values, [names[label] for label in task.labels.tolist()])
     for name, share in result.classes.items():
         say(f"  {name}: {share:.0%}")
     for place, (share, within) in enumerate(zip(result.tasks, result.within, strict=True), start=1):
@@ -193,13 +192,16 @@ def run_edit(arguments: argparse.Namespace, say: Say) -> None:
     say(f"{arguments.museum} now has: {', '.join(museum.classes) or 'no classes'}")
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """The subfolders of a folder, in order of their names, one for each class."""
+def class_folders(folder: Path, say: Say) -> list[Path]:
+    """The subfolders of a folder, in order of their names, one for each class. Says what else it holds."""
     if not folder.is_dir():
         raise ConceptError(f"'{folder}' is not a folder. Give the folder that holds a subfolder for each class.")
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    entries = sorted(folder.iterdir())
+    found = [path for path in entries if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
     if not found:
         raise ConceptError(f"There are no subfolders in '{folder}'. Put each class into its own folder.")
+    if others := [path.name for path in entries if path not in found]:
+        say(f"Not a class, so left out: {', '.join(others[:10])}{' …' * (len(others) > 10)}")
     return found
 
 
@@ -208,7 +210,7 @@ def read_classes(folders: Sequence[Path], base: Vision, say: Say) -> ClassPictur
     read = [each_picture(files_in(folder, say), _reader(base), say, root=folder) for folder in folders]
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(found) for found in read]))
     pictures = [pixels for found in read for _, pixels in found]
-    return ClassPictures(tuple(folder.name for folder in folders), torch.stack(pictures), labels)
+    return ClassPictures(tuple(class_name(folder.name) for folder in folders), torch.stack(pictures), labels)
 
 
 def _reader(base: Vision) -> Callable[[Path, Say], Tensor]:

@@ -63,6 +63,14 @@ def check_images(images: Sequence[Tensor]) -> None:
         raise ConceptError("The list of pictures is empty. Connect at least one picture.")
 
 
+def on_white(stack: Tensor) -> Tensor:
+    """A ComfyUI image without transparency: what is transparent becomes white, as in picture files."""
+    if stack.shape[-1] < 4:
+        return stack
+    colors, alpha = stack[..., :3], stack[..., 3:]
+    return colors * alpha + 1 - alpha
+
+
 def pictures_of(stack: Tensor) -> Tensor:
     """A ComfyUI image as the engine's pictures of the same size."""
     pictures = stack.detach().to("cpu", torch.float32, copy=True)[..., :3].permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from ...clora_core.classification.vision import open_vision
 from ...clora_core.pictures import to_picture
 from ..host.folders import museum_path, vision_path
 from ..host.memory import device_with_room
-from .pictures import check_images, pictures_of
+from .pictures import check_images, on_white, pictures_of
 
 
 def sort_pictures(images: Sequence[Tensor], museum_name: str, network: str) -> tuple[str, list[str], list[float]]:
@@ -23,7 +23,7 @@ def sort_pictures(images: Sequence[Tensor], museum_name: str, network: str) -> t
     museum = load_task_museum(museum_path(museum_name))
     with torch.inference_mode(False):
         base = open_vision(vision_path(network), device=device_with_room())
-        prepared = [base.prepared(to_picture(picture)) for stack in images for picture in pictures_of(stack)]
+        prepared = [base.prepared(to_picture(picture)) for stack in images for picture in pictures_of(on_white(stack))]
         verdicts = classified(base, museum, torch.stack(prepared))
     return (
         "\n".join(map(str, verdicts)),

@@ -20,11 +20,13 @@ def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: py
             to_picture(as_floats(picture)).save(folder / f"{number}.png")
     museum = str(tmp_path / "shop.safetensors")
     (tmp_path / "a" / "red" / "Thumbs.db").write_text("")
+    (tmp_path / "a" / "loose.png").write_text("")
     for part in "ab":
         assert (
             cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / part), "--epochs", "2"]) == 0
         )
-    assert "system files (1): Thumbs.db" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "system files (1): Thumbs.db" in out and "Not a class, so left out: loose.png" in out
     confusion = tmp_path / "confusion.png"
     assert cli.main(["classify", "test", "--museum", museum, str(tmp_path / "t"), "--out", str(confusion)]) == 0
     assert "mean of the classes: 100.0%" in capsys.readouterr().out and confusion.exists()
@@ -44,6 +46,9 @@ def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: py
     assert "no file or folder" in capsys.readouterr().err
     assert cli.main(["classify", "learn", "--museum", museum, "--classes", str(tmp_path / "a")]) == 1
     assert "already has the class" in capsys.readouterr().err
+    odd = (tmp_path / "t" / "red" / "0.png").rename(tmp_path / "t" / "red" / "\u200e0.png")
+    assert cli.main(["classify", "view", "--museum", museum, str(odd), "--json", str(table)]) == 0
+    assert json.loads(table.read_text(encoding="utf-8"))[0]["file"] == str(odd) and capsys.readouterr()
     (tmp_path / "t" / "red" / "broken.png").write_text("no picture")
     assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red")]) == 0
     assert "broken.png" in (out := capsys.readouterr().out) and out.count("red 1") == 3

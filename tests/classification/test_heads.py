@@ -53,6 +53,26 @@ def test_means_follow_a_linear_drift(vision: Vision):
     torch.testing.assert_close(rows[:, -1], -5 * means.square().sum(1) / spread, rtol=1e-3, atol=1e-3)
 
 
+def test_every_later_drift_applies_to_earlier_tasks(vision: Vision):
+    """Against the definition: each task's statistics through all later drifts, one after another."""
+    rng = torch.Generator().manual_seed(3)
+    two, width = two_tasks(vision, "sequential"), vision.width
+    drifts = [torch.eye(width) + 0.05 * torch.randn(width, width, generator=rng) for _ in range(3)]
+    tasks = [dataclasses.replace(two.tasks[n % 2], drift=drift) for n, drift in enumerate([None, *drifts[:2], None])]
+    tasks = [dataclasses.replace(task, classes=(f"{n}", f"{n}+")) for n, task in enumerate(tasks)]
+    means, scatter = [], torch.zeros(width, width, dtype=torch.float64)
+    for place, task in enumerate(tasks):
+        own, spread = task.means.double(), task.scatter.double()
+        for later in tasks[place + 1 :]:
+            change = torch.eye(width, dtype=torch.float64) if later.drift is None else later.drift.double()
+            own, spread = own @ change, change.T @ spread @ change
+        means.append(own)
+        scatter += spread
+    counted = sum(int(task.counts.sum()) for task in tasks)
+    rows = head_rows(dataclasses.replace(two, tasks=tuple(tasks)), "lda")
+    torch.testing.assert_close(rows, discriminant_rows(torch.cat(means), scatter, counted))
+
+
 def test_accuracies_match_a_count_by_a_loop(vision: Vision):
     museum = two_tasks(vision, "frozen")
     rng = torch.Generator().manual_seed(2)

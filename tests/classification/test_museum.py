@@ -12,9 +12,9 @@ from clora_core.classification.heads import (
     head_rows,
 )
 from clora_core.classification.learn import TaskLearning
-from clora_core.classification.museum import TaskMuseum, renamed_class, without_class
+from clora_core.classification.museum import TaskMuseum, check_new, renamed_class, without_class
 from clora_core.classification.vision import Vision
-from clora_core.errors import BaseModelError, ConceptError, MuseumError
+from clora_core.errors import BaseModelError, ConceptError, MuseumError, RecipeError
 from clora_core.model.base import Fingerprint
 from clora_core.model.low_rank import LowRank
 from clora_core.model.projections import Projection
@@ -69,6 +69,24 @@ def test_classes_can_be_renamed_and_removed(vision: Vision):
         without_class(museum, "gold")
     with pytest.raises(ConceptError, match="already has the class 'green'"):
         TaskLearning(vision, museum, pictures("red", "green"), recipe())
+
+
+def test_look_alike_names_are_one_class(vision: Vision):
+    """é as one character or as two, spaces at the end, and characters that nobody sees."""
+    museum = renamed_class(two_tasks(vision), "red", "caf\u00e9")
+    for spelled in ("cafe\u0301", "caf\u00e9 ", "caf\u00e9\u200b"):
+        with pytest.raises(ConceptError, match="already has the class"):
+            check_new(museum, [spelled, "gold"])
+        with pytest.raises(ConceptError, match="Two classes have the name"):
+            check_new(two_tasks(vision), [spelled, "caf\u00e9"])
+        assert without_class(museum, spelled).classes == ("green", "blue", "dark")
+        assert renamed_class(museum, spelled, "tea").classes[0] == "tea"
+
+
+def test_the_linear_head_needs_two_classes_a_task(vision: Vision):
+    with pytest.raises(RecipeError, match="has only red"):
+        TaskLearning(vision, without_class(two_tasks(vision), "red"), pictures("red"), recipe())
+    TaskLearning(vision, without_class(two_tasks(vision), "red"), pictures("red"), recipe(head="lda"))
 
 
 def test_a_museum_over_another_network_is_refused(vision: Vision):

@@ -69,6 +69,10 @@ def test_alpha_and_gray_are_accepted(nodes: dict[str, Any]):
     red = picture("red", 48, 48)
     assert sort(nodes, torch.cat([red, torch.ones(48, 48, 1)], dim=-1)[None])[1] == ["red"]
     assert len(sort(nodes, red[None, ..., :1])[1]) == 1
+    half = torch.cat([red, torch.ones(48, 48, 1)], dim=-1)
+    half[:24] = 0  # transparent, over black
+    white = torch.cat([torch.ones(24, 48, 3), red[24:]])
+    assert sort(nodes, half[None])[0] == sort(nodes, white[None])[0]  # as commands read such a file
 
 
 def test_transformers_folder_is_a_network(nodes: dict[str, Any], folders: Path):
