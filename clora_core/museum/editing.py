@@ -47,7 +47,7 @@ def renamed(museum: Museum, old: str, new: str) -> Museum:
     for place, other in enumerate(exhibits):
         if mentions(other.prompt, old):
             prompt = with_word(other.prompt, old, new, museum.words)
-            if not mentions(prompt, new):
+            if prompt != other.prompt and not mentions(prompt, new):
                 raise MuseumError(
                     f"In '{prompt:.200}', '{new}' touches other letters, so it is not recognized there. Name it "
                     f"<{new.strip('<>')}>."

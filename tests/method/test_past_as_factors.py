@@ -1,6 +1,7 @@
 """The past gives the same penalties, gradients and museums as low-rank factors and as whole matrices."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -114,18 +115,25 @@ def test_every_unet_keeps_its_past_as_whole_matrices(family: str):
     "method", ["preservation", "c-lora", "c-lora-squares", "c-lora-rows", "ewc-lora", "museum-maker"]
 )
 def test_learning_over_factors_gives_the_same_museum_within_rounding(method: str, monkeypatch: pytest.MonkeyPatch):
-    """By the norm of each tensor: Adam divides a gradient by its own size, so one near zero shows its rounding."""
+    """By the norm of each tensor: Adam divides a gradient by its own size, so one near zero shows its rounding. How
+    far rounding goes is measured with weights of the network that differ in their last bits."""
     recipe = recipe_named(method)
     usual = {name: getattr(short(), name) for name in ("steps", "batch_size", "learning_rate", "token_learning_rate")}
     recipe = dataclasses.replace(recipe, rank=min(2, recipe.rank), **usual)
-    base, museums = small_base(), []
-    for whole in (museum_module.WHOLE, 0):
+    found = []
+    for whole, scale in ((museum_module.WHOLE, 1.0), (0, 1.0), (museum_module.WHOLE, 1 + 1e-7)):
+        base = small_base()
+        for weight in base.unet.parameters():
+            weight.data *= scale
         monkeypatch.setattr(museum_module, "WHOLE", whole)
         with quick_fisher_information():
-            museums.append(museum_of(base, "<one>", "<two>", recipe=recipe))
-    one, other = map(tensors_of, museums)
-    for name, value in one.items():
-        assert (other[name] - value).norm() <= 1e-3 * value.norm()
+            found.append(tensors_of(museum_of(base, "<one>", "<two>", recipe=recipe)))
+    one, other, rounded = found
+
+    def apart(tensors: Mapping[str, Tensor]) -> float:
+        return max(float((tensors[name] - value).norm() / value.norm()) for name, value in one.items())
+
+    assert apart(other) <= 4 * apart(rounded) < 0.02
 
 
 def test_the_network_predicts_the_same_with_either_form():
