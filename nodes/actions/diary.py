@@ -56,6 +56,7 @@ class Diary:
         self._send, self._keep = send, keep
         self._sent_at = self._started_at = time.monotonic()
         self._seconds_before = 0.0
+        self._ended_at: float | None = None
         self._first_step = 0
         self._preview_every, self._pictures = preview_every, pictures
         self._part = (0, 0)  # done, of: of the work before or after the steps
@@ -112,7 +113,7 @@ class Diary:
 
     def close(self, status: Status, effect: Effect | None = None, note: str = "") -> None:
         """Record how the run ended."""
-        self.status, self.effect, self.note = status, effect, note
+        self.status, self.effect, self.note, self._ended_at = status, effect, note, time.monotonic()
         self.send()
         self._keep()
 
@@ -132,8 +133,8 @@ class Diary:
 
     @property
     def seconds(self) -> float:
-        """The time of all steps so far, including those before an interruption."""
-        return self._seconds_before + time.monotonic() - self._started_at
+        """The time of all steps so far, or until the end, including those before an interruption."""
+        return self._seconds_before + (self._ended_at or time.monotonic()) - self._started_at
 
     @property
     def seconds_left(self) -> float | None:

@@ -1,6 +1,7 @@
 """The diary of a training run: curves are exact means, the film strip stays short, the state is always plain JSON."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -43,6 +44,16 @@ def test_points_are_means_of_their_steps(steps: int):
     assert [value for _, value in curves["self_regularization"]] == pytest.approx(
         [2 * mean for mean in expected], rel=1e-3
     )
+
+
+def test_time_stops_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run, states = diary(1)
+    now[0] += 5
+    run.close("learned")
+    now[0] += 5
+    assert run.state() == states[-1] and run.seconds == 5
 
 
 @pytest.mark.parametrize(("steps", "stopped"), [(10, 6), (250, 100), (250, 101), (1234, 555)])
