@@ -129,7 +129,7 @@ class MuseumPanel {
       if (document.activeElement !== number || strength !== number.valueAsNumber) number.value = String(strength ?? 1)
       slider.value = String(strength ?? 1)
     }
-    const rows = !obstacle ? [...this.rows.values()].map(({ row }) => row) : []
+    const rows = obstacle ? [] : [...this.rows.values()].map(({ row }) => row)
     place(this.list, obstacle
       ? [element("div", { class: "clora-message" }, obstacle)]
       : [...[...missing].map(([word, line]) => this.missingRow(word, line)), ...rows])

@@ -158,7 +158,7 @@ def check_new(museum: TaskMuseum, classes: Sequence[str]) -> None:
     names = list(map(class_name, classes))
     for name in names:
         check_class(name)
-    if repeated := sorted(name for name in names if names.count(name) > 1):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ConceptError(f"Two classes have the name '{repeated[0]}'. Rename one of the two.")
     if known := sorted(set(names) & set(map(class_name, museum.classes))):
         raise ConceptError(f"The museum already has the class '{known[0]}'. Rename one of the two, or leave it out.")

@@ -82,8 +82,8 @@ class Stopping:
         where = "on the picture left out of training" if self._leaves_out else "on its pictures, with new noise"
         if not self.ended:
             return (
-                f"Not stopped before step {steps}: the error {where} may still fall. More steps may help, and train it "
-                "from the beginning."
+                f"Not stopped before step {steps}: the error {where} may still fall. More steps may help; with them, "
+                "training starts over."
             )
         best, last = self.best, self.averages[-1]
         rose, fell = last.left_out / best.left_out - 1, 1 - last.own / best.own

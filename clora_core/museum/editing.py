@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import MuseumError
-from ..model.concept import Concept, mentions, with_word
+from ..model.concept import Concept, check_mentioned, mentions, with_word
 from ..pictures import thumbnail
 from ..texts import normal
 from .museum import Exhibit, Museum, learned_with
@@ -40,19 +40,17 @@ def edited(museum: Museum, line: str) -> tuple[Museum, str]:
 
 
 def renamed(museum: Museum, old: str, new: str) -> Museum:
-    """Give the exhibit another word, also in all prompts that contain the old one."""
+    """Give the exhibit another word, also in all prompts that contain the old one. Raises ConceptError for a word that
+    is not recognized there."""
     exhibit, new = museum.exhibit(old), normal(new)
     exhibits = list(museum.exhibits)
     exhibits[exhibits.index(exhibit)] = replace(exhibit, token=replace(exhibit.token, word=new))
     for place, other in enumerate(exhibits):
         if mentions(other.prompt, old):
-            prompt = with_word(other.prompt, old, new, museum.words)
-            if prompt != other.prompt and not mentions(prompt, new):
-                raise MuseumError(
-                    f"In '{prompt:.200}', '{new}' touches other letters, so it is not recognized there. Name it "
-                    f"<{new.strip('<>')}>."
-                )
-            exhibits[place] = replace(other, prompt=prompt)
+            template = with_word(other.prompt, old, "{word}", museum.words)
+            if template != other.prompt:
+                check_mentioned(template, new)
+            exhibits[place] = replace(other, prompt=template.replace("{word}", new))
     return replace(museum, exhibits=tuple(exhibits))
 
 

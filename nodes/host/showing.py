@@ -141,7 +141,7 @@ def _widened(states: Tensor, layers: Tensor | None, count: int) -> Tensor:
     for part, chunk in recalled(states):
         if chunk and chunk.layers is not None and chunk.layers.shape[-1] == wide.shape[-1]:
             wide[0, part] = chunk.layers.to(wide)
-        elif chunk and chunk.all_layers and (layers is None or part.start >= layers.shape[1]):
+        elif chunk and chunk.all_layers and chunk.places and (layers is None or part.start >= layers.shape[1]):
             warn(LOST)
     return wide
 

@@ -130,19 +130,22 @@ def test_word_is_found_in_either_text_of_sdxl(messages: list[str]):
         assert places_in(showing_model, [[found[0][0], options]]) == expected
 
 
-def test_layer_wise_words_keep_their_layers_after_conditioning_concat(models: Models):
+def test_layer_wise_words_keep_their_layers_after_conditioning_concat(models: Models, messages: list[str]):
+    """As long as a node keeps the word's own conditioning; after that, a message says what is lost."""
     model, clip, _ = models
     museum = deepened(random_museum(HostBase(*models), "<one>", "<two>", size=0.1), HostBase(*models))
     showing_model, speaking = view(model, clip, museum)
     plain, word = encoded(speaking, PLAIN), encoded(speaking, WORD)
     ((states, options),) = stock(stock_nodes.ConditioningConcat, conditioning_to=plain, conditioning_from=word)
-    conds = showing_model.get_model_object("extra_conds")(
-        cross_attn=states, noise=torch.zeros(1, 4, 8, 8), device="cpu", width=64, height=64, **options
-    )
+    inputs = {"cross_attn": states, "noise": torch.zeros(1, 4, 8, 8), "device": "cpu", "width": 64, "height": 64}
+    conds = showing_model.get_model_object("extra_conds")(**inputs, **options)
     wide = conds[LAYERS].cond
     layers = wide.shape[-1] // states.shape[-1]
     assert torch.equal(wide[:, :LENGTH], plain[0][0].repeat(1, 1, layers))
-    assert torch.equal(wide[:, LENGTH:], word[0][1][LAYERS])
+    assert torch.equal(wide[:, LENGTH:], word[0][1][LAYERS]) and not messages
+    del word
+    showing_model.get_model_object("extra_conds")(**inputs, **options)
+    assert messages == [showing.LOST]
 
 
 def test_remembered_chunks_are_limited(monkeypatch: pytest.MonkeyPatch):

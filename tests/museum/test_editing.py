@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from clora_core.cli import main
-from clora_core.errors import CLoRAError, MuseumError
+from clora_core.errors import CLoRAError, ConceptError, MuseumError
 from clora_core.method.recipe import recipe_named
 from clora_core.model.base import Fingerprint
 from clora_core.museum.editing import (
@@ -50,7 +50,7 @@ def test_only_whole_words_of_a_prompt_are_renamed():
 
 def test_a_new_word_that_would_touch_other_letters_is_refused():
     one = exhibit("<my-cat>", [], seed=1, prompt="two <my-cat>s on a sofa")
-    with pytest.raises(MuseumError, match="Name it <tom>"):
+    with pytest.raises(ConceptError, match="name it <tom>"):
         renamed(Museum(museum().base, (one,)), "<my-cat>", "tom")
     assert renamed(Museum(museum().base, (one,)), "<my-cat>", "<tom>").exhibits[0].prompt == "two <tom>s on a sofa"
 

@@ -86,8 +86,8 @@ def _unknown(projections: Collection[Projection]) -> BaseModelError:
     return BaseModelError(
         f"This model does not belong to a known family. It has {len(projections)} key and value projections, such as "
         f"'{next(iter(projections)).path}', which read a width of {widths}. Known model families, with the width of "
-        f"their text: {supported}. In the repository, docs/developing.md explains how "
-        "to add a family."
+        f"their text: {supported}. In the repository, docs/developing.md "
+        "explains how to add a family."
     )
 
 
