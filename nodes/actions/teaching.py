@@ -64,15 +64,17 @@ def train_step(
     """The outputs of a Train Step: model and CLIP with the new museum, the museum, its losses, pictures.
 
     inputs: the companions, then the step's own concept. recipe: for one concept; its open numbers are fitted to model
-    and device. museum: the earlier concepts; None uses the museum that the model shows, or a new one. keep_every: see
-    `Teaching`. checkpoint, other_checkpoint: see `Learning`.
+    and device. museum: the earlier concepts; None uses the museum that the model shows, or a new one. If this same
+    step has already taught it these concepts, it stays as it is. keep_every: see `Teaching`. checkpoint,
+    other_checkpoint: see `Learning`.
     """
     with ordinary_tensors():
-        earlier = museum or viewed(model)
-        bare_model, bare_clip = base_beneath(model, clip, earlier)
+        museum = museum or viewed(model)
+        bare_model, bare_clip = base_beneath(model, clip, museum)
         base = HostBase(bare_model, bare_clip, vae)
-        earlier = earlier or Museum(base.fingerprint)
+        museum = museum or Museum(base.fingerprint)
         concepts = tuple(_concept(entry, base) for entry in inputs)
+        earlier = _before(museum, [concept.word for concept in concepts])
         size, draft, note = largest(concepts), Draft.of(recipe), ""
         fitting = fitted(
             draft,
@@ -87,10 +89,11 @@ def train_step(
                 learning = Learning(base, earlier, concepts, fitting, checkpoint, other_checkpoint)
                 key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
                 diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
+                teaching = Teaching(base, learning, store, key, diary, preview_every, keep_every * len(inputs), note)
+                if earlier is not museum and not teaching.has_taught(museum):
+                    dataclasses.replace(learning, museum=museum)  # raises an error: the word is taken
                 try:
-                    result = Teaching(
-                        base, learning, store, key, diary, preview_every, keep_every * len(inputs), note
-                    ).result()
+                    result = teaching.result()
                     break
                 except OutOfMemoryError as error:
                     less = lighter_after(error, draft, fitting)
@@ -99,7 +102,7 @@ def train_step(
         if store.not_kept:
             say_without_panel(store.not_kept)
             diary.close("learned", diary.effect, " · ".join(filter(None, (diary.note, store.not_kept))))
-    new = earlier.with_exhibits(*result.exhibits)
+    new = museum if earlier is not museum else earlier.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
@@ -121,11 +124,19 @@ class Teaching:
     keep_every: int
     note: str
 
+    @property
+    def result_key(self) -> str:
+        return f"{self.key}-{self.learning.recipe.steps}"
+
+    def has_taught(self, museum: Museum) -> bool:
+        """Whether the museum begins with the result in the store."""
+        result = self.store.result(self.result_key)
+        return result is not None and museum.begins_with(self.learning.museum.with_exhibits(*result.exhibits))
+
     def result(self) -> Result:
         """The result in the store, or else of training, which resumes from a state in the store."""
         learning, diary = self.learning, self.diary
-        result_key = f"{self.key}-{learning.recipe.steps}"
-        if result := self.store.result(result_key):
+        if result := self.store.result(self.result_key):
             NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
             say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
             diary.replay(result.diary)
@@ -138,7 +149,7 @@ class Teaching:
             diary.close("stopped", note=str(error))
             raise
         result = Result(exhibits, losses, in_8_bits(pictures), diary.state())
-        self.store.keep(result_key, learning.museum.base, result, state_key=self.key)
+        self.store.keep(self.result_key, learning.museum.base, result, state_key=self.key)
         return result
 
     def _drawn(self, exhibits: Sequence[Exhibit]) -> Tensor:
@@ -234,6 +245,14 @@ class Teaching:
                 self.keep_every > 0
             )
         return " · ".join(filter(None, [self.note, note, *learning.notes, self.store.not_kept]))
+
+
+def _before(museum: Museum, words: Sequence[str]) -> Museum:
+    """The museum as it was before these words were learned, if it holds them; else the museum itself."""
+    place = museum.words.index(words[0]) if words[0] in museum.words else len(museum.words)
+    if museum.words[place : place + len(words)] != tuple(words):
+        return museum
+    return dataclasses.replace(museum, exhibits=museum.exhibits[:place])
 
 
 def _diary(learning: Learning, key: str, preview_every: int, *, resumable: bool) -> Diary:

@@ -10,10 +10,11 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from clora_pack.clora_core.errors import MuseumError
+from clora_pack.clora_core.errors import ConceptError, MuseumError
 from clora_pack.clora_core.museum.editing import with_thumbnail
 from clora_pack.clora_core.museum.file import load_museum, replacing
 from clora_pack.clora_core.museum.file.backups import backups_of
+from clora_pack.clora_core.museum.museum import Museum
 from clora_pack.nodes.actions import museums
 from clora_pack.nodes.host import folders, progress
 from clora_pack.nodes.host.base import HostBase
@@ -127,6 +128,40 @@ def test_a_file_that_was_deleted_or_replaced_is_written_again(nodes: dict[str, A
     assert node.fingerprint_inputs("mine", museum=None) not in (before, saved)
     folders.museum_path("mine.museum.safetensors").unlink()
     assert node.fingerprint_inputs("mine", museum=None) == before == node.fingerprint_inputs("../out", museum=None)
+
+
+def test_a_graph_that_extends_its_own_file_can_run_again(
+    nodes: dict[str, Any], starter: Models, own_results: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Load Museum, two Train Steps and Save Museum of the same name: the second time, the file has both words."""
+    few = {"steps": 2, "learning_rate": 1e-2, "rank": 2, "batch_size": 2, "forgetting_weight": 1.0, "training_seed": 0}
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+    def teach(museum: Museum, *words: str, **changes: Any) -> Museum:
+        model, clip, shown = nodes["CLoRA_LoadMuseum"].execute(*starter[:2], "mine.museum.safetensors", "", 1.0).args
+        assert same_museum(shown, museum)
+        for word in words:
+            token = nodes["CLoRA_ConceptToken"].execute(word, "object", "a photo of {word}", 1, "", 0).args[0]
+            step = nodes["CLoRA_TrainStep"].execute(
+                model, clip, starter[2], images=images, concept=token, preview_every=0, museum=shown, **(few | changes)
+            )
+            model, clip, shown = step.args[:3]
+        nodes["CLoRA_SaveMuseum"].execute(shown, "mine", True)
+        return shown
+
+    begun = random_museum(HostBase(*starter), "<one>")
+    nodes["CLoRA_SaveMuseum"].execute(begun, "mine", False)
+    both = teach(begun, "<two>", "<three>")
+    assert both.words == ("<one>", "<two>", "<three>")
+    with pytest.raises(ConceptError, match="'<two>' already names exhibit 2"):
+        teach(both, "<two>", steps=3)
+    monkeypatch.setattr(HostBase, "predict", None)  # nothing may be trained
+    assert same_museum(teach(both, "<two>", "<three>"), both)
+    assert same_museum(teach(both, "<three>"), both)
+    for file in own_results.iterdir():
+        file.unlink()
+    with pytest.raises(ConceptError, match="'<three>' already names exhibit 3"):
+        teach(both, "<three>")
 
 
 def test_saving_an_identical_museum_keeps_the_earlier_backup(nodes: dict[str, Any], starter: Models):
