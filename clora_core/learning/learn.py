@@ -25,7 +25,7 @@ from ..model.moments import Moments, preserved_moments
 from ..model.projections import Projection
 from ..model.text_states import Report
 from ..model.threads import threads_of
-from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, Exhibit, Museum, gate_of
+from ..museum.museum import CLIP_SKIP, PHRASE, STOPPED, TOGETHER, Exhibit, Museum, gate_of
 from .fitting import memory_advice
 from .key import learning_key
 from .lesson import Lesson
@@ -342,6 +342,8 @@ class Learning:
             facts["known word"] = True
         if self.frozen:
             facts[PHRASE] = concept.start
+        if len(self.concepts) > 1:
+            facts[TOGETHER] = self.key[:16]
         facts |= more
         token = replace(trained.kept_token(concept.word), clip_skip=skip)
         return Exhibit(token, deltas, recipe, concept.kind, concept.prompt, facts)

@@ -134,7 +134,8 @@ def removal_message(museum: Museum, word: str) -> str:
     independent normal x and y.
     """
     message, place = f"'{word}' is removed.", museum.words.index(museum.exhibit(word).word)
-    partners = [museum.words[own] for own in range(place) if learned_with(museum.exhibits, own) == place]
+    others = [n for n in range(len(museum.words)) if n != place and learned_with(museum.exhibits, n) == place]
+    partners = [museum.words[n] for n in others]
     if partners:
         message += f" It held the deltas that {', '.join(partners)} learned together with it; they lose these deltas."
     changed = set(museum.exhibits[place].deltas)

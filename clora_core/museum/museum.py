@@ -29,6 +29,7 @@ STRENGTH_LIMIT = 100
 STOPPED = "stopped"  # the fact that holds why a training ended
 CLIP_SKIP = "clip skip"  # the fact that holds a token's `clip_skip`
 PHRASE = "stands for"  # the fact that holds a token's `phrase`
+TOGETHER = "together"  # the fact that exhibits which were learned together have in common
 WHOLE = 2**22  # values of a projection up to which `compact` keeps matrices whole: 16 MiB. No UNet has larger ones
 EXTRA_PROMPTS = 32  # of `prompts_beside`; with a layer-wise word, SDXL needs 44 MB per prompt
 
@@ -121,15 +122,29 @@ class Described(Protocol):
     @property
     def recipe(self) -> Recipe: ...
 
+    @property
+    def facts(self) -> Mapping[str, object]: ...
+
 
 def learned_with(exhibits: Sequence[Described], place: int) -> int:
     """The place of the exhibit that holds the deltas of the exhibit at this place: usually its own. Concepts that were
-    learned together share deltas, which the last of them holds."""
-    while place + 1 < len(exhibits) and not (own := exhibits[place]).rank:
-        if own.recipe.rank == 0 or own.recipe != exhibits[place + 1].recipe:
-            break
-        place += 1
-    return place
+    learned together share deltas, which one of them holds; in files that do not say which, the last of several in a
+    row with the same recipe."""
+    own = exhibits[place]
+    if own.rank or own.recipe.rank == 0:
+        return place
+    if TOGETHER in own.facts:
+        group = own.facts[TOGETHER]
+        return next((n for n, other in enumerate(exhibits) if other.rank and other.facts.get(TOGETHER) == group), place)
+    end = place
+    while end + 1 < len(exhibits) and not exhibits[end].rank and exhibits[end + 1].recipe == own.recipe:
+        end += 1
+    return end
+
+
+def complete_at(exhibits: Sequence[Described], place: int) -> int:
+    """How many exhibits it takes, from the first, until the one at this place and its deltas are among them."""
+    return max(place, learned_with(exhibits, place)) + 1
 
 
 def missing_partners(exhibits: Sequence[Described], words: Collection[str]) -> str:

@@ -12,7 +12,7 @@ from ..learning.start import first_token
 from ..model.base import Base
 from ..model.concept import ConceptToken
 from ..model.sampling import Sampling, sample
-from ..museum.museum import Exhibit, Museum, learned_with, viewing
+from ..museum.museum import Exhibit, Museum, complete_at, viewing
 from .comparing import State
 from .review import prompt_of
 
@@ -41,7 +41,7 @@ def before_and_after(
     """`report(done, total)` is called after every sampling step and may raise to stop."""
     count, now, steps = len(museum.exhibits), State(base, museum), itertools.count(1)
     places = spread(range(count), MOST)
-    ends = [learned_with(museum.exhibits, place) + 1 for place in places]
+    ends = [complete_at(museum.exhibits, place) for place in places]
     total = sampling.steps * sum(1 if end == count else 2 for end in ends)
 
     def tick(step: int, of: int) -> None:

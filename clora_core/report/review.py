@@ -11,7 +11,7 @@ from ..errors import MuseumError, RecipeError
 from ..model.base import Base
 from ..model.concept import TEMPLATES, mentions
 from ..model.sampling import Sampling
-from ..museum.museum import Exhibit, Museum, learned_with
+from ..museum.museum import Exhibit, Museum, complete_at
 from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
 from .comparing import Compared, Comparing, State
@@ -112,7 +112,7 @@ def make_report(
             report(next(steps), total)
 
     compare = Comparing(replace(settings.sampling, batch_size=AT_ONCE), latent_shape, tick)
-    ends = [learned_with(museum.exhibits, place) + 1 for place in range(count)]
+    ends = [complete_at(museum.exhibits, place) for place in range(count)]
     total = sum(compare.ticks(settings.pictures, same=end == count) for end in ends)
     total += compare.ticks(len(prompts), same=False)
     now = State(base, museum)

@@ -17,7 +17,8 @@ from clora_core.method.regularizers import Regularizer, Term
 from clora_core.method.step import Setting, Step
 from clora_core.model.base import Base
 from clora_core.model.concept import Concept
-from clora_core.museum.museum import Exhibit, Museum
+from clora_core.museum.editing import edited
+from clora_core.museum.museum import TOGETHER, Exhibit, Museum, learned_with
 from tests.small import C_LORA, bits, museum_of, pixels_of, same_bits, short, small_base, small_concept, taught
 
 PLAIN = short(C_LORA, steps=4)
@@ -78,6 +79,9 @@ def test_joint_learning_resumes_exactly(base: Base, first: Museum):
     )
     for state in states:
         assert same_bits(taught(base, first, two, PLAIN, companions=[one], resume=state), whole)
+    assert [learned_with(whole.exhibits, place) for place in range(3)] == [0, 2, 2]
+    assert TOGETHER in whole.exhibits[1].facts and TOGETHER not in whole.exhibits[0].facts
+    assert [learned_with(edited(whole, "move <also> 1")[0].exhibits, place) for place in range(3)] == [2, 1, 2]
     with pytest.raises(LearningError, match="another training"):
         taught(base, first, two, PLAIN, companions=[small_concept("<also>", seed=3)], resume=states[0])
 

@@ -17,8 +17,9 @@ from clora_core.model.base import Base
 from clora_core.model.concept import ConceptToken
 from clora_core.model.low_rank import LowRank
 from clora_core.model.sampling import Sampling, sample
+from clora_core.museum.editing import edited
 from clora_core.museum.file import save_museum
-from clora_core.museum.museum import Exhibit, Museum, learned_with, missing_partners, viewing
+from clora_core.museum.museum import TOGETHER, Exhibit, Museum, learned_with, missing_partners, viewing
 from clora_core.pictures import thumbnail, to_picture
 from clora_core.report.comparing import LEVELS, State, displacements, levels
 from clora_core.report.figures import exhibits_figure, moved_figure, overlap_figure
@@ -75,6 +76,25 @@ def test_joint_concepts_have_not_moved(base: Base):
     assert learned_with((alone, another), 0) == 0
     assert learned_with((one, exhibit(base, "<stranger>")), 0) == 0, "what it was learned with was removed"
     assert look(base, museum(base, one, two, exhibit(base, "<next>"))).moved[0] > 0
+
+
+def test_joint_concepts_find_each_other_in_any_order(base: Base):
+    """After `move`, and between others that were learned together with the same recipe."""
+    together = recipe_named("c-lora", rank=8)
+    one, two, three, four = (
+        dataclasses.replace(exhibit(base, f"<{n}>", seed=n), recipe=together, facts={TOGETHER: group})
+        for n, group in enumerate(("a", "a", "b", "b"))
+    )
+    one, three = (dataclasses.replace(own, deltas={}) for own in (one, three))
+    moved = edited(museum(base, one, two, three, four), "move <1> 4")[0]
+    assert moved.words == ("<0>", "<2>", "<3>", "<1>")
+    assert [learned_with(moved.exhibits, place) for place in range(4)] == [3, 2, 2, 3]
+    assert "<0> was learned together with <1>" in missing_partners(moved.exhibits, ["<0>", "<3>"])
+    assert "<0> learned together with it; they lose" in edited(moved, "remove <1>")[1]
+    with pytest.raises(MuseumError, match="'<1>', which holds the weights of both"):
+        edited(moved, "strength <0> 0.5")
+    assert look(base, edited(moved, "move <1> 1")[0]).moved[1] > 0, "it was complete before the other two"
+    assert missing_partners(edited(moved, "remove <1>")[0].exhibits, ["<0>"]) == ""
 
 
 def test_moved_matches_its_equation(base: Base):
