@@ -149,7 +149,8 @@ def each_picture(
         _say_of(files, root, reason, say)
     if not made:
         why = next((f" ({reason}: {files[0].name})" for reason, files in reasons.items()), "")
-        raise ConceptError(f"There are no pictures in '{root}' that can be read{why}. Use PNG or JPEG, for instance.")
+        where = f" in '{root}'" if root.name else ""
+        raise ConceptError(f"There are no pictures{where} that can be read{why}. Use PNG or JPEG, for instance.")
     return made
 
 

@@ -13,6 +13,7 @@ from .museum import TaskMuseum
 from .recipe import Head
 
 SHARPNESS = 10.0  # of the squared distances to class means, in units of their mean within a class
+ALIKE = 1e-9  # a mean squared distance within classes below this share of the means' own size is rounding
 
 
 def logits(features: Tensor, rows: Tensor) -> Tensor:
@@ -36,8 +37,10 @@ def random_rows(count: int, width: int, *name: int | str) -> Tensor:
 
 
 def mean_rows(means: Tensor, spread: float) -> Tensor:
-    """The nearest mean. spread: the mean squared distance of a feature from its own class's mean."""
-    scale = SHARPNESS / max(spread, 1e-12)
+    """The nearest mean. spread: the mean squared distance of a feature from its own class's mean. If no class has
+    two different pictures, the mean square of the means stands in for it."""
+    size = float(means.square().sum(1).mean())
+    scale = SHARPNESS / (spread if spread > ALIKE * size else max(size, 1e-12))
     bias = -means.square().sum(1, keepdim=True) / 2
     return (torch.cat([means, bias], dim=1) * scale).float()
 
@@ -54,14 +57,14 @@ def discriminant_rows(means: Tensor, scatter: Tensor, count: int) -> Tensor:
     width, samples = len(scatter), max(1, count - len(means))
     covariance = scatter / samples
     trace, squares = covariance.trace(), covariance.square().sum()
+    if trace <= ALIKE * means.square().sum(1).mean():
+        return mean_rows(means, 0.0)
     above = (1 - 2 / width) * squares + trace**2
     below = (samples + 1 - 2 / width) * (squares - trace**2 / width)
     shrinkage = 1.0 if below <= 0 else float((above / below).clamp(max=1))
-    average = max(float(trace) / width, 1e-12)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * average * torch.eye(width, dtype=torch.float64)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * trace / width * torch.eye(width, dtype=torch.float64)
     inverse = torch.linalg.inv(shrunk)
-    distance = (inverse * covariance).sum()
-    weight = means @ inverse * SHARPNESS / distance.clamp(min=1e-12)
+    weight = means @ inverse * SHARPNESS / (inverse * covariance).sum()
     return torch.cat([weight, -(weight * means).sum(1, keepdim=True) / 2], dim=1).float()
 
 

@@ -25,6 +25,7 @@ from ..method.step import AnySetting, Deltas, Past
 from ..model.attach import attached
 from ..model.low_rank import LowRank
 from ..model.moments import Moments
+from ..model.text_states import Report
 from ..pictures import as_floats
 from ..seeds import bytes_of, seeded
 from .heads import drift_between, logits, mean_rows, random_rows, statistics
@@ -128,9 +129,17 @@ class TaskLearning:
         return digest.hexdigest()
 
     def run(
-        self, *, report: Callable[[Progress[TaskTrained]], None] | None = None, resume: LearningState | None = None
+        self,
+        *,
+        report: Callable[[Progress[TaskTrained]], None] | None = None,
+        reading: Report | None = None,
+        resume: LearningState | None = None,
     ) -> Task:
-        """Learn the task. Neither the network nor the museum is changed. Raises what `loop.train` raises."""
+        """Learn the task. Neither the network nor the museum is changed. Raises what `loop.train` raises.
+
+        `report` is called after every update and may raise to stop; so is `reading`, while the pictures are read
+        before the first update and after the last.
+        """
         base, task, loop = self.base, self.task, self.loop
         past = {projection: matrix.to(base.device) for projection, matrix in self.museum.dense().items()}
         with (
@@ -139,7 +148,7 @@ class TaskLearning:
             base.learning(precision=loop.precision, checkpointing=loop.checkpointing) as computed_in,
             base.merged(past),
         ):
-            before = base.all_features(task.pictures)
+            before = base.all_features(task.pictures, reading)
             trained = self.start(before)
             setting = AnySetting(
                 past=Past(total=past, deltas=[earlier.deltas for earlier in self.museum.tasks if earlier.deltas]),
@@ -172,7 +181,7 @@ class TaskLearning:
                     )
             deltas = {place: copied(delta) for place, delta in trained.deltas.items()}
             with attached(base, deltas):
-                after, inputs = self.read()
+                after, inputs = self.read(reading)
         means, counts, scatter = statistics(after, task.labels, len(task.classes))
         return Task(
             task.classes,
@@ -241,7 +250,7 @@ class TaskLearning:
         return moments, sizes
 
     @torch.no_grad()
-    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, reading: Report | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The features of all pictures, (n, width), and the second moment of every layer's inputs."""
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = {}
@@ -260,7 +269,7 @@ class TaskLearning:
             if projection.role == "key"  # queries, keys and values of a layer read the same
         ]
         try:
-            features = self.base.all_features(self.task.pictures)
+            features = self.base.all_features(self.task.pictures, reading)
         finally:
             for handle in handles:
                 handle.remove()

@@ -19,6 +19,7 @@ from ..model.attachment import Attachment
 from ..model.base import Fingerprint
 from ..model.precision import AUTOCAST, Precision
 from ..model.projections import Projection, Role, Slot
+from ..model.text_states import Report, reported
 from ..pictures import as_floats, to_bytes
 
 STARTER = "starter"
@@ -94,9 +95,9 @@ class Vision:
         return (output.pooler_output if self._pooled else output.last_hidden_state[:, 0]).float()
 
     @torch.no_grad()
-    def all_features(self, pictures: Tensor) -> Tensor:
-        """Bytes (n, 3, side, side) → features (n, width) on the CPU, in batches."""
-        parts = [self.features(as_floats(part)).cpu() for part in pictures.split(AT_ONCE)]
+    def all_features(self, pictures: Tensor, report: Report | None = None) -> Tensor:
+        """Bytes (n, 3, side, side) → features (n, width) on the CPU, in batches. `report` may raise to stop."""
+        parts = [self.features(as_floats(part)).cpu() for part in reported(pictures.split(AT_ONCE), report)]
         features = torch.cat(parts) if parts else torch.zeros(0, self.width)
         if not features.isfinite().all():
             raise BaseModelError(

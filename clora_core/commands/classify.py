@@ -27,7 +27,7 @@ from ..sheets import confusion_sheet, write_picture
 from ..texts import counted, encodable
 from .edit import add_edits
 from .model import check_device
-from .progress import Say
+from .progress import Say, reading_bar
 from .resuming import run_resumably, state_path
 
 NUMBERS = {
@@ -97,7 +97,8 @@ def run_learn(arguments: argparse.Namespace, say: Say) -> None:
     say(f"Learning {counted(len(task.classes), 'class')} from {counted(len(task.labels), 'picture')}.")
     learning = TaskLearning(base, museum, task, recipe)
     state = state_path(arguments.museum, task.classes[0], learning.key)
-    learned = run_resumably(learning.run, state, say, learning.loop.steps, title=task.classes[0])
+    with reading_bar("reading pictures") as reading:
+        learned = run_resumably(learning.run, state, say, learning.loop.steps, title=task.classes[0], reading=reading)
     learned = dataclasses.replace(learned, facts={**learned.facts, "date": now()})
     after = append_task(museum, learned, arguments.museum, base=base)
     state.unlink(missing_ok=True)

@@ -42,14 +42,14 @@ def watched_bar(title: str, steps: int) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def reading_bar(*, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """The `reading` callback for `Learning.run`: another bar, while prompts are read."""
+def reading_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """The `reading` callback for `run_resumably`: another bar, while prompts or pictures are read."""
     with ExitStack() as bars:
         bar: Bar | None = None
 
         def read(done: int, of: int) -> None:
             nonlocal bar
-            bar = bar or bars.enter_context(Bar("reading prompts", of, shown=shown))
+            bar = bar or bars.enter_context(Bar(title, of, shown=shown))
             bar.of(done, of)
             if done == of:
                 bars.close()

@@ -65,7 +65,7 @@ def run_resumably(
         def heard(reading: Report) -> Report:
             def read(done: int, of: int) -> None:
                 if pressed.is_set() and processes.count == 1:  # several stop together, after a step
-                    raise Cancelled("Stopped while prompts were read. The same command goes on.")
+                    raise Cancelled("Stopped while reading. The same command continues.")
                 reading(done, of)
 
             return read

@@ -87,7 +87,7 @@ class Training:
                 along.begin()
         shown = shown and processes.first
         try:
-            with reading_bar(shown=shown) as reading:
+            with reading_bar("reading prompts", shown=shown) as reading:
                 exhibits = run_resumably(
                     partial(learning.run, processes=processes),
                     state,

@@ -1,12 +1,15 @@
 """`clora classify`, from folders of pictures to tables."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from clora_core import cli
+from clora_core.classification import vision
 from clora_core.classification.classify import Verdict
+from clora_core.commands.progress import Bar
 from clora_core.pictures import as_floats, to_picture
 from tests.classification.tasks import NAMES, pictures
 
@@ -49,9 +52,37 @@ def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: py
     odd = (tmp_path / "t" / "red" / "0.png").rename(tmp_path / "t" / "red" / "\u200e0.png")
     assert cli.main(["classify", "view", "--museum", museum, str(odd), "--json", str(table)]) == 0
     assert json.loads(table.read_text(encoding="utf-8"))[0]["file"] == str(odd) and capsys.readouterr()
-    (tmp_path / "t" / "red" / "broken.png").write_text("no picture")
+    (broken := tmp_path / "t" / "red" / "broken.png").write_text("no picture")
+    assert cli.main(["classify", "view", "--museum", museum, str(broken)]) == 1
+    assert "no pictures that can be read" in capsys.readouterr().err
     assert cli.main(["classify", "view", "--museum", museum, str(tmp_path / "t" / "red")]) == 0
     assert "broken.png" in (out := capsys.readouterr().out) and out.count("red 1") == 3
+
+
+@pytest.mark.parametrize("bar", [1, 2], ids=["before the first step", "after the last step"])
+def test_ctrl_c_is_heard_while_pictures_are_read(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, bar: int):
+    """The same command then goes on."""
+    task = pictures(*NAMES[:2], count=2)
+    for number, (picture, label) in enumerate(zip(task.pictures, task.labels.tolist(), strict=True)):
+        folder = tmp_path / "classes" / NAMES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        to_picture(as_floats(picture)).save(folder / f"{number}.png")
+    learn = ["classify", "learn", "--museum", str(tmp_path / "m.safetensors"), "--classes", str(tmp_path / "classes")]
+    read, bars = Bar.of, []
+
+    def interrupted(self: Bar, done: int, of: int) -> None:
+        bars.extend([self] if done == 1 else [])
+        if len(bars) == bar:
+            signal.raise_signal(signal.SIGINT)
+        read(self, done, of)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vision, "AT_ONCE", 1)
+        patched.setattr(Bar, "of", interrupted)
+        assert cli.main(learn) == 130
+    assert "Stopped while reading. The same command continues." in capsys.readouterr().err
+    assert not (tmp_path / "m.safetensors").exists() and len(list(tmp_path.glob("*.learning.*"))) == bar - 1
+    assert cli.main(learn) == 0 and (tmp_path / "m.safetensors").exists()
 
 
 def test_a_verdict_omits_classes_that_round_to_zero_percent():

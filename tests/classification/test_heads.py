@@ -11,6 +11,7 @@ from clora_core.classification.heads import (
     drift_between,
     head_rows,
     logits,
+    mean_rows,
     statistics,
 )
 from clora_core.classification.vision import Vision
@@ -34,6 +35,24 @@ def test_discriminant_analysis_matches_the_gaussian_posterior():
     torch.testing.assert_close(
         logits(features, rows).softmax(1).double(), (2 * densities).softmax(1), atol=0.02, rtol=0
     )
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize(
+    "rows_of", [lambda means, scatter, n: mean_rows(means, scatter.trace() / n), discriminant_rows]
+)
+def test_one_picture_per_class_gives_the_nearest_mean_in_usual_numbers(rows_of, copies: int):
+    """Without any distance within classes there is no unit, and rounding must not become one."""
+    rng = torch.Generator().manual_seed(2)
+    features, labels = torch.randn(4, 8, generator=rng).repeat(copies, 1) / 3, torch.arange(4).repeat(copies)
+    means, _, scatter = statistics(features, labels, 4)
+    rows = rows_of(means, scatter, len(labels))
+    assert rows.abs().max() < 1000
+    near = features[:4] + 0.05 * torch.randn(4, 8, generator=rng)
+    values = logits(near, rows)
+    distances = torch.cdist(near.double(), means)
+    assert torch.equal(values.argsort(1, descending=True), distances.argsort(1))
+    assert ((shares := values.softmax(1).amax(1)) > 0.5).all() and (shares < 0.9999).all()
 
 
 def test_means_follow_a_linear_drift(vision: Vision):

@@ -49,7 +49,7 @@ def test_ctrl_c_is_heard_while_prompts_are_read(tmp_path, images, capsys, monkey
     with monkeypatch.context() as patched:
         patched.setattr(Bar, "of", interrupted)
         assert teach(museum, images, "<ada>") == 130
-    assert "Stopped while prompts were read. The same command goes on." in capsys.readouterr().err
+    assert "Stopped while reading. The same command continues." in capsys.readouterr().err
     assert not museum.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == left
     assert teach(museum, images, "<ada>") == teach(whole, images, "<ada>") == 0
     assert load_museum(museum).exhibits[0].same_as(load_museum(whole).exhibits[0])
