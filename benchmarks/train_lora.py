@@ -28,7 +28,8 @@ from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if (ROOT := str(Path(__file__).resolve().parents[1])) not in sys.path:  # tests have it behind ComfyUI's own modules
+    sys.path.insert(0, ROOT)
 from tests.host.finding import import_host, required_host
 
 RESULT = Path(__file__).parent / "results" / "train_lora.json"
