@@ -2,10 +2,11 @@
 
     python benchmarks/train_lora.py [starter] [sd15] [sdxl] [cosmos-predict2] [flux] …      with ComfyUI's own Python
 
-Models: the starter; checkpoint files of SD1.5's and SDXL's real size with random weights; and transformers of real
-width with few blocks (`memory_table.FEW`), with small text encoders. All sides take turns in one process, in another
-order in every round; each one's peak memory is that of a process of its own, with the model. Rank, batch, precision and
-checkpointing are equal, and our deltas and the built-in ones are float32.
+Models: the starter; checkpoint files of SD1.5's and SDXL's real size with random weights, and of SDXL with half of the
+channels in most blocks; and transformers of real width with few blocks (`memory_table.FEW`), with small text encoders.
+All sides take turns in one process, in another order in every round; each one's peak memory is that of a process of its
+own, with the model. Rank, batch, precision and checkpointing are equal, and our deltas and the built-in ones are
+float32.
 
 The sides do not do the same work. Train LoRA trains every layer of the network and no word. The side "keys and values
 only" shows it fewer layers, those that ours trains; no setting of the node does that. Ours trains its word through the
@@ -36,7 +37,11 @@ RESULT = Path(__file__).parent / "results" / "train_lora.json"
 RANK, BATCH_SIZE = 16, 1
 CAPTIONS = 4  # protected everyday prompts: more are read before the first step, but make no step longer
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WIDTHS = {"sd15": (1, 2, 4, 4), "sdxl": (1, 2, 4)}  # channels at each resolution, in multiples of 320
+WIDTHS = {  # channels at each resolution, in multiples of 320
+    "sd15": (1, 2, 4, 4),
+    "sdxl": (1, 2, 4),
+    "sdxl-narrow": (1, 1, 2),  # for machines with less than 32 GB
+}
 Report = Callable[[float], None]
 
 
@@ -176,7 +181,7 @@ def compared(name: str, options: argparse.Namespace, checkpoint: Path) -> dict[s
     from tests.host.checkpoints import write_checkpoint
 
     if name in WIDTHS:
-        write_checkpoint(name, checkpoint, WIDTHS[name])
+        write_checkpoint(name.partition("-")[0], checkpoint, WIDTHS[name])
     sides = Task(opened(name, checkpoint), options.size, options.precision, options.checkpointing).sides()
     rows = measured(sides, DEVICE, options.rounds)
     settings = {key: getattr(options, key) for key in ("size", "precision", "checkpointing", "rounds")}
