@@ -6,8 +6,8 @@
 It checks on the device: C-LoRA's penalty and its gradient against float64 autograd, a closed gate, one learning against
 the CPU's; a character on the built-in model in fp32, bf16 and fp16, and whether the judge recognizes it; the same
 learning twice, and interrupted and resumed, bit for bit; `bench step --peers` at the real shapes of SD 1.5 (512 px) and
-SDXL (1024 px) in bf16, against the targets in docs/measurements.md; and memory peaks against the estimate that people
-are shown. Exits with 1 if a result is wrong; a missed target for time or memory is only reported.
+SDXL (1024 px) in bf16, against the targets in docs/speed-and-memory.md; and memory peaks against the estimate that
+people are shown. Exits with 1 if a result is wrong; a missed target for time or memory is only reported.
 """
 
 import argparse

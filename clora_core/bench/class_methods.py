@@ -1,7 +1,7 @@
 """The methods of `bench classification`: those of `classify learn`, and published baselines.
 
 A method is a class that learns one task; a few keep data between tasks in `memory`. Their weights were tuned; see
-docs/measurements.md.
+docs/classes.md.
 """
 
 from collections.abc import Callable
