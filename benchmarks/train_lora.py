@@ -88,7 +88,7 @@ class Task:
         rank = 0 if method == "textual-inversion" else RANK
         recipe = replace(recipe_named(method), rank=rank, steps=STEPS, **numbers, **settings)
         exhibits = tuple(replace(exhibit, recipe=recipe) for exhibit in random_museum(base, past, RANK).exhibits)
-        concepts = [Concept("<bench>", in_memory(pictures), vectors=0, start="a")]  # small vocabularies have it, too
+        concepts = [Concept("<one>", in_memory(pictures), vectors=0, start="a")]  # small vocabularies have both words
         learn(base, Museum(base.fingerprint, exhibits), concepts, recipe, report=lambda progress: report(progress.loss))
 
     def train_lora(self, report: Report, only: frozenset[str] | None = None) -> int:
@@ -183,7 +183,7 @@ def compared(name: str, options: argparse.Namespace, checkpoint: Path) -> dict[s
     if name in WIDTHS:
         write_checkpoint(name.partition("-")[0], checkpoint, WIDTHS[name])
     sides = Task(opened(name, checkpoint), options.size, options.precision, options.checkpointing).sides()
-    rows = measured(sides, DEVICE, options.rounds)
+    rows = measured({side: run for side, run in sides.items() if side not in options.without}, DEVICE, options.rounds)
     settings = {key: getattr(options, key) for key in ("size", "precision", "checkpointing", "rounds")}
     return {"model": name, "machine": machine(DEVICE), "settings": settings, "sides": rows}
 
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--rounds", type=int, default=2, help="of each side (2), with two timed steps")
+    parser.add_argument("--without", nargs="+", default=[], metavar="SIDE", help="sides to leave out")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # model, side, file: prints its peak memory
     options = parser.parse_args()
     import_host(required_host())

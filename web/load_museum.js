@@ -55,6 +55,7 @@ class MuseumPanel {
 
   get textWidget() { return this.node.widgets.find((widget) => widget.name === "exhibits") }
   get nameWidget() { return this.node.widgets.find((widget) => widget.name === "museum_name") }
+  get files() { return [this.nameWidget.options?.values ?? []].flat().filter(Boolean) }
   get words() { return this.exhibits.map((exhibit) => exhibit.word) }
 
   visibleRows() { return Math.min(ROWS_MOST, Math.max(ROWS_LEAST, this.list.childElementCount)) }
@@ -77,7 +78,7 @@ class MuseumPanel {
 
   /** Load the header of the selected file, from the cache if it is unchanged. */
   async load() {
-    const name = this.name = this.nameWidget.value
+    const name = this.name = this.nameWidget.value ||= this.files[0] ?? "" // the first one may be new
     const { museum, version } = await header(name)
     if (name !== this.name) return // another file was selected in the meantime
     if (version && version === this.version) return this.draw()
@@ -244,11 +245,26 @@ function reloadAll() {
   for (const panel of panels) panel.load()
 }
 
+/** Reload the panels after a run, which may have saved a museum. */
+async function afterRun() {
+  if (!panels.size) return
+  const files = await museumFiles().catch(() => undefined) // without an answer, the lists stay
+  for (const panel of panels) if (files) panel.nameWidget.options.values = files
+  reloadAll()
+}
+
+/** The files that a Load Museum can choose now. */
+async function museumFiles() {
+  const response = await api.fetchApi(`/object_info/${KIND}`)
+  const [type, options] = (await response.json())[KIND].input.required.museum_name
+  return Array.isArray(type) ? type : options.options
+}
+
 app.registerExtension({
   name: "clora.load_museum",
   async init() {
     await loadWords()
-    api.addEventListener("execution_success", reloadAll) // the run may have saved a museum
+    api.addEventListener("execution_success", afterRun)
     api.addEventListener("reconnected", reloadAll)
   },
   nodeCreated(node) {

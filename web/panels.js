@@ -86,9 +86,9 @@ async function update({ detail: { workflow: id, node, first, state: changes } })
   draw(node)
 }
 
-/** A node runs: clear the state of its last run. @param {{detail: string | null}} event */
+/** A node runs: clear the text of its last run. @param {{detail: string | null}} event */
 function clear({ detail: node }) {
-  if (node && states.get(node)?.until_it_runs && states.delete(node)) draw(node)
+  if (node && states.get(node)?.text !== undefined && states.delete(node)) draw(node)
 }
 
 function connect(now) {
@@ -97,9 +97,19 @@ function connect(now) {
   else for (const node of states.keys()) draw(node)
 }
 
+/** Every run sends the mark, also that of a graph that was cleared instead of opened. */
+function markRuns() {
+  const original = app.graphToPrompt
+  app.graphToPrompt = function (...inputs) {
+    workflow()
+    return original.apply(this, inputs)
+  }
+}
+
 app.registerExtension({
   name: "clora.panels",
   async init() {
+    markRuns()
     await loadWords()
     api.addEventListener("clora.learning", update)
     api.addEventListener("executing", clear)

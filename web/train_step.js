@@ -44,6 +44,7 @@ class TrainingPanel {
     node.hideOutputImages = true // the film strip shows them
     node.onDrawBackground = undefined
     new ResizeObserver(() => fit(node)).observe(this.content)
+    new ResizeObserver(() => this.showNewest()).observe(this.film) // also once it comes into view
     this.draw()
   }
 
@@ -85,8 +86,10 @@ class TrainingPanel {
     this.filmKey = key
     this.film.replaceChildren(...film.map(({ step, title, picture }) => element("figure", {}, enlarged(picture),
       element("figcaption", {}, title ? say(`film.${title}`) : String(step)))))
-    this.film.scrollLeft = this.film.scrollWidth
+    this.showNewest()
   }
+
+  showNewest() { this.film.scrollLeft = this.film.scrollWidth }
 
   /** Show the values at the pointer's step, or the last ones. @param {PointerEvent} [event] */
   point(event) {

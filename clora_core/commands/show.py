@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CLoRAError
 from ..museum.file import ExhibitHeader, Header, check_names, load_museum, read_header
-from ..museum.museum import Museum
+from ..museum.museum import TOGETHER, Museum
 from ..museum.overlap import overlap_matrix, size
 from ..pictures import from_thumbnail
 from ..sheets import thumbnail_sheet, write_picture
@@ -118,7 +118,8 @@ def _described(entry: ExhibitHeader, norm: float | None) -> list[str]:
     special += [] if entry.everywhere else [ACTS[recipe.applied]]
     special += [] if entry.layers == 1 else [f"its word has {entry.layers} layers"]
     special += [] if entry.ordinary else ["other programs cannot show it"]
-    facts = [f"{name} {value:{'.3g' if isinstance(value, float) else ''}}" for name, value in entry.facts.items()]
+    shown = {name: value for name, value in entry.facts.items() if name != TOGETHER}
+    facts = [f"{name} {value:{'.3g' if isinstance(value, float) else ''}}" for name, value in shown.items()]
     return [", ".join(part) for part in (learned, special, facts) if part]
 
 

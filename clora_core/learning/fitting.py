@@ -149,12 +149,12 @@ def computed(recipe: Recipe) -> str:
 
 
 def described(recipe: Recipe, family: Family, device: Device) -> str:
-    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rates 0.0005 and 0.005" """
-    schedule = "" if recipe.schedule == "constant" else f" ({recipe.schedule})"
+    """ "SD1.5 on 8 GB: bf16, batch 1 ×4, checkpointing; rank 16, 400 steps, learning rate 0.0005 (word 0.005)" """
+    schedule = "" if recipe.schedule == "constant" else f", {recipe.schedule}"
     rank = f"rank {recipe.rank}, " if recipe.rank else ""
-    rates = f"{recipe.learning_rate:g} and {recipe.token_learning_rate:g}{schedule}"
+    rates = f"{recipe.learning_rate:g} (word {recipe.token_learning_rate:g}){schedule}"
     where = f" on {device.total_bytes / 2**30:.0f} GB" if math.isfinite(device.total_bytes) else ""
-    return f"{family.title}{where}: {computed(recipe)}; {rank}{counted(recipe.steps, 'step')}, learning rates {rates}"
+    return f"{family.title}{where}: {computed(recipe)}; {rank}{counted(recipe.steps, 'step')}, learning rate {rates}"
 
 
 def learning_bytes(

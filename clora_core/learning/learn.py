@@ -86,7 +86,7 @@ class Learning:
             if word in taken:
                 raise ConceptError(
                     f"The word '{word}' already names exhibit {taken.index(word) + 1} of this museum. "
-                    "Choose another word, or remove that exhibit first."
+                    "Choose another word, or remove that exhibit first (C-LoRA Edit Museum, or the command edit)."
                 )
             if word in self.words[:place]:
                 raise ConceptError(f"Two concepts have the word '{word}'. Give each its own word.")

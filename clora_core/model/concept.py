@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,7 +20,6 @@ Kind = Literal["object", "style"]
 # depend on it (benchmarks/style_words.py).
 TEMPLATES: dict[Kind, str] = {"object": "a photo of {word}", "style": "a {word} style picture"}
 
-START_ADVICE = "Choose another start, or leave it empty and train the word, from random vectors (token: learned)."
 Tree = dict[str, "Tree"]  # letter → the letters that can follow
 # Characters with a meaning in prompts: blanks, weights (word:1.2), alternatives, lists.
 FORBIDDEN = re.compile(r"[\s()\[\]{}:,\\|\"]")
@@ -151,15 +150,26 @@ def largest(concepts: Iterable[Concept]) -> Size:
 
 def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:
     """A sentence for every word in angle brackets that is not one of these, with the nearest one that is."""
-    sentences = []
     spelled = {normal(word) for word in known}
-    by_lower = {normal(word).lower(): word for word in known}
-    for word in dict.fromkeys(BRACKETED.findall(normal(prompt))):
-        if word not in spelled:
-            near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
-            advice = f"Did you mean {by_lower[near[0]]}?" if near else f"It has: {', '.join(known) or 'no words'}."
-            sentences.append(f"The museum has no word {word}. {advice}")
-    return sentences
+    unknown = [word for word in dict.fromkeys(BRACKETED.findall(normal(prompt))) if word not in spelled]
+    shown = f"It shows: {', '.join(known) or 'no words'}."
+    return [f"The museum does not show {word}. {did_you_mean(word, known) or shown}" for word in unknown]
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A question with the most similar of the known words; "" if none is similar."""
+    by_lower = {normal(other).lower(): other for other in known}
+    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    return f"Did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def unknown_start(text: str, encoder: str, is_known: Callable[[str], bool]) -> ConceptError:
+    """The error about the first of these words that a text encoder does not know."""
+    unknown = next((word for word in text.split() if not is_known(word)), text)
+    return ConceptError(
+        f"The text encoder {encoder} does not know '{unknown}'. Choose another start, or leave it empty and train the "
+        "word, from random vectors (token: learned)."
+    )
 
 
 def skip_note(tokens: Iterable[ConceptToken], clip_skip: int) -> str:
@@ -177,8 +187,9 @@ def skip_note(tokens: Iterable[ConceptToken], clip_skip: int) -> str:
 
 def check_word(word: str) -> None:
     """Raise ConceptError for a word that prompts or files cannot contain, or that prompts would read differently."""
-    if not word or not any(character.isalnum() for character in word):
-        raise ConceptError(f"'{word}' has no letter or digit. Choose a word like <my-cat>.")
+    if not any(character.isalnum() for character in word):
+        what = f"'{word}' has no letter or digit" if word else "The word is empty"
+        raise ConceptError(f"{what}. Choose a word like <my-cat>.")
     if len(word) > 64:
         raise ConceptError(f"'{word[:64]}…' is longer than 64 characters. Choose a short word like <my-cat>.")
     if match := FORBIDDEN.search(word):

@@ -137,7 +137,7 @@ def removal_message(museum: Museum, word: str) -> str:
     others = [n for n in range(len(museum.words)) if n != place and learned_with(museum.exhibits, n) == place]
     partners = [museum.words[n] for n in others]
     if partners:
-        message += f" It held the deltas that {', '.join(partners)} learned together with it; they lose these deltas."
+        message += f" It held the weights that {', '.join(partners)} learned together with it; they lose these."
     changed = set(museum.exhibits[place].deltas)
     later = sorted(museum.exhibits[place + 1 :], key=lambda other: changed.isdisjoint(other.deltas))
     compared = [other.word for other in later[:COMPARED]]
@@ -148,7 +148,7 @@ def removal_message(museum: Museum, word: str) -> str:
     numbers += f", and {len(later) - COMPARED} more" * (len(later) > COMPARED)
     return (
         f"{message} Later exhibits may build on it and look different without it. Their overlap with it (0: different "
-        f"weights, 0.6: chance, 1: the same weights): {numbers}. Their own deltas do not change."
+        f"weights, 0.6: chance, 1: the same weights): {numbers}. Their own weights do not change."
     )
 
 

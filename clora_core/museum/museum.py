@@ -17,7 +17,7 @@ from ..method.recipe import Applied, Recipe
 from ..model.attach import attached
 from ..model.attachment import Gate
 from ..model.base import Base, Fingerprint
-from ..model.concept import Concept, ConceptToken, Kind, with_word
+from ..model.concept import Concept, ConceptToken, Kind, did_you_mean, with_word
 from ..model.low_rank import LowRank, Matrix, Weighted, compact, concatenated, weighted_sum
 from ..model.projections import Projection
 from ..seeds import bytes_of
@@ -248,7 +248,8 @@ class Museum:
         for exhibit in self.exhibits:
             if exhibit.word == own:
                 return exhibit
-        raise MuseumError(f"There is no '{word}' in this museum. It holds: {', '.join(self.words) or 'nothing yet'}.")
+        advice = did_you_mean(own, self.words) or f"It holds: {', '.join(self.words) or 'nothing yet'}."
+        raise MuseumError(f"There is no '{word}' in this museum. {advice}")
 
     def with_exhibits(self, *exhibits: Exhibit) -> "Museum":
         """This museum with these exhibits appended."""

@@ -16,10 +16,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from ..errors import BaseModelError, ConceptError
+from ..errors import BaseModelError
 from ..model.base import Conditioning
 from ..model.chunks import chunks, lengths_of, side_by_side
-from ..model.concept import START_ADVICE, ConceptToken, readable, word_pattern
+from ..model.concept import ConceptToken, readable, unknown_start, word_pattern
 from ..model.layers import ROWS_AT_ONCE, check_layers
 
 
@@ -131,10 +131,14 @@ def encode(
 
 def word_vectors(encoder: TextEncoder, word: str) -> Tensor:
     """An existing word's vectors, (its ids, width) float32 on the CPU. Raises ConceptError if it is unknown."""
-    ids = encoder.ids(word)
-    if not ids or encoder.tokenizer.unk_token_id in ids:
-        raise ConceptError(f"The text encoder {encoder.name} does not know '{word}'. {START_ADVICE}")
-    return encoder.table.weight.detach()[ids].float().cpu().clone()
+
+    def is_known(text: str) -> bool:
+        ids = encoder.ids(text)
+        return bool(ids) and encoder.tokenizer.unk_token_id not in ids
+
+    if not is_known(word):
+        raise unknown_start(word, encoder.name, is_known)
+    return encoder.table.weight.detach()[encoder.ids(word)].float().cpu().clone()
 
 
 def _laid_out(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..museum.museum import Exhibit
+from ..museum.museum import TOGETHER, Exhibit
 from ..pictures import as_uri
-from ..texts import printable
+from ..texts import counted, printable
 from .comparing import Compared
 from .review import Report
 
@@ -55,7 +55,7 @@ def _exhibit(exhibit: Exhibit, compared: Compared, moved: float, first: Image.Im
     recipe = exhibit.recipe
     facts = [f"“{compared.prompts[0]}”", exhibit.kind, recipe.method, f"rank {exhibit.rank}", f"{recipe.steps} steps"]
     facts += [f"strength {exhibit.strength:g}"] if exhibit.strength != 1 else []
-    facts += [f"{name} {_short(value)}" for name, value in exhibit.facts.items()]
+    facts += [_fact(name, value) for name, value in exhibit.facts.items() if name != TOGETHER]
     columns = [_figure([first], "first picture") if first else ""]
     columns += [_figure(compared.then, "when it was learned")]
     columns += [_figure(compared.now, "now")]
@@ -130,6 +130,15 @@ def _bar(moved: float, label: str) -> str:
 def escape(text: str) -> str:
     """The text as HTML, with what could mislead a reader escaped as in a terminal."""
     return html.escape(printable(text))
+
+
+def _fact(name: str, value: object) -> str:
+    match name, value:
+        case "pictures", int():
+            return counted(value, "picture")
+        case "date", str():
+            return value[:16].replace("T", " ")
+    return f"{name} {_short(value)}"
 
 
 def _short(value: object) -> str:

@@ -63,17 +63,31 @@ def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> s
         museum = with_thumbnails_of(museum, stored)
     if stored and _same_file(stored, museum):
         return _said("{} already contains this museum: {}", path, museum)
-    if read and overwrite and not replace and not begun:
+    if read and not overwrite and not replace:
+        raise MuseumError(
+            f"{path.name} already exists. Choose another name, or turn on overwrite. What was trained is stored, so "
+            "the next Run saves it at once."
+        )
+    if read and not replace and not begun:
         if stored and stored.begins_with(museum):
             return _said("{} already contains these and more (turn on replace to keep only these): {}", path, museum)
         raise MuseumError(
-            f"{path.name} holds {_words(stored) if stored else 'something that cannot be read'}; the new museum "
-            f"({_words(museum)}) does not begin with these same exhibits. Choose another name, or turn on replace to "
-            "replace it anyway; the old file is then kept as ….backup."
+            f"{_difference(path.name, stored, museum)} Choose another name, or turn on replace to replace it anyway; "
+            "the old file is then kept as ….backup."
         )
     del stored  # a large museum is not held twice while it is written
     save_museum(museum, path, overwrite=overwrite or replace, read=read, waiting=waiting)
     return _said("Saved {}: {}", path, museum)
+
+
+def _difference(name: str, stored: Museum | None, museum: Museum) -> str:
+    """Why the museum does not begin with what the file holds, as one sentence."""
+    if stored is None:
+        return f"{name} holds something that cannot be read."
+    both = [word for word in stored.words if word in museum.words]
+    if others := [word for word in both if not stored.exhibit(word).same_as(museum.exhibit(word))]:
+        return f"{name} holds another version of {', '.join(others)} (of other pictures, settings or strength)."
+    return f"{name} holds {_words(stored)}; the new museum ({_words(museum)}) does not begin with these same exhibits."
 
 
 def _said(message: str, path: Path, museum: Museum) -> str:

@@ -241,7 +241,7 @@ class Teaching:
         if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):
             note += f" · {enlarged} much smaller than the others, enlarged"
         if not recipe.open_ended:
-            note += " · with another number of steps, training starts over" + ", and keep_every keeps nothing" * (
+            note += " · if you change steps later, training starts over" + ", and keep_every keeps nothing" * (
                 self.keep_every > 0
             )
         return " · ".join(filter(None, [self.note, note, *learning.notes, self.store.not_kept]))

@@ -39,10 +39,8 @@ def museum_path(name: str) -> Path:
     if path := folder_paths.get_full_path(KIND, name or "."):
         return Path(path)
     names = ", ".join(museum_names()) or "no museums yet"
-    raise MuseumError(
-        f"There is no museum '{name}' in '{_folder()}'. It contains: {names}. Choose another, or save one with C-LoRA "
-        "Save Museum and press R."
-    )
+    missing = f"There is no museum '{name}' in '{_folder()}'." if name else f"No museum is chosen from '{_folder()}'."
+    raise MuseumError(f"{missing} It contains: {names}. Choose one of these, or save one with C-LoRA Save Museum.")
 
 
 def museum_version(name: str | None) -> str:

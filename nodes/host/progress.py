@@ -34,7 +34,7 @@ def say(text: str, *, short: str = "", page: str = "") -> str:
 
 def warn(text: str) -> None:
     """Show a text on the node that is running, which may be another pack's, until it runs again."""
-    Panel().send({"text": text, "page": "", "until_it_runs": True}, remembered=False)
+    Panel().send({"text": text, "page": ""}, remembered=False)
     say_without_panel(text)
 
 
@@ -70,6 +70,8 @@ def checkpoint_name(prompt: object, node: str | None) -> str:
     seen = set()
     while isinstance(prompt, dict) and node in prompt and node not in seen:
         seen.add(node)
+        if prompt[node].get("class_type") == "CLoRA_StarterModel":
+            return "starter"
         inputs = prompt[node].get("inputs", {})
         if names := [inputs[key] for key in LOADED if isinstance(inputs.get(key), str)]:
             return names[0]

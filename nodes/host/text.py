@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...clora_core.errors import ConceptError
 from ...clora_core.model.base import Conditioning
 from ...clora_core.model.chunks import chunks, lengths_of, side_by_side
-from ...clora_core.model.concept import START_ADVICE, ConceptToken
+from ...clora_core.model.concept import ConceptToken, unknown_start
 from ...clora_core.model.layers import ROWS_AT_ONCE
 from .conditioning import MARKED, PLACES, Piece, layer_of, layers_in, marked, over_states, places, rows_read
 from .words import CLIP, encoders, known_words, speaking_copy, table, tokenizers, widths, word_tokenizer
@@ -115,16 +114,24 @@ def _real(clip: CLIP, name: str, rows: Sequence[Sequence[tuple[Any, ...]]]) -> T
 
 def vectors_of_word(clip: CLIP, word: str) -> dict[str, Tensor]:
     """An existing word's vectors: encoder → (tokens, width), float32 on the CPU. Raises ConceptError for others."""
-    vectors = {}
-    for name, encoder in encoders(clip).items():
-        tokenizer = tokenizers(clip)[name]
-        pieces = word_tokenizer(name, tokenizer, known_words(clip)).pieces(word)
-        ids = [piece for piece in pieces if isinstance(piece, int)]
-        if not pieces or getattr(tokenizer.tokenizer, "unk_token_id", None) in ids:
-            raise ConceptError(f"The text encoder {name} does not know '{word}'. {START_ADVICE}")
-        rows = [table(encoder).weight[piece] if isinstance(piece, int) else piece["data"] for piece in pieces]
-        vectors[name] = torch.stack([row.detach().float().cpu() for row in rows])
-    return vectors
+    return {name: _vectors(clip, name, word) for name in encoders(clip)}
+
+
+def _vectors(clip: CLIP, name: str, word: str) -> Tensor:
+    """The vectors of one encoder, (tokens, width)."""
+    tokenizer = tokenizers(clip)[name]
+    pieces_of = word_tokenizer(name, tokenizer, known_words(clip)).pieces
+    unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+
+    def is_known(text: str) -> bool:
+        pieces = pieces_of(text)
+        return bool(pieces) and unknown not in [piece for piece in pieces if isinstance(piece, int)]
+
+    if not is_known(word):
+        raise unknown_start(word, name, is_known)
+    weights = table(encoders(clip)[name]).weight
+    rows = [weights[piece] if isinstance(piece, int) else piece["data"] for piece in pieces_of(word)]
+    return torch.stack([row.detach().float().cpu() for row in rows])
 
 
 def _row(tokenizer: comfy.sd1_clip.SDTokenizer, chunk: Sequence[Piece]) -> list[Piece]:

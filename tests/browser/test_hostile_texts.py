@@ -103,7 +103,7 @@ def test_texts_of_nodes_are_plain_text(opened: tuple[Server, Frontend]):
     run(frontend, f"rename {EVIL} {TOM}\nrename {TOM} {EVIL}")
     wait_for_text(frontend, f"'{EVIL}' is now '{TOM}'.")
     wait_for_text(frontend, f": {EVIL}")
-    wait_for_text(frontend, f"The museum has no word {STRANGER}.")
+    wait_for_text(frontend, f"The museum does not show {STRANGER}.")
     wait_for_text(frontend, FILE)
     wait_for_text(frontend, r"b\u202egpj.png")
     assert not frontend.page.evaluate("(turned) => [...seen].some((one) => one.includes(turned))", TURNED)

@@ -53,7 +53,7 @@ def test_learn_view_show_and_export(tmp_path, images, capsys):
 
     capsys.readouterr()
     assert main(["view", *model, "--prompt", "<ada> and <eev>", "--count", "1", "--steps", "1", "--out", str(out)]) == 0
-    assert "The museum has no word <eev>. Did you mean <eve>?" in capsys.readouterr().out
+    assert "The museum does not show <eev>. Did you mean <eve>?" in capsys.readouterr().out
     assert main(["show", str(museum), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [exhibit["word"] for exhibit in shown["exhibits"]] == ["<ada>", "<eve>"]

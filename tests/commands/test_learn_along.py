@@ -58,7 +58,7 @@ def test_ctrl_c_is_heard_while_prompts_are_read(tmp_path, images, capsys, monkey
 def test_automatic_numbers_fit_the_model_and_are_reported(tmp_path, images, capsys):
     assert teach(tmp_path / "m.safetensors", images, "<ada>", "--precision", "auto", "--vectors", "auto") == 0
     shown = capsys.readouterr()
-    told = r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rates 0.006 and 0.05\."
+    told = r"starter on \d+ GB: fp32, batch 2; rank 2, 2 steps, learning rate 0.006 \(word 0.05\)\."
     assert re.search(told, shown.out)
     bars = [title for title, _ in groupby(re.findall(r"reading prompts|<ada>(?=:)", shown.err))]
     assert bars == ["<ada>", "reading prompts"] * 2, "prompts are read before the first update and after the last"

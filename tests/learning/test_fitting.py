@@ -64,7 +64,7 @@ def recipe_on(family: str, gigabytes: float, draft: Draft = OPEN) -> Recipe:
 def test_numbers_fit_the_memory_of_the_device_and_are_described(family: str, gigabytes: int, said: str):
     recipe = recipe_on(family, gigabytes)
     text = described(recipe, family_named(family), Device(gigabytes * GB, "bf16"))
-    assert text == said + "rank 16, 400 steps, learning rates 0.0005 and 0.005"
+    assert text == said + "rank 16, 400 steps, learning rate 0.0005 (word 0.005)"
     assert recipe.batch_size * recipe.accumulation == 4
 
 

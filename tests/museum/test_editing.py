@@ -122,7 +122,7 @@ def test_the_removal_message_names_jointly_learned_exhibits():
     before, cat, *_ = museum().exhibits
     pair = (replace(before, deltas={}, recipe=recipe), replace(cat, recipe=recipe))
     together = replace(museum(), exhibits=pair)
-    assert f"the deltas that {before.word} learned together with it" in removal_message(together, cat.word)
+    assert f"the weights that {before.word} learned together with it" in removal_message(together, cat.word)
     assert "together" not in removal_message(together, before.word)
 
 
