@@ -159,6 +159,21 @@ def test_lost_connection_is_shown_and_tried_again(frontend: Frontend, museum: in
     frontend.page.wait_for_selector(".clora-row >> nth=999", state="attached")
 
 
+def test_a_museum_that_a_run_saved_is_listed_and_chosen(frontend: Frontend, museum: int):
+    """The node was made when there was none."""
+    frontend.page.evaluate(
+        """(id) => {
+            app.graph.getNodeById(id).widgets.find((widget) => widget.name === "museum_name").options.values = [""]
+        }""",
+        museum,
+    )
+    frontend.set(museum, "museum_name", "")
+    frontend.page.locator(".clora-message", has_text="There are no museums yet").wait_for()
+    frontend.page.evaluate("() => app.api.dispatchCustomEvent('execution_success', {})")
+    frontend.page.wait_for_selector(".clora-row >> nth=2", state="attached")
+    assert frontend.value(museum, "museum_name") == min(LARGE, SMALL)
+
+
 def test_panel_is_in_neither_workflow_nor_prompt(frontend: Frontend, museum: int):
     made = frontend.page.evaluate("async () => await app.graphToPrompt()")
     (node,) = (node for node in made["workflow"]["nodes"] if node["type"] == KIND)

@@ -83,6 +83,21 @@ def stop(frontend: Frontend) -> int:
     return int(panel(frontend)["note"].split()[3])
 
 
+def test_a_graph_that_was_cleared_and_filled_again_is_marked(opened: tuple[Server, Frontend]):
+    """No workflow was opened, so nothing but the run itself gives it the mark that its panels need."""
+    _, frontend = opened
+    load(frontend)
+    marked = frontend.page.evaluate(
+        """async () => {
+            const before = app.graph.extra.clora
+            app.graph.clear()
+            app.graph.add(LiteGraph.createNode("CLoRA_StarterModel"))
+            return [before, (await app.graphToPrompt()).workflow.extra.clora]
+        }"""
+    )
+    assert all(marked) and len(set(marked)) == 2
+
+
 def test_stopped_run_resumes_and_no_other_workflow_shows_it(opened: tuple[Server, Frontend]):
     _, frontend = opened
     load(frontend)

@@ -131,7 +131,9 @@ def asks_for_an_unknown_word(frontend: Frontend) -> None:
     frontend.run()
     frontend.page.wait_for_selector(warned, timeout=120_000)
     assert "<ada>" in frontend.page.locator(warned).text_content()
+    panel = frontend.page.locator(".clora-panel", has=frontend.page.locator(warned)).element_handle()
     frontend.set(prompt, "text", right + ", smiling")
     frontend.run()
     frontend.page.wait_for_selector(warned, state="hidden", timeout=120_000)
+    assert not panel.is_visible(), "an empty box is left"
     frontend.wait_until_idle()
