@@ -156,7 +156,7 @@ class Teaching:
         """The final pictures, after which the diary is closed. If drawing or measuring fails, for example for lack of
         memory, the exhibits are kept all the same; pictures that are missing are gray."""
         learning, diary = self.learning, self.diary
-        notes = [str(exhibits[-1].facts.get(STOPPED, ""))]
+        notes = [self._settings(), str(exhibits[-1].facts.get(STOPPED, ""))]
         pictures, measured = torch.zeros(1, 3, *learning.concepts[-1].size), None
         try:
             pictures = _pictures(learning, exhibits, _advance(diary, "drawing"))
@@ -229,13 +229,18 @@ class Teaching:
             if self.preview_every and resume is None:
                 diary.paste_before("untrained", sampled_before(learning))
 
+    def _settings(self) -> str:
+        """The number of pictures, and what the recipe and the device come to."""
+        learning = self.learning
+        pictures = counted(sum(len(concept.pictures) for concept in learning.concepts), "picture")
+        return f"{pictures} · {described(learning.recipe, self.base.family, device_of(self.base))}"
+
     def _described(self) -> str:
         """What is taught and how, in one line."""
         base, learning, recipe = self.base, self.learning, self.learning.recipe
         pictures = [picture for concept in learning.concepts for picture in concept.pictures]
-        numbers = described(recipe, base.family, device_of(base))
         memory = memory_note(base, recipe, learning.museum, *largest(learning.concepts))
-        note = f"teaching {self.diary.words} with {counted(len(pictures), 'picture')} · {numbers} · {memory}"
+        note = f"teaching {self.diary.words} with {self._settings()} · {memory}"
         if (sizes := len({picture.size for picture in pictures})) > 1:
             note += f" · {sizes} sizes"
         if enlarged := sum(picture.size[0] > ENLARGED * picture.original[0] for picture in pictures):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -145,6 +146,7 @@ def test_training_state_is_sent_during_training_and_remembered(server: Server):
     assert set(remembered) == {"train1", "train2"}
     assert remembered["train2"] == together
     assert together["where"] == "learned" and together["step"] == together["steps"] == 4
+    assert re.match(r"\d+ pictures · .*: fp32, .*4 steps, learning rate [\d.]+ \(word ", together["note"])
     assert set(together["curves"]) == {"diffusion", "context_preservation"}
     assert [frame.get("title", frame["step"]) for frame in together["film"]] == ["real", "untrained", 2, 4]
     assert [row["word"] for row in together["sheet"]] == ["<ada>", "<bo>"]

@@ -80,7 +80,7 @@ def test_saving_again_works_but_another_museum_of_that_name_is_refused(nodes: di
     save = nodes["CLoRA_SaveMuseum"].execute
     save(museum, "mine", False)
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
-    with pytest.raises(MuseumError, match="already exists.*the next Run saves it at once"):
+    with pytest.raises(MuseumError, match=r"already exists.*the next Run saves it at once"):
         save(museum.only(["<one>"]), "mine", False)
     weaker = replace(museum, exhibits=(replace(museum.exhibits[0], strength=0.5), museum.exhibits[1]))
     with pytest.raises(MuseumError, match="holds another version of <one> \\(of other"):
@@ -226,7 +226,7 @@ def test_name_and_disk_are_checked_when_the_prompt_is_queued(
 
 @pytest.mark.parametrize("name", ["", "none.safetensors", "../../etc/passwd"])
 def test_missing_museum_raises_a_clear_error(nodes: dict[str, Any], starter: Models, name: str):
-    with pytest.raises(MuseumError, match="There is no museum|No museum is chosen"):
+    with pytest.raises(MuseumError, match=r"There is no museum|No museum is chosen"):
         nodes["CLoRA_LoadMuseum"].execute(starter[0], starter[1], name, "", 1.0)
 
 
