@@ -14,16 +14,27 @@ const LEAST_PX = 80, LINE_PX = 16 // narrower, it is not laid out yet
 /** @type {WeakMap<object, HTMLElement>} node → the element of its text */
 const places = new WeakMap()
 
+/** @type {WeakMap<object, number>} node → its height before it said something */
+const heights = new WeakMap()
+
 /** @param {any} node @param {{text?: string, page?: string} | undefined} state */
 function draw(node, state) {
   if (node.comfyClass === HAS_A_PANEL || (state?.text === undefined && !places.has(node))) return
+  if (!heights.has(node)) heights.set(node, node.size[1])
   const content = places.get(node) ?? place(node)
   const open = () => window.open(api.apiURL(`/clora/report?name=${encodeURIComponent(state?.page ?? "")}`), "_blank")
   content.replaceChildren(state?.text ?? "",
     ...(state?.page ? [element("button", { type: "button", class: "clora-open", onclick: open }, say("text.open"))] : []))
   content.parentElement.hidden = !state?.text
+  if (!state?.text) shrink(node)
   fit(node)
   setTimeout(() => fit(node), LATER_MS)
+}
+
+/** Give a node that says nothing any more the height that it had before. */
+function shrink(node) {
+  if (!globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], heights.get(node)])
+  heights.delete(node)
 }
 
 function place(node) {

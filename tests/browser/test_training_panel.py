@@ -125,8 +125,10 @@ def asks_for_an_unknown_word(frontend: Frontend) -> None:
     (prompt, *_) = (id for id in frontend.nodes("CLIPTextEncode") if "<ada>" in frontend.value(id, "text"))
     right = frontend.value(prompt, "text")
     warned = ".clora-text:has-text('<adda>')"
+    size = f"() => app.graph.getNodeById({prompt}).size[1]"
     frontend.wait_until_idle()
     frontend.look_at(prompt)
+    height = frontend.page.evaluate(size)
     frontend.set(prompt, "text", right.replace("<ada>", "<adda>"))
     frontend.run()
     frontend.page.wait_for_selector(warned, timeout=120_000)
@@ -136,4 +138,5 @@ def asks_for_an_unknown_word(frontend: Frontend) -> None:
     frontend.run()
     frontend.page.wait_for_selector(warned, state="hidden", timeout=120_000)
     assert not panel.is_visible(), "an empty box is left"
+    assert frontend.page.evaluate(size) == height
     frontend.wait_until_idle()
