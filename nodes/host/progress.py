@@ -66,12 +66,13 @@ class NodeProgress:
 
 
 def checkpoint_name(prompt: object, node: str | None) -> str:
-    """The file that the `model` of a node comes from, as its loader names it; "" if the graph does not show it."""
+    """The file that the `model` of a node comes from, as its loader names it, or that it is the built-in model; "" if
+    the graph does not show it."""
     seen = set()
     while isinstance(prompt, dict) and node in prompt and node not in seen:
         seen.add(node)
         if prompt[node].get("class_type") == "CLoRA_StarterModel":
-            return "starter"
+            return "built-in model"
         inputs = prompt[node].get("inputs", {})
         if names := [inputs[key] for key in LOADED if isinstance(inputs.get(key), str)]:
             return names[0]

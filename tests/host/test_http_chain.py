@@ -58,7 +58,7 @@ def test_list_of_pictures_is_one_concept(server: Server):
     assert run.succeeded, run.error
     assert server.results == before, "the same as what a stack of them gave"
     (exhibit,) = read_header(server.folder / "models/loras/museums/listed.museum.safetensors").exhibits
-    assert exhibit.facts["pictures"] == 6
+    assert exhibit.facts["pictures"] == 6 and str(exhibit.facts["checkpoint"]).startswith("built-in model · ")
 
 
 def test_fourth_train_step_trains_only_itself(server: Server):
