@@ -1,4 +1,4 @@
-"""The check in front of every node: inputs that ComfyUI passes through and the schema forbids raise a clear error."""
+"""In front of every node: what it said last is removed, and inputs that the schema forbids raise a clear error."""
 
 import functools
 import inspect
@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from comfy_api.latest import io
 
 from ..clora_core.errors import CLoRAError
+from .host.panels import Panel
 
 LONGEST = 500_000  # characters of a text
 LISTS = ("images", "captions", "masks")  # inputs that may be lists, on nodes with is_input_list
@@ -25,6 +26,7 @@ def guard(node: type[io.ComfyNode]) -> None:
 
     @functools.wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: object, **options: object) -> object:
+        Panel().clear_text()
         schema = node.GET_SCHEMA()
         inputs = dict(zip(names, args, strict=False)) | options
         for socket in schema.inputs:

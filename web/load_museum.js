@@ -69,16 +69,20 @@ class MuseumPanel {
     else if (this.textWidget.value !== this.text) this.draw()
   }
 
+  /** Whether another node provides the museum, or the file's name. */
+  get provided() { return this.linked("museum") || this.linked("museum_name") }
+
   /** Why the rows cannot be edited; undefined if they can. */
   get obstacle() {
     if (this.linked("exhibits")) return say("museum.linked_exhibits")
-    if (this.linked("museum") || this.linked("museum_name")) return say("museum.linked")
+    if (this.provided) return say("museum.linked")
     return this.error
   }
 
   /** Load the header of the selected file, from the cache if it is unchanged. */
   async load() {
-    const name = this.name = this.nameWidget.value ||= this.files[0] ?? "" // the first one may be new
+    if (!this.provided) this.nameWidget.value ||= this.files[0] ?? "" // the first one may be new
+    const name = this.name = this.nameWidget.value
     const { museum, version } = await header(name)
     if (name !== this.name) return // another file was selected in the meantime
     if (version && version === this.version) return this.draw()

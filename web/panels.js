@@ -86,9 +86,9 @@ async function update({ detail: { workflow: id, node, first, state: changes } })
   draw(node)
 }
 
-/** A node runs: clear the text of its last run. @param {{detail: string | null}} event */
+/** A node runs: clear the state of its last run. @param {{detail: string | null}} event */
 function clear({ detail: node }) {
-  if (node && states.get(node)?.text !== undefined && states.delete(node)) draw(node)
+  if (node && states.get(node)?.until_it_runs && states.delete(node)) draw(node)
 }
 
 function connect(now) {

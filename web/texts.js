@@ -21,19 +21,20 @@ const heights = new WeakMap()
 function draw(node, state) {
   if (node.comfyClass === HAS_A_PANEL || (state?.text === undefined && !places.has(node))) return
   if (!heights.has(node)) heights.set(node, node.size[1])
+  const resized = node.size[1] > node.computeSize()[1]
   const content = places.get(node) ?? place(node)
   const open = () => window.open(api.apiURL(`/clora/report?name=${encodeURIComponent(state?.page ?? "")}`), "_blank")
   content.replaceChildren(state?.text ?? "",
     ...(state?.page ? [element("button", { type: "button", class: "clora-open", onclick: open }, say("text.open"))] : []))
   content.parentElement.hidden = !state?.text
-  if (!state?.text) shrink(node)
+  if (!state?.text) shrink(node, resized)
   fit(node)
   setTimeout(() => fit(node), LATER_MS)
 }
 
-/** Give a node that says nothing any more the height that it had before. */
-function shrink(node) {
-  if (!globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], heights.get(node)])
+/** Give a node that says nothing any more the height that it had before, unless the user has made it larger. */
+function shrink(node, resized) {
+  if (!resized && !globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], heights.get(node)])
   heights.delete(node)
 }
 

@@ -157,10 +157,10 @@ def unknown_words(prompt: str, known: Sequence[str]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A question with the most similar of the known words; "" if none is similar."""
-    by_lower = {normal(other).lower(): other for other in known}
-    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
-    return f"Did you mean {by_lower[near[0]]}?" if near else ""
+    """A question with the most similar of the known words, brackets aside; "" if none is similar."""
+    bare = {normal(other).lower().strip("<>"): other for other in known}
+    near = difflib.get_close_matches(word.lower().strip("<>"), list(bare), n=1)
+    return f"Did you mean {bare[near[0]]}?" if near else ""
 
 
 def unknown_start(text: str, encoder: str, is_known: Callable[[str], bool]) -> ConceptError:

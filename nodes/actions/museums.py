@@ -65,8 +65,8 @@ def save(museum: Museum, name: str, overwrite: bool, replace: bool = False) -> s
         return _said("{} already contains this museum: {}", path, museum)
     if read and not overwrite and not replace:
         raise MuseumError(
-            f"{path.name} already exists. Choose another name, or turn on overwrite. What was trained is stored, so "
-            "the next Run saves it at once."
+            f"{path.name} already exists. Choose another name, or turn on overwrite, and press Run again: what Train "
+            "Steps have stored is not trained again."
         )
     if read and not replace and not begun:
         if stored and stored.begins_with(museum):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,6 +76,7 @@ def train_step(
         museum = museum or Museum(base.fingerprint)
         concepts = tuple(_concept(entry, base) for entry in inputs)
         earlier = _before(museum, [concept.word for concept in concepts])
+        known = earlier is not museum  # it holds all of these words
         size, draft, note = largest(concepts), Draft.of(recipe), ""
         fitting = fitted(
             draft,
@@ -90,7 +92,7 @@ def train_step(
                 key = hashlib.sha256(f"{learning.key} {models}".encode()).hexdigest()
                 diary = _diary(learning, key, preview_every, resumable=not store.not_kept)
                 teaching = Teaching(base, learning, store, key, diary, preview_every, keep_every * len(inputs), note)
-                if earlier is not museum and not teaching.has_taught(museum):
+                if known and not teaching.has_taught(museum):
                     dataclasses.replace(learning, museum=museum)  # raises an error: the word is taken
                 try:
                     result = teaching.result()
@@ -102,7 +104,7 @@ def train_step(
         if store.not_kept:
             say_without_panel(store.not_kept)
             diary.close("learned", diary.effect, " · ".join(filter(None, (diary.note, store.not_kept))))
-    new = museum if earlier is not museum else earlier.with_exhibits(*result.exhibits)
+    new = museum if known else earlier.with_exhibits(*result.exhibits)
     return *view(bare_model, bare_clip, new), new, {"loss": list(result.losses)}, to_images(result.pictures)
 
 
@@ -128,15 +130,20 @@ class Teaching:
     def result_key(self) -> str:
         return f"{self.key}-{self.learning.recipe.steps}"
 
+    @cached_property
+    def stored(self) -> Result | None:
+        """The result in the store."""
+        return self.store.result(self.result_key)
+
     def has_taught(self, museum: Museum) -> bool:
         """Whether the museum begins with the result in the store."""
-        result = self.store.result(self.result_key)
+        result = self.stored
         return result is not None and museum.begins_with(self.learning.museum.with_exhibits(*result.exhibits))
 
     def result(self) -> Result:
         """The result in the store, or else of training, which resumes from a state in the store."""
         learning, diary = self.learning, self.diary
-        if result := self.store.result(self.result_key):
+        if result := self.stored:
             NodeProgress().update(learning.recipe.steps, learning.recipe.steps)
             say_without_panel(f"{diary.words} was learned before with the same pictures and settings")
             diary.replay(result.diary)

@@ -70,6 +70,12 @@ class Panel:
         PromptServer.instance.send_sync(CHANGED, event, PromptServer.instance.client_id)
         self._sent = dict(state)
 
+    def clear_text(self) -> None:
+        """Remove what the node said when it ran last, so that it does not stand beside an error."""
+        if self._owner and _states.get(self._owner, {}).get("text"):
+            self.send({"text": "", "page": ""})
+            self.keep()
+
     def keep(self) -> None:
         """Write the last state to disk. A disk that refuses costs only the panel after a restart."""
         if self._owner is None:

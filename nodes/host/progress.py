@@ -34,7 +34,7 @@ def say(text: str, *, short: str = "", page: str = "") -> str:
 
 def warn(text: str) -> None:
     """Show a text on the node that is running, which may be another pack's, until it runs again."""
-    Panel().send({"text": text, "page": ""}, remembered=False)
+    Panel().send({"text": text, "page": "", "until_it_runs": True}, remembered=False)
     say_without_panel(text)
 
 

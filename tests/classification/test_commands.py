@@ -1,7 +1,6 @@
 """`clora classify`, from folders of pictures to tables."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,9 @@ import pytest
 from clora_core import cli
 from clora_core.classification import vision
 from clora_core.classification.classify import Verdict
-from clora_core.commands.progress import Bar
 from clora_core.pictures import as_floats, to_picture
 from tests.classification.tasks import NAMES, pictures
+from tests.interrupting import press_ctrl_c_in_bar
 
 
 def test_classes_are_learned_tested_viewed_and_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -68,17 +67,9 @@ def test_ctrl_c_is_heard_while_pictures_are_read(tmp_path: Path, capsys, monkeyp
         folder.mkdir(parents=True, exist_ok=True)
         to_picture(as_floats(picture)).save(folder / f"{number}.png")
     learn = ["classify", "learn", "--museum", str(tmp_path / "m.safetensors"), "--classes", str(tmp_path / "classes")]
-    read, bars = Bar.of, []
-
-    def interrupted(self: Bar, done: int, of: int) -> None:
-        bars.extend([self] if done == 1 else [])
-        if len(bars) == bar:
-            signal.raise_signal(signal.SIGINT)
-        read(self, done, of)
-
     with monkeypatch.context() as patched:
         patched.setattr(vision, "AT_ONCE", 1)
-        patched.setattr(Bar, "of", interrupted)
+        press_ctrl_c_in_bar(patched, bar)
         assert cli.main(learn) == 130
     assert "Stopped while reading. The same command continues." in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists() and len(list(tmp_path.glob("*.learning.*"))) == bar - 1

@@ -1,15 +1,14 @@
 """`learn`: what it writes during training, how a training continues, and automatic numbers."""
 
 import re
-import signal
 from dataclasses import replace
 from itertools import groupby
 
 import pytest
 from PIL import Image
 
-from clora_core.commands.progress import Bar
 from clora_core.museum.file import load_museum, save_museum
+from tests.interrupting import press_ctrl_c_in_bar
 
 from .test_commands import teach
 
@@ -38,16 +37,8 @@ def test_more_steps_continue_and_replace_the_last_word(tmp_path, images, capsys)
 def test_ctrl_c_is_heard_while_prompts_are_read(tmp_path, images, capsys, monkeypatch, bar: int, left: int):
     """The same command then goes on, with the tensors of an uninterrupted training."""
     museum, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
-    read, totals = Bar.of, []
-
-    def interrupted(self: Bar, done: int, of: int) -> None:
-        totals.extend([of] if done == 1 else [])
-        if len(totals) == bar:
-            signal.raise_signal(signal.SIGINT)
-        read(self, done, of)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Bar, "of", interrupted)
+        press_ctrl_c_in_bar(patched, bar)
         assert teach(museum, images, "<ada>") == 130
     assert "Stopped while reading. The same command continues." in capsys.readouterr().err
     assert not museum.exists() and len(list(tmp_path.glob("*.learning.safetensors"))) == left

@@ -156,6 +156,20 @@ def test_training_state_is_sent_during_training_and_remembered(server: Server):
     assert server.get("/clora/learning?workflow=another") == {} == server.get("/clora/learning")
 
 
+def test_what_save_museum_said_does_not_stand_beside_its_error(server: Server):
+    extra = {"extra_pnginfo": {"workflow": {"id": WORKFLOW}}}
+
+    def run(seed: int) -> tuple[bool, str]:
+        prompt = saved_chain(1, "stale", text="a photo of <ada>", training_seed=seed)
+        queued = server.post("/prompt", {"prompt": prompt, "client_id": "tests", "extra_data": extra})
+        succeeded = server.finished(queued["prompt_id"]).succeeded
+        return succeeded, server.get(f"/clora/learning?workflow={WORKFLOW}")["save"]["text"]
+
+    succeeded, text = run(33)
+    assert succeeded and text.startswith("Saved ")
+    assert run(34) == (False, ""), "another museum of that name, and overwrite is off"
+
+
 def learnings(events: Events) -> list[dict]:
     return [message["data"] for message in events.messages if message["type"] == "clora.learning"]
 
@@ -246,5 +260,5 @@ def test_note_stays_until_the_node_runs_again_and_is_not_remembered(server: Serv
         assert server.finished(queued["prompt_id"]).succeeded
         events.wait_for(lambda events: any(entry["node"] == "load" for entry in learnings(events)))
     (note,) = [entry["state"] for entry in learnings(events) if entry["node"] == "load"]
-    assert "<ada> needs <bo> as well" in note["text"]
+    assert note["until_it_runs"] and "<ada> needs <bo> as well" in note["text"]
     assert server.get("/clora/learning?workflow=note") == {}

@@ -80,7 +80,7 @@ def test_saving_again_works_but_another_museum_of_that_name_is_refused(nodes: di
     save = nodes["CLoRA_SaveMuseum"].execute
     save(museum, "mine", False)
     assert "already" in save(museum, "mine", False).ui.as_dict()["text"][0]
-    with pytest.raises(MuseumError, match=r"already exists.*the next Run saves it at once"):
+    with pytest.raises(MuseumError, match=r"already exists.*turn on overwrite, and press Run again"):
         save(museum.only(["<one>"]), "mine", False)
     weaker = replace(museum, exhibits=(replace(museum.exhibits[0], strength=0.5), museum.exhibits[1]))
     with pytest.raises(MuseumError, match="holds another version of <one> \\(of other"):

@@ -43,6 +43,15 @@ def test_renaming_changes_the_word_and_the_prompts_only(tmp_path):
     assert_same(back, museum())
 
 
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [("<My-ct>", r"Did you mean <my-cat>\?"), ("<zebra>", "It holds: <my-cat>, <ink>, <bär>, lonely")],
+)
+def test_a_missing_word_is_named_with_the_nearest_or_all(word: str, advice: str):
+    with pytest.raises(MuseumError, match=f"There is no '{word}' in this museum. {advice}"):
+        museum().exhibit(word)
+
+
 def test_only_whole_words_of_a_prompt_are_renamed():
     one = exhibit("cat", [], seed=1, prompt="a cat, no cats, a tomcat, cat")
     assert renamed(Museum(museum().base, (one,)), "cat", "g<0>").exhibits[0].prompt == "a g<0>, no cats, a tomcat, g<0>"

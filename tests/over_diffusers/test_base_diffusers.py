@@ -155,7 +155,7 @@ def test_the_starter_is_a_base(starter: DiffusersBase) -> None:
 def test_a_word_that_the_starter_does_not_know_is_refused(starter: DiffusersBase) -> None:
     assert starter.word_vectors("red")["clip_l"].shape == (1, 128)
     with pytest.raises(ConceptError, match="clip_l does not know 'zeppelin'"):
-        starter.word_vectors("zeppelin")
+        starter.word_vectors("red zeppelin")
 
 
 def _encoded(starter: DiffusersBase, prompt: str) -> Tensor:
